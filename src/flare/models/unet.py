@@ -1,0 +1,166 @@
+"""The 3D U-Net that every round trains, as nnU-Net 1.7 builds it, at any size.
+
+Reference: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image
+segmentation", Nature Methods 18 (2021); sizes from the FLARE23 paper, section 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flare.errors import FlareError
+from flare.labels import LabelSet
+from flare.models.blocks import Stage, initialise, triple
+
+AXES = ("z", "y", "x")
+
+
+class UNet(nn.Module):
+    """U-Net with a head at every decoder stage, whose outputs follow from the classes it is to tell apart.
+
+    `eval()` gives the logits alone, `train()` the deep-supervision logits of all heads, highest resolution
+    first. `encoder` runs from the highest resolution to the lowest; `upsampling`, `decoder` and `heads` run
+    back from the lowest: one index belongs together in the three, and `heads[-1]` is at full resolution.
+
+    Args:
+        classes: The class list of the configuration, name to properties.
+        targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
+        features: Channels of each encoder stage.
+        convolutions_per_stage: Convolutions of every encoder and decoder stage.
+        strides: Step into each encoder stage along Z, Y, X; the first must be 1 1 1.
+        encoder_kernels: Kernel of each encoder stage along Z, Y, X.
+        decoder_kernels: Kernel of each decoder stage, highest resolution first, as `encoder_kernels`.
+        transposed_bias: Whether transposed convolutions have a bias (nnU-Net v2: yes; 1.7: no).
+        head_bias: Whether heads have a bias (nnU-Net v2: yes; 1.7: no).
+        input_channels: Channels of the image; CT has one.
+
+    Raises:
+        FlareError: If the per-stage lists are of different lengths or the first stride is not 1 1 1.
+
+    Reference: nnU-Net 1.7 `Generic_UNet`.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, Mapping[str, Any]],
+        targets: str,
+        *,
+        features: Sequence[int],
+        convolutions_per_stage: int,
+        strides: Sequence[Sequence[int]],
+        encoder_kernels: Sequence[Sequence[int]],
+        decoder_kernels: Sequence[Sequence[int]],
+        transposed_bias: bool,
+        head_bias: bool,
+        input_channels: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_stages(features, strides, encoder_kernels, decoder_kernels)
+        outputs = len(LabelSet.from_config(classes).outputs(targets))
+        stages = len(features)
+        channels = [input_channels, *features]
+        self.divisors = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
+        self.encoder = nn.ModuleList(
+            Stage(
+                channels[level],
+                channels[level + 1],
+                convolutions=convolutions_per_stage,
+                kernel=encoder_kernels[level],
+                stride=strides[level],
+            )
+            for level in range(stages)
+        )
+        upward = range(stages - 2, -1, -1)
+        self.upsampling = nn.ModuleList(
+            nn.ConvTranspose3d(
+                features[level + 1],
+                features[level],
+                kernel_size=triple(strides[level + 1]),
+                stride=triple(strides[level + 1]),
+                bias=transposed_bias,
+            )
+            for level in upward
+        )
+        self.decoder = nn.ModuleList(
+            Stage(
+                2 * features[level],  # the skip connection is concatenated
+                features[level],
+                convolutions=convolutions_per_stage,
+                kernel=decoder_kernels[level],
+            )
+            for level in upward
+        )
+        self.heads = nn.ModuleList(nn.Conv3d(features[level], outputs, 1, bias=head_bias) for level in upward)
+        self.apply(initialise)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Segment a batch of patches.
+
+        Args:
+            image: `(B, input_channels, Z, Y, X)` normalised intensities.
+
+        Returns:
+            In `eval()` mode `(B, classes, Z, Y, X)` logits; in `train()` mode a list of logits, one per
+            decoder stage, highest resolution first.
+
+        Raises:
+            FlareError: If an axis cannot be halved as often as the network does.
+        """
+        check_patch_size(image.shape[2:], self.divisors, key="input")
+        skips = []
+        features = image
+        for stage in self.encoder:
+            features = stage(features)
+            skips.append(features)
+        skips.pop()  # the lowest stage is the bottleneck itself
+        logits = []
+        for upsample, stage, head in zip(self.upsampling, self.decoder, self.heads, strict=True):
+            features = stage(torch.cat((upsample(features), skips.pop()), dim=1))
+            if self.training:
+                logits.append(head(features))
+        return logits[::-1] if self.training else self.heads[-1](features)
+
+
+def check_patch_size(
+    patch_size: Sequence[int], divisors: Sequence[int], *, key: str = "data.patch_size"
+) -> None:
+    """Refuse a patch that a network cannot bring down and up again.
+
+    Args:
+        patch_size: Voxels along Z, Y, X.
+        divisors: The network's `divisors`.
+        key: The config key to name in a refusal.
+
+    Raises:
+        FlareError: If an axis is no multiple of its divisor, or one voxel alone would be left at the
+            lowest resolution, which instance normalisation cannot train on.
+    """
+    for axis, size, divisor in zip(AXES, patch_size, divisors, strict=True):
+        if size < divisor or size % divisor:
+            raise FlareError(f"{key}: size {size} along {axis} is no multiple of the network's {divisor}")
+    if tuple(patch_size) == tuple(divisors):
+        raise FlareError(f"{key}: {tuple(patch_size)} leaves one voxel at the network's lowest resolution")
+
+
+def _check_stages(
+    features: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    encoder_kernels: Sequence[Sequence[int]],
+    decoder_kernels: Sequence[Sequence[int]],
+) -> None:
+    """Refuse per-stage lists that do not belong together."""
+    stages = len(features)
+    expected = {"strides": stages, "encoder_kernels": stages, "decoder_kernels": stages - 1}
+    given = {"strides": strides, "encoder_kernels": encoder_kernels, "decoder_kernels": decoder_kernels}
+    for key, count in expected.items():
+        if len(given[key]) != count:
+            raise FlareError(
+                f"model.net.{key}: {len(given[key])} entries, expected {count} for {stages} features"
+            )
+    if tuple(strides[0]) != (1, 1, 1):
+        raise FlareError(f"model.net.strides: the first is {tuple(strides[0])}, expected (1, 1, 1)")
