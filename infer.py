@@ -1,0 +1,16 @@
+"""Segment CT images. `python infer.py --help` lists what can be overridden."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="infer")
+def main(cfg: DictConfig) -> object:
+    """Do the work in `flare.inference.infer` and return its result."""
+    from flare.inference.infer import infer
+
+    return infer(cfg)
+
+
+if __name__ == "__main__":
+    main()

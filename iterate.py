@@ -1,0 +1,16 @@
+"""Carry a cohort through all rounds. `python iterate.py --help` lists what can be overridden."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="iterate")
+def main(cfg: DictConfig) -> object:
+    """Do the work in `flare.iterate` and return its result."""
+    from flare.iterate import iterate
+
+    return iterate(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Build hybrid labels from ground truth and pseudo labels. `python merge_labels.py --help` lists what can be overridden."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="merge_labels")
+def main(cfg: DictConfig) -> object:
+    """Do the work in `flare.merging.merge` and return its result."""
+    from flare.merging.merge import merge
+
+    return merge(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Index, check, analyse and cache a cohort. `python prepare.py --help` lists what can be overridden."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
+def main(cfg: DictConfig) -> object:
+    """Do the work in `flare.prepare` and return its result."""
+    from flare.prepare import prepare
+
+    return prepare(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Abdominal organ and tumor segmentation in CT from mixed labels."""

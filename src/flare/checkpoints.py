@@ -1,0 +1,139 @@
+"""What a checkpoint carries, and the one place where a file with weights is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from torch import nn
+
+from flare.errors import FlareError
+from flare.files import sha256
+from flare.labels import LabelSet
+
+KEY = "flare"  # entry of a Lightning checkpoint that holds what inference needs
+NETWORKS = ("flare.models.", "monai.networks.")  # a checkpoint may name a class, not run code
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network with everything that inference needs; plain values and tensors only.
+
+    Args:
+        path: The file it came from.
+        sha256: Hash of that file: the provenance of pseudo labels names it.
+        state_dict: Weights of the bare network.
+        classes: The class list, as `LabelSet.to_config` gives it.
+        targets: `organs`, `tumor` or `organs_tumor`.
+        spacing_mm: Training grid along Z, Y, X.
+        interpolation: How images were resampled.
+        intensity: The cohort's foreground statistics in HU.
+        patch_size: Training patch along Z, Y, X.
+        mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which patches were flipped in training.
+        round: Name of the round, None for `round=null`.
+        config: The run's configuration as plain values.
+        git_revision: Of the code that trained it.
+    """
+
+    path: Path
+    sha256: str
+    state_dict: dict[str, torch.Tensor]
+    classes: dict[str, dict[str, Any]]
+    targets: str
+    spacing_mm: tuple[float, float, float]
+    interpolation: str
+    intensity: dict[str, float]
+    patch_size: tuple[int, int, int]
+    mirror_axes: tuple[int, ...]
+    round: str | None
+    config: dict[str, Any]
+    git_revision: str
+
+    @property
+    def labels(self) -> LabelSet:
+        """The class list."""
+        return LabelSet.from_config(self.classes)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Class id of each output channel."""
+        return self.labels.outputs(self.targets)
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values; nothing in it can run code.
+
+    Raises:
+        FlareError: If it is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FlareError(f"checkpoint={path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {reason}") from None
+    if not isinstance(content, dict):
+        raise FlareError(f"checkpoint={path}: expected a dictionary, found {type(content).__name__}")
+    return content
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of a round.
+
+    Raises:
+        FlareError: If it is none of ours, with what is missing.
+    """
+    path = Path(path)
+    content = read_weights_file(path)
+    if KEY not in content or "state_dict" not in content:
+        raise FlareError(
+            f"checkpoint={path}: not a checkpoint of flare (no entry {KEY!r}); see flare.convert"
+        )
+    carried = content[KEY]
+    state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
+    return Checkpoint(
+        path=path,
+        sha256=sha256(path),
+        state_dict=state,
+        classes=carried["classes"],
+        targets=carried["targets"],
+        spacing_mm=tuple(carried["spacing_mm"]),
+        interpolation=carried["interpolation"],
+        intensity=carried["intensity"],
+        patch_size=tuple(carried["patch_size"]),
+        mirror_axes=tuple(carried["mirror_axes"]),
+        round=carried["round"],
+        config=carried["config"],
+        git_revision=carried["git_revision"],
+    )
+
+
+def build_network(checkpoint: Checkpoint) -> nn.Module:
+    """Build the checkpoint's network with its weights, in `eval()` mode.
+
+    Raises:
+        FlareError: If the config names anything but a network class, or the weights do not fit.
+    """
+    arguments = dict(checkpoint.config["model"]["net"])
+    arguments.pop("_convert_", None)
+    target = arguments.pop("_target_")
+    if not target.startswith(NETWORKS):
+        raise FlareError(f"checkpoint={checkpoint.path}: refuses to build {target!r}; expected {NETWORKS}")
+    arguments |= {"classes": checkpoint.classes, "targets": checkpoint.targets}
+    network = get_class(target)(**arguments)
+    try:
+        network.load_state_dict(checkpoint.state_dict)
+    except RuntimeError as error:
+        raise FlareError(f"checkpoint={checkpoint.path}: weights do not fit {target}: {error}") from None
+    return network.eval()
+
+
+def load_network(path: Path) -> tuple[nn.Module, Checkpoint]:
+    """Read a checkpoint and build its network."""
+    checkpoint = load_checkpoint(path)
+    return build_network(checkpoint), checkpoint

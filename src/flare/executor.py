@@ -1,0 +1,172 @@
+"""The one seam through which everything done per case goes: local processes now, a cluster later."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flare.errors import CaseError, FlareError
+from flare.progress import progress
+
+log = logging.getLogger(__name__)
+
+Job = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case: a value, or the reason why not."""
+
+    case_id: str
+    value: Any = None
+    error: str | None = None
+
+
+class Executor(Protocol):
+    """Runs a function on many cases, in any order, anywhere.
+
+    The function is importable and takes and returns plain values and paths, so that any scheduler of
+    futures fits behind it.
+    """
+
+    def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
+        """Yield one outcome a case, as they complete; an exception of one case never ends the others."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        ...
+
+
+def run_cases(
+    function: Callable[..., Any], jobs: Mapping[str, Job], *, executor: Executor, description: str
+) -> Iterator[Outcome]:
+    """Run `function(**job)` for every case under a progress bar, yielding outcomes as they complete."""
+    if not jobs:
+        return
+    with progress(description, total=len(jobs)) as bar:
+        for outcome in executor.run(function, jobs):
+            bar.advance(bar.task_ids[0])
+            yield outcome
+
+
+def report_failures(failures: Sequence[Outcome], what: str) -> None:
+    """Name the cases that failed and why, after everything else is done.
+
+    Raises:
+        FlareError: If there are any; it makes the exit code 1.
+    """
+    if failures:
+        lines = [f"  {f.case_id}: {f.error}" for f in sorted(failures, key=lambda f: f.case_id)]
+        raise FlareError("\n".join([f"{what}: {len(failures)} failed, the rest is done", *lines]))
+
+
+class LocalExecutor:
+    """Processes on this machine.
+
+    A worker that dies (out of memory, killed) costs its case a retry, not the run: cases that were in
+    flight are then run again one at a time, so that the guilty one is known and memory is its own.
+
+    Args:
+        workers: Processes; null takes one per core; 0 runs in this process (on a GPU, or to debug).
+        retries: How often a case whose worker died is tried again.
+    """
+
+    def __init__(self, workers: int | None, retries: int) -> None:
+        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        self.retries = retries
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
+        """Yield one outcome a case, as they complete."""
+        if self.workers == 0:
+            for case_id, job in jobs.items():
+                yield _outcome(case_id, *_attempt(function, job))
+            return
+        waiting = deque(jobs.items())
+        flying: dict[Future, tuple[str, Job]] = {}
+        while waiting or flying:
+            # only as many as there are workers: then what flies when a worker dies is what it was running
+            while waiting and len(flying) < self.workers:
+                case_id, job = waiting.popleft()
+                flying[self._submit(function, job)] = (case_id, job)
+            done, _ = wait(flying, return_when=FIRST_COMPLETED)
+            suspects = []
+            for future in done:
+                case_id, job = flying.pop(future)
+                try:
+                    yield _outcome(case_id, *future.result())
+                except BrokenProcessPool:
+                    suspects.append((case_id, job))
+            if suspects:
+                suspects += flying.values()
+                flying.clear()
+                yield from self._one_at_a_time(function, suspects)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _submit(self, function: Callable[..., Any], job: Job) -> Future:
+        if self._pool is None:
+            threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
+            self._pool = ProcessPoolExecutor(
+                self.workers,
+                mp_context=multiprocessing.get_context("spawn"),  # forking a process with threads hangs
+                initializer=_limit_threads,
+                initargs=(threads, logging.getLogger().getEffectiveLevel()),
+            )
+        return self._pool.submit(_attempt, function, job)
+
+    def _one_at_a_time(
+        self, function: Callable[..., Any], suspects: Sequence[tuple[str, Job]]
+    ) -> Iterator[Outcome]:
+        """Run cases alone after a worker died; one whose worker dies `retries` times more has failed."""
+        for case_id, job in suspects:
+            for _ in range(self.retries):
+                self.close()
+                log.warning("case %s: its worker process died, trying again", case_id)
+                try:
+                    yield _outcome(case_id, *self._submit(function, job).result())
+                    break
+                except BrokenProcessPool:
+                    continue
+            else:
+                self.close()
+                yield Outcome(case_id, error="its worker process died (out of memory?); see executor.workers")
+
+
+def _limit_threads(threads: int, level: int) -> None:
+    """Prepare a worker: its share of the cores, before any numerical library is loaded."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"):
+        os.environ[name] = str(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+    logging.basicConfig(level=level)
+
+
+def _attempt(function: Callable[..., Any], job: Job) -> tuple[Any, str | None]:
+    """Run one case and turn an exception into text, which always survives the way back."""
+    try:
+        return function(**job), None
+    except CaseError as error:
+        return None, error.reason
+    except FlareError as error:
+        return None, str(error)
+    except Exception as error:
+        log.debug("%s", traceback.format_exc())
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
+
+
+def _outcome(case_id: str, value: Any, error: str | None) -> Outcome:
+    return Outcome(case_id, value, error)

@@ -1,0 +1,104 @@
+"""Files that are whole or absent: atomic writing, hashes, small tables."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write to; rename it when the block succeeds.
+
+    The temporary name keeps the suffixes, so that writers which go by extension work. A killed process
+    leaves at most a `.partial-` file, never a half file under the final name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)
+    temporary = Path(folder) / path.name
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.rmdir(folder)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left in `folder` (not below it)."""
+    for left in Path(folder).glob(f"{PARTIAL}*"):
+        for inner in left.iterdir():
+            inner.unlink()
+        left.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows atomically; missing values and None become empty cells.
+
+    Args:
+        path: The csv file.
+        rows: One mapping a row.
+        columns: Column order; by default the first row's keys.
+    """
+    columns = list(columns if columns is not None else (rows[0] if rows else []))
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a csv file with a header."""
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def config_hash(config: Any) -> str:
+    """Short digest of plain values, independent of key order."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stat_key(path: Path) -> list[int]:
+    """Size and modification time (ns) of a file; of a folder, the sum and the latest of its files."""
+    path = Path(path)
+    if path.is_dir():
+        stats = [p.stat() for p in path.iterdir() if p.is_file()]
+        return [sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0), len(stats)]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,219 @@
+"""Voxel grids: orientation, resampling, padding, and the exact inverse of each.
+
+Arrays are `(Z, Y, X)`. The only module, with `images.py`, that knows another axis order: origins and
+directions are ITK's, `(x, y, z)` in LPS millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A voxel grid in space.
+
+    Args:
+        shape: Voxels along Z, Y, X.
+        spacing_mm: Voxel size along Z, Y, X.
+        origin_mm: Centre of the first voxel, (x, y, z), LPS.
+        direction: Nine numbers, row-major; column i is the direction of index axis i (i, j, k = X, Y, Z).
+    """
+
+    shape: Shape
+    spacing_mm: Spacing
+    origin_mm: tuple[float, float, float]
+    direction: tuple[float, ...]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """`(3, 3)` direction cosines, columns the index axes i, j, k."""
+        return np.asarray(self.direction, dtype=float).reshape(3, 3)
+
+    def to_mm(self, index_zyx: Any) -> np.ndarray:
+        """Position (x, y, z) in LPS millimetres of an index (Z, Y, X)."""
+        ijk = np.asarray(index_zyx, dtype=float)[::-1] * np.asarray(self.spacing_mm)[::-1]
+        return np.asarray(self.origin_mm) + self.matrix @ ijk
+
+    def differences(self, other: Geometry, tolerance_mm: float = 1e-3) -> list[str]:
+        """What differs from another grid, in words with both values; empty if they are equal."""
+        found = []
+        if self.shape != other.shape:
+            found.append(f"size {self.shape} and {other.shape} (z, y, x)")
+        if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=tolerance_mm):
+            found.append(f"spacing {_text(self.spacing_mm)} and {_text(other.spacing_mm)} mm (z, y, x)")
+        if not np.allclose(self.origin_mm, other.origin_mm, rtol=0, atol=tolerance_mm):
+            found.append(f"origin {_text(self.origin_mm)} and {_text(other.origin_mm)} mm (x, y, z)")
+        if not np.allclose(self.direction, other.direction, rtol=0, atol=tolerance_mm):
+            found.append(f"direction {_text(self.direction)} and {_text(other.direction)}")
+        return found
+
+
+def _text(values: Any) -> str:
+    """Numbers as people read them."""
+    return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array with its grid; `array.shape == geometry.shape`."""
+
+    array: np.ndarray
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """A lossless reordering of voxels: axes permuted, then some flipped, all in (Z, Y, X) order."""
+
+    permutation: Shape
+    flips: tuple[bool, bool, bool]
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array of the original order into the new one (a view)."""
+        return np.flip(np.transpose(array, self.permutation), [a for a in range(3) if self.flips[a]])
+
+    def invert(self, array: np.ndarray) -> np.ndarray:
+        """Bring an array of the new order back into the original one (a view)."""
+        flipped = np.flip(array, [a for a in range(3) if self.flips[a]])
+        return np.transpose(flipped, np.argsort(self.permutation))
+
+    def apply_geometry(self, geometry: Geometry) -> Geometry:
+        """The same points in space, addressed in the new voxel order."""
+        corner = [
+            geometry.shape[a] - 1 if f else 0 for a, f in zip(self.permutation, self.flips, strict=True)
+        ]
+        first = [0, 0, 0]
+        for axis, index in zip(self.permutation, corner, strict=True):
+            first[axis] = index
+        # column i of the direction belongs to index axis i = 2 - (axis in Z, Y, X order)
+        columns = [
+            geometry.matrix[:, 2 - a] * (-1 if f else 1)
+            for a, f in zip(self.permutation, self.flips, strict=True)
+        ]
+        return Geometry(
+            shape=tuple(geometry.shape[a] for a in self.permutation),  # type: ignore[arg-type]
+            spacing_mm=tuple(geometry.spacing_mm[a] for a in self.permutation),  # type: ignore[arg-type]
+            origin_mm=tuple(float(v) for v in geometry.to_mm(first)),  # type: ignore[arg-type]
+            direction=tuple(float(v) for v in np.stack(columns[::-1], axis=1).ravel()),
+        )
+
+
+def orientation_to_ras(geometry: Geometry) -> Orientation:
+    """The reordering after which X runs to the patient's right, Y to anterior, Z to superior.
+
+    An oblique grid is taken to its nearest axes: the assignment of axes with the largest sum of cosines.
+    """
+    cosines = geometry.matrix.T[::-1]  # row a: direction (x, y, z in LPS) of our axis a in Z, Y, X order
+    wanted = (2, 1, 0)  # physical component that Z, Y, X shall follow
+    best = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[k], wanted[k]]) for k in range(3)))
+    # in LPS the physical x grows to the left and y to posterior, z to superior: RAS flips x and y
+    signs = (1, -1, -1)
+    flips = tuple(bool(cosines[best[k], wanted[k]] * signs[k] < 0) for k in range(3))
+    return Orientation(permutation=best, flips=flips)  # type: ignore[arg-type]
+
+
+def reorient_to_ras(volume: Volume) -> tuple[Volume, Orientation]:
+    """Bring a volume to RAS voxel order without touching a value (paper, section 2.1).
+
+    Returns:
+        The volume in RAS order, and the orientation that `invert`s arrays back.
+    """
+    orientation = orientation_to_ras(volume.geometry)
+    array = np.ascontiguousarray(orientation.apply(volume.array))
+    return Volume(array, orientation.apply_geometry(volume.geometry)), orientation
+
+
+def resampled_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
+    """Voxels after resampling: `round(size x spacing / target)`, half to even, at least one."""
+    sizes = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+    return tuple(sizes)  # type: ignore[return-value]
+
+
+def resample(array: np.ndarray, shape: Shape, order: str, *, separate_z: bool = True) -> np.ndarray:
+    """Resample to a shape with the voxel *extents* aligned (half-voxel centres).
+
+    Args:
+        array: `(Z, Y, X)`.
+        shape: Wanted size.
+        order: `linear` (trilinear), `cubic` (spline of order 3 on every axis), `nnunet` (cubic in plane,
+            nearest along z, as nnU-Net does for anisotropic data) or `nearest`.
+        separate_z: For `nnunet` only: whether its rule for anisotropy holds (a spacing ratio above 3);
+            otherwise it is cubic on every axis.
+
+    Returns:
+        `(Z, Y, X)`, float32; for `nearest` of the input's type.
+
+    Reference: method section 5; torch's `align_corners=False`.
+    """
+    if order == "nearest":
+        return array[np.ix_(*(_nearest(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+    if tuple(array.shape) == tuple(shape):
+        return array.astype(np.float32)
+    if order == "linear":
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+        out = torch.nn.functional.interpolate(
+            tensor, size=tuple(shape), mode="trilinear", align_corners=False
+        )
+        return out[0, 0].numpy()
+    if order == "nnunet" and separate_z:
+        planes = np.stack([_cubic(plane, shape[1:]) for plane in array.astype(np.float32)])
+        return planes[_nearest(array.shape[0], shape[0])]
+    if order in ("cubic", "nnunet"):
+        return _cubic(array.astype(np.float32), shape)
+    raise ValueError(f"data.interpolation: expected linear, cubic or nnunet, given {order!r}")
+
+
+def _nearest(size: int, wanted: int) -> np.ndarray:
+    """Source index of each of `wanted` voxels whose extents divide those of `size` voxels."""
+    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(int), size - 1)
+
+
+def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Spline of order 3, edges repeated, not beyond the range of the input (as nnU-Net's resize)."""
+    from scipy import ndimage
+
+    grid = np.meshgrid(
+        *((np.arange(m) + 0.5) * n / m - 0.5 for n, m in zip(array.shape, shape, strict=True)), indexing="ij"
+    )
+    out = ndimage.map_coordinates(array, grid, order=3, mode="nearest", output=np.float32)
+    return np.clip(out, array.min(), array.max())
+
+
+def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarray, Shape]:
+    """Pad an array, centred (floor before), until it is at least `shape`.
+
+    Returns:
+        The padded array, and the index of the original's first voxel in it.
+    """
+    missing = [max(0, wanted - have) for have, wanted in zip(array.shape, shape, strict=True)]
+    before = tuple(m // 2 for m in missing)
+    if not any(missing):
+        return array, before  # type: ignore[return-value]
+    widths = [(b, m - b) for b, m in zip(before, missing, strict=True)]
+    return np.pad(array, widths, constant_values=value), before  # type: ignore[return-value]
+
+
+def with_shape(geometry: Geometry, shape: Shape, spacing_mm: Spacing) -> Geometry:
+    """The grid that `resample` fills: same extents, other voxels.
+
+    The effective voxel size is old extent / new count, and the first centre moves by half the difference.
+    """
+    effective = tuple(s * n / m for s, n, m in zip(geometry.spacing_mm, geometry.shape, shape, strict=True))
+    shift = (np.asarray(effective) - np.asarray(geometry.spacing_mm))[::-1] / 2
+    origin = np.asarray(geometry.origin_mm) + geometry.matrix @ shift
+    return replace(
+        geometry,
+        shape=tuple(shape),
+        spacing_mm=spacing_mm if np.allclose(effective, spacing_mm) else effective,
+        origin_mm=tuple(float(v) for v in origin),
+    )

@@ -1,0 +1,118 @@
+"""One case before the network: reorient, resample, normalise. The same for training and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from flare.geometry import (
+    Geometry,
+    Orientation,
+    Spacing,
+    Volume,
+    reorient_to_ras,
+    resample,
+    resampled_shape,
+)
+
+ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Foreground statistics of the training cohort, in HU.
+
+    Args:
+        lower: 0.5 percentile; what lies below is clipped.
+        upper: 99.5 percentile.
+        mean: Mean before clipping.
+        std: Standard deviation (ddof 0) before clipping.
+
+    Reference: paper section 2.1.
+    """
+
+    lower: float
+    upper: float
+    mean: float
+    std: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Intensity:
+        """Build from plain values, as stored in `statistics.json` and in checkpoints."""
+        return cls(*(float(values[k]) for k in ("lower", "upper", "mean", "std")))
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A case on the network's grid, and the way back.
+
+    Args:
+        array: `(Z, Y, X)` int16, whole HU, RAS voxel order, at the training spacing.
+        ras: The case's own grid in RAS voxel order, before resampling.
+        orientation: From the file's voxel order to RAS; `invert` goes back.
+    """
+
+    array: np.ndarray
+    ras: Geometry
+    orientation: Orientation
+
+
+def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
+    """Reorient to RAS and resample an image.
+
+    The result is rounded to whole HU, which is what the cache stores, so that training and inference see
+    the same numbers; the error (0.3 HU rms) is far below the noise of CT (ours).
+
+    Args:
+        volume: CT in HU.
+        spacing_mm: Wanted voxel size along Z, Y, X.
+        order: `linear`, `cubic` or `nnunet`, see `geometry.resample`.
+
+    Reference: paper section 2.1; method section 5.
+    """
+    ras, orientation = reorient_to_ras(volume)
+    shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
+    separate = is_anisotropic(ras.geometry.spacing_mm) or is_anisotropic(spacing_mm)
+    array = resample(ras.array, shape, order, separate_z=separate)
+    limits = np.iinfo(np.int16)
+    return Preprocessed(
+        np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), ras.geometry, orientation
+    )
+
+
+def is_anisotropic(spacing_mm: Spacing) -> bool:
+    """Whether the slices are so thick that nnU-Net treats z apart."""
+    return max(spacing_mm) / min(spacing_mm) > ANISOTROPY
+
+
+def preprocess_labels(volume: Volume, spacing_mm: Spacing) -> np.ndarray:
+    """Reorient to RAS and resample labels, nearest neighbour (ours).
+
+    Returns:
+        `(Z, Y, X)` uint8 on the same grid as `preprocess` gives the image.
+    """
+    ras, _ = reorient_to_ras(volume)
+    shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
+    return resample(ras.array, shape, "nearest")
+
+
+def normalise(array: np.ndarray, intensity: Intensity) -> np.ndarray:
+    """Clip to the cohort's percentiles, subtract its mean, divide by its standard deviation.
+
+    Args:
+        array: HU, any shape.
+        intensity: The cohort's foreground statistics.
+
+    Returns:
+        float32 of the same shape.
+    """
+    clipped = np.clip(array.astype(np.float32), intensity.lower, intensity.upper)
+    clipped -= np.float32(intensity.mean)
+    clipped /= np.float32(max(intensity.std, 1e-8))
+    return clipped

@@ -1,0 +1,39 @@
+"""Shared fixtures: the class list, composed configs, and the real CT scans where they are at hand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from flare.labels import LabelSet
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+
+@pytest.fixture(scope="session")
+def labels() -> LabelSet:
+    return LabelSet.from_config(OmegaConf.load(CONF / "classes" / "flare23.yaml"))
+
+
+@pytest.fixture
+def config() -> Callable[..., DictConfig]:
+    """Compose a script's configuration: `config("train", "round=mo", "model=tiny")`."""
+
+    def build(script: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(script, list(overrides))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real CT scans; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("FLARE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real CT scans: set FLARE_DATA to their folder")
+    return folder

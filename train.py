@@ -1,0 +1,16 @@
+"""Train one round: prepares what is missing, trains, validates. `python train.py --help` lists what can be overridden."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> object:
+    """Do the work in `flare.training` and return its result."""
+    from flare.training import train
+
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    main()
