@@ -26,7 +26,8 @@ def loss(targets: str = "organs_tumor", **changes: Any) -> DiceCELoss:
         "smooth": SMOOTH,
         "dice_weight": 1.0,
         "ce_weight": 1.0,
-        "class_weights": {},
+        "batch_dice": True,
+        "class_weights": None,
         "supervise_lowest": False,
         **changes,
     }
@@ -46,7 +47,7 @@ def row(*target: int) -> torch.Tensor:
 def test_dice_and_ce_by_hand() -> None:
     # three voxels, three outputs; output 2 is in neither the target nor far from the prediction
     logits = as_logits([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.5, 0.25]])
-    dice, ce = dice_and_ce(logits, row(0, 1, 1), smooth=SMOOTH)
+    dice, ce = dice_and_ce(logits, row(0, 1, 1), smooth=SMOOTH, batch_dice=True)
     expected = [
         (2 * 0.7 + SMOOTH) / (1.05 + 1 + SMOOTH),
         (2 * 1.3 + SMOOTH) / (1.5 + 2 + SMOOTH),
@@ -59,8 +60,18 @@ def test_dice_and_ce_by_hand() -> None:
 def test_dice_counts_the_whole_batch_together() -> None:
     # the first patch holds class 1 alone, the second none: per patch the second would score 0
     first, second = as_logits([[0.1, 0.9], [0.9, 0.1]]), as_logits([[0.8, 0.2], [0.8, 0.2]])
-    dice, _ = dice_and_ce(torch.cat((first, second)), torch.cat((row(1, 0), row(0, 0))), smooth=SMOOTH)
+    dice, _ = dice_and_ce(
+        torch.cat((first, second)), torch.cat((row(1, 0), row(0, 0))), smooth=SMOOTH, batch_dice=True
+    )
     assert dice[1].item() == pytest.approx((1.8 + SMOOTH) / (1.4 + 1 + SMOOTH), rel=1e-5)
+
+
+def test_dice_per_patch_is_averaged_over_patches() -> None:
+    first, second = as_logits([[0.1, 0.9], [0.9, 0.1]]), as_logits([[0.8, 0.2], [0.2, 0.8]])
+    dice, _ = dice_and_ce(
+        torch.cat((first, second)), torch.cat((row(1, 0), row(1, 1))), smooth=SMOOTH, batch_dice=False
+    )
+    assert dice[1].item() == pytest.approx((1.8 / 2 + 2 / 3) / 2, rel=1e-4)
 
 
 def test_loss_is_ce_minus_mean_foreground_dice() -> None:
@@ -97,7 +108,7 @@ def test_ratio_of_the_two_parts() -> None:
 def test_class_weights_are_by_name_and_only_of_trained_classes() -> None:
     logits = as_logits([[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.2, 0.6]])
     target = row(0, 1, 3)
-    dice, _ = dice_and_ce(logits, target, smooth=SMOOTH)
+    dice, _ = dice_and_ce(logits, target, smooth=SMOOTH, batch_dice=True)
     weighted = loss(class_weights={"tumor": 2.0})([logits], target).dice
     assert weighted.item() == pytest.approx(((dice[1] + dice[2] + 2 * dice[3]) / 4).item(), rel=1e-6)
     assert loss("organs", class_weights={"tumor": 2.0}).class_weights.tolist() == [0.5, 0.5]

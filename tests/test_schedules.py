@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flare.schedules import poly, poly_factor
+from flare.schedules import PolyLR, poly_factor
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from flare.schedules import poly, poly_factor
     ],
 )
 def test_factor(decay_epochs: int, epoch: int, expected: float) -> None:
-    factor = poly_factor(epoch, decay_epochs=decay_epochs, exponent=0.9)
+    factor = poly_factor(epoch, decay_epochs=decay_epochs, power=0.9)
     assert isinstance(factor, float)
     assert factor == pytest.approx(expected, rel=1e-9)
 
@@ -34,7 +34,7 @@ def test_factor(decay_epochs: int, epoch: int, expected: float) -> None:
 def test_the_rate_is_stepped_once_an_epoch() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.01)
-    scheduler = poly(optimizer, decay_epochs=4, exponent=0.9)
+    scheduler = PolyLR(optimizer, decay_epochs=4, power=0.9)
     rates = []
     for _ in range(6):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -33,17 +33,18 @@ class LossParts(NamedTuple):
 
 
 class DiceCELoss(nn.Module):
-    """Cross entropy minus batch Dice without background, summed over the resolutions of deep supervision.
+    """Cross entropy minus Dice without background, summed over the resolutions of deep supervision.
 
-    Everything is computed in float32, also under autocast. Dice is over the patches that one process sees
-    at once: with several devices every rank has its own, as in nnU-Net's default.
+    Everything is computed in float32, also under autocast. Batch Dice is over the patches that one process
+    sees at once: with several devices every rank has its own.
 
     Args:
         classes: The class list of the configuration, name to properties.
         targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
-        smooth: Added to Dice's numerator and denominator.
         dice_weight: Of Dice against cross entropy.
         ce_weight: Of cross entropy.
+        smooth: Added to Dice's numerator and denominator.
+        batch_dice: Whether voxels are counted over all patches together or per patch.
         class_weights: Weight of single classes by name in the mean of Dice; a class not named has 1.
         supervise_lowest: Whether the lowest resolution counts too (the authors' code for the medium
             network: yes; nnU-Net: no).
@@ -59,18 +60,20 @@ class DiceCELoss(nn.Module):
         classes: Mapping[str, Mapping[str, Any]],
         targets: str,
         *,
-        smooth: float,
         dice_weight: float,
         ce_weight: float,
-        class_weights: Mapping[str, float],
+        smooth: float,
+        batch_dice: bool,
+        class_weights: Mapping[str, float] | None,
         supervise_lowest: bool,
     ) -> None:
         super().__init__()
-        self.smooth = smooth
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
+        self.smooth = smooth
+        self.batch_dice = batch_dice
         self.supervise_lowest = supervise_lowest
-        weights = _output_weights(LabelSet.from_config(classes), targets, class_weights)
+        weights = _output_weights(LabelSet.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> LossParts:
@@ -88,28 +91,29 @@ class DiceCELoss(nn.Module):
         for logits, weight in zip(outputs, weights, strict=True):
             if weight == 0:
                 continue
-            dices, mean_ce = dice_and_ce(logits, reduce_target(target, logits.shape[2:]), smooth=self.smooth)
+            reduced = reduce_target(target, logits.shape[2:])
+            dices, mean_ce = dice_and_ce(logits, reduced, smooth=self.smooth, batch_dice=self.batch_dice)
             dice = dice + weight * (dices[1:] * self.class_weights).sum()
             ce = ce + weight * mean_ce
         return LossParts(self.ce_weight * ce - self.dice_weight * dice, dice, ce)
 
 
-def dice_and_ce(logits: Tensor, target: Tensor, *, smooth: float) -> tuple[Tensor, Tensor]:
-    """Compute the batch Dice of every output and the mean cross entropy.
+def dice_and_ce(logits: Tensor, target: Tensor, *, smooth: float, batch_dice: bool) -> tuple[Tensor, Tensor]:
+    """Compute the Dice of every output and the mean cross entropy.
 
-    Dice is `(2 tp + smooth) / (2 tp + fp + fn + smooth + 1e-8)` of softmax probabilities, counted over all
-    patches of the batch together. A class that is absent from the target scores near 0, unless the network
-    is sure of its absence everywhere.
+    Dice is `(2 tp + smooth) / (2 tp + fp + fn + smooth + 1e-8)` of softmax probabilities. A class that is
+    absent from the target scores near 0, unless the network is sure of its absence everywhere.
 
     Args:
         logits: `(B, C, Z, Y, X)` of any floating type.
         target: `(B, Z, Y, X)` index of the right output per voxel.
         smooth: Added to numerator and denominator.
+        batch_dice: Whether to count over all patches together; otherwise per patch, then averaged.
 
     Returns:
         `(C,)` Dice per output, background included, and the scalar cross entropy; both float32.
 
-    Reference: method's loss, nnU-Net 1.7 `SoftDiceLoss(batch_dice=True)`.
+    Reference: nnU-Net 1.7 `SoftDiceLoss`.
     """
     with torch.autocast(logits.device.type, enabled=False):
         target = target.long()
@@ -117,12 +121,16 @@ def dice_and_ce(logits: Tensor, target: Tensor, *, smooth: float) -> tuple[Tenso
         log_correct = log_probabilities.gather(1, target[:, None])[:, 0]
         correct = log_correct.exp()
         is_class = [target == index for index in range(logits.shape[1])]
-        true_positive = torch.stack([(correct * members).sum() for members in is_class])
-        in_target = torch.stack([members.sum() for members in is_class])
-        predicted = log_probabilities.exp().sum(dim=(0, 2, 3, 4))
-        # predicted = tp + fp and in_target = tp + fn
+        # (B, C) each; predicted = tp + fp and in_target = tp + fn
+        true_positive = torch.stack([(correct * members).sum((1, 2, 3)) for members in is_class], dim=1)
+        in_target = torch.stack([members.sum((1, 2, 3)) for members in is_class], dim=1)
+        predicted = log_probabilities.exp().sum((2, 3, 4))
+        counts = torch.stack((true_positive, predicted, in_target))
+        if batch_dice:
+            counts = counts.sum(dim=1, keepdim=True)
+        true_positive, predicted, in_target = counts
         dice = (2 * true_positive + smooth) / (predicted + in_target + smooth + DENOMINATOR_GUARD)
-        return dice, -log_correct.mean()
+        return dice.mean(dim=0), -log_correct.mean()
 
 
 def supervision_weights(count: int, *, supervise_lowest: bool) -> tuple[float, ...]:
