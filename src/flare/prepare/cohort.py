@@ -1,0 +1,165 @@
+"""The step from folders of files to a cohort ready for training: index, labels, checks, cache, statistics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from omegaconf import DictConfig
+
+from flare.cases import Case, write_index
+from flare.errors import FlareError
+from flare.executor import Outcome, report_failures
+from flare.prepare.analysis import Analysis, analyse_labels
+from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
+from flare.prepare.index import Index, build_index
+from flare.prepare.integrity import OK, REFUSED, WARNING, Finding, write_integrity
+from flare.prepare.layout import PreparedFolder
+from flare.prepare.reading import read_cases, recorded_warnings
+from flare.prepare.settings import Settings
+from flare.prepare.statistics import pool, write_statistics
+from flare.preprocessing import Intensity
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A prepared cohort.
+
+    Args:
+        folder: Where everything lies.
+        cases: The cases that can be used, by split and id.
+        failures: The cases that were refused, and why.
+        intensity: Statistics of the labelled training cases; None without any.
+        processed: Ids of the cases that were read in this call; the others were unchanged.
+    """
+
+    folder: PreparedFolder
+    cases: list[Case]
+    failures: list[Outcome]
+    intensity: Intensity | None
+    processed: list[str]
+
+
+def prepare(cfg: DictConfig) -> Cohort:
+    """Prepare a cohort; refuse at the end, after all else is done, if any case was refused.
+
+    Args:
+        cfg: Groups `classes`, `data` and `executor`.
+
+    Raises:
+        FlareError: If a case was refused, with every such case and reason; or a configuration cannot be.
+    """
+    cohort = prepare_cohort(cfg)
+    report_failures(cohort.failures, "prepare")
+    return cohort
+
+
+def prepare_cohort(cfg: DictConfig) -> Cohort:
+    """Index, analyse, check and cache a cohort; only what is new or changed is read.
+
+    Args:
+        cfg: As for `prepare`.
+
+    Returns:
+        The cohort; refused cases are in `failures`, the rest is complete.
+    """
+    generate_if_phantom(cfg)
+    settings = Settings.from_config(cfg)
+    try:
+        index, analysis = _look(settings)
+        outcomes = read_cases(settings, analysis.cases)
+    finally:
+        settings.executor.close()
+    unreadable = [o for o in outcomes if o.error is not None]
+    refused = {o.case_id for o in unreadable}
+    kept = replace(analysis, cases=[c for c in analysis.cases if c.id not in refused])
+    failures = [*_index_failures(index), *analysis.failures, *unreadable]
+    write_index(settings.folder.index, kept.cases)
+    write_label_analysis(settings.folder.label_analysis, kept, settings.labels)
+    write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
+    intensity = _statistics(settings, kept.cases)
+    print_label_analysis(kept.cases, settings.labels)
+    return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
+
+
+def analyse(cfg: DictConfig) -> list[Case]:
+    """List the cases of a cohort with their kinds, from folder listings and label files alone.
+
+    Writes the label analysis, no index: images are not looked into.
+
+    Args:
+        cfg: As for `prepare`.
+
+    Returns:
+        The cases whose label file, if any, can be used.
+    """
+    generate_if_phantom(cfg)
+    settings = Settings.from_config(cfg)
+    try:
+        index, analysis = _look(settings)
+    finally:
+        settings.executor.close()
+    write_label_analysis(settings.folder.label_analysis, analysis, settings.labels)
+    for failure in _index_failures(index) + analysis.failures:
+        logger.warning("case %s is left out: %s", failure.case_id, failure.error)
+    print_label_analysis(analysis.cases, settings.labels)
+    return analysis.cases
+
+
+def generate_if_phantom(cfg: DictConfig) -> None:
+    """Make the embedded cohort before it is indexed, if it is the one that was asked for."""
+    if cfg.data.name == "phantom":
+        from flare.phantom import generate_cohort
+
+        generate_cohort(cfg)
+
+
+def _look(settings: Settings) -> tuple[Index, Analysis]:
+    """List the files and look into the labels."""
+    index = build_index(settings.data, settings.labels)
+    if not index.entries and not index.problems:
+        raise FlareError(
+            f"data.root: no image in any of the cohort's folders below {settings.data.get('root')}"
+        )
+    journal = settings.folder.journal("analysis")
+    analysis = analyse_labels(
+        index.entries, settings.labels, settings.label_map, journal=journal, executor=settings.executor
+    )
+    return index, analysis
+
+
+def _index_failures(index: Index) -> list[Outcome]:
+    """The cases refused for their names, once each."""
+    reasons = {p.id: p.reason for p in index.problems}
+    return [Outcome(case, error=reason) for case, reason in reasons.items()]
+
+
+def _findings(
+    folder: PreparedFolder, index: Index, kept: Analysis, failures: Sequence[Outcome]
+) -> list[Finding]:
+    """Rows of `integrity.csv`: what became of every file that was found."""
+    found = [Finding(p.id, p.path, REFUSED, p.reason) for p in index.problems]
+    images = {e.id: e.image for e in index.entries}
+    found += [
+        Finding(f.case_id, images[f.case_id], REFUSED, f.error or "") for f in failures if f.case_id in images
+    ]
+    seen = recorded_warnings(folder, kept.cases)
+    for case in kept.cases:
+        reasons = dict.fromkeys([*kept.warnings.get(case.id, []), *seen[case.id]])
+        found.append(Finding(case.id, case.image, WARNING if reasons else OK, "; ".join(reasons)))
+    return found
+
+
+def _statistics(settings: Settings, cases: Sequence[Case]) -> Intensity | None:
+    """Pool the intensities of the labelled training cases."""
+    path = settings.folder.statistics
+    labelled = [c for c in cases if c.split == "train" and c.present]
+    if not labelled:
+        logger.warning("no labelled training case: there are no intensity statistics")
+        path.unlink(missing_ok=True)
+        return None
+    histogram = pool(settings.folder.histogram(c.id) for c in labelled)
+    return write_statistics(path, histogram, len(labelled), settings.data["percentiles"])

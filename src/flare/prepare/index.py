@@ -1,0 +1,190 @@
+"""Which images and labels a cohort has: any folders, any nesting, each case once."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flare.errors import FlareError
+from flare.images import case_id, find_images
+from flare.labels import LabelSet
+from flare.prepare.sources import annotated_by, read_sources
+
+logger = logging.getLogger(__name__)
+
+# config keys of the folders of each group of cases: images, labels, split
+FOLDERS = (
+    ("labeled_images", "labels", "train"),
+    ("unlabeled_images", None, "train"),
+    ("validation_images", "validation_labels", "validation"),
+    ("test_images", "test_labels", "test"),
+)
+REQUIRED = ("labeled_images", "labels")  # the others may be absent from a copy of the challenge's data
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case as found on disk, nothing opened yet.
+
+    Args:
+        id: The case.
+        split: `train`, `validation` or `test`.
+        image: File, or DICOM series folder.
+        label: Label file, if there is one.
+        annotates: Class ids that its source declares to annotate; None where no source says.
+    """
+
+    id: str
+    split: str
+    image: Path
+    label: Path | None = None
+    annotates: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case that is refused.
+
+    Args:
+        id: The case.
+        path: The file at fault.
+        reason: What is wrong with it.
+    """
+
+    id: str
+    path: Path
+    reason: str
+
+
+@dataclass
+class Index:
+    """What was found: cases that can be looked into, and cases refused for their names alone."""
+
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
+    """List the cases of a cohort.
+
+    Args:
+        data: `cfg.data`: `root`, the folders of `FOLDERS` (each null, a path or a list of paths, relative
+            to the root, searched recursively), `cases` (case id -> {image, label, split} for files that no
+            folder and name rule can pair) and `sources`.
+        labels: The class list, for the names in `sources`.
+
+    Returns:
+        Entries ordered by split and id, and the refused cases: two of the same id, an image without its
+        label, a label without its image.
+
+    Raises:
+        FlareError: If a required folder is missing, or a source names no class.
+    """
+    sources = read_sources(data.get("sources"), labels)
+    root = Path(str(data.get("root") or ".")).expanduser()
+    found = Index()
+    for images_key, labels_key, split in FOLDERS:
+        images = _collect(root, data, images_key)
+        targets = _collect(root, data, labels_key) if labels_key else {}
+        _pair(found, images, targets, split, must_have_label=images_key in REQUIRED)
+    found.entries += _explicit(root, data.get("cases") or {})
+    _refuse_duplicates(found)
+    found.entries = [
+        Entry(e.id, e.split, e.image, e.label, annotated_by(sources, e.id, (e.image, e.label)))
+        for e in sorted(found.entries, key=lambda e: (e.split != "train", e.split, e.id))
+    ]
+    found.problems.sort(key=lambda p: p.id)
+    return found
+
+
+def folders_of(root: Path, value: Any, key: str) -> list[Path]:
+    """Existing folders of one config value.
+
+    Args:
+        root: What relative paths start from.
+        value: None, a path, or a sequence of paths.
+        key: The config key, for messages.
+    """
+    values: Sequence[Any] = () if value is None else [value] if isinstance(value, str | Path) else list(value)
+    existing = []
+    for given in values:
+        folder = root / Path(str(given)).expanduser()
+        if folder.is_dir():
+            existing.append(folder)
+        elif key in REQUIRED:
+            raise FlareError(
+                f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
+            )
+        else:
+            logger.warning("data.%s: its folder does not exist, so the cohort goes without", key)
+    return existing
+
+
+def _collect(root: Path, data: Mapping[str, Any], key: str) -> dict[str, list[Path]]:
+    """Image paths below the folders of a key, by case id; a file reached twice counts once."""
+    by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
+    for folder in folders_of(root, data.get(key), key):
+        for path in find_images(folder):
+            by_id[case_id(path)].setdefault(path.resolve(), path)
+    return {case: list(paths.values()) for case, paths in by_id.items()}
+
+
+def _pair(
+    found: Index,
+    images: Mapping[str, list[Path]],
+    labels: Mapping[str, list[Path]],
+    split: str,
+    *,
+    must_have_label: bool,
+) -> None:
+    """Add the images of one group, each with its label; several of one id become several entries."""
+    for case, paths in images.items():
+        targets = labels.get(case, [])
+        if len(targets) > 1:
+            found.problems.append(Problem(case, targets[0], f"two labels of the same id: {_both(targets)}"))
+        elif must_have_label and not targets:
+            reason = "image without a label under data.labels; should it be under data.unlabeled_images?"
+            found.problems.append(Problem(case, paths[0], reason))
+        else:
+            found.entries += [Entry(case, split, path, targets[0] if targets else None) for path in paths]
+    for case in labels.keys() - images.keys():
+        found.problems.append(Problem(case, labels[case][0], "label without an image"))
+
+
+def _explicit(root: Path, cases: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
+    """Entries of `data.cases`."""
+    for case, given in cases.items():
+        split = str(given.get("split", "train"))
+        if split not in {s for _, _, s in FOLDERS}:
+            raise FlareError(f"data.cases.{case}.split: expected train, validation or test, given {split!r}")
+        paths = {}
+        for key in ("image", "label"):
+            if given.get(key) is not None:
+                paths[key] = root / Path(str(given[key])).expanduser()
+                if not paths[key].exists():
+                    raise FlareError(f"data.cases.{case}.{key}: there is no {paths[key]}")
+        if "image" not in paths:
+            raise FlareError(f"data.cases.{case}.image: missing")
+        yield Entry(str(case), split, paths["image"], paths.get("label"))
+
+
+def _refuse_duplicates(found: Index) -> None:
+    """Move every case whose id occurs more than once, in any split, to the problems, all paths named."""
+    by_id: dict[str, list[Entry]] = defaultdict(list)
+    for entry in found.entries:
+        by_id[entry.id].append(entry)
+    for case, entries in by_id.items():
+        if len(entries) > 1:
+            paths = [e.image for e in entries]
+            reason = f"{len(entries)} cases of the same id: {_both(paths)}"
+            found.problems += [Problem(case, path, reason) for path in paths]
+    found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
+
+
+def _both(paths: Iterable[Path]) -> str:
+    """Several paths as a message names them."""
+    return " and ".join(str(p) for p in paths)

@@ -1,0 +1,90 @@
+"""What a source of labels declares: the classes it annotates, and the ids it calls them by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from flare.errors import FlareError
+from flare.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where labels come from.
+
+    Args:
+        match: Glob that a case id or one of the case's paths matches.
+        annotates: Ids of the classes that this source annotates wherever they exist, so that an absent
+            one is absent from the patient.
+    """
+
+    match: str
+    annotates: tuple[int, ...]
+
+
+def read_sources(given: Sequence[Mapping[str, Any]] | None, labels: LabelSet) -> tuple[Source, ...]:
+    """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`.
+
+    Raises:
+        FlareError: If an item lacks a key or names an unknown class.
+    """
+    sources = []
+    for number, item in enumerate(given or ()):
+        if set(item) != {"match", "annotates"}:
+            raise FlareError(
+                f"data.sources[{number}]: expected the keys match and annotates, given {sorted(item)}"
+            )
+        try:
+            annotates = tuple(sorted(labels.id_of(str(name)) for name in item["annotates"]))
+        except FlareError as error:
+            raise FlareError(f"data.sources[{number}].annotates: {error}") from None
+        sources.append(Source(str(item["match"]), annotates))
+    return tuple(sources)
+
+
+def annotated_by(
+    sources: Iterable[Source], case: str, paths: Iterable[Path | None]
+) -> tuple[int, ...] | None:
+    """Classes that the first matching source annotates; None if none matches.
+
+    Args:
+        sources: In the order of the config.
+        case: The case id.
+        paths: Its image and label; a glob matches a path's end as well as the whole.
+    """
+    texts = [p.as_posix() for p in paths if p is not None]
+    for source in sources:
+        globs = (source.match, f"*/{source.match}")
+        if fnmatch(case, source.match) or any(fnmatch(t, g) for t in texts for g in globs):
+            return source.annotates
+    return None
+
+
+def read_label_map(given: Mapping[Any, Any] | None, labels: LabelSet) -> dict[str, int] | None:
+    """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
+
+    Returns:
+        Text of the id (or `rest`) to class id, as `images.read_labels` takes it; None if nothing is mapped.
+
+    Raises:
+        FlareError: If a key is no whole number or a value no class.
+    """
+    if not given:
+        return None
+    table = {}
+    for key, value in given.items():
+        text = str(key).strip()
+        if text != "rest" and not text.lstrip("-").isdigit():
+            raise FlareError(f"data.label_map: expected whole numbers or `rest` as keys, given {key!r}")
+        name = str(value).strip()
+        target = int(name) if name.lstrip("-").isdigit() else labels.id_of(name)
+        if target not in (0, *labels.ids):
+            raise FlareError(
+                f"data.label_map.{text}: expected one of {[0, *labels.ids]} or a class name, given {value!r}"
+            )
+        table[text] = target
+    return table
