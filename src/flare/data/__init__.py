@@ -1,0 +1,1 @@
+"""Training patches: which voxels are read, how they are augmented, in which order they come."""

@@ -1,0 +1,184 @@
+"""Which samples make a batch and how they get there: a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import blosc2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flare.data.patches import PatchSampling, read_box
+from flare.data.transforms import Augmenter
+from flare.geometry import Shape
+from flare.prepare.cache import open_array
+from flare.preprocessing import Intensity, normalise
+
+
+class CaseArrays(NamedTuple):
+    """Where a training case lies in the cache.
+
+    Args:
+        image: int16 HU.
+        label: uint8 class ids on the same grid, of whichever round.
+    """
+
+    image: Path
+    label: Path
+
+
+class Batch(TypedDict):
+    """What a training step gets.
+
+    Args:
+        image: `(B, 1, Z, Y, X)` float32, normalised and augmented.
+        target: `(B, Z, Y, X)` uint8, index of the right output of the network.
+        case: The B case ids.
+    """
+
+    image: Tensor
+    target: Tensor
+    case: list[str]
+
+
+class SampleKey(NamedTuple):
+    """What decides a training sample, together with the seed.
+
+    Args:
+        step: Optimizer steps before this one, from the first of the round.
+        position: Within the batch.
+        sample: Within the batches of all ranks.
+    """
+
+    step: int
+    position: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class PatchDataset(Dataset[dict[str, Any]]):
+    """Augmented training patches, each a function of the seed and its key alone.
+
+    Args:
+        cases: Case ids and their arrays; each is as likely as any other.
+        intensity: Statistics that normalise the images.
+        outputs: Class id of each output of the network, 0 first; other classes become background.
+        sampling: Chooses where patches lie.
+        augmenter: Augments them.
+        seed: Of the run.
+    """
+
+    cases: Sequence[tuple[str, CaseArrays]]
+    intensity: Intensity
+    outputs: tuple[int, ...]
+    sampling: PatchSampling
+    augmenter: Augmenter
+    seed: int
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """One patch: `image` `(1, Z, Y, X)`, `target` `(Z, Y, X)` and `case`."""
+        rng = np.random.default_rng((self.seed, key.step, key.sample))
+        case_id, arrays = self.cases[int(rng.integers(len(self.cases)))]
+        image, label = open_array(arrays.image), open_array(arrays.label)
+        start = self.sampling.start(rng, key.position, label)
+        channels = np.zeros(256, dtype=np.uint8)
+        channels[list(self.outputs)] = range(len(self.outputs))
+
+        def read(lower: Shape, upper: Shape) -> tuple[np.ndarray, np.ndarray]:
+            """Both arrays of a box counted from the start of the patch."""
+            first, last = _shift(lower, start), _shift(upper, start)
+            return (
+                read_box(image, first, last, convert=lambda hu: normalise(hu, self.intensity)),
+                read_box(label, first, last, convert=lambda ids: channels[ids]),
+            )
+
+        voxels, target = self.augmenter.apply(read, self.augmenter.draw(rng))
+        return {"image": voxels[None].contiguous(), "target": target.contiguous(), "case": case_id}
+
+
+@dataclass(frozen=True)
+class StepSampler(Sampler[list[SampleKey]]):
+    """The keys of an epoch's batches, from the step at which the training stands to the epoch's end.
+
+    Args:
+        batch_size: Patches per batch and rank.
+        epoch_length: Steps per epoch.
+        step: Tells the steps done so far.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    batch_size: int
+    epoch_length: int
+    step: Callable[[], int]
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Yield one list of keys per batch."""
+        first = self.step()
+        for step in range(first, first + self.epoch_length - first % self.epoch_length):
+            offset = self.rank * self.batch_size
+            yield [SampleKey(step, position, offset + position) for position in range(self.batch_size)]
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.epoch_length
+
+
+class StepLoader:
+    """Training batches that go on where the training stands, also in the middle of an epoch.
+
+    Not a `DataLoader` to Lightning: its samples already differ between ranks, and nobody may replace the
+    sampler. It counts as resumable because the step, which Lightning restores, is all its state.
+
+    Args:
+        dataset: The patches.
+        sampler: Their keys.
+        workers: Processes that prepare patches ahead; 0 prepares them when they are asked for.
+        pin_memory: Whether batches are copied to page-locked memory (for GPUs).
+    """
+
+    def __init__(
+        self, dataset: PatchDataset, sampler: StepSampler, *, workers: int, pin_memory: bool
+    ) -> None:
+        self.loader: DataLoader[dict[str, Any]] = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_use_one_thread,
+        )
+        self.epoch_length = len(sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over what remains of the epoch."""
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+        return self.epoch_length
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step is the trainer's."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def _shift(corner: Shape, start: Shape) -> Shape:
+    """A corner counted from the start of the patch as one of the volume."""
+    return (corner[0] + start[0], corner[1] + start[1], corner[2] + start[2])
+
+
+def _use_one_thread(_worker: int) -> None:
+    """Keep a worker to one thread: the cores belong to the training and to the other workers."""
+    torch.set_num_threads(1)
+    blosc2.set_nthreads(1)

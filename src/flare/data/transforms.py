@@ -1,0 +1,161 @@
+"""Augmentation of one patch, nnU-Net's "moreDA": what was drawn is applied, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchio as tio
+from scipy import ndimage
+from torch import Tensor
+
+from flare.data.draws import Augmentation, draw_augmentation, mirror_axes
+from flare.data.spatial import (
+    IMAGE_INTERPOLATIONS,
+    LABEL_INTERPOLATIONS,
+    resample_image,
+    resample_label,
+    sampling_grid,
+    smooth,
+    source_box,
+)
+from flare.errors import FlareError
+from flare.geometry import Shape
+
+# Reads image and labels between two corners (z, y, x), counted from the first voxel of the patch.
+BoxReader = Callable[[Shape, Shape], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Draws and applies the augmentation of training patches.
+
+    Args:
+        patch_size: Voxels along Z, Y, X.
+        settings: `cfg.data.augmentation` as plain values.
+
+    Raises:
+        FlareError: If an interpolation or a mirror axis is unknown.
+    """
+
+    patch_size: Shape
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for key, known in (
+            ("image_interpolation", IMAGE_INTERPOLATIONS),
+            ("label_interpolation", LABEL_INTERPOLATIONS),
+        ):
+            if self.settings[key] not in known:
+                raise FlareError(
+                    f"data.augmentation.{key}: expected one of {list(known)}, given {self.settings[key]!r}"
+                )
+        mirror_axes(self.settings)
+
+    def draw(self, rng: np.random.Generator) -> Augmentation:
+        """Draw what happens to a patch."""
+        return draw_augmentation(rng, self.settings)
+
+    def apply(self, read: BoxReader, drawn: Augmentation) -> tuple[Tensor, Tensor]:
+        """Read what a patch needs and augment it.
+
+        Without a spatial transform the patch itself is read and nothing is resampled.
+
+        Args:
+            read: Gives the normalised image and the labels of a box, which may leave the volume.
+            drawn: What happens.
+
+        Returns:
+            `(Z, Y, X)` float32 image and `(Z, Y, X)` uint8 labels, both of the patch's size.
+        """
+        two_d = bool(self.settings["dummy_2d"])
+        grid = sampling_grid(drawn, self.patch_size, dummy_2d=two_d)
+        if grid is None:
+            image, label = map(torch.from_numpy, read((0, 0, 0), self.patch_size))
+        else:
+            how = self.settings["image_interpolation"]
+            lower, upper = source_box(grid, self.patch_size, cubic=how == "cubic")
+            image, label = map(torch.from_numpy, read(lower, upper))
+            grid -= torch.tensor(lower[-len(grid) :]).view(-1, *[1] * (grid.ndim - 1))
+            image = resample_image(image, grid, how)
+            label = resample_label(label, grid, self.settings["label_interpolation"])
+        return mirror(change_intensity(image, drawn, dummy_2d=two_d), label, drawn.mirror)
+
+
+def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> Tensor:
+    """Apply the transforms that leave the anatomy where it is.
+
+    Args:
+        image: `(Z, Y, X)` float32, normalised.
+        drawn: What happens.
+        dummy_2d: Whether low resolution leaves z alone.
+
+    Returns:
+        `(Z, Y, X)` float32.
+    """
+    if drawn.noise is not None:
+        image = tio.Noise(mean=0, std=drawn.noise.std, seed=drawn.noise.seed)(image[None])[0]
+    if drawn.blur is not None:
+        image = smooth(image, drawn.blur, dimensions=3, border="reflect")
+    if drawn.brightness is not None:
+        image = image * drawn.brightness
+    if drawn.contrast is not None:
+        image = scale_contrast(image, drawn.contrast)
+    if drawn.zoom is not None:
+        image = lower_resolution(image, drawn.zoom, keep_z=dummy_2d)
+    if drawn.gamma_inverted is not None:
+        image = -apply_gamma(-image, drawn.gamma_inverted)
+    if drawn.gamma is not None:
+        image = apply_gamma(image, drawn.gamma)
+    return image
+
+
+def scale_contrast(image: Tensor, factor: float) -> Tensor:
+    """Scale the distance from the mean; what leaves the former range is clipped to it."""
+    mean = image.mean()
+    lowest, highest = image.aminmax()
+    return ((image - mean) * factor + mean).clamp(lowest, highest)
+
+
+def apply_gamma(image: Tensor, gamma: float) -> Tensor:
+    """Raise the image, scaled to [0, 1], to a power, and give it back its mean and deviation."""
+    lowest, highest = image.aminmax()
+    span = highest - lowest + 1e-7
+    changed = ((image - lowest) / span).pow(gamma)
+    std, mean = torch.std_mean(image, correction=0)
+    new_std, new_mean = torch.std_mean(changed, correction=0)
+    return (changed - new_mean) * (std / (new_std + 1e-8)) + mean
+
+
+def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
+    """Reduce by nearest neighbour and enlarge again by a cubic spline.
+
+    Args:
+        image: `(Z, Y, X)` float32.
+        zoom: Share of the voxels of an axis that remain in between.
+        keep_z: Whether the slices stay as they are.
+
+    Returns:
+        `(Z, Y, X)` float32 within the range of the reduced image.
+    """
+    array = image.numpy()
+    for axis in range(1 if keep_z else 0, 3):
+        size = array.shape[axis]
+        small = max(1, round(size * zoom))
+        nearest = np.floor((np.arange(small) + 0.5) * size / small).astype(int)
+        array = array.take(nearest, axis=axis)
+    factors = [full / reduced for full, reduced in zip(image.shape, array.shape, strict=True)]
+    enlarged = ndimage.zoom(array, factors, order=3, mode="nearest", grid_mode=True)
+    return torch.from_numpy(enlarged.clip(array.min(), array.max()))
+
+
+def mirror(image: Tensor, label: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Flip image and labels together along some axes, 0 is z."""
+    if not axes:
+        return image, label
+    subject = tio.Subject(image=tio.ScalarImage(tensor=image[None]), label=tio.LabelMap(tensor=label[None]))
+    flipped = tio.Flip(axes=axes, copy=False)(subject)
+    return flipped["image"].data[0], flipped["label"].data[0]
