@@ -1,0 +1,44 @@
+# Needs Python >= 3.10 and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+# Keep freed memory in the heap: without these, convolutions on the CPU spend up to half of their time in
+# page faults (see docs/benchmarks.md)
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export MALLOC_MMAP_THRESHOLD_ := 8589934592
+export MALLOC_TOP_PAD_ := 268435456
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## all eight rounds on the embedded cohort: outputs/demo/report.html and the ablation table
+	$(BIN)/python iterate.py experiment=demo
+
+test: $(READY) ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(READY) ## the tests that take no more than seconds
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(READY) ## format, lint and type check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what runs and tests left, but no environment
+	rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache .hypothesis
