@@ -1,0 +1,189 @@
+"""Real anatomy as smooth shapes: one signed distance map an organ, and the body frame around the organs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from flare.phantom.classes import AMOS_IDS, TOTALSEGMENTATOR_IDS
+from flare.phantom.frame import BodyFrame, build_frame
+
+MARGIN_MM = 12.0  # how far outside an organ its distance is known
+PITCH_MM = 1.6  # in-plane grid of the distance maps; they are smooth, so finer gains nothing
+FAR = np.float32(-99.0)
+NUMBERINGS = {"amos": AMOS_IDS, "totalsegmentator": TOTALSEGMENTATOR_IDS}
+
+
+@dataclass(frozen=True)
+class OrganShape:
+    """Signed distance to an organ's surface (mm, positive inside) in a box of the map.
+
+    Args:
+        origin_mm: Centre of the first voxel (z, y, x): superior, anterior and right positive.
+        pitch_mm: Voxel size (z, y, x).
+        distance_mm: `(Z, Y, X)` float32.
+    """
+
+    origin_mm: np.ndarray
+    pitch_mm: np.ndarray
+    distance_mm: np.ndarray
+
+    def sample(self, points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distance at those points that lie in the box.
+
+        Args:
+            points: `(3, N)` positions in the map's millimetres.
+            inside: `(N,)` bool scratch space.
+
+        Returns:
+            Indices into N, and the distance there; linear between slices, so shapes do not step.
+        """
+        from scipy import ndimage
+
+        low = self.origin_mm - self.pitch_mm / 2
+        high = low + self.pitch_mm * self.distance_mm.shape
+        np.logical_and(points[0] >= low[0], points[0] <= high[0], out=inside)
+        for axis in (1, 2):
+            inside &= (points[axis] >= low[axis]) & (points[axis] <= high[axis])
+        chosen = np.flatnonzero(inside)
+        index = (points[:, chosen] - self.origin_mm[:, None]) / self.pitch_mm[:, None]
+        return chosen, ndimage.map_coordinates(self.distance_mm, index, order=1, mode="nearest")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One person's organs and body frame, in millimetres of the label map (RAS)."""
+
+    shapes: Mapping[str, OrganShape]
+    frame: BodyFrame
+    bottom_mm: float
+    top_mm: float
+
+    def lowest_mm(self, names: tuple[str, ...]) -> float:
+        """Lower end of the named organs."""
+        return min(_span(self.shapes[n])[0] for n in names if n in self.shapes)
+
+    def highest_mm(self, names: tuple[str, ...]) -> float:
+        """Upper end of the named organs."""
+        return max(_span(self.shapes[n])[1] for n in names if n in self.shapes)
+
+    def front_mm(self, name: str, share: float) -> float:
+        """Height y in front of which this share of an organ lies."""
+        shape = self.shapes[name]
+        counts = (shape.distance_mm > 0).sum(axis=(0, 2))[::-1].cumsum()
+        rows = int(np.searchsorted(counts, share * counts[-1]))
+        return float(shape.origin_mm[1] + shape.pitch_mm[1] * (len(counts) - 1 - rows))
+
+
+def _span(shape: OrganShape) -> tuple[float, float]:
+    """First and last z (mm) at which the organ is present."""
+    present = np.flatnonzero((shape.distance_mm > 0).any(axis=(1, 2)))
+    return tuple(float(shape.origin_mm[0] + shape.pitch_mm[0] * p) for p in (present[0], present[-1]))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=3)
+def load_anatomy(path: str, numbering: str) -> Anatomy:
+    """Read a label map and turn it into shapes.
+
+    Args:
+        path: A NIfTI label map.
+        numbering: `amos` or `totalsegmentator`: what its values mean.
+
+    Returns:
+        The anatomy; the map's upper end is the upper end of all that is known.
+    """
+    from scipy import ndimage
+
+    from flare.geometry import reorient_to_ras
+    from flare.images import read_image
+
+    volume, _ = reorient_to_ras(read_image(Path(path)))
+    pitch = np.asarray(volume.geometry.spacing_mm, dtype=float)
+    names = NUMBERINGS[numbering]
+    labels = np.where(volume.array <= max(names), volume.array, 0).astype(np.uint8)
+    boxes = ndimage.find_objects(labels, max_label=max(names))
+    ids: dict[str, list[int]] = {}
+    for number, name in names.items():
+        if boxes[number - 1] is not None:
+            ids.setdefault(name, []).append(number)
+    shapes = {
+        name: _organ_shape(labels, numbers, _union([boxes[n - 1] for n in numbers]), pitch)
+        for name, numbers in ids.items()
+    }
+    top = (labels.shape[0] - 1) * pitch[0]
+    return Anatomy(shapes, build_frame(shapes, float(top)), bottom_mm=0.0, top_mm=float(top))
+
+
+def _union(boxes: list[tuple[slice, ...]]) -> list[tuple[int, int]]:
+    """Smallest box around boxes, as (start, stop) an axis."""
+    return [(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(3)]
+
+
+def _organ_shape(
+    labels: np.ndarray, ids: list[int], box: list[tuple[int, int]], pitch: np.ndarray
+) -> OrganShape:
+    """Signed distance of one organ, its stray voxels removed, in its box and a margin."""
+    import cc3d
+    import edt
+    from scipy import ndimage
+
+    margin = np.ceil(MARGIN_MM / pitch).astype(int)
+    start = [max(0, low - m) for (low, _), m in zip(box, margin, strict=True)]
+    stop = [min(n, high + m) for (_, high), m, n in zip(box, margin, labels.shape, strict=True)]
+    crop = labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    mask = np.isin(crop, ids)
+    parts = cc3d.connected_components(mask.astype(np.uint8))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    mask = (sizes > sizes.max() / 20)[parts]
+    spacing = tuple(float(p) for p in pitch)
+    # no border: an organ that the map's last slice cuts does not end there
+    distance = edt.edt(mask, anisotropy=spacing, black_border=False)
+    distance -= edt.edt(~mask, anisotropy=spacing, black_border=False)
+    step = max(1, round(PITCH_MM / spacing[1]))
+    if step > 1:
+        distance = ndimage.gaussian_filter(distance, (0, step / 3, step / 3))[:, ::step, ::step]
+    distance += _volume_offset(distance, float(mask.mean()))
+    return OrganShape(
+        origin_mm=np.asarray(start) * pitch,
+        pitch_mm=pitch * (1, step, step),
+        distance_mm=np.clip(distance, -MARGIN_MM, 3 * MARGIN_MM).astype(np.float32),
+    )
+
+
+def _volume_offset(distance: np.ndarray, share: float) -> float:
+    """Growth (mm) that gives a thin organ back what interpolating between slices takes from it."""
+    between = (distance[1:] + distance[:-1]) / 2
+    both = np.concatenate([distance.ravel(), between.ravel()])
+    rank = len(both) - max(1, round(share * len(both)))
+    return float(np.clip(-np.partition(both, rank)[rank], -1.5, 1.5))
+
+
+def sample_organs(anatomy: Anatomy, points: np.ndarray, numbers: Mapping[str, int]) -> tuple[np.ndarray, ...]:
+    """Which organ each point lies in, and how deep.
+
+    Args:
+        anatomy: The shapes.
+        points: `(3, N)` in the map's millimetres.
+        numbers: Value to write for each shape's name.
+
+    Returns:
+        `(N,)` uint8 number of the organ (0: none) and `(N,)` float32 distance to the nearest organ's surface,
+        positive inside, `FAR` where no organ is near.
+    """
+    count = points.shape[1]
+    labels = np.zeros(count, np.uint8)
+    depth = np.full(count, FAR, np.float32)
+    inside = np.empty(count, bool)
+    for name, shape in anatomy.shapes.items():
+        chosen, distance = shape.sample(points, inside)
+        deeper = distance > depth[chosen]
+        chosen, distance = chosen[deeper], distance[deeper]
+        depth[chosen] = distance
+        labels[chosen] = numbers[name]
+    labels[depth <= 0] = 0
+    return labels, depth

@@ -1,0 +1,140 @@
+"""The embedded cohort: made once, recognised in milliseconds, completed when a start was cut short."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flare.files import config_hash, read_json, write_json
+from flare.phantom.plan import VERSION, plan_cohort
+
+if TYPE_CHECKING:
+    from flare.executor import Executor
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "cohort.json"
+RECORDS = ".cases"  # one small file a case, written after its last file
+
+
+def generate_cohort(
+    root: Path,
+    *,
+    size: str,
+    seed: int,
+    counts: Mapping[str, int],
+    grids: Mapping[str, Mapping[str, Any]],
+    tumors: Mapping[str, Any],
+    deformation_mm: float,
+    noise_hu: tuple[float, float],
+    extra_anatomy: str | Path | None,
+    executor: Executor,
+) -> None:
+    """Make the phantom cohort in the challenge's layout, or what is missing of it.
+
+    A case whose specification and files are unchanged is left alone, so more cases can be asked for later;
+    a case that is no longer asked for is removed, as is one of other settings.
+
+    Args:
+        root: Folder of the cohort.
+        size: As for `plan_cohort`, like all that is not named here.
+        seed: See there.
+        counts: See there.
+        grids: See there.
+        tumors: See there.
+        deformation_mm: See there.
+        noise_hu: See there.
+        extra_anatomy: See there.
+        executor: Runs the cases.
+
+    Raises:
+        FlareError: If settings mean nothing, or a case failed.
+    """
+    root = Path(root)
+    settings = {
+        "version": VERSION,
+        "size": size,
+        "seed": seed,
+        "counts": dict(counts),
+        "grids": {name: dict(grid) for name, grid in grids.items()},
+        "tumors": {**tumors, "hosts": dict(tumors["hosts"])},
+        "deformation_mm": deformation_mm,
+        "noise_hu": noise_hu,
+        "extra_anatomy": str(extra_anatomy) if extra_anatomy else None,
+    }
+    settings = json.loads(json.dumps(settings, default=list))  # as it reads back
+    plan = plan_cohort(**{k: v for k, v in settings.items() if k != "version"})
+    if _is_finished(root, settings, plan):
+        return
+    _remove_strangers(root, plan)
+    missing = {case_id: spec for case_id, spec in plan.items() if not _is_whole(root, case_id, spec)}
+    _make(root, missing, executor)
+    cases = {case_id: read_json(_record(root, case_id)) for case_id in plan}
+    write_json(root / SUMMARY, {"settings": settings, "cases": cases})
+
+
+def _record(root: Path, case_id: str) -> Path:
+    """File that says that a case is whole."""
+    return root / RECORDS / f"{case_id}.json"
+
+
+def _files_are_there(root: Path, files: Mapping[str, int]) -> bool:
+    """Whether all files exist with their sizes."""
+    try:
+        return all((root / name).stat().st_size == size for name, size in files.items())
+    except FileNotFoundError:
+        return False
+
+
+def _is_finished(root: Path, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether the folder holds exactly this cohort."""
+    try:
+        summary = read_json(root / SUMMARY)
+    except FileNotFoundError:
+        return False
+    if summary["settings"] != settings or list(summary["cases"]) != list(plan):
+        return False
+    return all(_files_are_there(root, case["files"]) for case in summary["cases"].values())
+
+
+def _is_whole(root: Path, case_id: str, spec: Mapping[str, Any]) -> bool:
+    """Whether a case of this specification is there."""
+    path = _record(root, case_id)
+    if not path.exists():
+        return False
+    made = read_json(path)
+    return made["spec"] == config_hash({**spec, "version": VERSION}) and _files_are_there(root, made["files"])
+
+
+def _remove_strangers(root: Path, plan: Mapping[str, Any]) -> None:
+    """Remove cases of this generator that the plan does not hold; nothing else is ever removed."""
+    (root / SUMMARY).unlink(missing_ok=True)
+    for path in (root / RECORDS).glob("*.json"):
+        if path.stem not in plan:
+            for name in read_json(path)["files"]:
+                (root / name).unlink(missing_ok=True)
+            path.unlink()
+
+
+def _make(root: Path, plan: Mapping[str, Any], executor: Executor) -> None:
+    """Make the cases of a plan."""
+    if not plan:
+        return
+    from flare.executor import report_failures, run_cases
+    from flare.phantom.case import generate_case
+
+    log.info("making %d phantom cases", len(plan))
+    jobs = {
+        case_id: {
+            "root": str(root),
+            "case_id": case_id,
+            "record": str(_record(root, case_id)),
+            "spec": {**spec, "version": VERSION},
+        }
+        for case_id, spec in plan.items()
+    }
+    outcomes = run_cases(generate_case, jobs, executor=executor, description="phantom")
+    report_failures([o for o in outcomes if o.error], "phantom cohort")
