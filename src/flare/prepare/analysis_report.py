@@ -75,7 +75,7 @@ def plot_label_analysis(path: Path, cases: Sequence[Case], labels: LabelSet) -> 
     axes = figure.subplots()
     top = max(1, int(counts.max(initial=0)))
     # a square root keeps a class with few cases apart from one with none
-    image = axes.imshow(counts, cmap="GnBu", aspect="auto", norm=PowerNorm(0.5, 0, top))
+    axes.imshow(counts, cmap="GnBu", aspect="auto", norm=PowerNorm(0.5, 0, top))
     axes.set_xticks(range(len(KINDS)), [f"{k.replace('_', ' ')}\n{totals[k]} cases" for k in KINDS])
     axes.set_yticks(range(len(labels.ids)), [n.replace("_", " ") for n in labels.names])
     axes.xaxis.tick_top()
@@ -91,9 +91,6 @@ def plot_label_analysis(path: Path, cases: Sequence[Case], labels: LabelSet) -> 
         text = str(count) if count else "\N{MIDDLE DOT}"
         axes.text(column, row, text, ha="center", va="center", color="white" if light else "#22313f")
     axes.set_title(f"Training cases in which each class is labelled ({sum(totals.values())} cases)", pad=14)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label("cases")
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=150)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -20,6 +21,7 @@ from flare.prepare.reading import read_cases, recorded_warnings
 from flare.prepare.settings import Settings
 from flare.prepare.statistics import pool, write_statistics
 from flare.preprocessing import Intensity
+from flare.progress import console
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +68,9 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
     Returns:
         The cohort; refused cases are in `failures`, the rest is complete.
     """
-    generate_if_phantom(cfg)
     settings = Settings.from_config(cfg)
     try:
+        generate_if_phantom(settings)
         index, analysis = _look(settings)
         outcomes = read_cases(settings, analysis.cases)
     finally:
@@ -96,25 +98,27 @@ def analyse(cfg: DictConfig) -> list[Case]:
     Returns:
         The cases whose label file, if any, can be used.
     """
-    generate_if_phantom(cfg)
     settings = Settings.from_config(cfg)
     try:
+        generate_if_phantom(settings)
         index, analysis = _look(settings)
     finally:
         settings.executor.close()
     write_label_analysis(settings.folder.label_analysis, analysis, settings.labels)
     for failure in _index_failures(index) + analysis.failures:
-        logger.warning("case %s is left out: %s", failure.case_id, failure.error)
+        # on the console only: reasons name files, and log files hold case ids alone
+        console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
     print_label_analysis(analysis.cases, settings.labels)
     return analysis.cases
 
 
-def generate_if_phantom(cfg: DictConfig) -> None:
+def generate_if_phantom(settings: Settings) -> None:
     """Make the embedded cohort before it is indexed, if it is the one that was asked for."""
-    if cfg.data.name == "phantom":
+    if settings.data["name"] == "phantom":
         from flare.phantom import generate_cohort
 
-        generate_cohort(cfg)
+        root = Path(settings.data["root"]).expanduser()
+        generate_cohort(root, **settings.data["phantom"], executor=settings.executor)
 
 
 def _look(settings: Settings) -> tuple[Index, Analysis]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.errors import FlareError
-from flare.images import case_id, find_images
+from flare.images import case_id, find_images, strip_extension
 from flare.labels import LabelSet
 from flare.prepare.sources import annotated_by, read_sources
 
@@ -89,7 +89,7 @@ def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
     found = Index()
     for images_key, labels_key, split in FOLDERS:
         images = _collect(root, data, images_key)
-        targets = _collect(root, data, labels_key) if labels_key else {}
+        targets = _collect(root, data, labels_key, images) if labels_key else {}
         _pair(found, images, targets, split, must_have_label=images_key in REQUIRED)
     found.entries += _explicit(root, data.get("cases") or {})
     _refuse_duplicates(found)
@@ -124,12 +124,20 @@ def folders_of(root: Path, value: Any, key: str) -> list[Path]:
     return existing
 
 
-def _collect(root: Path, data: Mapping[str, Any], key: str) -> dict[str, list[Path]]:
-    """Image paths below the folders of a key, by case id; a file reached twice counts once."""
+def _collect(
+    root: Path, data: Mapping[str, Any], key: str, images: Mapping[str, Any] | None = None
+) -> dict[str, list[Path]]:
+    """Paths below the folders of a key, by case id; a file reached twice counts once.
+
+    With `images`, the paths are labels: one whose whole name is an image's id is that image's label, so
+    that the label of a case called `x_0000` is not taken for one of a case `x`.
+    """
     by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
     for folder in folders_of(root, data.get(key), key):
         for path in find_images(folder):
-            by_id[case_id(path)].setdefault(path.resolve(), path)
+            whole = strip_extension(path.name)
+            case = whole if images is not None and whole in images else case_id(path)
+            by_id[case].setdefault(path.resolve(), path)
     return {case: list(paths.values()) for case, paths in by_id.items()}
 
 

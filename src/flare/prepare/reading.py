@@ -8,6 +8,7 @@ from typing import Any
 
 from flare.cases import Case
 from flare.executor import Outcome, run_cases
+from flare.files import remove_partial
 from flare.journal import Journal
 from flare.prepare.casework import cache_case, check_case
 from flare.prepare.layout import PreparedFolder
@@ -38,6 +39,8 @@ def read_cases(settings: Settings, cases: Sequence[Case]) -> list[Outcome]:
     images = ([c.image for c in to_cache], [c.image for c in to_check])
     require_room(settings.folder.root, estimate(*images, settings.folder.spacing_mm, workers))
     with lock(settings.folder.root):
+        for path in (settings.folder.image(""), settings.folder.labels(""), settings.folder.histogram("")):
+            remove_partial(path.parent)
         checked = _check(settings, check, to_check)
         return checked + _cache(settings, cache, to_cache)
 
@@ -77,6 +80,9 @@ def _cache(settings: Settings, journal: Journal, cases: Sequence[Case]) -> list[
         case = outcome.case_id
         if outcome.error is None:
             journal.record(case, _inputs(by_id[case]), settings.cache_config, outputs[case], outcome.value)
+        else:
+            for path in outputs[case].values():  # of an earlier, readable state of its files
+                path.unlink(missing_ok=True)
         outcomes.append(outcome)
     return outcomes
 

@@ -91,7 +91,7 @@ def _percentile(hu: np.ndarray, last_rank: np.ndarray, percent: float) -> float:
     """Value at a percentile, interpolated linearly between the two nearest ranks."""
     rank = percent / 100 * last_rank[-1]
     below, above = (int(hu[np.searchsorted(last_rank, r)]) for r in (math.floor(rank), math.ceil(rank)))
-    return below + (above - below) * (rank - math.floor(rank))
+    return float(below + (above - below) * (rank - math.floor(rank)))
 
 
 def write_statistics(
