@@ -1,4 +1,4 @@
-"""Score predictions against references. `python evaluate.py --help` lists what can be overridden."""
+"""Score predictions against references."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Segment CT images. `python infer.py --help` lists what can be overridden."""
+"""Segment CT images."""
 
 import hydra
 from omegaconf import DictConfig

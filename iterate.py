@@ -1,4 +1,4 @@
-"""Carry a cohort through all rounds. `python iterate.py --help` lists what can be overridden."""
+"""Carry a cohort through all rounds."""
 
 import hydra
 from omegaconf import DictConfig

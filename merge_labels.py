@@ -1,4 +1,4 @@
-"""Build hybrid labels from ground truth and pseudo labels. `python merge_labels.py --help` lists what can be overridden."""
+"""Build hybrid labels from ground truth and pseudo labels."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Index, check, analyse and cache a cohort. `python prepare.py --help` lists what can be overridden."""
+"""Index, check, analyse and cache a cohort."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Train one round: prepares what is missing, trains, validates. `python train.py --help` lists what can be overridden."""
+"""Train one round: prepares what is missing, trains, validates."""
 
 import hydra
 from omegaconf import DictConfig

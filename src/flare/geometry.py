@@ -6,7 +6,7 @@ directions are ITK's, `(x, y, z)` in LPS millimetres.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
@@ -76,14 +76,17 @@ class Orientation:
     permutation: Shape
     flips: tuple[bool, bool, bool]
 
+    @property
+    def _flipped(self) -> tuple[int, ...]:
+        return tuple(a for a in range(3) if self.flips[a])
+
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Bring an array of the original order into the new one (a view)."""
-        return np.flip(np.transpose(array, self.permutation), [a for a in range(3) if self.flips[a]])
+        return np.flip(np.transpose(array, self.permutation), self._flipped)
 
     def invert(self, array: np.ndarray) -> np.ndarray:
         """Bring an array of the new order back into the original one (a view)."""
-        flipped = np.flip(array, [a for a in range(3) if self.flips[a]])
-        return np.transpose(flipped, np.argsort(self.permutation))
+        return np.transpose(np.flip(array, self._flipped), np.argsort(self.permutation))
 
     def apply_geometry(self, geometry: Geometry) -> Geometry:
         """The same points in space, addressed in the new voxel order."""
@@ -198,22 +201,6 @@ def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarra
     missing = [max(0, wanted - have) for have, wanted in zip(array.shape, shape, strict=True)]
     before = tuple(m // 2 for m in missing)
     if not any(missing):
-        return array, before  # type: ignore[return-value]
+        return array, before
     widths = [(b, m - b) for b, m in zip(before, missing, strict=True)]
     return np.pad(array, widths, constant_values=value), before  # type: ignore[return-value]
-
-
-def with_shape(geometry: Geometry, shape: Shape, spacing_mm: Spacing) -> Geometry:
-    """The grid that `resample` fills: same extents, other voxels.
-
-    The effective voxel size is old extent / new count, and the first centre moves by half the difference.
-    """
-    effective = tuple(s * n / m for s, n, m in zip(geometry.spacing_mm, geometry.shape, shape, strict=True))
-    shift = (np.asarray(effective) - np.asarray(geometry.spacing_mm))[::-1] / 2
-    origin = np.asarray(geometry.origin_mm) + geometry.matrix @ shift
-    return replace(
-        geometry,
-        shape=tuple(shape),
-        spacing_mm=spacing_mm if np.allclose(effective, spacing_mm) else effective,
-        origin_mm=tuple(float(v) for v in origin),
-    )

@@ -1,0 +1,109 @@
+"""The graph of rounds: which exist, who teaches whom, and each round's whole configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from flare.cli import CONF
+from flare.errors import FlareError
+from flare.runs import RunFolder
+
+OWN_KEYS = ("rounds", "dry_run")  # iterate's, unknown to train
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: its configuration as `train.py round=<name>` would compose it.
+
+    Args:
+        name: `mo` ... `mot3`.
+        cfg: Configuration of `train` for this round, with the user's overrides.
+    """
+
+    name: str
+    cfg: DictConfig
+
+    @property
+    def teacher(self) -> str | None:
+        """The round whose last checkpoint makes the pseudo labels."""
+        return self.cfg.round.teacher
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether its labels or its weights come from a teacher."""
+        return self.cfg.labels.source == "hybrid"
+
+
+def compose_rounds(names: Sequence[str], overrides: Sequence[str]) -> list[Round]:
+    """Compose each round's configuration and put teachers before their pupils.
+
+    Args:
+        names: Rounds of `conf/round`.
+        overrides: The user's command line; iterate's own keys in it are left out.
+
+    Raises:
+        FlareError: If a name is no round, or rounds teach each other in a circle.
+    """
+    forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN_KEYS]
+    rounds = {name: Round(name, _compose([*forwarded, f"round={name}"])) for name in names}
+    ordered: list[Round] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise FlareError(f"round.teacher: {' <- '.join([*path, name])} is a circle")
+        if rounds[name] in ordered:
+            return
+        teacher = rounds[name].teacher
+        if teacher in rounds:
+            visit(str(teacher), (*path, name))
+        ordered.append(rounds[name])
+
+    for name in rounds:
+        visit(name, ())
+    return ordered
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    """Compose `train`, inside a running Hydra application or outside of one."""
+    if GlobalHydra.instance().is_initialized():
+        return compose("train", overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides)
+
+
+def teacher_checkpoint(cfg: DictConfig, run: RunFolder) -> str | None:
+    """Path of the checkpoint that teaches a round: `round.checkpoint`, or the last one of `round.teacher`."""
+    if cfg.round.checkpoint is not None:
+        return str(cfg.round.checkpoint)
+    return None if cfg.round.teacher is None else str(run.round(cfg.round.teacher).last)
+
+
+def require_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> None:
+    """Refuse a round whose teacher has no checkpoint, before any work.
+
+    Args:
+        cfg: The round's configuration.
+        run: The run's folder.
+        planned: Rounds that will have run before this one.
+
+    Raises:
+        FlareError: With the command that makes the teacher.
+    """
+    if cfg.labels.source != "hybrid" or cfg.round.teacher in planned:
+        return
+    path = teacher_checkpoint(cfg, run)
+    if path is None:
+        raise FlareError(
+            f"round={cfg.round.name}: hybrid labels need a teacher: set round.teacher or round.checkpoint"
+        )
+    if not Path(path).exists():
+        raise FlareError(
+            f"round={cfg.round.name} needs its teacher's checkpoint {path}, which does not exist: run "
+            f"`python train.py round={cfg.round.teacher} name={cfg.name}` with the same overrides first"
+        )
