@@ -1,0 +1,155 @@
+"""Keep the largest component of an organ, where labelled cases show that this helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import numpy as np
+
+from flare.executor import Executor, Outcome, report_failures, run_cases
+from flare.images import match_grid, read_labels
+from flare.labels import LabelSet
+
+Fit = dict[str, dict[str, Any]]
+
+
+def keep_largest(segmentation: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
+    """Remove all but the largest face-connected component of each class; equally large ones all stay.
+
+    Args:
+        segmentation: `(Z, Y, X)` class ids.
+        classes: Ids of the classes to treat; voxels of others are untouched.
+
+    Returns:
+        A copy, removed voxels background.
+
+    Reference: nnU-Net's post-processing.
+    """
+    chosen = np.isin(np.arange(256), classes)
+    treated = chosen[segmentation]
+    if not treated.any():
+        return segmentation.copy()
+    components, count = cc3d.connected_components(
+        np.where(treated, segmentation, 0), connectivity=6, return_N=True
+    )
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    owner = np.zeros(count + 1, dtype=np.int64)
+    owner[components[treated]] = segmentation[treated]
+    largest = np.zeros(256, dtype=np.int64)
+    np.maximum.at(largest, owner[1:], sizes[1:])
+    stays = sizes == largest[owner]
+    stays[0] = True
+    return np.where(stays[components], segmentation, 0).astype(segmentation.dtype)
+
+
+def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:
+    """Give the Dice coefficient of two masks of which the reference is not empty."""
+    overlap = np.count_nonzero(segmentation & reference)
+    return 2 * overlap / (np.count_nonzero(segmentation) + np.count_nonzero(reference))
+
+
+def compare_case(
+    case: str, prediction: Path, reference: Path, classes: dict[str, Any], label_map: dict[Any, int] | None
+) -> dict[str, tuple[float, float]]:
+    """Score one case with all components and with the largest one alone.
+
+    Args:
+        case: Its id.
+        prediction: Segmentation without post-processing.
+        reference: Ground truth of the same scan.
+        classes: The class list as plain values.
+        label_map: Renumbering of the reference's ids.
+
+    Returns:
+        Organ name to Dice before and after, for the organs that the reference has.
+    """
+    labels = LabelSet.from_config(classes)
+    predicted = read_labels(prediction, labels, case=case)
+    truth = match_grid(read_labels(reference, labels, label_map, case=case), predicted, case).array
+    cleaned = keep_largest(predicted.array, labels.organs)
+    scores = {}
+    for organ in labels.organs:
+        mask = truth == organ
+        if mask.any():
+            scores[labels.name_of(organ)] = (
+                dice(predicted.array == organ, mask),
+                dice(cleaned == organ, mask),
+            )
+    return scores
+
+
+def fit_components(
+    pairs: Mapping[str, tuple[Path, Path]],
+    *,
+    labels: LabelSet,
+    label_map: dict[Any, int] | None,
+    executor: Executor,
+) -> Fit:
+    """Decide for each organ whether its largest component alone scores better.
+
+    Args:
+        pairs: Case id to prediction (without post-processing) and reference.
+        labels: The class list.
+        label_map: Renumbering of the references' ids.
+        executor: Where the cases run.
+
+    Returns:
+        Organ name to `keep_largest`, mean Dice before and after, and the number of cases, as plain values.
+
+    Raises:
+        FlareError: If a case cannot be scored.
+    """
+    jobs = {
+        case: {
+            "case": case,
+            "prediction": prediction,
+            "reference": reference,
+            "classes": labels.to_config(),
+            "label_map": label_map,
+        }
+        for case, (prediction, reference) in pairs.items()
+    }
+    outcomes = sorted(
+        run_cases(compare_case, jobs, executor=executor, description="fit components"), key=_case
+    )
+    report_failures([outcome for outcome in outcomes if outcome.error], "fit components")
+    return decide([outcome.value for outcome in outcomes], labels)
+
+
+def decide(scores: list[dict[str, tuple[float, float]]], labels: LabelSet) -> Fit:
+    """Average the Dice of each organ over the cases that have it, before and after, and decide.
+
+    Args:
+        scores: What `compare_case` gives, one entry per case.
+        labels: The class list.
+
+    Returns:
+        One entry per organ; an organ that no case has is left as it is.
+    """
+    fit: Fit = {}
+    for organ in labels.organs:
+        name = labels.name_of(organ)
+        found = [case[name] for case in scores if name in case]
+        before, after = (
+            (float(np.mean(column)) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
+        )
+        fit[name] = {
+            "keep_largest": after > before,
+            "dice_before": before,
+            "dice_after": after,
+            "cases": len(found),
+        }
+    return fit
+
+
+def chosen_classes(fit: Fit, labels: LabelSet) -> tuple[int, ...]:
+    """List the ids of the organs for which the fit keeps the largest component."""
+    return tuple(labels.id_of(name) for name, entry in fit.items() if entry["keep_largest"])
+
+
+def _case(outcome: Outcome) -> str:
+    """Sort key: means do not depend on which case finished first."""
+    return outcome.case_id

@@ -1,0 +1,100 @@
+"""Everything that can be chosen about inference, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from flare.errors import FlareError
+
+CHOICES = {
+    "inference.name": ("paper", "flare22", "dense", "fast"),
+    "inference.average": ("probabilities", "logits"),
+    "inference.centre": ("image", "body"),
+    "inference.precision": ("auto", "32", "bf16", "16"),
+    "tta": ("none", "tta4", "tta8"),
+    "restore": ("trilinear", "nnunet", "nearest"),
+    "engine": ("torch",),
+}
+
+
+@dataclass(frozen=True)
+class BodyRule:
+    """Thresholds of the body mask.
+
+    Attributes:
+        threshold_hu: What lies above may be body.
+        opening_mm: Radius of the in-plane opening; sheets thinner than twice that, as a table's, come off.
+        minimum_ml: A smaller body counts as none.
+    """
+
+    threshold_hu: float
+    opening_mm: float
+    minimum_ml: float
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a case is predicted; plain values, hashable, the same in every process.
+
+    Attributes:
+        name: Window schedule: `paper`, `flare22`, `dense` or `fast`.
+        overlap: Fraction by which windows overlap along z (`dense`: every axis).
+        average: What is averaged over flips and windows: `probabilities` or `logits`.
+        centre: What in-plane windows are centred on: `image` or `body`.
+        extend: Whether in-plane windows are added until the body is covered.
+        tta: Flips: `none`, `tta4` or `tta8`.
+        restore: Way back to the original grid: `trilinear`, `nnunet` or `nearest`.
+        memory_mb: Bound on the working memory of the way back.
+        precision: `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it.
+        body: Thresholds of the body mask.
+    """
+
+    name: str
+    overlap: float
+    average: str
+    centre: str
+    extend: bool
+    tta: str
+    restore: str
+    memory_mb: float
+    precision: str
+    body: BodyRule
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig | Mapping[str, Any]) -> InferenceSettings:
+        """Read `inference.*`, `tta`, `restore` and `engine` of a configuration.
+
+        Raises:
+            FlareError: If a value is none of the choices or out of range, naming the key.
+        """
+        inference = cfg["inference"]
+        for key, choices in CHOICES.items():
+            value = inference[key.removeprefix("inference.")] if key.startswith("inference.") else cfg[key]
+            if str(value) not in choices:
+                raise FlareError(f"{key}={value}: expected one of {', '.join(choices)}")
+        if not 0 <= inference["overlap"] < 1:
+            raise FlareError(
+                f"inference.overlap={inference['overlap']}: expected a fraction from 0 to below 1"
+            )
+        if not inference["memory_mb"] > 0:
+            raise FlareError(f"inference.memory_mb={inference['memory_mb']}: expected more than 0")
+        return cls(
+            name=inference["name"],
+            overlap=float(inference["overlap"]),
+            average=inference["average"],
+            centre=inference["centre"],
+            extend=bool(inference["extend"]),
+            tta=cfg["tta"],
+            restore=cfg["restore"],
+            memory_mb=float(inference["memory_mb"]),
+            precision=str(inference["precision"]),
+            body=BodyRule(**{key: float(value) for key, value in inference["body"].items()}),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Give what decides the result, as plain values: everything but the memory bound."""
+        return {key: value for key, value in asdict(self).items() if key != "memory_mb"}
