@@ -60,6 +60,7 @@ class FlareDataModule(pl.LightningDataModule):
             augmenter=Augmenter(_patch_size(cfg), _plain(cfg.data.augmentation)),
             seed=int(cfg.seed),
         )
+        self.loader: StepLoader | None = None
         self.validation = [case for case in validation if case.is_labeled]
 
     def train_dataloader(self) -> StepLoader:
@@ -87,7 +88,13 @@ class FlareDataModule(pl.LightningDataModule):
             world_size=trainer.world_size,
         )
         on_gpu = trainer.strategy.root_device.type == "cuda"
-        return StepLoader(self.dataset, sampler, workers=self.workers, pin_memory=on_gpu)
+        self.loader = StepLoader(self.dataset, sampler, workers=self.workers, pin_memory=on_gpu)
+        return self.loader
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes when Lightning is done with them."""
+        if self.loader is not None:
+            self.loader.close()
 
     def val_dataloader(self) -> CaseLoader | list[Any]:
         """This rank's validation cases; an empty list, which skips validation, where there are none."""

@@ -97,7 +97,8 @@ def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> T
         `(Z, Y, X)` float32.
     """
     if drawn.noise is not None:
-        image = tio.Noise(mean=0, std=drawn.noise.std, seed=drawn.noise.seed)(image[None])[0]
+        generator = torch.Generator().manual_seed(drawn.noise.seed)
+        image = image + drawn.noise.std * torch.randn(image.shape, generator=generator)
     if drawn.blur is not None:
         image = smooth(image, drawn.blur, dimensions=3, border="reflect")
     if drawn.brightness is not None:
@@ -157,5 +158,6 @@ def mirror(image: Tensor, label: Tensor, axes: tuple[int, ...]) -> tuple[Tensor,
     if not axes:
         return image, label
     subject = tio.Subject(image=tio.ScalarImage(tensor=image[None]), label=tio.LabelMap(tensor=label[None]))
-    flipped = tio.Flip(axes=axes, copy=False)(subject)
+    # not called: calling a transform draws from torch's global generator
+    flipped = tio.Flip(axes=axes).apply_transform(subject)
     return flipped["image"].data[0], flipped["label"].data[0]
