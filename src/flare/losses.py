@@ -76,6 +76,10 @@ class DiceCELoss(nn.Module):
         weights = _output_weights(LabelSet.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
+    def weights(self, count: int) -> tuple[float, ...]:
+        """Give the weight of each of `count` resolutions, highest first."""
+        return supervision_weights(count, supervise_lowest=self.supervise_lowest)
+
     def forward(self, outputs: Sequence[Tensor], target: Tensor) -> LossParts:
         """Compare the logits of every resolution with the target reduced to it.
 
@@ -86,9 +90,8 @@ class DiceCELoss(nn.Module):
         Returns:
             The loss and its two parts, weighted over the resolutions.
         """
-        weights = supervision_weights(len(outputs), supervise_lowest=self.supervise_lowest)
         dice = ce = target.new_zeros((), dtype=torch.float32)
-        for logits, weight in zip(outputs, weights, strict=True):
+        for logits, weight in zip(outputs, self.weights(len(outputs)), strict=True):
             if weight == 0:
                 continue
             reduced = reduce_target(target, logits.shape[2:])

@@ -1,0 +1,73 @@
+"""Start a round from its teacher's weights: the same architecture, head rows by class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flare.checkpoints import Checkpoint
+from flare.errors import FlareError
+from flare.labels import LabelSet
+from flare.models.unet import UNet
+
+HEADS = "heads."
+
+
+def start_from_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+    """Copy a teacher's weights into a network of the same architecture, in place.
+
+    A head has one row a class; the rows of classes that the teacher does not know keep their fresh
+    initialisation.
+
+    Args:
+        network: Freshly initialised.
+        teacher: Checkpoint of the round's teacher.
+        labels: The class list of the new round.
+        targets: What the new round trains.
+
+    Raises:
+        FlareError: If architecture or class list are others.
+    """
+    check_teacher(network, teacher, labels=labels, targets=targets)
+    outputs = labels.outputs(targets)
+    pairs = [(outputs.index(c), teacher.outputs.index(c)) for c in outputs if c in teacher.outputs]
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    with torch.no_grad():
+        for key, weights in network.state_dict().items():
+            if key.startswith(HEADS):
+                weights[ours] = teacher.state_dict[key][theirs].to(weights)
+            else:
+                weights.copy_(teacher.state_dict[key])
+
+
+def check_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+    """Refuse a teacher whose weights cannot be copied; heads may differ in their number of classes.
+
+    Args:
+        network: Of the new round; its weights are not looked at and may be on the meta device.
+        teacher: Checkpoint of the round's teacher.
+        labels: The class list of the new round.
+        targets: What the new round trains.
+
+    Raises:
+        FlareError: If it has other layers, or another name for an id that both train.
+    """
+    ours, theirs = _shapes(network.state_dict()), _shapes(teacher.state_dict)
+    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if different:
+        key = different[0]
+        raise FlareError(
+            f"round.init=teacher: {teacher.path} has another architecture ({key} is {theirs.get(key)}, the "
+            f"model's is {ours.get(key)}); choose the teacher's model or round.init=fresh"
+        )
+    for class_id in set(labels.outputs(targets)[1:]) & set(teacher.outputs):
+        name, theirs_name = labels.name_of(class_id), teacher.labels.name_of(class_id)
+        if name != theirs_name:
+            raise FlareError(
+                f"round.init=teacher: class {class_id} is {theirs_name} in {teacher.path}, {name} in classes"
+            )
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor, of a head without its classes."""
+    return {key: tuple(w.shape[1:] if key.startswith(HEADS) else w.shape) for key, w in state.items()}
