@@ -27,7 +27,6 @@ class Tissue(IntEnum):
     STOOL = 41
     CANAL = 42
     SKIN = 43
-    SOFT = 44
 
 
 VERTEBRA_MM = 34.0  # height of a vertebra and its disc

@@ -100,6 +100,16 @@ def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, li
         The finished canvas, its labels before tumors were put in, its grid, and the tumors.
     """
     rng = np.random.default_rng(spec["seed"])
+    anatomy, warp, geometry = place(rng, spec)
+    canvas = _paint(rng, anatomy, warp, geometry, spec)
+    whole = canvas.labels.copy()
+    found = [stamp_tumor(canvas, rng, wanted) for wanted in spec["tumors"]]
+    acquire(canvas.image, rng, blur_vox=spec["blur_vox"], noise_hu=spec["noise_hu"])
+    return canvas, whole, geometry, found
+
+
+def place(rng: np.random.Generator, spec: Mapping[str, Any]) -> tuple[Anatomy, Warp, Geometry]:
+    """Whose anatomy it is, how it is warped, and where the scanner looks."""
     path = spec["anatomy"]
     if "/" not in path:
         path = str(Path(__file__).parent / "maps" / path)
@@ -116,11 +126,7 @@ def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, li
         high_mm=anatomy.top_mm - spec["off_top_mm"],
         tilt_degrees=tuple(spec["tilt_degrees"]),
     )
-    canvas = _paint(rng, anatomy, warp, geometry, spec)
-    whole = canvas.labels.copy()
-    found = [stamp_tumor(canvas, rng, wanted) for wanted in spec["tumors"]]
-    acquire(canvas.image, rng, blur_vox=spec["blur_vox"], noise_hu=spec["noise_hu"])
-    return canvas, whole, geometry, found
+    return anatomy, warp, geometry
 
 
 def _paint(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flare.files import config_hash, read_json, write_json
+from flare.files import config_hash, read_json, remove_partial, write_json
 from flare.phantom.plan import VERSION, plan_cohort
 
 if TYPE_CHECKING:
@@ -124,7 +124,12 @@ def _make(root: Path, plan: Mapping[str, Any], executor: Executor) -> None:
     if not plan:
         return
     from flare.executor import report_failures, run_cases
-    from flare.phantom.case import generate_case
+    from flare.phantom.case import FOLDERS, generate_case
+
+    for name in {RECORDS, *(name for row in FOLDERS.values() for name in row if name)}:
+        remove_partial(root / name)
+    for case_id in plan:
+        _record(root, case_id).unlink(missing_ok=True)
 
     log.info("making %d phantom cases", len(plan))
     jobs = {

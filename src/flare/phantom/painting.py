@@ -46,7 +46,6 @@ TISSUE_HU: dict[Tissue, tuple[float, float, float, float]] = {
     Tissue.STOOL: (10, 10, 10, 20),
     Tissue.CANAL: (25, 28, 30, 4),
     Tissue.SKIN: (-5, 5, 10, 8),
-    Tissue.SOFT: (40, 50, 55, 6),
 }
 
 

@@ -16,6 +16,7 @@ SPARE_HOSTS = ("liver", "spleen", "left_kidney", "right_kidney")
 SEARCH_MM = 3.0  # grid on which centres are looked for
 ATTEMPTS = 6
 SOFT_HU = (-140.0, 170.0)  # a tumor displaces soft tissue and fat, not bone, lung or gas
+LOWEST_HU = 3.0  # a mass is not fat
 ADRIFT = Tissue.FAT  # where tumors outside organs start
 
 
@@ -68,13 +69,14 @@ def stamp_tumor(canvas: Canvas, rng: np.random.Generator, wanted: dict[str, Any]
         return {"host": host, "diameter_mm": 0.0, "contrast_hu": wanted["contrast_hu"], "voxels": 0}
     box, mask = place
     base = canvas.table[CLASS_IDS[host]] if host != OUTSIDE else canvas.table[Tissue.MUSCLE] + 30
-    core = base - wanted["contrast_hu"] + rng.normal(0, 5, mask.shape)
+    contrast = min(wanted["contrast_hu"], float(base) - LOWEST_HU)
+    core = base - contrast + rng.normal(0, 5, mask.shape)
     canvas.image[box][mask] = np.rint(core[mask])
     canvas.labels[box][mask] = CLASS_IDS[TUMOR]
     return {
         "host": host,
         "diameter_mm": round(diameter, 1),
-        "contrast_hu": wanted["contrast_hu"],
+        "contrast_hu": round(contrast, 1),
         "voxels": int(mask.sum()),
     }
 
