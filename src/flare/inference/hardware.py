@@ -11,9 +11,11 @@ import torch
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
-def choose_device() -> torch.device:
-    """Take a GPU if this process sees one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(name: str) -> torch.device:
+    """Resolve `auto`, `cpu` or `cuda`; `auto` is a GPU if this process sees one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

@@ -79,7 +79,7 @@ class Predictor:
         self.spacing_mm, self.interpolation, self.intensity = spacing_mm, interpolation, intensity
         self.patch_size, self.settings = patch_size, settings
         self.flips = flips(settings.tta, mirror_axes)
-        self.device = choose_device()
+        self.device = choose_device(settings.device)
         self.autocast_type = autocast_type(settings.precision, self.device)
         self._ids = np.asarray(outputs, dtype=np.uint8)
         # the long vessels and the esophagus: the classes that annotators, too, follow over a stretch only
@@ -101,7 +101,7 @@ class Predictor:
         """
         network, checkpoint = load_network(path)
         return cls(
-            network.to(choose_device()),
+            network.to(choose_device(settings.device)),
             labels=checkpoint.labels,
             outputs=checkpoint.outputs,
             spacing_mm=checkpoint.spacing_mm,

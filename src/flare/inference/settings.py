@@ -51,6 +51,7 @@ class InferenceSettings:
         memory_mb: Bound on the working memory of the way back.
         precision: `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it.
         body: Thresholds of the body mask.
+        device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
     """
 
     name: str
@@ -63,6 +64,7 @@ class InferenceSettings:
     memory_mb: float
     precision: str
     body: BodyRule
+    device: str = "auto"
 
     @classmethod
     def from_config(cls, cfg: DictConfig | Mapping[str, Any]) -> InferenceSettings:
@@ -96,5 +98,5 @@ class InferenceSettings:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Give what decides the result, as plain values: everything but the memory bound."""
-        return {key: value for key, value in asdict(self).items() if key != "memory_mb"}
+        """Give what decides the result, as plain values: all but the place and memory of the work."""
+        return {key: value for key, value in asdict(self).items() if key not in ("memory_mb", "device")}

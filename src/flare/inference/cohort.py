@@ -1,0 +1,182 @@
+"""Predict many cases, one by one behind the executor; what is done and current is left alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flare.errors import FlareError
+from flare.executor import Executor, LocalExecutor, Outcome, run_cases
+from flare.files import sha256
+from flare.images import read_image, write_labels
+from flare.inference.settings import InferenceSettings
+from flare.journal import Journal
+
+if TYPE_CHECKING:
+    from flare.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Predicted:
+    """What became of a set of cases.
+
+    Attributes:
+        rows: One row per segmented case, by case id: windows, uncovered body voxels, seconds by stage.
+        failures: Cases that could not be segmented, with the reason.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)
+
+
+def segmentation_path(output: Path, case: str) -> Path:
+    """Say where a case's segmentation lies."""
+    return output / f"{case}.nii.gz"
+
+
+def predict_cases(
+    checkpoint: Path,
+    images: Mapping[str, Path],
+    output: Path,
+    *,
+    settings: InferenceSettings,
+    executor: Executor,
+    journal: Journal,
+    components: tuple[int, ...] = (),
+) -> Predicted:
+    """Segment cases into `<case>.nii.gz`, in each image's own geometry.
+
+    Args:
+        checkpoint: The network.
+        images: Case id to image.
+        output: Folder of the segmentations.
+        settings: How to predict.
+        executor: Where the cases run.
+        journal: What is done; a case whose image, checkpoint and settings are unchanged is left alone.
+        components: Ids of the classes of which only the largest component is kept.
+
+    Returns:
+        Rows and failures; of a failed case no segmentation is left.
+
+    Raises:
+        FlareError: If the checkpoint is missing.
+    """
+    if not checkpoint.is_file():
+        raise FlareError(f"checkpoint={checkpoint}: no such file")
+    digest = sha256(checkpoint)
+    config = {"settings": settings.identity(), "components": sorted(components)}
+    inputs: dict[str, dict[str, Path | str]] = {
+        case: {"image": image, "checkpoint": digest} for case, image in images.items()
+    }
+    shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
+    jobs = {
+        case: {"case": case, "image": image, "target": segmentation_path(output, case), **shared}
+        for case, image in images.items()
+        if not journal.is_current(case, inputs[case], config)
+    }
+    failures = []
+    if jobs:
+        executor = _suited(executor, len(jobs), settings)
+    for outcome in run_cases(predict_case, jobs, executor=executor, description="predict"):
+        case = outcome.case_id
+        target = segmentation_path(output, case)
+        if outcome.error is None:
+            journal.record(case, inputs[case], config, {"segmentation": target}, outcome.value)
+            continue
+        failures.append(outcome)
+        if case in journal:
+            target.unlink(missing_ok=True)  # an earlier result of ours, no longer that of this image
+    failed = {outcome.case_id for outcome in failures}
+    rows = [journal.values(case) for case in sorted(images) if case not in failed]
+    _report(rows)
+    return Predicted(rows, failures)
+
+
+def predict_case(
+    case: str,
+    image: Path,
+    target: Path,
+    checkpoint: Path,
+    digest: str,
+    settings: InferenceSettings,
+    components: tuple[int, ...],
+) -> Row:
+    """Read, segment and write one case.
+
+    Args:
+        case: Its id.
+        image: File or DICOM folder.
+        target: File to write.
+        checkpoint: The network.
+        digest: Hash of the checkpoint: a changed file is loaded anew.
+        settings: How to predict.
+        components: Ids of the classes of which only the largest component is kept.
+
+    Returns:
+        What `inference.csv` says of the case.
+    """
+    started = time.perf_counter()
+    volume = read_image(image, case)
+    read = time.perf_counter() - started
+    prediction = load_predictor(checkpoint, digest, settings).predict(volume, components=components)
+    written = time.perf_counter()
+    write_labels(target, prediction.segmentation, volume.geometry)
+    ended = time.perf_counter()
+    seconds = {"read": read, **prediction.seconds, "write": ended - written}
+    return {
+        "case": case,
+        "windows": prediction.windows,
+        "body_found": prediction.body_found,
+        "uncovered_body_vox": prediction.uncovered_body_vox,
+        "seconds": round(sum(seconds.values()), 3),
+        **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
+    }
+
+
+@lru_cache(maxsize=1)
+def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> Predictor:
+    """Load a network once per process.
+
+    Args:
+        checkpoint: The file.
+        digest: Its hash, so that a file that changed counts as another.
+        settings: How to predict.
+
+    Returns:
+        The predictor.
+    """
+    from flare.inference.predictor import Predictor
+
+    return Predictor.from_checkpoint(checkpoint, settings)
+
+
+def _suited(executor: Executor, count: int, settings: InferenceSettings) -> Executor:
+    """Stay in this process for a lone case, which then has every core, and on a GPU."""
+    from flare.inference.hardware import choose_device
+
+    alone = count == 1 or choose_device(settings.device).type == "cuda"
+    return LocalExecutor(workers=0, retries=0) if alone and isinstance(executor, LocalExecutor) else executor
+
+
+def _report(rows: list[Row]) -> None:
+    """Say where no body was found, and where some of it was not looked at."""
+    for row in rows:
+        if not row["body_found"]:
+            log.warning("case %s: no body found, all of the volume counts as body", row["case"])
+    uncovered = [row["case"] for row in rows if row["uncovered_body_vox"]]
+    if uncovered:
+        log.warning(
+            "%d of %d cases have body outside all windows, which becomes background: %s",
+            len(uncovered),
+            len(rows),
+            ", ".join(uncovered[:10]) + (", ..." if len(uncovered) > 10 else ""),
+        )

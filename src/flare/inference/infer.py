@@ -1,0 +1,155 @@
+"""Segment files and folders: the body of `infer.py`, and how a round's teacher predicts its cases."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flare.errors import FlareError
+from flare.executor import Outcome, report_failures
+from flare.files import write_csv
+from flare.images import case_id, find_images
+from flare.inference.cohort import predict_cases
+from flare.inference.settings import InferenceSettings
+from flare.journal import Journal
+from flare.labels import LabelSet
+from flare.runs import lock, run_folder
+
+log = logging.getLogger(__name__)
+
+JOURNAL = Path("journal") / "inference.jsonl"
+CSV = "inference.csv"
+
+
+def infer(cfg: DictConfig) -> dict[str, Any]:
+    """Segment what `input` names into the folder `output`.
+
+    Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
+    segmentations says how each came about.
+
+    Args:
+        cfg: Configuration of the script `infer`.
+
+    Returns:
+        `output` and one row per case as in `inference.csv`.
+
+    Raises:
+        FlareError: If the configuration is refused, before any work; or, after the other cases are done, if
+            some case failed.
+    """
+    settings = InferenceSettings.from_config(cfg)
+    source, output = _folders(cfg)
+    checkpoint = _checkpoint_path(cfg)
+    check_checkpoint(cfg, checkpoint)
+    images, refused = unique_cases(
+        [path for path in find_images(source) if output not in path.resolve().parents]
+    )
+    if not images and not refused:
+        raise FlareError(f"input={source}: holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series")
+    log.info("%d cases to segment", len(images))
+    with lock(output):
+        done = predict_cases(
+            checkpoint,
+            images,
+            output,
+            settings=settings,
+            executor=instantiate(cfg.executor),
+            journal=Journal(output / JOURNAL),
+        )
+        if done.rows:
+            write_csv(output / CSV, done.rows)
+    report_failures([*refused, *done.failures], "infer")
+    return {"output": str(output), "cases": done.rows}
+
+
+def _folders(cfg: DictConfig) -> tuple[Path, Path]:
+    """Read `input` and `output`; refuse what cannot be, or would overwrite its own input."""
+    for key in ("input", "output"):
+        if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
+            raise FlareError(f"{key}: not given; expected {key}=<path>")
+    source, output = Path(cfg.input).resolve(), Path(cfg.output).resolve()
+    if not source.exists():
+        raise FlareError(f"input={cfg.input}: no such file or folder")
+    if output.exists() and not output.is_dir():
+        raise FlareError(f"output={cfg.output}: is a file; expected a folder")
+    if output in (source, source.parent if source.is_file() else source):
+        raise FlareError(f"output={cfg.output}: is where the input lies; expected another folder")
+    return source, output
+
+
+def _checkpoint_path(cfg: DictConfig) -> Path:
+    """Take the named checkpoint, or the last one of the named round in this run."""
+    if cfg.checkpoint is not None:
+        return Path(cfg.checkpoint)
+    if cfg.round.name is None:
+        raise FlareError(
+            "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
+        )
+    path = run_folder(cfg).round(cfg.round.name).last
+    if not path.exists():
+        raise FlareError(
+            f"round={cfg.round.name}: {path} is not there; "
+            f"run `python train.py name={cfg.name} round={cfg.round.name}` first"
+        )
+    return path
+
+
+def check_checkpoint(cfg: DictConfig, path: Path) -> None:
+    """Refuse a checkpoint that does not fit the configuration.
+
+    The class list always has to agree; round and spacing only where a round is chosen, since a checkpoint
+    otherwise brings its own.
+
+    Args:
+        cfg: Composed configuration.
+        path: The checkpoint.
+
+    Raises:
+        FlareError: Naming the key, what the checkpoint has and what was expected.
+    """
+    from flare.checkpoints import load_checkpoint  # torch: only once there is work
+
+    checkpoint = load_checkpoint(path)
+    if checkpoint.labels != (expected := LabelSet.from_config(cfg.classes)):
+        raise FlareError(
+            f"checkpoint={path}: its classes are {_classes(checkpoint.labels)}; "
+            f"the configuration (classes=) has {_classes(expected)}"
+        )
+    if cfg.round.name is None:
+        return
+    for key, found, wanted in (
+        ("round", checkpoint.round, cfg.round.name),
+        ("data.spacing_mm", tuple(checkpoint.spacing_mm), tuple(float(size) for size in cfg.data.spacing_mm)),
+    ):
+        if found != wanted:
+            raise FlareError(f"checkpoint={path}: has {key}={found}; expected {wanted}")
+
+
+def _classes(labels: LabelSet) -> str:
+    """List ids and names."""
+    return ", ".join(f"{entry.id} {entry.name}" for entry in labels.classes)
+
+
+def unique_cases(paths: list[Path]) -> tuple[dict[str, Path], list[Outcome]]:
+    """Name the cases; two of the same id are both refused.
+
+    Args:
+        paths: Images.
+
+    Returns:
+        Case id to path, and a failure for each id that several paths share.
+    """
+    by_id: dict[str, list[Path]] = {}
+    for path in paths:
+        by_id.setdefault(case_id(path), []).append(path)
+    images = {case: found[0] for case, found in by_id.items() if len(found) == 1}
+    refused = [
+        Outcome(case, error=f"several images of this id: {', '.join(map(str, found))}")
+        for case, found in by_id.items()
+        if len(found) > 1
+    ]
+    return images, refused
