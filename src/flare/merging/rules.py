@@ -6,14 +6,14 @@ Reference: method section 4; `paper` is the paper's rule, `gt_first` that of the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple, dataclass
-from functools import cached_property
+from dataclasses import astuple
 
 import numpy as np
 
 from flare.errors import FlareError
 from flare.labels import LabelSet
 from flare.merging.components import components, dilated, shell_of
+from flare.merging.maps import CaseMaps
 from flare.merging.outcome import (
     GROUND_TRUTH,
     NONE,
@@ -74,7 +74,7 @@ def merge_labels(
         return taken_alone(pseudo, PSEUDO, labels)
     if ground_truth is not None and targets == "tumor":
         return taken_alone(ground_truth, GROUND_TRUTH, labels)
-    case = _Case(
+    case = CaseMaps(
         truth=np.zeros_like(pseudo) if ground_truth is None else ground_truth,
         pseudo=pseudo,
         labels=labels,
@@ -94,44 +94,7 @@ def taken_alone(volume: np.ndarray, source: str, labels: LabelSet) -> Merged:
     return Merged(volume.copy(), MergeReport(class_source, counts=counts))
 
 
-@dataclass(frozen=True)
-class _Case:
-    """The arguments of `merge_labels` as the rules use them."""
-
-    truth: np.ndarray
-    pseudo: np.ndarray
-    labels: LabelSet
-    spacing_mm: Sequence[float]
-    annotated: frozenset[int]
-    tumor_is_target: bool
-
-    @cached_property
-    def is_organ(self) -> np.ndarray:
-        """256 booleans, by class id."""
-        return table(self.labels.organs)
-
-    @cached_property
-    def true_tumor(self) -> np.ndarray:
-        """Where the ground truth has tumor."""
-        return self.truth == self.tumor_id
-
-    @cached_property
-    def pseudo_tumor(self) -> np.ndarray:
-        """Where the pseudo labels have tumor."""
-        return self.pseudo == self.tumor_id
-
-    @property
-    def tumor_id(self) -> int:
-        """Id of the tumor class; -1, which no voxel has, if there is none."""
-        return -1 if self.labels.tumor is None else self.labels.tumor
-
-    @cached_property
-    def truth_answers_for_tumors(self) -> bool:
-        """Whether the ground truth says where tumors are: it has some, or its source draws them."""
-        return bool(self.true_tumor.any()) or self.tumor_id in self.annotated
-
-
-def _paper(case: _Case, dilation_mm: float, inside_fraction: float, *, has_truth: bool) -> Merged:
+def _paper(case: CaseMaps, dilation_mm: float, inside_fraction: float, *, has_truth: bool) -> Merged:
     """Steps 1 to 5 of the paper's rule."""
     bearing = _tumor_bearing(case, dilation_mm)
     trusted = tuple(c for c in case.labels.organs if c in case.annotated and c not in bearing)
@@ -159,7 +122,7 @@ def _paper(case: _Case, dilation_mm: float, inside_fraction: float, *, has_truth
     return _reported(case, merged, trusted, bearing, found, overwritten, has_truth=has_truth)
 
 
-def _gt_first(case: _Case) -> Merged:
+def _gt_first(case: CaseMaps) -> Merged:
     """The authors' rule: ground truth wins, pseudo organs fill absent classes, pseudo tumor comes last."""
     known = case.annotated | set(np.flatnonzero(present(case.truth)).tolist())
     absent = table(c for c in case.labels.organs if c not in known)
@@ -178,7 +141,7 @@ def _gt_first(case: _Case) -> Merged:
     return _reported(case, merged, trusted, (), found, overwritten, has_truth=True)
 
 
-def _tumor_bearing(case: _Case, dilation_mm: float) -> tuple[int, ...]:
+def _tumor_bearing(case: CaseMaps, dilation_mm: float) -> tuple[int, ...]:
     """Organs of either map that the dilated ground-truth tumor overlaps (step 1)."""
     reach = dilated(case.true_tumor, dilation_mm, case.spacing_mm)
     if reach is None:
@@ -196,7 +159,7 @@ def _with_trusted(organs: np.ndarray, truth: np.ndarray, trusted: Iterable[int])
     return merged
 
 
-def _set_true_tumor(case: _Case, merged: np.ndarray) -> list[TumorComponent]:
+def _set_true_tumor(case: CaseMaps, merged: np.ndarray) -> list[TumorComponent]:
     """Set the ground-truth tumor, in place and last; in an organ-only round turn it into organ (step 4)."""
     if case.tumor_is_target:
         np.copyto(merged, case.truth, where=case.true_tumor)
@@ -212,7 +175,7 @@ def _set_true_tumor(case: _Case, merged: np.ndarray) -> list[TumorComponent]:
 
 
 def _reported(
-    case: _Case,
+    case: CaseMaps,
     merged: np.ndarray,
     trusted: tuple[int, ...],
     bearing: tuple[int, ...],

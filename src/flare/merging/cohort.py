@@ -1,0 +1,185 @@
+"""Merging every case of a cohort that is new or changed, and the cohort's provenance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flare.cases import Case
+from flare.executor import Executor, Outcome, run_cases
+from flare.files import read_json, remove_partial, sha256
+from flare.journal import Journal
+from flare.labels import LabelSet
+from flare.merging.casework import merge_case
+from flare.merging.provenance import write_provenance
+from flare.merging.settings import MergeRules, PseudoSource
+from flare.runs import RoundFolder
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when the rules or the sidecar change, so that labels merged before are redone
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What there is of one case.
+
+    Args:
+        ground_truth: Annotation, if there is one.
+        pseudo: Pseudo labels, if there are any.
+        declared: Class ids that the annotation's source declares; None if it does not say.
+        pseudo_is_ours: Whether the pseudo labels are an output of ours, known by its hash.
+    """
+
+    ground_truth: Path | None
+    pseudo: Path | None
+    declared: tuple[int, ...] | None = None
+    pseudo_is_ours: bool = False
+
+    def inputs(self) -> dict[str, Path | str]:
+        """What a journal compares."""
+        found: dict[str, Path | str] = {}
+        if self.ground_truth is not None:
+            found["ground_truth"] = self.ground_truth
+        if self.pseudo is not None:
+            found["pseudo"] = sha256(self.pseudo) if self.pseudo_is_ours else self.pseudo
+        return found
+
+
+@dataclass(frozen=True)
+class MergedCohort:
+    """What merging a cohort gave.
+
+    Args:
+        labels: Case id -> merged label file, for every case that has one now.
+        hashes: Case id -> SHA-256 of that file.
+        processed: Cases that were merged in this call; the others were unchanged.
+        failures: Cases that could not be merged, and why.
+        summary: The provenance in short, Markdown.
+    """
+
+    labels: dict[str, Path]
+    hashes: dict[str, str]
+    processed: list[str]
+    failures: list[Outcome]
+    summary: str
+
+
+def merge_round(
+    cases: Sequence[Case],
+    folder: RoundFolder,
+    *,
+    labels: LabelSet,
+    label_map: Mapping[str, int] | None,
+    rules: MergeRules,
+    teacher: PseudoSource,
+    executor: Executor,
+) -> MergedCohort:
+    """Merge the ground truth of a round's cases with the teacher's predictions in the round's folder.
+
+    Args:
+        cases: The round's training cases.
+        folder: Has `predictions/<case>.nii.gz`; gets `labels/`.
+        labels: The class list.
+        label_map: Renumbering of the annotations' ids.
+        rules: How to merge.
+        teacher: Who made the predictions.
+        executor: Where the cases are worked on.
+
+    Returns:
+        The merged cohort; a case without prediction is among its failures.
+    """
+    maps, missing = {}, []
+    for case in cases:
+        prediction = folder.predictions / f"{case.id}.nii.gz"
+        if prediction.is_file():
+            maps[case.id] = Maps(case.label, prediction, case.annotated, pseudo_is_ours=True)
+        else:
+            missing.append(Outcome(case.id, error=f"its teacher's prediction {prediction} does not exist"))
+    return merge_cohort(
+        maps,
+        folder.labels,
+        journal=folder.journal("merge"),
+        labels=labels,
+        label_map=label_map,
+        rules=rules,
+        teacher=teacher,
+        executor=executor,
+        refused=missing,
+    )
+
+
+def merge_cohort(
+    maps: Mapping[str, Maps],
+    output: Path,
+    *,
+    journal: Journal,
+    labels: LabelSet,
+    label_map: Mapping[str, int] | None,
+    rules: MergeRules,
+    teacher: PseudoSource,
+    executor: Executor,
+    refused: Sequence[Outcome] = (),
+) -> MergedCohort:
+    """Merge the cases that are new or changed, and write the provenance of all.
+
+    Args:
+        maps: Case id -> its maps.
+        output: Folder of `<case>.nii.gz`, `<case>.json`, `provenance.csv` and `provenance.md`.
+        journal: What was merged before.
+        labels: The class list.
+        label_map: Renumbering of the annotations' ids.
+        rules: How to merge.
+        teacher: Who made the pseudo labels.
+        executor: Where the cases are worked on.
+        refused: Cases that are known to fail; what was merged for them before is removed.
+    """
+    remove_partial(output)
+    inputs = {case: given.inputs() for case, given in maps.items()}
+    common = {
+        "classes": labels.to_config(),
+        "label_map": None if label_map is None else dict(label_map),
+        "rules": rules.to_config(),
+        "teacher": {"round": teacher.round, "checkpoint_sha256": teacher.checkpoint_sha256},
+    }
+    configs = {case: {**common, "declared": given.declared, "format": FORMAT} for case, given in maps.items()}
+    jobs: dict[str, dict[str, Any]] = {
+        case: {
+            "case": case,
+            "ground_truth": given.ground_truth,
+            "pseudo": given.pseudo,
+            "declared": given.declared,
+            "outputs": _outputs(output, case),
+            **common,
+        }
+        for case, given in maps.items()
+        if not journal.is_current(case, inputs[case], configs[case])
+    }
+    failures = list(refused)
+    for outcome in run_cases(merge_case, jobs, executor=executor, description="merging labels"):
+        if outcome.error is None:
+            case = outcome.case_id
+            journal.record(case, inputs[case], configs[case], _outputs(output, case))
+        else:
+            failures.append(outcome)
+    failed = {f.case_id for f in failures}
+    for case in failed:
+        for path in _outputs(output, case).values():
+            path.unlink(missing_ok=True)
+    done = [case for case in maps if case not in failed]
+    logger.info("labels: %d merged, %d unchanged, %d failed", len(jobs), len(maps) - len(jobs), len(failures))
+    told = [read_json(_outputs(output, case)["provenance"]) for case in done]
+    return MergedCohort(
+        labels={case: _outputs(output, case)["labels"] for case in done},
+        hashes={case: journal.output_hash(case, "labels") for case in done},
+        processed=[case for case in jobs if case not in failed],
+        failures=failures,
+        summary=write_provenance(output, told, labels),
+    )
+
+
+def _outputs(folder: Path, case: str) -> dict[str, Path]:
+    return {"labels": folder / f"{case}.nii.gz", "provenance": folder / f"{case}.json"}

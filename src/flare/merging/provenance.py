@@ -1,0 +1,153 @@
+"""Where each class of a merged label came from: a sidecar a case, one table and a summary a cohort."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flare.files import write_csv, write_text
+from flare.labels import LabelSet
+from flare.merging.outcome import GROUND_TRUTH, NONE, PSEUDO, MergeReport
+
+TABLE = "provenance.csv"
+SUMMARY = "provenance.md"
+FATES = ("kept", "dropped", "superseded", "absorbed")
+
+
+def sidecar(
+    case: str,
+    report: MergeReport,
+    labels: LabelSet,
+    *,
+    rules: Mapping[str, Any],
+    sources: Mapping[str, Mapping[str, Any]],
+    pseudo_name: str,
+) -> dict[str, Any]:
+    """Tell one case's provenance in plain values, classes by name.
+
+    Args:
+        case: The case id.
+        report: What merging found.
+        labels: The class list.
+        rules: The choices it was merged with.
+        sources: Source name -> what is known of it, for every source that had a map; any number.
+        pseudo_name: The name among them that the report's `pseudo` stands for.
+    """
+
+    def named(source: str) -> str:
+        return pseudo_name if source == PSEUDO else source
+
+    def organ(class_id: int) -> str:
+        return labels.name_of(class_id) if class_id else "background"
+
+    classes = {
+        labels.name_of(c): {
+            "id": c,
+            "source": named(report.class_source[c]),
+            "before": {named(s): n for s, n in counts.before.items()},
+            "merged": counts.merged,
+            "filled": counts.merged - counts.taken,
+            "overwritten_by_pseudo_tumor": counts.overwritten,
+        }
+        for c, counts in report.counts.items()
+    }
+    tumors = [
+        {
+            "found_in": named(t.origin),
+            "fate": t.fate,
+            "voxels": t.voxels,
+            "shell_voxels": t.shell_voxels,
+            "shell_organ_fraction": round(t.organ_fraction, 4),
+            "filled_with": organ(t.filled_with) if t.fate != "kept" else None,
+        }
+        for t in report.components
+    ]
+    return {
+        "case": case,
+        "rules": dict(rules),
+        "sources": {name: dict(known) for name, known in sources.items()},
+        "trusted": [labels.name_of(c) for c in report.trusted],
+        "tumor_bearing": [labels.name_of(c) for c in report.tumor_bearing],
+        "classes": classes,
+        "tumors": tumors,
+    }
+
+
+def provenance_row(told: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
+    """Give a case's row of the cohort table.
+
+    Args:
+        told: The case's sidecar.
+        labels: The class list.
+    """
+    fates = Counter(t["fate"] for t in told["tumors"])
+    row: dict[str, Any] = {
+        "case": told["case"],
+        "sources": " + ".join(told["sources"]),
+        "trusted": " ".join(told["trusted"]),
+        "tumor_bearing": " ".join(told["tumor_bearing"]),
+        **{f"tumors_{fate}": fates[fate] for fate in FATES},
+        "overwritten": sum(c["overwritten_by_pseudo_tumor"] for c in told["classes"].values()),
+    }
+    for c in labels.classes:
+        known = told["classes"][c.name]
+        before = known["before"]
+        row |= {
+            f"{c.short}_source": known["source"],
+            f"{c.short}_ground_truth": before.get(GROUND_TRUTH),
+            f"{c.short}_pseudo": next((n for s, n in before.items() if s != GROUND_TRUTH), None),
+            f"{c.short}_merged": known["merged"],
+        }
+    return row
+
+
+def summarise(sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:
+    """Sum a cohort's provenance up in a Markdown table, one row a class.
+
+    Args:
+        sidecars: The sidecar of every case.
+        labels: The class list.
+    """
+    columns = ["class", "cases from ground truth", "cases from teacher", "ground truth", "pseudo", "merged"]
+    columns += ["tumor-bearing cases", "voxels overwritten by pseudo tumors"]
+    lines = [
+        f"{len(sidecars)} cases; voxels before (ground truth, pseudo) and after (merged)",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" * len(columns) + "|",
+    ]
+    for name in labels.names:
+        entries = [s["classes"][name] for s in sidecars]
+        origin = Counter(
+            e["source"] if e["source"] in (GROUND_TRUTH, NONE) else PSEUDO for e in entries if e["merged"]
+        )
+        true = sum(e["before"].get(GROUND_TRUTH, 0) for e in entries)
+        pseudo = sum(n for e in entries for s, n in e["before"].items() if s != GROUND_TRUTH)
+        merged = sum(e["merged"] for e in entries)
+        bearing = sum(name in s["tumor_bearing"] for s in sidecars)
+        overwritten = sum(e["overwritten_by_pseudo_tumor"] for e in entries)
+        cells = [
+            name,
+            origin[GROUND_TRUTH],
+            origin[PSEUDO],
+            *(f"{n:,}" for n in (true, pseudo, merged)),
+        ]
+        lines.append("| " + " | ".join(map(str, [*cells, bearing, overwritten])) + " |")
+    fates = Counter(t["fate"] for s in sidecars for t in s["tumors"])
+    tumors = ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])
+    return "\n".join([*lines, "", f"tumor components: {tumors or 'none judged'}"]) + "\n"
+
+
+def write_provenance(folder: Path, sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:
+    """Write `provenance.csv` and `provenance.md` beside the merged labels.
+
+    Returns:
+        The summary.
+    """
+    rows = [provenance_row(told, labels) for told in sidecars]
+    summary = summarise(sidecars, labels)
+    write_csv(folder / TABLE, rows)
+    write_text(folder / SUMMARY, summary)
+    return summary
