@@ -1,0 +1,1 @@
+"""Scores of a case and of a cohort, lesion-wise detection, statistics, and the paper's tables."""

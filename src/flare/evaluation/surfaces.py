@@ -1,0 +1,146 @@
+"""Surfaces of voxel masks: area of each surface element, and distance from each to another surface.
+
+The same numbers as DeepMind's surface-distance, faster: neighbour codes by shifts instead of a correlation,
+a linear-time distance transform of the cropped box, and double precision only where rounding would decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations, product
+
+import edt
+import numpy as np
+from scipy.spatial import KDTree
+
+from flare.geometry import Spacing
+
+Corner = tuple[int, int, int]
+Normal = tuple[float, float, float]
+
+# A surface element sits where eight voxels meet. The 256 patterns fall into 14 kinds under rotation,
+# reflection and exchange of inside and outside. One pattern of each kind, as its occupied corners, with the
+# triangles that cut it: |normal| along the three axes, its length the triangle's area for unit voxels.
+# Reference: the marching-cubes patterns of DeepMind's surface-distance, reduced by symmetry.
+_SMALL, _MIDDLE, _WIDE, _FACE = (0.125,) * 3, (0.25,) * 3, (0.375,) * 3, (0.5, 0.0, 0.0)
+_EDGE_XY, _EDGE_YZ, _EDGE_XZ = (0.25, 0.25, 0.0), (0.0, 0.25, 0.25), (0.25, 0.0, 0.25)
+_KINDS: tuple[tuple[tuple[Corner, ...], tuple[Normal, ...]], ...] = (
+    ((), ()),
+    (((1, 1, 1),), (_SMALL,)),
+    (((1, 1, 0), (1, 1, 1)), (_EDGE_XY, _EDGE_XY)),
+    (((1, 0, 1), (1, 1, 0)), (_SMALL, _SMALL)),
+    (((0, 1, 1), (1, 0, 0)), (_SMALL, _SMALL)),
+    (((1, 0, 1), (1, 1, 0), (1, 1, 1)), (_SMALL, _MIDDLE, _FACE)),
+    (((0, 1, 1), (1, 0, 1), (1, 1, 0)), (_SMALL, _SMALL, _SMALL)),
+    (((0, 1, 1), (1, 0, 0), (1, 1, 1)), (_EDGE_YZ, _EDGE_YZ, _SMALL)),
+    (((1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)), (_FACE, _FACE)),
+    (((0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)), (_SMALL, _SMALL, _MIDDLE, _MIDDLE)),
+    (((0, 1, 1), (1, 0, 0), (1, 1, 0), (1, 1, 1)), (_EDGE_YZ, _SMALL, _EDGE_XZ, _WIDE)),
+    (((0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)), (_SMALL, _SMALL, _MIDDLE, _FACE)),
+    (((0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1)), (_EDGE_XY,) * 4),
+    (((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1)), (_SMALL,) * 4),
+)
+_NEAR = 1e-5  # relative; single precision of the distance transform is good to 3e-7
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Surface elements of a mask.
+
+    Args:
+        border: Bool, one larger than the mask along each axis: points where eight voxels meet, some of
+            them inside and some outside. Beyond the mask's array all is outside.
+        areas: mm² of each element, in the order of `border`'s true points.
+    """
+
+    border: np.ndarray
+    areas: np.ndarray
+
+
+def surface(mask: np.ndarray, spacing_mm: Spacing) -> Surface:
+    """Find the surface of a mask.
+
+    Args:
+        mask: `(Z, Y, X)` bool.
+        spacing_mm: Voxel size along Z, Y, X.
+    """
+    padded = np.pad(mask, 1).view(np.uint8)
+    along_x = (padded[:, :, :-1] << 1) | padded[:, :, 1:]
+    along_y = (along_x[:, :-1] << 2) | along_x[:, 1:]
+    codes = (along_y[:-1] << 4) | along_y[1:]
+    border = codes + np.uint8(1) > 1  # neither code 0, all outside, nor 255, all inside, which wraps to 0
+    return Surface(border, element_areas(tuple(spacing_mm))[codes[border]])
+
+
+def distances_mm(start: Surface, end: Surface, *, spacing_mm: Spacing, threshold_mm: float) -> np.ndarray:
+    """Distance from each element of one surface to the nearest of another.
+
+    Args:
+        start: Where distances are asked, `n` elements.
+        end: The other surface, not empty, on the same box.
+        spacing_mm: Voxel size along Z, Y, X.
+        threshold_mm: What the distances will be compared with: those within rounding of it are computed
+            again in double precision.
+
+    Returns:
+        `(n,)` float64 mm, in the order of `start`.
+    """
+    field = edt.edt(~end.border, anisotropy=tuple(spacing_mm), parallel=1)
+    distances = field[start.border].astype(np.float64)
+    close = np.flatnonzero(np.abs(distances - threshold_mm) <= _NEAR * threshold_mm)
+    if close.size:
+        points = np.argwhere(start.border)[close]
+        targets = np.argwhere(end.border)
+        nearest = KDTree(targets * spacing_mm).query(
+            points * spacing_mm, distance_upper_bound=threshold_mm * (1 + 2 * _NEAR)
+        )[1]
+        z, y, x = ((targets[nearest] - points) * spacing_mm).T
+        distances[close] = np.sqrt(x * x + y * y + z * z)  # summed as over an x, y, z array
+    return distances
+
+
+def surface_dice(
+    to_end: np.ndarray, to_start: np.ndarray, start: Surface, end: Surface, tolerance_mm: float
+) -> float:
+    """Share of both surfaces that lies within the tolerance of the other (NSD)."""
+    within = start.areas[to_end <= tolerance_mm].sum() + end.areas[to_start <= tolerance_mm].sum()
+    return float(within / (start.areas.sum() + end.areas.sum()))
+
+
+def robust_hausdorff_mm(
+    to_end: np.ndarray, to_start: np.ndarray, start: Surface, end: Surface, percent: float = 95
+) -> float:
+    """The larger of both directions' area-weighted percentile distances (HD95)."""
+    both = ((to_end, start.areas), (to_start, end.areas))
+    return max(_percentile(distances, areas, percent) for distances, areas in both)
+
+
+def _percentile(distances: np.ndarray, areas: np.ndarray, percent: float) -> float:
+    order = np.argsort(distances, kind="stable")
+    share = np.cumsum(areas[order]) / areas.sum()
+    index = min(int(np.searchsorted(share, percent / 100)), len(order) - 1)
+    return float(distances[order[index]])
+
+
+@cache
+def element_areas(spacing_mm: Spacing) -> np.ndarray:
+    """Area of the surface element of each of the 256 neighbour codes.
+
+    Args:
+        spacing_mm: Voxel size along Z, Y, X.
+
+    Returns:
+        `(256,)` mm². Bit `4 z + 2 y + x` counted from the highest belongs to corner (z, y, x).
+    """
+    z, y, x = spacing_mm
+    scale = np.array([y * x, z * x, z * y])
+    areas = np.zeros(256)
+    for corners, normals in _KINDS:
+        for axes in permutations(range(3)):
+            area = sum(float(np.linalg.norm(np.take(n, axes) * scale)) for n in normals)
+            for flips in product((0, 1), repeat=3):
+                moved = [tuple(c[a] ^ f for a, f in zip(axes, flips, strict=True)) for c in corners]
+                code = sum(128 >> (4 * c[0] + 2 * c[1] + c[2]) for c in moved)
+                areas[code] = areas[255 - code] = area
+    return areas
