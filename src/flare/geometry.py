@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from flare.errors import FlareError
+
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
+
+ORDERS = ("linear", "cubic", "nnunet", "nearest")  # of resampling
 
 
 @dataclass(frozen=True)
@@ -109,17 +113,28 @@ class Orientation:
         )
 
 
+RAS = np.diag([-1.0, -1.0, 1.0])  # in LPS, x grows to the left and y to posterior
+
+
 def orientation_to_ras(geometry: Geometry) -> Orientation:
     """The reordering after which X runs to the patient's right, Y to anterior, Z to superior.
 
     An oblique grid is taken to its nearest axes: the assignment of axes with the largest sum of cosines.
     """
-    cosines = geometry.matrix.T[::-1]  # row a: direction (x, y, z in LPS) of our axis a in Z, Y, X order
-    wanted = (2, 1, 0)  # physical component that Z, Y, X shall follow
-    best = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[k], wanted[k]]) for k in range(3)))
-    # in LPS the physical x grows to the left and y to posterior, z to superior: RAS flips x and y
-    signs = (1, -1, -1)
-    flips = tuple(bool(cosines[best[k], wanted[k]] * signs[k] < 0) for k in range(3))
+    return orientation_to(geometry, RAS)
+
+
+def orientation_to(geometry: Geometry, directions: np.ndarray) -> Orientation:
+    """The reordering after which the axes of a grid run as nearly as can be along given directions.
+
+    Args:
+        geometry: The grid.
+        directions: `(3, 3)`, columns the wanted directions of X, Y, Z in LPS.
+    """
+    # row a, column k: cosine between our axis a and the wanted axis k, both in Z, Y, X order
+    cosines = (geometry.matrix.T @ directions)[::-1, ::-1]
+    best = max(permutations(range(3)), key=lambda p: sum(abs(cosines[p[k], k]) for k in range(3)))
+    flips = tuple(bool(cosines[best[k], k] < 0) for k in range(3))
     return Orientation(permutation=best, flips=flips)  # type: ignore[arg-type]
 
 
@@ -140,22 +155,27 @@ def resampled_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Sh
     return tuple(sizes)  # type: ignore[return-value]
 
 
-def resample(array: np.ndarray, shape: Shape, order: str, *, separate_z: bool = True) -> np.ndarray:
+def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int | None = 0) -> np.ndarray:
     """Resample to a shape with the voxel *extents* aligned (half-voxel centres).
 
     Args:
         array: `(Z, Y, X)`.
         shape: Wanted size.
-        order: `linear` (trilinear), `cubic` (spline of order 3 on every axis), `nnunet` (cubic in plane,
-            nearest along z, as nnU-Net does for anisotropic data) or `nearest`.
-        separate_z: For `nnunet` only: whether its rule for anisotropy holds (a spacing ratio above 3);
-            otherwise it is cubic on every axis.
+        order: `linear` (trilinear), `cubic` (spline of order 3 on every axis), `nnunet` (nearest along
+            the axis of anisotropic data, cubic in its planes) or `nearest`.
+        separate_axis: For `nnunet` only: that axis; None where nnU-Net's rule for anisotropy does not
+            hold, which makes it cubic on every axis.
 
     Returns:
         `(Z, Y, X)`, float32; for `nearest` of the input's type.
 
+    Raises:
+        FlareError: If there is no such order.
+
     Reference: method section 5; torch's `align_corners=False`.
     """
+    if order not in ORDERS:
+        raise FlareError(f"data.interpolation: expected one of {list(ORDERS)}, given {order!r}")
     if order == "nearest":
         return array[np.ix_(*(_nearest(n, m) for n, m in zip(array.shape, shape, strict=True)))]
     if tuple(array.shape) == tuple(shape):
@@ -168,12 +188,13 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_z: bool = 
             tensor, size=tuple(shape), mode="trilinear", align_corners=False
         )
         return out[0, 0].numpy()
-    if order == "nnunet" and separate_z:
-        planes = np.stack([_cubic(plane, shape[1:]) for plane in array.astype(np.float32)])
-        return planes[_nearest(array.shape[0], shape[0])]
-    if order in ("cubic", "nnunet"):
-        return _cubic(array.astype(np.float32), shape)
-    raise ValueError(f"data.interpolation: expected linear, cubic or nnunet, given {order!r}")
+    if order == "nnunet" and separate_axis is not None:
+        in_plane = tuple(size for axis, size in enumerate(shape) if axis != separate_axis)
+        planes = np.moveaxis(array.astype(np.float32), separate_axis, 0)
+        smooth = np.stack([_cubic(plane, in_plane) for plane in planes])
+        chosen = smooth[_nearest(array.shape[separate_axis], shape[separate_axis])]
+        return np.ascontiguousarray(np.moveaxis(chosen, 0, separate_axis))
+    return _cubic(array.astype(np.float32), shape)
 
 
 def _nearest(size: int, wanted: int) -> np.ndarray:
@@ -203,4 +224,4 @@ def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarra
     if not any(missing):
         return array, before
     widths = [(b, m - b) for b, m in zip(before, missing, strict=True)]
-    return np.pad(array, widths, constant_values=value), before  # type: ignore[return-value]
+    return np.pad(array, widths, constant_values=value), before

@@ -12,6 +12,7 @@ os.environ.setdefault("ITK_NIFTI_SFORM_PERMISSIVE", "1")
 import numpy as np
 import SimpleITK as sitk
 
+from flare import nifti
 from flare.errors import CaseError
 from flare.geometry import Geometry
 
@@ -35,19 +36,49 @@ def read_geometry(path: Path, case: str) -> Geometry:
 
 
 def reason(error: RuntimeError) -> str:
-    """The last line of ITK's many, which says what went wrong."""
+    """The one line of ITK's many that says what went wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "unknown error"
+    # where in ITK it was raised, and a stale errno
+    lines = [line for line in lines if not line.startswith(("Exception thrown", "Reason:"))]
+    telling = [line for line in lines if "ERROR" in line or line.startswith("[nrrd]")]
+    return (telling[-1:] + lines + ["unknown error"])[0][:200]
 
 
 def series_files(folder: Path, case: str) -> list[str]:
-    """Files of the only DICOM series in a folder, in order along the slice normal."""
+    """Files of the only DICOM series in a folder, in order along the slice normal.
+
+    Raises:
+        CaseError: If there is not exactly one series, or a slice that GDCM would leave out without a word.
+    """
     ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not ids:
         raise CaseError(case, f"{folder} holds no readable DICOM series")
     if len(ids) > 1:
         raise CaseError(case, f"{folder} holds {len(ids)} DICOM series; give each a folder of its own")
-    return list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), ids[0]))
+    names = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), ids[0]))
+    unread = {p.name for p in folder.iterdir() if _is_slice(p)} - {Path(n).name for n in names}
+    if unread:
+        raise CaseError(case, f"{folder} has slices that cannot be read: {', '.join(sorted(unread)[:5])}")
+    return names
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM slice, by its magic number; names say little."""
+    if path.name == "DICOMDIR":
+        return False
+    try:
+        with path.open("rb") as stream:
+            stream.seek(128)
+            return stream.read(4) == b"DICM"
+    except OSError:
+        return False
+
+
+def _is_slice(path: Path) -> bool:
+    """Whether a file of a DICOM folder is meant as a slice, be it damaged."""
+    if not path.is_file() or path.name.startswith("."):
+        return False
+    return path.suffix.lower() == ".dcm" or path.stat().st_size == 0 or is_dicom(path)
 
 
 def _header(path: Path, case: str) -> sitk.ImageFileReader:
@@ -57,6 +88,8 @@ def _header(path: Path, case: str) -> sitk.ImageFileReader:
     name = series_files(path, case)[0] if path.is_dir() else str(path)
     if Path(name).stat().st_size == 0:
         raise CaseError(case, f"{path} is empty")
+    if nifti.is_nifti(path):
+        nifti.read_header(path, case)
     reader = sitk.ImageFileReader()
     reader.SetFileName(name)
     try:
@@ -83,9 +116,10 @@ def _geometry(reader: sitk.ImageFileReader, path: Path, case: str) -> Geometry:
         raise CaseError(
             case, f"{path} has {tuple(size)} voxels (x, y, z); expected at least 2 along each axis"
         )
-    declared = [float(reader.GetMetaData(f"pixdim[{i}]")) for i in (1, 2, 3) if _has(reader, f"pixdim[{i}]")]
-    if min(declared + spacing) <= 0 or not np.isfinite(declared + spacing).all():
-        raise CaseError(case, f"{path} has spacing {tuple(declared or spacing)} mm; expected more than 0")
+    if min(spacing) <= 0 or not np.isfinite(spacing).all():
+        raise CaseError(case, f"{path} has spacing {tuple(spacing)} mm (x, y, z); expected more than 0")
+    if not np.isfinite(origin).all():
+        raise CaseError(case, f"{path} has origin {tuple(origin)} mm (x, y, z); expected finite numbers")
     matrix = _orthonormal(_sform(reader), np.asarray(direction).reshape(3, 3), path, case)
     return Geometry(
         shape=tuple(size[::-1]),
@@ -95,14 +129,10 @@ def _geometry(reader: sitk.ImageFileReader, path: Path, case: str) -> Geometry:
     )
 
 
-def _has(reader: sitk.ImageFileReader, key: str) -> bool:
-    return bool(reader.HasMetaDataKey(key))
-
-
 def _sform(reader: sitk.ImageFileReader) -> np.ndarray | None:
     """Directions as a NIfTI sform states them, columns normalised; None where there is none."""
     rows = [f"srow_{a}" for a in "xyz"]
-    if not all(_has(reader, r) for r in rows) or reader.GetMetaData("sform_code") in ("0", ""):
+    if not all(reader.HasMetaDataKey(r) for r in rows) or reader.GetMetaData("sform_code") in ("0", ""):
         return None
     matrix = np.array([[float(v) for v in reader.GetMetaData(r).split()[:3]] for r in rows])
     norms = np.linalg.norm(matrix, axis=0)
@@ -129,9 +159,9 @@ def _slice_positions(folder: Path, case: str) -> tuple[int, float, tuple[float, 
     """Slice count, gap (mm), first origin and slice direction of a DICOM series.
 
     Raises:
-        CaseError: If gaps are uneven or the stack is sheared (gantry tilt).
+        CaseError: If sizes differ or gaps are uneven.
     """
-    positions, normals = [], []
+    positions, sizes = [], set()
     for name in series_files(folder, case):
         reader = sitk.ImageFileReader()
         reader.SetFileName(name)
@@ -140,23 +170,22 @@ def _slice_positions(folder: Path, case: str) -> tuple[int, float, tuple[float, 
         except RuntimeError as error:
             raise CaseError(case, f"{name} cannot be read: {reason(error)}") from None
         positions.append(np.asarray(reader.GetOrigin())[:3])
-        normals.append(np.asarray(reader.GetDirection()).reshape(3, 3)[:, 2])
-    steps = np.diff(np.stack(positions), axis=0)
-    if len(steps) == 0:
+        sizes.add(reader.GetSize()[:2])
+    if len(positions) == 1:
         raise CaseError(case, f"{folder} holds one slice; expected at least 2")
+    if len(sizes) > 1:
+        raise CaseError(case, f"{folder} has slices of different sizes {sorted(sizes)} (x, y)")
+    steps = np.diff(np.stack(positions), axis=0)
     gaps = np.linalg.norm(steps, axis=1)
     gap = float(gaps.mean())
-    if gap <= 0 or np.abs(gaps - gap).max() > SNAP * max(gap, 1.0):
+    uneven = float(np.abs(gaps - gap).max())
+    if gap <= 0 or uneven > SNAP * max(gap, 1.0):
         raise CaseError(
             case,
             f"{folder} has uneven slice gaps, {gaps.min():.4g} to {gaps.max():.4g} mm: slices are missing "
             "or doubled",
         )
-    normal = steps.sum(axis=0) / np.linalg.norm(steps.sum(axis=0))
-    tilt = 1 - abs(float(normal @ normals[0]))
-    if tilt > SNAP:
-        raise CaseError(
-            case, f"{folder} is sheared by {np.degrees(np.arccos(1 - tilt)):.2f} degrees: gantry tilt"
-        )
+    if uneven > 1e-5:
+        log.warning("case %s: slice gaps are uneven by %.2g mm, snapped", case, uneven)
     x, y, z = (float(v) for v in positions[0])
-    return len(positions), gap, (x, y, z), normal
+    return len(positions), gap, (x, y, z), steps.sum(axis=0) / np.linalg.norm(steps.sum(axis=0))

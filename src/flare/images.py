@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from flare import metaimage, nifti
 from flare.errors import CaseError
 from flare.files import PARTIAL, atomic
-from flare.geometry import Geometry, Volume, orientation_to_ras
-from flare.headers import read_geometry, reason, series_files
+from flare.geometry import Geometry, Volume, orientation_to
+from flare.headers import is_dicom, read_geometry, reason, series_files
 from flare.labels import LabelSet
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -26,19 +27,8 @@ def strip_extension(name: str) -> str:
 
 def case_id(path: Path) -> str:
     """Id of the case that a path holds: file name less extension less `_0000`; a DICOM folder's name."""
-    return strip_extension(Path(path).name).removesuffix("_0000")
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its magic number; names say little."""
-    if path.name == "DICOMDIR" or path.name.lower().endswith(EXTENSIONS):
-        return False
-    try:
-        with path.open("rb") as stream:
-            stream.seek(128)
-            return stream.read(4) == b"DICM"
-    except OSError:
-        return False
+    name = os.path.basename(os.path.abspath(path))  # `.` has a name as well
+    return strip_extension(name).removesuffix("_0000")
 
 
 def find_images(root: Path) -> list[Path]:
@@ -56,10 +46,10 @@ def find_images(root: Path) -> list[Path]:
 def _walk(root: Path) -> Iterator[Path]:
     for folder, inner, names in os.walk(root, followlinks=True):
         inner[:] = sorted(d for d in inner if not d.startswith(PARTIAL))
-        found = [Path(folder) / n for n in sorted(names) if n.lower().endswith(EXTENSIONS)]
+        files = [Path(folder) / n for n in sorted(names) if not n.startswith(".")]  # ._x.nii is no image
+        found = [p for p in files if p.name.lower().endswith(EXTENSIONS)]
         yield from found
-        others = (Path(folder) / n for n in sorted(names) if not n.startswith("."))
-        if not found and any(is_dicom(p) for p in others):
+        if not found and any(is_dicom(p) for p in files):
             yield Path(folder)
 
 
@@ -79,17 +69,19 @@ def read_image(path: Path, case: str | None = None) -> Volume:
     path = Path(path)
     case = case or case_id(path)
     geometry = read_geometry(path, case)
-    array = sitk.GetArrayFromImage(_read(path, case))
+    array = nifti.read_voxels(path, case) if nifti.is_nifti(path) else _read(path, case)
     if tuple(array.shape) != geometry.shape:
         raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
     if np.issubdtype(array.dtype, np.integer):
         lowest, highest = int(array.min()), int(array.max())
         limits = np.iinfo(np.int16)
         fits = limits.min <= lowest and highest <= limits.max
-        return Volume(array.astype(np.int16 if fits else np.float32), geometry)
+        return Volume(array.astype(np.int16 if fits else np.float32, copy=False), geometry)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise CaseError(case, f"{path} has NaN or infinite values; expected finite HU")
-    return Volume(array.astype(np.float32), geometry)
+    return Volume(array, geometry)
 
 
 def read_labels(
@@ -143,12 +135,11 @@ def _lookup(
     """Class id of each value found, or a refusal naming the values."""
     known = {0, *labels.ids}
     given = {str(k): int(v) for k, v in (label_map or {}).items()}
-    table = {}
+    table: dict[int, int] = {}
     for value in found:
-        wanted = given.get(str(value), given.get("rest", None if given else value))
-        if given and wanted is None and value == 0:
-            wanted = 0
-        table[value] = -1 if wanted is None else wanted
+        # background stays background unless the map names it
+        unnamed = 0 if value == 0 else given.get("rest", -1 if given else value)
+        table[value] = given.get(str(value), unnamed)
     bad = sorted(v for v, wanted in table.items() if wanted not in known)
     if bad:
         raise CaseError(
@@ -174,13 +165,12 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
         CaseError: If the grids are not the same set of points within 1e-3 mm, with both values.
     """
     geometry = image if isinstance(image, Geometry) else image.geometry
-    ours, theirs = orientation_to_ras(labels.geometry), orientation_to_ras(geometry)
-    different = theirs.apply_geometry(geometry).differences(ours.apply_geometry(labels.geometry))
+    # to the image's directions, not to RAS: nearest axes are no matter of rounding at 45 degrees
+    orientation = orientation_to(labels.geometry, geometry.matrix)
+    different = geometry.differences(orientation.apply_geometry(labels.geometry))
     if different:
-        raise CaseError(
-            case, "image and label have different grids (both in RAS order): " + "; ".join(different)
-        )
-    return Volume(np.ascontiguousarray(theirs.invert(ours.apply(labels.array))), geometry)
+        raise CaseError(case, "image and label (in its voxel order) differ: " + "; ".join(different))
+    return Volume(np.ascontiguousarray(orientation.apply(labels.array)), geometry)
 
 
 def write_labels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
@@ -204,12 +194,15 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
         sitk.WriteImage(image, str(temporary), useCompression=str(path).endswith(("gz", "nrrd", "mha")))
 
 
-def _read(path: Path, case: str) -> sitk.Image:
+def _read(path: Path, case: str) -> np.ndarray:
+    """Voxels by ITK, `(Z, Y, X)`."""
+    if metaimage.is_metaimage(path):
+        metaimage.check_compression(path, case)
     try:
         if path.is_dir():
             reader = sitk.ImageSeriesReader()
             reader.SetFileNames(series_files(path, case))
-            return reader.Execute()
-        return sitk.ReadImage(str(path))
+            return sitk.GetArrayFromImage(reader.Execute())
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except RuntimeError as error:
         raise CaseError(case, f"{path} cannot be read: {reason(error)}") from None

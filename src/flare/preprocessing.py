@@ -78,8 +78,8 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
     """
     ras, orientation = reorient_to_ras(volume)
     shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
-    separate = is_anisotropic(ras.geometry.spacing_mm) or is_anisotropic(spacing_mm)
-    array = resample(ras.array, shape, order, separate_z=separate)
+    apart = separate_axis(ras.geometry.spacing_mm, spacing_mm)
+    array = resample(ras.array, shape, order, separate_axis=apart)
     limits = np.iinfo(np.int16)
     return Preprocessed(
         np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), ras.geometry, orientation
@@ -87,8 +87,27 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
 
 
 def is_anisotropic(spacing_mm: Spacing) -> bool:
-    """Whether the slices are so thick that nnU-Net treats z apart."""
+    """Whether slices are so thick that nnU-Net treats their axis apart."""
     return max(spacing_mm) / min(spacing_mm) > ANISOTROPY
+
+
+def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
+    """The axis along which nnU-Net takes the nearest slice: the coarsest one of the anisotropic spacing.
+
+    Args:
+        spacing_mm: Voxel size along Z, Y, X before resampling; it is asked first.
+        target_mm: Voxel size after.
+
+    Returns:
+        0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
+
+    Reference: nnU-Net 1.7 `resample_patient`.
+    """
+    for spacing in (spacing_mm, target_mm):
+        if is_anisotropic(spacing):
+            coarsest = [axis for axis in range(3) if spacing[axis] == max(spacing)]
+            return coarsest[0] if len(coarsest) == 1 else None
+    return None
 
 
 def preprocess_labels(volume: Volume, spacing_mm: Spacing) -> np.ndarray:
