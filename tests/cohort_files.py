@@ -27,7 +27,7 @@ def write(
 ) -> Path:
     """Write an image; spacing, origin and direction in ITK's (x, y, z) order."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
+    image = sitk.GetImageFromArray(array, isVector=False)
     if image.GetDimension() == 3:
         image.SetSpacing(spacing)
         image.SetOrigin(geometry.get("origin", (0.0, 0.0, 0.0)))

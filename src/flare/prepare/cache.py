@@ -118,6 +118,7 @@ def store_array(
             chunks=chunks,
             blocks=blocks,
             cparams=cparams,
+            dparams={"nthreads": 1},  # stored in the header: the same bytes on any machine
         )
         extra = {"foreground": sorted(foreground)} if foreground else {}
         stored.schunk.vlmeta[META] = {**(meta or {}), **extra}

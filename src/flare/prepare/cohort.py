@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from flare.cases import Case, write_index
 from flare.errors import FlareError
 from flare.executor import Outcome, report_failures
+from flare.labels import LabelSet
 from flare.prepare.analysis import Analysis, analyse_labels
 from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
 from flare.prepare.index import Index, build_index
@@ -55,6 +56,8 @@ def prepare(cfg: DictConfig) -> Cohort:
         FlareError: If a case was refused, with every such case and reason; or a configuration cannot be.
     """
     cohort = prepare_cohort(cfg)
+    if not cohort.processed:
+        print_label_analysis(cohort.cases, LabelSet.from_config(cfg.classes))
     report_failures(cohort.failures, "prepare")
     return cohort
 
@@ -83,7 +86,8 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
     write_label_analysis(settings.folder.label_analysis, kept, settings.labels)
     write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
     intensity = _statistics(settings, kept.cases)
-    print_label_analysis(kept.cases, settings.labels)
+    if outcomes:
+        print_label_analysis(kept.cases, settings.labels)
     return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
 
 

@@ -154,7 +154,7 @@ def _pair(
         targets = labels.get(case, [])
         if len(targets) > 1:
             found.problems.append(Problem(case, targets[0], f"two labels of the same id: {_both(targets)}"))
-        elif must_have_label and not targets:
+        elif must_have_label and not targets and len(paths) == 1:
             reason = "image without a label under data.labels; should it be under data.unlabeled_images?"
             found.problems.append(Problem(case, paths[0], reason))
         else:

@@ -58,7 +58,7 @@ class PreparedFolder:
 
     def histogram(self, case_id: str) -> Path:
         """A case's foreground intensities."""
-        return self.root / "histograms" / f"{case_id}.npz"
+        return self.arrays / "histograms" / f"{case_id}.npz"
 
     def journal(self, step: str) -> Journal:
         """What is done of one step: `analysis`, `check`, or `cache` (one a spacing)."""

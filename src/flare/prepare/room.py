@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 # measured with benchmarks/cache.py on real CT, rounded up (ours): see docs/benchmarks.md
 BYTES_PER_CACHED_VOXEL = 1.0
-BYTES_PER_CASE = 700_000  # label map and sampled foreground voxels
-SECONDS_PER_MEGAVOXEL = 0.06  # reading gzip, checking and resampling, one core
+BYTES_OF_LABELS = 700_000  # label map and sampled foreground voxels, at most
+SECONDS_PER_MEGAVOXEL = 0.05  # reading gzip, checking and resampling, one core
+SECONDS_PER_CASE = 0.02
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ def estimate(
             if cached:
                 ras = orientation_to_ras(grid).apply_geometry(grid)
                 shape = resampled_shape(ras.shape, ras.spacing_mm, spacing_mm)
-                disk += round(math.prod(shape) * BYTES_PER_CACHED_VOXEL) + BYTES_PER_CASE
-    return Estimate(cases, read_voxels / 1e6 * SECONDS_PER_MEGAVOXEL / max(1, workers), disk)
+                image = math.prod(shape) * BYTES_PER_CACHED_VOXEL
+                disk += round(image + min(image, BYTES_OF_LABELS))
+    seconds = read_voxels / 1e6 * SECONDS_PER_MEGAVOXEL + cases * SECONDS_PER_CASE
+    return Estimate(cases, seconds / max(1, workers), disk)
 
 
 def require_room(folder: Path, needed: Estimate) -> None:
