@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cohort_files import image_array, label_array, write, write_case, write_dicom
+from conftest import CONF
 from flare.cases import read_index, select_cases
 from flare.errors import FlareError
 from flare.files import read_csv, stat_key
@@ -27,25 +29,23 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    """The configuration of prepare.py, composed once: it takes longer than preparing a few cases."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("prepare", ["data=default", "data.name=test", "executor.workers=0"])
+
+
 @pytest.fixture
-def build(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+def build(tmp_path: Path, composed: DictConfig) -> Callable[..., DictConfig]:
     """A configuration for the cohort below `tmp_path`, worked on in this process."""
 
-    def compose(*overrides: str) -> DictConfig:
-        return config(
-            "prepare",
-            "data=default",
-            "data.name=test",
-            f"data.root={tmp_path}",
-            f"data.cache={tmp_path / 'cache'}",
-            "data.labeled_images=images",
-            "data.labels=labels",
-            "data.spacing_mm=[5,2,2]",
-            "executor.workers=0",
-            *overrides,
-        )
+    def override(*overrides: str) -> DictConfig:
+        folders = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}", "data.spacing_mm=[5,2,2]"]
+        folders += ["data.labeled_images=images", "data.labels=labels"]
+        return OmegaConf.unsafe_merge(composed.copy(), OmegaConf.from_dotlist([*folders, *overrides]))
 
-    return compose
+    return override
 
 
 def test_a_cohort_of_all_kinds_and_splits(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
