@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 
 from flare.labels import LabelSet
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+
+# a busy machine is no failure
+settings.register_profile("flare", deadline=None)
+settings.load_profile("flare")
 
 
 @pytest.fixture(scope="session")
