@@ -112,6 +112,15 @@ def test_foreign_ids_and_declared_classes(tmp_path: Path, folders: Any, labels: 
     assert read_labels(tmp_path / "out" / "a.nii.gz", labels).array[0, 0].tolist() == [1, 0, 0, 0, 0]
 
 
+def test_an_empty_label_file_tells_nothing_whatever_is_declared(
+    tmp_path: Path, folders: Any, labels: LabelSet
+) -> None:
+    put(tmp_path / "truth", "a", volume())
+    put(tmp_path / "pseudo", "a", volume(x0=1))
+    folders("data.sources=[{match: a, annotates: [liver]}]")
+    assert read_labels(tmp_path / "out" / "a.nii.gz", labels).array[0, 0].tolist() == [1, 0, 0, 0, 0]
+
+
 def test_another_voxel_order_is_merged_losslessly(tmp_path: Path, folders: Any, labels: LabelSet) -> None:
     order = Orientation((2, 0, 1), (True, False, True))
     truth, pseudo = volume(x0=1, x1=1), volume(x1=1, x2=3)
