@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flare.errors import FlareError
 from flare.evaluation.metrics import PROTOCOLS, ClassScore, rounded, score_case
@@ -19,6 +19,7 @@ from flare.executor import Executor, Outcome, report_failures, run_cases
 from flare.files import write_csv, write_json
 from flare.images import case_id, find_images, match_grid, read_labels
 from flare.labels import LabelSet
+from flare.prepare.sources import read_label_map
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     found = by_case(find_images(references), "references")
     if not found:
         raise FlareError(f"references: no label map below {folder}")
-    label_map = OmegaConf.to_container(cfg.data.label_map) if cfg.data.label_map is not None else None
+    labels = LabelSet.from_config(cfg.classes)
     with closing(instantiate(cfg.executor)) as executor:
         summary = score_folder(
             predictions,
             found,
             output=Path(cfg.output or predictions),
-            labels=LabelSet.from_config(cfg.classes),
+            labels=labels,
             protocol=cfg.protocol,
             executor=executor,
-            label_map=label_map,  # type: ignore[arg-type]
+            label_map=read_label_map(cfg.data.label_map, labels),
         )
     report_failures([Outcome(c, error=reason) for c, reason in summary["failed"].items()], "evaluate")
     return summary

@@ -1,0 +1,93 @@
+"""The paper's tables of efficiency and test results, 6 to 8, with our numbers beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flare.evaluation.published import published
+from flare.evaluation.rendering import Cell, Column, Table, number, write_table
+from flare.files import write_csv
+
+MEASURES = ("DSC", "NSD")
+EFFICIENCY = {
+    "time_s": "time (s)",
+    "max_gpu_mb": "GPU memory (MB)",
+    "gpu_auc": "AUC GPU",
+    "cpu_percent": "CPU (%)",
+    "cpu_auc": "AUC CPU",
+    "ram_mb": "RAM (MB)",
+    "ram_auc": "AUC RAM",
+}
+
+
+def table6(cases: Sequence[Mapping[str, Any]], stem: Path) -> list[dict[str, Any]]:
+    """Write time and GPU memory per case, ours first, then the paper's eight.
+
+    Args:
+        cases: `case`, `size` (x, y, z), `time_s`, `max_gpu_mb`, `gpu_auc`; None or absent without a GPU.
+        stem: Where `.csv`, `.md` and `.tex` go.
+    """
+    keys = ("time_s", "max_gpu_mb", "gpu_auc")
+    lines = [
+        {
+            "source": source,
+            "case": c["case"],
+            "size": "x".join(map(str, c["size"])),
+            **{k: c.get(k) for k in keys},
+        }
+        for source, group in (("ours", cases), ("paper", published()["table6"]))
+        for c in group
+    ]
+    write_csv(stem.with_suffix(".csv"), lines)
+    heads = [Column("source"), Column("case"), Column("size"), *(Column(EFFICIENCY[k], "min") for k in keys)]
+    body = [
+        [Cell(ln["source"]), Cell(str(ln["case"])), Cell(ln["size"]), *(number(ln[k]) for k in keys)]
+        for ln in lines
+    ]
+    write_table(stem, [Table("Efficiency per case", heads, body)])
+    return lines
+
+
+def table7(ours: Mapping[str, float | None], stem: Path) -> list[dict[str, Any]]:
+    """Write average efficiency, ours and the paper's; the keys are those of `EFFICIENCY`."""
+    lines = [
+        {"source": source, **{k: values.get(k) for k in EFFICIENCY}}
+        for source, values in (("ours", ours), ("paper", published()["table7"]))
+    ]
+    return _two_rows(lines, EFFICIENCY, dict.fromkeys(EFFICIENCY, "min"), stem, "Average efficiency", 2)
+
+
+def table8(
+    summary: Mapping[str, Any], stem: Path, *, efficiency: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Write the test result, ours and the paper's: scores from 0 to 1, AUC of GPU memory, seconds.
+
+    Args:
+        summary: What `flare.evaluation.scores` gives on the test cases.
+        stem: Where `.csv`, `.md` and `.tex` go.
+        efficiency: `gpu_auc` and `time_s`, where they were measured.
+    """
+    ours: dict[str, Any] = {f"organ_{m}": summary["organ_mean"][m] for m in MEASURES}
+    ours |= {f"tumor_{m}": (summary["tumor"] or {}).get(m) for m in MEASURES}
+    ours |= {k: (efficiency or {}).get(k) for k in ("gpu_auc", "time_s")}
+    lines = [{"source": "ours", **ours}, {"source": "paper", **published()["table8"]}]
+    heads = {k: EFFICIENCY.get(k, k.replace("_", " ")) for k in ours}
+    best = {k: "min" if k in EFFICIENCY else "max" for k in ours}
+    return _two_rows(lines, heads, best, stem, "Test cases", 4)
+
+
+def _two_rows(
+    lines: list[dict[str, Any]],
+    heads: Mapping[str, str],
+    best: Mapping[str, str],
+    stem: Path,
+    title: str,
+    digits: int,
+) -> list[dict[str, Any]]:
+    write_csv(stem.with_suffix(".csv"), lines)
+    columns = [Column("source"), *(Column(h, best[k]) for k, h in heads.items())]
+    body = [[Cell(ln["source"]), *(number(ln[k], digits) for k in heads)] for ln in lines]
+    write_table(stem, [Table(title, columns, body)])
+    return lines

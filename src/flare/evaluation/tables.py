@@ -1,0 +1,148 @@
+"""The paper's tables of scores, 4 and 5, with our numbers beside: csv, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flare.evaluation.published import published, published_round
+from flare.evaluation.rendering import Cell, Column, Table, beside, number, write_table
+from flare.files import write_csv
+from flare.labels import LabelClass, LabelSet
+
+MEASURES = ("DSC", "NSD")
+SPLITS = ("public", "online", "testing")
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """One row of the ablation table.
+
+    Args:
+        round: `mo` ... `mot3`, or the name of a baseline.
+        cases: Training cases; None where there is no training.
+        summary: What `flare.evaluation.scores` gives.
+        targets: `organs`, `tumor` or `organs_tumor`: what it segments; other cells stay empty.
+    """
+
+    round: str
+    cases: int | None
+    summary: Mapping[str, Any]
+    targets: str = "organs_tumor"
+
+    def percent(self, labels: LabelSet) -> dict[str, float | None]:
+        """`<short>_DSC`, ... and `organ_mean_DSC`, ..., in percent with two digits."""
+        learned = {labels.by_id(i).short for i in labels.outputs(self.targets) if i}
+        values: dict[str, float | None] = {}
+        for m in MEASURES:
+            for c in labels.classes:
+                score = self.summary["classes"][c.short][m] if c.short in learned else None
+                values[f"{c.short}_{m}"] = _percent(score)
+            mean = None if self.targets == "tumor" else self.summary["organ_mean"][m]
+            values[f"organ_mean_{m}"] = _percent(mean)
+        return values
+
+
+def table5(rows: Sequence[AblationRow], labels: LabelSet, stem: Path) -> list[dict[str, Any]]:
+    """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
+
+    Returns:
+        The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
+    """
+    keys = [f"{c}_{m}" for m in MEASURES for c in _shorts(labels)]
+    keys += [f"organ_mean_{m}" for m in MEASURES]
+    lines = []
+    for row in rows:
+        paper = published_round(row.round)
+        theirs = {k: paper.get(k[-3:], {}).get(k[:-4]) for k in keys}
+        line = {"round": row.round, "cases": row.cases, **row.percent(labels)}
+        line["paper_cases"] = paper.get("training_images")
+        lines.append(line | {f"paper_{k}": v for k, v in theirs.items()})
+    columns = ["round", "cases", *keys, "paper_cases", *(f"paper_{k}" for k in keys)]
+    write_csv(stem.with_suffix(".csv"), lines, columns)
+    write_table(stem, [_ablation(lines, labels, m) for m in MEASURES])
+    return lines
+
+
+def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str) -> Table:
+    names = [*_shorts(labels), "organ_mean"]
+    heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
+    rows = []
+    for line in lines:
+        cases = beside(line["cases"], line["paper_cases"], 0)
+        cells = [beside(line[f"{n}_{measure}"], line[f"paper_{n}_{measure}"]) for n in names]
+        rows.append([Cell(line["round"]), cases, *cells])
+    return Table(f"{measure} (%), the paper's in brackets; best of each column in bold", heads, rows)
+
+
+def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> list[dict[str, Any]]:
+    """Write scores per class: our mean and standard deviation over cases beside the paper's three cohorts.
+
+    Args:
+        rows: One a case, as in `metrics.csv`: `<short>_DSC`, ... from 0 to 1; empty or None is not scored.
+        labels: The classes.
+        stem: Where `.csv`, `.md` and `.tex` go.
+    """
+    lines = [_target(c, rows) for c in labels.classes]
+    average: dict[str, Any] = {"target": "average"}
+    for m in MEASURES:
+        means = [line[m] for line in lines if line[m] is not None]
+        average |= {m: float(np.mean(means)) if means else None, f"{m}_std": None}
+    lines = [line | _paper(line["target"]) for line in [*lines, average]]
+    write_csv(stem.with_suffix(".csv"), lines)
+    cohorts = [(m, split) for split in SPLITS for m in MEASURES]
+    heads = ["target", *MEASURES, *(f"paper {split} {m}" for m, split in cohorts)]
+    body = [
+        [
+            Cell(str(line["target"])),
+            *(_spread(line[m], line[f"{m}_std"]) for m in MEASURES),
+            *(_spread(line[f"paper_{s}_{m}"], line.get(f"paper_{s}_{m}_std")) for m, s in cohorts),
+        ]
+        for line in lines
+    ]
+    write_table(stem, [Table("Scores in percent", [Column(h) for h in heads], body)])
+    return lines
+
+
+def _target(c: LabelClass, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation of one class, in percent."""
+    line: dict[str, Any] = {"target": c.short}
+    for m in MEASURES:
+        values = [100 * float(r[f"{c.short}_{m}"]) for r in rows if r[f"{c.short}_{m}"] not in ("", None)]
+        line |= (
+            {m: float(np.mean(values)), f"{m}_std": float(np.std(values))}
+            if values
+            else {m: None, f"{m}_std": None}
+        )
+    return line
+
+
+def _paper(target: str) -> dict[str, Any]:
+    """The paper's Table 4 for one class or the average, as columns."""
+    found = published()["table4"].get(target)
+    columns: dict[str, Any] = {}
+    for split in SPLITS:
+        for m in MEASURES:
+            value = found[split][m] if found else None
+            mean, std = value if isinstance(value, list) else (value, None)
+            columns[f"paper_{split}_{m}"] = mean
+            if split == "public":
+                columns[f"paper_{split}_{m}_std"] = std
+    return columns
+
+
+def _shorts(labels: LabelSet) -> list[str]:
+    return [c.short for c in labels.classes]
+
+
+def _percent(score: float | None) -> float | None:
+    return None if score is None else round(100 * score, 2)
+
+
+def _spread(mean: float | None, std: float | None) -> Cell:
+    cell = number(mean)
+    return cell if std is None else Cell(f"{cell.text}±{std:.2f}", cell.value)

@@ -1,0 +1,111 @@
+"""The paper's tables with our numbers beside them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flare.evaluation.efficiency import table6, table7, table8
+from flare.evaluation.rendering import Cell, Column, Table, beside, number, to_latex, to_markdown
+from flare.evaluation.tables import AblationRow, table4, table5
+from flare.files import read_csv
+from flare.labels import LabelSet
+
+
+def summary(labels: LabelSet, dsc: float, nsd: float, **special: float | None) -> dict[str, Any]:
+    classes = {c.short: {"DSC": special.get(c.short, dsc), "NSD": nsd} for c in labels.classes}
+    return {"classes": classes, "organ_mean": {"DSC": dsc, "NSD": nsd}, "tumor": classes["Lesion"]}
+
+
+def test_table5_has_the_promised_columns(labels: LabelSet, tmp_path: Path) -> None:
+    rows = [
+        AblationRow("mo", 12, summary(labels, 0.5, 0.6), "organs"),
+        AblationRow("mt", 8, summary(labels, 0.1, 0.2), "tumor"),
+        AblationRow("mot3", 18, summary(labels, 0.71235, 0.8, Liver=None)),
+        AblationRow("untrained", None, summary(labels, 0.01, 0.02)),
+    ]
+    table5(rows, labels, tmp_path / "table5")
+    found = read_csv(tmp_path / "table5.csv")
+    columns = list(found[0])
+    assert columns[:4] == ["round", "cases", "Liver_DSC", "RK_DSC"]
+    ours = [c for c in columns if not c.startswith("paper_")]
+    assert ours[-2:] == ["organ_mean_DSC", "organ_mean_NSD"]
+    assert columns == [*ours, *(f"paper_{c}" for c in ours if c != "round")]
+    assert [r["round"] for r in found] == ["mo", "mt", "mot3", "untrained"]
+    mo, mt, mot3, untrained = found
+    assert (mo["cases"], mo["Liver_DSC"], mo["Lesion_DSC"], mo["organ_mean_NSD"]) == (
+        "12",
+        "50.0",
+        "",
+        "60.0",
+    )
+    assert (mt["Liver_DSC"], mt["Lesion_NSD"], mt["organ_mean_DSC"]) == ("", "20.0", "")
+    assert (mot3["Liver_DSC"], mot3["RK_DSC"]) == ("", "71.23")
+    assert (mot3["paper_cases"], mot3["paper_Liver_DSC"], mot3["paper_organ_mean_DSC"]) == (
+        "4000",
+        "97.44",
+        "88.93",
+    )
+    assert (mt["paper_Lesion_NSD"], mt["paper_Liver_DSC"]) == ("24.02", "")
+    assert (untrained["cases"], untrained["paper_organ_mean_DSC"]) == ("", "")
+
+
+def test_table5_shows_the_best_in_bold_with_the_papers_beside(labels: LabelSet, tmp_path: Path) -> None:
+    rows = [AblationRow(n, 4, summary(labels, d, d)) for n, d in (("mo", 0.5), ("mo1", 0.75))]
+    table5(rows, labels, tmp_path / "table5")
+    text = (tmp_path / "table5.md").read_text()
+    assert "| mo | 4 (222) | 50.00 (95.72) |" in text
+    assert "| mo1 | 4 (2200) | **75.00 (96.65)** |" in text
+    assert text.count("| round |") == 2  # DSC and NSD
+    latex = (tmp_path / "table5.tex").read_text()
+    assert r"mo1 & 4 (2200) & \textbf{75.00 (96.65)} &" in latex
+    assert r"DSC (\%)" in latex
+
+
+def test_table4_averages_cases_and_skips_what_is_not_scored(labels: LabelSet, tmp_path: Path) -> None:
+    rows = [
+        {f"{c.short}_{m}": value for c in labels.classes for m in ("DSC", "NSD")} for value in ("0.5", "0.7")
+    ]
+    rows[1]["Lesion_DSC"] = ""
+    lines = table4(rows, labels, tmp_path / "table4")
+    assert lines[0]["DSC"] == pytest.approx(60)
+    assert lines[0]["DSC_std"] == pytest.approx(10)
+    assert lines[13]["DSC"] == pytest.approx(50)
+    assert lines[14]["DSC"] == pytest.approx((13 * 60 + 50) / 14)
+    assert "| Liver | 60.00±10.00 | 60.00±10.00 | 97.46±0.48 |" in (tmp_path / "table4.md").read_text()
+
+
+def test_efficiency_tables_put_the_papers_rows_below(tmp_path: Path) -> None:
+    case = {"case": "a", "size": (64, 64, 20), "time_s": 1.5, "max_gpu_mb": None, "gpu_auc": None}
+    assert len(table6([case], tmp_path / "table6")) == 9
+    text = (tmp_path / "table6.md").read_text()
+    assert "| ours | a | 64x64x20 | **1.50** | - | - |" in text
+    table7({"time_s": 1.5}, tmp_path / "table7")
+    assert "| paper | 26.70 | 2504.60 |" in (tmp_path / "table7.md").read_text()
+
+
+def test_table8_compares_scores_upwards_and_time_downwards(labels: LabelSet, tmp_path: Path) -> None:
+    table8(summary(labels, 0.9, 0.9), tmp_path / "table8", efficiency={"time_s": 20.0})
+    text = (tmp_path / "table8.md").read_text()
+    assert "| ours | **0.9000** | 0.9000 | **0.9000** | **0.9000** | - | 20.0000 |" in text
+    assert "| paper | 0.8968 | **0.9589** | 0.6289 | 0.5169 | 33804.0000 | **18.5300** |" in text
+
+
+def test_a_single_value_is_not_the_best_and_ties_all_are() -> None:
+    columns = [Column("name"), Column("a", "max"), Column("b", "min")]
+    rows = [[Cell("x"), number(1.0), number(2.0)], [Cell("y"), number(None), number(2.0)]]
+    text = to_markdown([Table("t", columns, rows)])
+    assert "| x | 1.00 | **2.00** |" in text
+    assert "| y | - | **2.00** |" in text
+
+
+def test_latex_escapes_what_is_special() -> None:
+    text = to_latex([Table("100 % of a_b", [Column("x & y")], [[Cell("1±2")]])])
+    assert r"100 \% of a\_b" in text
+    assert r"x \& y" in text
+    assert r"1$\pm$2" in text
+
+
+def test_beside_compares_our_number() -> None:
+    assert beside(1.0, 2.0) == Cell("1.00 (2.00)", 1.0)
+    assert beside(None, 2.0) == Cell("- (2.00)", None)
