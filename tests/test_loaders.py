@@ -153,20 +153,31 @@ def test_two_ranks_share_no_sample_and_have_the_same_composition() -> None:
 
 
 def test_workers_give_the_same_batches_in_the_same_order(dataset: PatchDataset) -> None:
-    # one thread here as in the workers, so that sums are taken in the same order
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        inside, outside = (
-            list(StepLoader(dataset, sampler(epoch_length=4), workers=workers, pin_memory=False))
-            for workers in (0, 2)
-        )
-    finally:
-        torch.set_num_threads(threads)
+    inside, outside = (
+        list(StepLoader(dataset, sampler(epoch_length=4), workers=workers, pin_memory=False))
+        for workers in (0, 2)
+    )
     assert len(inside) == 4
     assert all(equal(a, b) for a, b in zip(inside, outside, strict=True))
     assert tuple(inside[0]["image"].shape) == (2, 1, *PATCH)
     assert len(inside[0]["case"]) == 2
+
+
+def test_a_patch_takes_one_thread_and_gives_the_others_back(dataset: PatchDataset) -> None:
+    before = torch.get_num_threads()
+    seen = []
+
+    class Spy(Augmenter):
+        def draw(self, rng: np.random.Generator) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().draw(rng)
+
+    torch.set_num_threads(2)
+    try:
+        replace(dataset, augmenter=Spy(PATCH, dataset.augmenter.settings))[SampleKey(0, 0, 0)]
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_persistent_workers_follow_the_step(dataset: PatchDataset) -> None:
