@@ -73,7 +73,8 @@ class LocalExecutor:
     """Processes on this machine.
 
     A worker that dies (out of memory, killed) costs its case a retry, not the run: cases that were in
-    flight are then run again one at a time, so that the guilty one is known and memory is its own.
+    flight are then run again one at a time, so that the guilty one is known and memory is its own. The
+    others lose nothing by it, whatever `retries` is.
 
     Args:
         workers: Processes; null takes one per core; 0 runs in this process (on a GPU, or to debug).
@@ -94,11 +95,17 @@ class LocalExecutor:
         waiting = deque(jobs.items())
         flying: dict[Future, tuple[str, Job]] = {}
         while waiting or flying:
-            # only as many as there are workers: then what flies when a worker dies is what it was running
-            while waiting and len(flying) < self.workers:
-                case_id, job = waiting.popleft()
-                flying[self._submit(function, job)] = (case_id, job)
+            try:
+                # only as many as there are workers: then what flies when one dies is what it was running
+                while waiting and len(flying) < self.workers:
+                    flying[self._submit(function, waiting[0][1])] = waiting[0]
+                    waiting.popleft()
+            except BrokenProcessPool:  # a worker died since the last look; what flies says so below
+                if not flying:
+                    self.close()
             done, _ = wait(flying, return_when=FIRST_COMPLETED)
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                done, _ = wait(flying)  # all of them went with the pool, or were done before
             suspects = []
             for future in done:
                 case_id, job = flying.pop(future)
@@ -106,10 +113,7 @@ class LocalExecutor:
                     yield _outcome(case_id, *future.result())
                 except BrokenProcessPool:
                     suspects.append((case_id, job))
-            if suspects:
-                suspects += flying.values()
-                flying.clear()
-                yield from self._one_at_a_time(function, suspects)
+            yield from self._one_at_a_time(function, suspects)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -132,10 +136,12 @@ class LocalExecutor:
         self, function: Callable[..., Any], suspects: Sequence[tuple[str, Job]]
     ) -> Iterator[Outcome]:
         """Run cases alone after a worker died; one whose worker dies `retries` times more has failed."""
+        # of several only one is guilty, and only running them alone tells which
+        attempts = max(self.retries, 1) if len(suspects) > 1 else self.retries
         for case_id, job in suspects:
-            for _ in range(self.retries):
+            for _ in range(attempts):
                 self.close()
-                log.warning("case %s: its worker process died, trying again", case_id)
+                log.warning("case %s: a worker process died, running it alone", case_id)
                 try:
                     yield _outcome(case_id, *self._submit(function, job).result())
                     break
@@ -162,7 +168,7 @@ def _attempt(function: Callable[..., Any], job: Job) -> tuple[Any, str | None]:
         return None, error.reason
     except FlareError as error:
         return None, str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.debug("%s", traceback.format_exc())
         place = traceback.extract_tb(error.__traceback__)[-1]
         return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"

@@ -1,0 +1,53 @@
+"""What worker processes run in the tests of the executor; a module of its own, light to import."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from flare.errors import CaseError, FlareError
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def misbehave(how: str) -> None:
+    if how == "case":
+        raise CaseError("case_1", "has one slice")
+    if how == "config":
+        raise FlareError("data.root: no such folder")
+    if how == "exit":
+        raise SystemExit("a library gave up")
+    raise KeyError("missing")
+
+
+def die(record: Path, times: int = 0, after_s: float = 0.0, beside: Path | None = None) -> str:
+    """Note the run in a file; kill the process in the first `times` runs.
+
+    Args:
+        record: Grows by one letter a run.
+        times: How often to die.
+        after_s: When.
+        beside: Wait for the record of another job first.
+    """
+    while beside is not None and not beside.exists():
+        time.sleep(0.02)
+    with record.open("a") as stream:
+        stream.write("x")
+    time.sleep(after_s)
+    if len(record.read_text()) <= times:
+        os._exit(1)
+    return f"process {os.getpid()}"
+
+
+def die_later(after_s: float) -> str:
+    """Return well, then kill the process while it has nothing to do."""
+    threading.Timer(after_s, os._exit, [1]).start()
+    return "well"
+
+
+def threads() -> str:
+    return os.environ["OMP_NUM_THREADS"]
