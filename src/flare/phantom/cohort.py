@@ -40,7 +40,7 @@ def generate_cohort(
 
     Args:
         root: Folder of the cohort.
-        size: As for `plan_cohort`, like all that is not named here.
+        size: As for `plan_cohort`, like the next seven.
         seed: See there.
         counts: See there.
         grids: See there.

@@ -126,23 +126,29 @@ def lay_out(
     low = local[1:, scanned].min(1) - margin_mm
     high = local[1:, scanned].max(1) + margin_mm
     low[0] -= max(0.0, 22.0 + min(margin_mm, 0.0))  # room for the table
-    if matrix is not None:
-        pitch = float(np.clip((high - low).max() / matrix, *in_plane_mm))
-        spacing_mm, shape = (spacing_mm[0], pitch, pitch), [0, matrix, matrix]
-    else:
-        shape = [0, *(int(np.ceil(w / s)) for w, s in zip(high - low, spacing_mm[1:], strict=True))]
-    shape[0] = int((last - first) / spacing_mm[0]) + 1
-    plane = (low + high) / 2 - (np.asarray(shape[1:]) - 1) / 2 * np.asarray(spacing_mm[1:])
+    rows, columns, pitch = _in_plane(high - low, spacing_mm[1], matrix, in_plane_mm)
+    slices = int((last - first) / spacing_mm[0]) + 1
+    plane = (low + high) / 2 - (np.array([rows, columns]) - 1) / 2 * pitch
     # slices are counted down from the last one, so that rounding is lost at the lower end
-    corner = np.array([last - (shape[0] - 1) * spacing_mm[0], *plane])
+    corner = np.array([last - (slices - 1) * spacing_mm[0], *plane])
     origin = axes @ corner + warp.room_centre
     direction = axes[::-1, ::-1] * TO_LPS[:, None]
     return Geometry(
-        shape=(shape[0], shape[1], shape[2]),
-        spacing_mm=spacing_mm,
+        shape=(slices, rows, columns),
+        spacing_mm=(spacing_mm[0], pitch, pitch),
         origin_mm=tuple(float(v) for v in origin[::-1] * TO_LPS),  # type: ignore[arg-type]
         direction=tuple(float(v) for v in direction.ravel()),
     )
+
+
+def _in_plane(
+    extent_mm: np.ndarray, pitch_mm: float, matrix: int | None, range_mm: tuple[float, float]
+) -> tuple[int, int, float]:
+    """Rows, columns and voxel size that cover a field of view."""
+    if matrix is not None:
+        return matrix, matrix, float(np.clip(extent_mm.max() / matrix, *range_mm))
+    rows, columns = np.ceil(extent_mm / pitch_mm).astype(int)
+    return int(rows), int(columns), pitch_mm
 
 
 def voxel_order(code: str) -> Orientation:

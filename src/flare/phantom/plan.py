@@ -74,14 +74,7 @@ def plan_cohort(
     Raises:
         FlareError: If a key has a value that means nothing.
     """
-    if size not in grids:
-        raise FlareError(f"phantom.size: expected one of {sorted(grids)}, given {size!r}")
-    unknown = set(counts) - set(FIRST_NUMBER)
-    if unknown or any(n < 0 or n > 999 for n in counts.values()):
-        raise FlareError(f"phantom.counts: expected 0 to 999 of {list(FIRST_NUMBER)}, given {dict(counts)}")
-    unknown = set(tumors["hosts"]) - {*ORGANS, "outside"}
-    if unknown:
-        raise FlareError(f"phantom.tumors.hosts: expected organs or outside, given {sorted(unknown)}")
+    _check(size, counts, grids, tumors)
     third = _label_map(extra_anatomy)
     plan = {}
     for kind, first in FIRST_NUMBER.items():
@@ -96,6 +89,18 @@ def plan_cohort(
                 **_findings(draw, kind, k, tumors),
             }
     return plan
+
+
+def _check(size: str, counts: Mapping[str, int], grids: Mapping[str, Any], tumors: Mapping[str, Any]) -> None:
+    """Refuse settings that mean nothing."""
+    if size not in grids:
+        raise FlareError(f"phantom.size: expected one of {sorted(grids)}, given {size!r}")
+    unknown = set(counts) - set(FIRST_NUMBER)
+    if unknown or any(n < 0 or n > 999 for n in counts.values()):
+        raise FlareError(f"phantom.counts: expected 0 to 999 of {list(FIRST_NUMBER)}, given {dict(counts)}")
+    unknown = set(tumors["hosts"]) - {*ORGANS, "outside"}
+    if unknown:
+        raise FlareError(f"phantom.tumors.hosts: expected organs or outside, given {sorted(unknown)}")
 
 
 def _label_map(folder: str | Path | None) -> str | None:
