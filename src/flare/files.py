@@ -90,15 +90,16 @@ def sha256(path: Path) -> str:
 
 def config_hash(config: Any) -> str:
     """Short digest of plain values, independent of key order."""
-    text = json.dumps(config, sort_keys=True, default=str)
+    plain = json.loads(json.dumps(config, default=str))  # a map with 5 and "rest" as keys cannot be sorted
+    text = json.dumps(plain, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def stat_key(path: Path) -> list[int]:
-    """Size and modification time (ns) of a file; of a folder, the sum and the latest of its files."""
+    """Size and modification time (ns) of a file; of a folder, the sums over its files and their number."""
     path = Path(path)
     if path.is_dir():
         stats = [p.stat() for p in path.iterdir() if p.is_file()]
-        return [sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0), len(stats)]
+        return [sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats), len(stats)]
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +46,9 @@ class LabelSet:
         ids = [c.id for c in self.classes]
         if len(set(ids)) != len(ids) or any(not 1 <= i <= 255 for i in ids):
             raise FlareError(f"classes: ids must be distinct and in 1..255, given {ids}")
+        shorts = [c.short for c in self.classes]
+        if len(set(shorts)) != len(shorts):
+            raise FlareError(f"classes: short names must be distinct, they name columns; given {shorts}")
         for c in self.classes:
             if c.role not in ("organ", "tumor"):
                 raise FlareError(f"classes.{c.name}.role: expected organ or tumor, given {c.role!r}")
@@ -54,7 +57,15 @@ class LabelSet:
 
     @classmethod
     def from_config(cls, classes: Mapping[str, Mapping[str, Any]]) -> LabelSet:
-        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range}."""
+        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range}.
+
+        Raises:
+            FlareError: If a class lacks a key, or ids, short names or roles are not as they must be.
+        """
+        for name, given in classes.items():
+            missing = [f.name for f in fields(LabelClass) if f.name not in (*given, "name")]
+            if missing:
+                raise FlareError(f"classes.{name}: lacks {', '.join(missing)}")
         found = [
             LabelClass(
                 id=int(c["id"]),
