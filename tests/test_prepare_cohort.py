@@ -357,3 +357,30 @@ def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
     aorta = image[target == labels.id_of("aorta")]
     assert np.percentile(liver, [5, 95]) == pytest.approx([55, 113], abs=2)  # parenchyma only, no fat or lung
     assert aorta.mean() > 150  # contrast in the arteries
+
+
+def test_analysis_names_what_it_leaves_out(
+    tmp_path: Path, build: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path, "a", 1)
+    write_case(tmp_path, "b", 1, 77)
+    write(tmp_path / "images/c_0000.nii.gz", image_array())
+    assert [c.id for c in analyse(build())] == ["a"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "case b is left out" in told
+    assert "case c is left out: image without a label" in told
+
+
+def test_the_phantom_is_made_before_it_is_indexed(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def generate_cohort(root: Path, **settings: object) -> None:
+        asked.update(settings)
+        write_case(root, "made", 1)
+
+    monkeypatch.setattr("flare.phantom.generate_cohort", generate_cohort)
+    cohort = prepare(build("data.name=phantom", "data.phantom.size=demo", "data.phantom.seed=3"))
+    assert [c.id for c in cohort.cases] == ["made"]
+    assert {k: v for k, v in asked.items() if k != "executor"} == {"size": "demo", "seed": 3}

@@ -144,3 +144,13 @@ def test_entries_know_what_their_source_annotates(tmp_path: Path, labels: LabelS
     sources = [{"match": "kits/*", "annotates": ["tumor", "right_kidney"]}]
     found = build(tmp_path, labels, labeled_images="im", labels="la", sources=sources)
     assert [(e.id, e.annotates) for e in found.entries] == [("a", (2, 14)), ("b", None)]
+
+
+def test_paths_are_absolute_so_that_the_index_holds_from_anywhere(
+    tmp_path: Path, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "un/a_0000.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    for root in (".", None):
+        (entry,) = build_index({"root": root, "unlabeled_images": "un"}, labels).entries
+        assert entry.image == tmp_path / "un/a_0000.nii.gz"

@@ -85,7 +85,7 @@ def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
         FlareError: If a required folder is missing, or a source names no class.
     """
     sources = read_sources(data.get("sources"), labels)
-    root = Path(str(data.get("root") or ".")).expanduser()
+    root = Path(str(data.get("root") or ".")).expanduser().absolute()
     found = Index()
     for images_key, labels_key, split in FOLDERS:
         images = _collect(root, data, images_key)
