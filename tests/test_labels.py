@@ -71,7 +71,7 @@ def test_plain_values_there_and_back(labels: LabelSet) -> None:
 
 def test_a_list_of_ones_own() -> None:
     """Ids with gaps, in any order, without a tumor."""
-    own = LabelSet.from_config({"bladder": one(id=20), "uterus": one(id=7)})
+    own = LabelSet.from_config({"bladder": one(id=20), "uterus": one(id=7, short="U")})
     assert own.ids == own.organs == (7, 20)
     assert own.tumor is None
     assert own.outputs("organs_tumor") == (0, 7, 20)
@@ -82,11 +82,11 @@ def test_a_list_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ({"a": one(id=1), "b": one(id=1)}, "distinct"),
+        ({"a": one(id=1), "b": one(id=1, short="Y")}, "ids must be distinct"),
         ({"a": one(id=0)}, r"1\.\.255"),
         ({"a": one(id=256)}, r"1\.\.255"),
         ({"a": one(role="bone")}, r"classes\.a\.role.*'bone'"),
-        ({"a": one(id=1, role="tumor"), "b": one(id=2, role="tumor")}, "at most one"),
+        ({"a": one(id=1, role="tumor"), "b": one(id=2, role="tumor", short="Y")}, "at most one"),
         ({"a": {"id": 1, "short": "A"}}, r"classes\.a.*role"),
         ({"a": one(), "b": one(id=2, short="X")}, "short"),
     ],
