@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,15 @@ class Checkpoint:
         return self.labels.outputs(self.targets)
 
 
+# what the entry holds: all but what the file itself says
+CARRIED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("path", "sha256", "state_dict"))
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line that is not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def read_weights_file(path: Path) -> dict[str, Any]:
     """Read a file of tensors and plain values; nothing in it can run code.
 
@@ -75,8 +84,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {reason}") from None
+        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {_line(error)}") from None
     if not isinstance(content, dict):
         raise FlareError(f"checkpoint={path}: expected a dictionary, found {type(content).__name__}")
     return content
@@ -95,6 +103,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint={path}: not a checkpoint of flare (no entry {KEY!r}); see flare.convert"
         )
     carried = content[KEY]
+    missing = [k for k in CARRIED if k not in carried]
+    if missing:
+        raise FlareError(f"checkpoint={path}: its entry {KEY!r} lacks {missing}")
     state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
     return Checkpoint(
         path=path,
@@ -119,18 +130,34 @@ def build_network(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         FlareError: If the config names anything but a network class, or the weights do not fit.
     """
+    where = f"checkpoint={checkpoint.path}"
     arguments = dict(checkpoint.config["model"]["net"])
     arguments.pop("_convert_", None)
-    target = arguments.pop("_target_")
-    if not target.startswith(NETWORKS):
-        raise FlareError(f"checkpoint={checkpoint.path}: refuses to build {target!r}; expected {NETWORKS}")
+    network_class = _network_class(str(arguments.pop("_target_")), where)
     arguments |= {"classes": checkpoint.classes, "targets": checkpoint.targets}
-    network = get_class(target)(**arguments)
+    try:
+        network = network_class(**arguments)
+    except TypeError as error:
+        raise FlareError(
+            f"{where}: model.net does not fit {network_class.__name__}: {_line(error)}"
+        ) from None
     try:
         network.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
-        raise FlareError(f"checkpoint={checkpoint.path}: weights do not fit {target}: {error}") from None
+        raise FlareError(f"{where}: weights do not fit its model.net: {_line(error)}") from None
     return network.eval()
+
+
+def _network_class(target: str, where: str) -> type[nn.Module]:
+    """The class that a checkpoint names, if it is a network of ours or MONAI's."""
+    try:
+        found = get_class(target) if target.startswith(NETWORKS) else None
+    except Exception as error:  # whatever an import may raise
+        raise FlareError(f"{where}: cannot build {target!r}: {_line(error)}") from None
+    # what such a module imports from elsewhere is reached under its name, too
+    if found is None or not issubclass(found, nn.Module) or not found.__module__.startswith(NETWORKS):
+        raise FlareError(f"{where}: refuses to build {target!r}; expected a network of {NETWORKS}")
+    return found
 
 
 def load_network(path: Path) -> tuple[nn.Module, Checkpoint]:
