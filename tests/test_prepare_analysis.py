@@ -34,8 +34,8 @@ def test_kinds(labels: LabelSet, present: tuple, annotated: tuple, kind: str) ->
 
 
 def test_a_class_list_without_tumor_has_complete_cases() -> None:
-    organ = {"short": "A", "role": "organ", "tolerance_mm": 1, "slice_range": False}
-    two = LabelSet.from_config({"a": {"id": 3, **organ}, "b": {"id": 7, **organ}})
+    organ = {"role": "organ", "tolerance_mm": 1, "slice_range": False}
+    two = LabelSet.from_config({"a": {"id": 3, "short": "A", **organ}, "b": {"id": 7, "short": "B", **organ}})
     assert kind_of((3, 7), (3, 7), two) == "organs_complete"
     assert kind_of((3,), (3,), two) == "partial"
 
