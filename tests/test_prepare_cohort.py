@@ -33,7 +33,9 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 def composed() -> DictConfig:
     """The configuration of prepare.py, composed once: it takes longer than preparing a few cases."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("prepare", ["data=default", "data.name=test", "executor.workers=0"])
+        cfg = compose("prepare", ["data=default", "data.name=test", "executor.workers=0"])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
 
 
 @pytest.fixture
@@ -178,7 +180,6 @@ def test_a_class_list_of_ones_own(tmp_path: Path, build: Callable[..., DictConfi
     write_case(tmp_path, "a", 7, 40)
     organ = {"role": "organ", "tolerance_mm": 2, "slice_range": False}
     cfg = build()
-    OmegaConf.set_struct(cfg, False)
     cfg.classes = {
         "lung": {"id": 7, "short": "Lung", **organ},
         "heart": {"id": 40, "short": "Heart", **organ},
