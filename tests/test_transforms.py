@@ -143,6 +143,19 @@ def test_low_resolution_removes_detail_but_not_in_z() -> None:
     assert lower_resolution(image, 0.5, keep_z=False).std() < 1e-4
 
 
+@pytest.mark.parametrize("keep_z", [True, False])
+def test_low_resolution_equals_scipys_spline_in_space(keep_z: bool) -> None:
+    image = noise_image()
+    small = [max(1, round(n * 0.6)) for n in PATCH]
+    small[0] = PATCH[0] if keep_z else small[0]
+    kept = [np.floor((np.arange(m) + 0.5) * n / m).astype(int) for n, m in zip(PATCH, small, strict=True)]
+    reduced = image.numpy()[np.ix_(*kept)]
+    factors = [n / m for n, m in zip(PATCH, small, strict=True)]
+    expected = ndimage.zoom(reduced, factors, order=3, mode="nearest", grid_mode=True)
+    expected = expected.clip(reduced.min(), reduced.max())
+    np.testing.assert_allclose(lower_resolution(image, 0.6, keep_z=keep_z).numpy(), expected, atol=2e-5)
+
+
 def test_low_resolution_keeps_smooth_patterns_in_place() -> None:
     ramp = torch.linspace(-1, 1, 32).expand(PATCH).contiguous()
     result = lower_resolution(ramp, 0.6, keep_z=True)

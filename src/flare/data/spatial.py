@@ -74,12 +74,26 @@ def smooth(array: Tensor, sigma: float, *, dimensions: int, border: str) -> Tens
     """
     for axis in range(array.ndim - dimensions, array.ndim):
         identity = np.eye(array.shape[axis], dtype=np.float32)
-        matrix = torch.from_numpy(ndimage.gaussian_filter1d(identity, sigma, axis=0, mode=border))
-        if axis == array.ndim - 1:
-            array = array @ matrix.T
-        else:
-            array = (matrix @ array.flatten(axis + 1)).view(array.shape)
+        matrix = ndimage.gaussian_filter1d(identity, sigma, axis=0, mode=border)
+        array = apply_along(array, axis, torch.from_numpy(matrix))
     return array
+
+
+def apply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Multiply every line of an array along one axis by a matrix.
+
+    Args:
+        array: Any shape.
+        axis: From 0.
+        matrix: `(n, array.shape[axis])`.
+
+    Returns:
+        The same shape but for `n` along the axis.
+    """
+    if axis == array.ndim - 1:
+        return array @ matrix.T
+    product: Tensor = matrix @ array.flatten(axis + 1)
+    return product.unflatten(-1, array.shape[axis + 1 :])
 
 
 def source_box(grid: Tensor, patch_size: Shape, *, cubic: bool) -> tuple[Shape, Shape]:

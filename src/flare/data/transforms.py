@@ -16,6 +16,7 @@ from flare.data.draws import Augmentation, draw_augmentation, mirror_axes
 from flare.data.spatial import (
     IMAGE_INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
+    apply_along,
     resample_image,
     resample_label,
     sampling_grid,
@@ -144,15 +145,21 @@ def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
     Returns:
         `(Z, Y, X)` float32 within the range of the reduced image.
     """
-    array = image.numpy()
-    for axis in range(1 if keep_z else 0, 3):
-        size = array.shape[axis]
+    axes = range(1 if keep_z else 0, 3)
+    reduced = image
+    for axis in axes:
+        size = image.shape[axis]
         small = max(1, round(size * zoom))
-        nearest = np.floor((np.arange(small) + 0.5) * size / small).astype(int)
-        array = array.take(nearest, axis=axis)
-    factors = [full / reduced for full, reduced in zip(image.shape, array.shape, strict=True)]
-    enlarged = ndimage.zoom(array, factors, order=3, mode="nearest", grid_mode=True)
-    return torch.from_numpy(enlarged.clip(array.min(), array.max()))
+        nearest = np.floor((np.arange(small) + 0.5) * size / small)
+        reduced = reduced.index_select(axis, torch.from_numpy(nearest.astype(int)))
+    enlarged = reduced
+    for axis in axes:
+        # splines are linear in their data: what one makes of the unit vectors is all that it does
+        units = np.eye(reduced.shape[axis], dtype=np.float32)
+        factors = (image.shape[axis] / reduced.shape[axis], 1)
+        matrix = ndimage.zoom(units, factors, order=3, mode="nearest", grid_mode=True)
+        enlarged = apply_along(enlarged, axis, torch.from_numpy(matrix))
+    return enlarged.clamp(*reduced.aminmax())
 
 
 def mirror(image: Tensor, label: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
