@@ -51,7 +51,11 @@ def compose_rounds(names: Sequence[str], overrides: Sequence[str]) -> list[Round
         FlareError: If a name is no round, or rounds teach each other in a circle.
     """
     forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN_KEYS]
-    rounds = {name: Round(name, _compose([*forwarded, f"round={name}"])) for name in names}
+    known = sorted(p.stem for p in (CONF / "round").glob("*.yaml"))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise FlareError(f"rounds: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
+    rounds = {name: Round(name, _compose([*forwarded, f"round={name}", "ckpt_path=auto"])) for name in names}
     ordered: list[Round] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -95,15 +99,28 @@ def require_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()
     Raises:
         FlareError: With the command that makes the teacher.
     """
-    if cfg.labels.source != "hybrid" or cfg.round.teacher in planned:
+    if cfg.labels.source != "hybrid" or (cfg.round.checkpoint is None and cfg.round.teacher in planned):
         return
     path = teacher_checkpoint(cfg, run)
     if path is None:
         raise FlareError(
             f"round={cfg.round.name}: hybrid labels need a teacher: set round.teacher or round.checkpoint"
         )
-    if not Path(path).exists():
-        raise FlareError(
-            f"round={cfg.round.name} needs its teacher's checkpoint {path}, which does not exist: run "
-            f"`python train.py round={cfg.round.teacher} name={cfg.name}` with the same overrides first"
-        )
+    if Path(path).is_file():
+        return
+    if cfg.round.checkpoint is not None:
+        raise FlareError(f"round.checkpoint={path}: no such file (round={cfg.round.name})")
+    raise FlareError(
+        f"round={cfg.round.name} needs its teacher's checkpoint {path}, which does not exist: run "
+        f"`python train.py round={cfg.round.teacher} name={cfg.name}` with the same overrides first"
+    )
+
+
+def check_rounds(rounds: Sequence[Round], run: RunFolder) -> None:
+    """Refuse, before any work, rounds whose teachers are neither planned nor there.
+
+    Raises:
+        FlareError: With the command that makes the teacher.
+    """
+    for number, item in enumerate(rounds):
+        require_teacher(item.cfg, run, [r.name for r in rounds[:number]])

@@ -152,14 +152,6 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
-def public_config(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration for trackers and checkpoints: without `data.*` paths and `paths.*` (privacy)."""
-    config = plain_config(cfg)
-    config.pop("paths", None)
-    config["data"] = {k: v for k, v in config["data"].items() if k in PUBLIC_DATA}
-    return config
-
-
 # everything of `data` that is a number or a choice; folders, sources and file names stay on the machine
 PUBLIC_DATA = (
     "name",
@@ -172,6 +164,24 @@ PUBLIC_DATA = (
     "tumor_fraction",
     "augmentation",
 )
+
+
+def public_config(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration for trackers and checkpoints: no path of the machine is in it (privacy)."""
+    config = plain_config(cfg)
+    config.pop("paths", None)
+    config["data"] = {k: v for k, v in config["data"].items() if k in PUBLIC_DATA}
+    return _without_paths(config)
+
+
+def _without_paths(value: Any) -> Any:
+    """Plain values with file names blanked: a teacher's checkpoint, a trainer's folder."""
+    if isinstance(value, dict):
+        return {k: _without_paths(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(v) for v in value]
+    is_path = isinstance(value, str) and ("/" in value or "\\" in value)
+    return None if is_path else value
 
 
 def record_environment(folder: Path, cfg: DictConfig) -> None:
