@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
         "spacing_mm": [4.0, 3.0, 3.0],
         "interpolation": "linear",
         "intensity": {"lower": -150.0, "upper": 250.0, "mean": 50.0, "std": 60.0},
-        "patch_size": [8, 16, 16],
+        "patch_size": [16, 24, 24],
         "mirror_axes": [0, 1, 2],
         "round": "mo",
         "config": {"model": OmegaConf.to_container(cfg.model, resolve=True)},
@@ -68,7 +68,15 @@ def run(config, checkpoint, tmp_path):
     def start(*overrides, checkpoint=checkpoint):
         given = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "executor.workers=0"]
         return infer(
-            config("infer", f"checkpoint={checkpoint}", "inference.body.minimum_ml=1", *given, *overrides)
+            config(
+                "infer",
+                f"checkpoint={checkpoint}",
+                "inference.body.minimum_ml=1",
+                "inference.precision=32",
+                "tta=none",
+                *given,
+                *overrides,
+            )
         )
 
     return start
@@ -112,10 +120,10 @@ def test_what_is_done_is_left_alone_until_image_weights_or_settings_change(run, 
     assert done == ["a", "b", "b"]
     run("inference.memory_mb=5")
     assert done == ["a", "b", "b"]
-    run("tta=none")
+    run("tta=tta4")
     assert done == ["a", "b", "b", "a", "b"]
     (tmp_path / "out" / "a.nii.gz").unlink()
-    run("tta=none")
+    run("tta=tta4")
     assert done == ["a", "b", "b", "a", "b", "a"]
 
 
@@ -183,9 +191,10 @@ def test_an_empty_folder_is_refused(run, tmp_path):
         run()
 
 
+@pytest.mark.slow
 def test_a_dicom_series_is_one_case(run, real_data, tmp_path):
     series = real_data / "slab_dicom" / "series"
-    result = run(f"input={series}", "tta=none", "inference=fast")
+    result = run(f"input={series}", "inference=fast")
     assert [row["case"] for row in result["cases"]] == ["series"]
     written = sitk.ReadImage(str(tmp_path / "out" / "series.nii.gz"))
     assert written.GetSize() == (512, 512, 20)
@@ -204,7 +213,9 @@ def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint
     from flare.inference.components import keep_largest
 
     image = write_ct(tmp_path / "a.nii.gz", shape=(10, 40, 40))
-    settings = InferenceSettings.from_config(config("infer", "inference=dense", "tta=none"))
+    settings = InferenceSettings.from_config(
+        config("infer", "inference=dense", "tta=none", "inference.precision=32")
+    )
     executor = LocalExecutor(workers=0, retries=0)
     results = []
     for components in ((), tuple(range(1, 14))):
@@ -231,7 +242,12 @@ def test_the_script_exits_with_one_and_one_line_and_works_in_processes(checkpoin
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"")
     command = [
         *(sys.executable, str(ROOT / "infer.py"), f"checkpoint={checkpoint}", f"input={tmp_path / 'in'}"),
-        *(f"output={tmp_path / 'out'}", "executor.workers=2", f"paths.outputs={tmp_path / 'runs'}"),
+        *(
+            f"output={tmp_path / 'out'}",
+            "executor.workers=2",
+            "inference.precision=32",
+            f"paths.outputs={tmp_path / 'runs'}",
+        ),
     ]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 1

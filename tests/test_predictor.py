@@ -1,9 +1,10 @@
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from flare.geometry import Geometry, Orientation, Volume
 from flare.inference.predictor import Predictor
@@ -78,6 +79,40 @@ def test_a_one_hot_network_gives_the_classes_back_exactly(labels, shape, average
     prediction = predictor(one_hot, labels, settings, tuple(range(15))).predict(volume(truth))
     np.testing.assert_array_equal(prediction.segmentation, truth)
     assert prediction.segmentation.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 16), (5, 40, 33), (21, 17, 50)])
+def test_dense_with_all_flips_is_nnunets_weighted_mean_of_logits(labels, shape):
+    rng = np.random.default_rng(4)
+    array = rng.normal(size=shape).astype(np.float32)
+    weights = torch.tensor(rng.normal(size=(3, 1, 3, 3, 3)), dtype=torch.float32)
+
+    def network(patch):
+        return torch.nn.functional.conv3d(patch, weights, padding=1)
+
+    widths = [max(0, width - size) for size, width in zip(shape, PATCH, strict=True)]
+    padded = np.pad(array, [(width // 2, width - width // 2) for width in widths])
+    impulse = np.zeros(PATCH)
+    impulse[4, 8, 8] = 1
+    gaussian = gaussian_filter(impulse, [1, 2, 2], mode="constant")
+    gaussian[gaussian == 0] = gaussian[gaussian > 0].min()
+    total, weight = np.zeros((3, *padded.shape)), np.zeros(padded.shape)
+    steps = []
+    for size, width in zip(padded.shape, PATCH, strict=True):
+        count = int(np.ceil((size - width) / (width / 2))) + 1
+        steps.append([int(np.round((size - width) / max(count - 1, 1) * i)) for i in range(count)])
+    for z, y, x in product(*steps):
+        window = (slice(z, z + 8), slice(y, y + 16), slice(x, x + 16))
+        logits = np.zeros((3, *PATCH))
+        for flipped in product((False, True), repeat=3):
+            axes = [axis for axis in range(3) if flipped[axis]]
+            patch = torch.from_numpy(np.flip(padded[window], axes).copy())[None, None]
+            logits += np.flip(network(patch)[0].numpy(), [axis + 1 for axis in axes]) / 8
+        total[(slice(None), *window)] += logits * gaussian
+        weight[window] += gaussian
+    inside = tuple(slice(width // 2, width // 2 + size) for size, width in zip(shape, widths, strict=True))
+    ours = predictor(network, labels, replace(DENSE, tta="tta8"), (0, 1, 2)).average_maps(array)
+    np.testing.assert_allclose(ours, (total / weight)[(slice(None), *inside)], atol=1e-5)
 
 
 def test_probabilities_are_averaged_not_logits(labels):
