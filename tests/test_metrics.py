@@ -152,6 +152,8 @@ def test_200_random_pairs_agree_with_the_challenges_rules_to_four_digits(labels:
         ours = score(labels, reference, prediction, spacing_mm=spacing)
         theirs = challenge_scores(reference.T, prediction.T, spacing[::-1], tolerances)
         assert [(s.dsc, s.nsd) for s in ours.values()] == theirs, seed
+        detailed = score(labels, reference, prediction, spacing_mm=spacing, details=True)
+        assert [(s.dsc, s.nsd) for s in detailed.values()] == theirs, seed
         kinds["absent"] += sum(t in ((0, 0), (1, 1)) for t in theirs)
         kinds["below"] += sum(t[0] > 0 and t[1] == 0 for t in theirs)
         kinds["scored"] += sum(0 < t[1] < 1 for t in theirs)

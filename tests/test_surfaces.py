@@ -79,6 +79,17 @@ def test_distances_at_the_threshold_are_decided_in_double_precision() -> None:
     assert surface_dice(there, back, start, end, 3.0) == 0.5
 
 
+def test_search_and_distance_transform_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((9, 10, 11)) < 0.1 for _ in range(2))
+    start, end = surface(a, (2.5, 0.8, 0.8)), surface(b, (2.5, 0.8, 0.8))
+    whole = distances_mm(start, end, spacing_mm=(2.5, 0.8, 0.8), threshold_mm=2)
+    monkeypatch.setattr("flare.evaluation.surfaces._VOXELS_PER_POINT", 0)
+    near = distances_mm(start, end, spacing_mm=(2.5, 0.8, 0.8), threshold_mm=2, beyond=False)
+    np.testing.assert_allclose(near, np.where(whole <= 2, whole, np.inf), rtol=1e-6)
+    assert np.isinf(near).any()
+
+
 def test_hausdorff_percentile_is_weighted_by_area() -> None:
     distances, areas = np.array([3.0, 0.0, 1.0]), np.array([1.0, 90.0, 9.0])
     element = type("Areas", (), {"areas": areas})

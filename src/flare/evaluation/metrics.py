@@ -155,7 +155,9 @@ def _compare(
     if dsc < LOWEST_DSC and not details:
         return dsc, 0.0, None
     start, end = surface(r, spacing_mm), surface(p, spacing_mm)
-    to_p = distances_mm(start, end, spacing_mm=spacing_mm, threshold_mm=tolerance_mm)
-    to_r = distances_mm(end, start, spacing_mm=spacing_mm, threshold_mm=tolerance_mm)
+    to_p, to_r = (
+        distances_mm(a, b, spacing_mm=spacing_mm, threshold_mm=tolerance_mm, beyond=details)
+        for a, b in ((start, end), (end, start))
+    )
     nsd = 0.0 if dsc < LOWEST_DSC else surface_dice(to_p, to_r, start, end, tolerance_mm)
     return dsc, nsd, robust_hausdorff_mm(to_p, to_r, start, end) if details else None
