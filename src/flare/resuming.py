@@ -80,6 +80,16 @@ def start_afresh(folder: RoundFolder, key: str) -> None:
     write_json(_key_file(folder), {"key": key})
 
 
+def mark_trained(folder: RoundFolder, key: str) -> None:
+    """Note that the training of this key is complete and what it left."""
+    folder.journal("train").record("train", {"key": key}, {}, {"checkpoint": folder.last})
+
+
+def is_trained(folder: RoundFolder, key: str) -> bool:
+    """Whether the training of this key is complete and its last checkpoint is still what it left."""
+    return folder.journal("train").is_current("train", {"key": key}, {})
+
+
 def _key_file(folder: RoundFolder) -> Path:
     """Where the key of the training in a folder is noted."""
     return folder.checkpoints / "training.json"

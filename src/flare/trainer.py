@@ -1,9 +1,7 @@
-"""Lightning's trainer for a round: precision, callbacks, loggers, and the warnings nobody can act upon."""
+"""Lightning's trainer for a round: precision, callbacks, loggers."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,24 +13,11 @@ from flare.callbacks import TrainingTable
 from flare.errors import FlareError
 from flare.inference.hardware import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.labels import LabelSet
+from flare.messages import hide_messages
 from flare.runs import RoundFolder
 from flare.saving import AtomicCheckpointIO
 
 PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}
-HIDDEN_WARNINGS = (
-    # patches are prepared by `data.workers`; on a machine of few cores the training needs the rest
-    ".*does not have many workers.*",
-    # its csv is overwritten when a round resumes; the table that lasts is training.csv
-    ".*Experiment logs directory .* exists and is not empty.*",
-    # the folder of a round exists before its training does
-    ".*Checkpoint directory .* exists and is not empty.*",
-    # a CPU was asked for
-    ".*GPU available but not used.*",
-    # then a step is logged by no logger; the epoch is
-    ".*is smaller than the logging interval.*",
-    # raised within Lightning by its own use of torch
-    ".*isinstance\\(treespec, LeafSpec\\).*",
-)
 
 
 def build_trainer(cfg: DictConfig, folder: RoundFolder, *, has_validation: bool) -> pl.Trainer:
@@ -43,7 +28,7 @@ def build_trainer(cfg: DictConfig, folder: RoundFolder, *, has_validation: bool)
         folder: The round's folder; callbacks find it as the trainer's `default_root_dir`.
         has_validation: Whether there are labelled validation cases.
     """
-    _hide_messages()
+    hide_messages()
     callbacks = [instantiate(settings) for settings in (cfg.callbacks or {}).values()]
     callbacks.append(TrainingTable(LabelSet.from_config(cfg.classes)))
     loggers = [instantiate(c, save_dir=str(folder.root / "logs")) for c in (cfg.logger or {}).values()]
@@ -80,10 +65,3 @@ def choose_precision(precision: str, accelerator: str) -> str:
     if precision.startswith("bf16") and not on_gpu and not cpu_flags() & CPU_BF16_FLAGS:
         raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
     return precision
-
-
-def _hide_messages() -> None:
-    """Hide Lightning's warnings that a user cannot act upon, and its notes on hardware and services."""
-    for message in HIDDEN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

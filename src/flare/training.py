@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,12 +25,12 @@ from flare.files import read_csv
 from flare.inference.settings import InferenceSettings
 from flare.labelling import TrainingSet, build_training_set
 from flare.labels import LabelSet
-from flare.models.building import build_module
+from flare.models.building import build_loss, build_module, build_network
 from flare.models.transfer import check_teacher, start_from_teacher
 from flare.models.unet import check_patch_size
 from flare.prepare import prepare_cohort
 from flare.preprocessing import Intensity
-from flare.resuming import start_afresh, starting_point, training_key
+from flare.resuming import mark_trained, start_afresh, starting_point, training_key
 from flare.rounds import require_teacher, teacher_checkpoint
 from flare.runs import RoundFolder, RunFolder, lock, record_environment, run_folder
 from flare.trainer import build_trainer, choose_precision
@@ -76,9 +77,9 @@ def check_configuration(cfg: DictConfig, run: RunFolder) -> None:
         FlareError: Naming the config key.
     """
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
-        network = instantiate(cfg.model.net)
+        network = build_network(cfg)
     check_patch_size(list(cfg.data.patch_size), network.divisors)
-    instantiate(cfg.loss, classes=cfg.classes, targets=cfg.labels.targets)
+    build_loss(cfg)
     choose_precision(str(cfg.trainer.precision), str(cfg.trainer.accelerator))
     InferenceSettings.from_config(cfg)
     if cfg.round.init not in ("fresh", "teacher"):
@@ -119,9 +120,10 @@ def train_round(
         pl.seed_everything(int(cfg.seed), verbose=False)
         validation = [case for case in cases if case.split == "validation" and case.is_labeled]
         if not validation:
-            log.info(
-                "no labelled validation case: validation and the choice of a best checkpoint are left out"
-            )
+            log.info("no labelled validation case: no validation, and no best checkpoint")
+        trainer = build_trainer(cfg, folder, has_validation=bool(validation))
+        # Lightning leaves validation out on a process without a case, and the others would wait for it
+        validation *= math.ceil(trainer.world_size / max(len(validation), 1))
         items = {case: CaseArrays(*paths) for case, paths in training.items.items()}
         data = FlareDataModule(cfg, items, validation=validation, intensity=intensity)
         module = build_module(cfg, intensity)
@@ -129,8 +131,9 @@ def train_round(
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round)
             start_from_teacher(module.net, teacher, labels=module.labels, targets=cfg.labels.targets)
-        trainer = build_trainer(cfg, folder, has_validation=bool(validation))
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        if is_first:
+            mark_trained(folder, training_key(cfg, training.key))
     return _result(folder)
 
 

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from flare.data.draws import mirror_axes
+from flare.errors import FlareError
 from flare.inference.hardware import autocast_type
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
 from flare.labels import LabelSet
+from flare.losses import DiceCELoss
 from flare.models.module import SegmentationModule
+from flare.models.unet import UNet
 from flare.prepare.sources import read_label_map
 from flare.preprocessing import Intensity
 from flare.runs import git_revision, public_config
+
+
+def build_network(cfg: DictConfig) -> UNet:
+    """Build the network of a round with fresh weights.
+
+    Raises:
+        FlareError: If `model.net` is no network.
+    """
+    with own_refusals():
+        return instantiate(cfg.model.net)
+
+
+def build_loss(cfg: DictConfig) -> DiceCELoss:
+    """Build the loss of a round.
+
+    Raises:
+        FlareError: If a value of `loss` is out of range.
+    """
+    with own_refusals():
+        return instantiate(cfg.loss, classes=cfg.classes, targets=cfg.labels.targets)
+
+
+@contextmanager
+def own_refusals() -> Iterator[None]:
+    """Let a refusal of ours through as it is, which Hydra would wrap into several lines."""
+    try:
+        yield
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FlareError):
+            raise error.__cause__ from None
+        raise
 
 
 def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
@@ -42,8 +78,8 @@ def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
         "git_revision": git_revision(),
     }
     return SegmentationModule(
-        instantiate(cfg.model.net),
-        instantiate(cfg.loss, classes=cfg.classes, targets=cfg.labels.targets),
+        build_network(cfg),
+        build_loss(cfg),
         optimizer=instantiate(cfg.model.optimizer),
         scheduler=instantiate(cfg.model.scheduler),
         predictor=partial(make_predictor, carried=carried, settings=InferenceSettings.from_config(cfg)),

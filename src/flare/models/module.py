@@ -17,6 +17,7 @@ from flare.checkpoints import KEY
 from flare.data.loaders import Batch
 from flare.labels import LabelSet
 from flare.losses import DiceCELoss, LossParts
+from flare.messages import hide_messages
 from flare.models.unet import UNet
 from flare.models.validation import CasePredictor, Scores, mean_scores, score_case
 
@@ -61,6 +62,10 @@ class SegmentationModule(pl.LightningModule):
         self.scores: dict[str, Scores] = {}
         for head, weight in zip(reversed(net.heads), loss.weights(len(net.heads)), strict=True):
             head.requires_grad_(weight > 0)
+
+    def setup(self, stage: str) -> None:
+        """Hide Lightning's messages in every process that trains."""
+        hide_messages()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make the optimizer and its schedule."""

@@ -1,0 +1,243 @@
+"""A round trained on a tiny cohort: what it leaves, that it resumes to the bit, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flare.checkpoints import load_checkpoint, load_network
+from flare.errors import FlareError
+from flare.files import read_csv
+from flare.losses import DiceCELoss
+from flare.prepare import Cohort
+from flare.runs import RoundFolder, lock, run_folder
+from flare.training import check_configuration, train
+from tiny_round import TINY, configuration, train_tiny, write_cohort
+
+Trained = tuple[dict[str, Any], RoundFolder]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
+    return write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A round of two epochs, without interruption."""
+    return train_tiny(cohort, tmp_path_factory.mktemp("whole"))
+
+
+def weights_and_momentum(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint that a further step depends on."""
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["optimizer_states"][0]["state"]
+    momentum = {f"momentum.{index}": entry["momentum_buffer"] for index, entry in state.items()}
+    return {**checkpoint["state_dict"], **momentum}
+
+
+def assert_same_training(first: RoundFolder, second: RoundFolder) -> None:
+    one, other = weights_and_momentum(first.last), weights_and_momentum(second.last)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    tables = [read_csv(folder.training_csv) for folder in (first, second)]
+    for row in (row for table in tables for row in table):
+        del row["patches_per_s"]
+    assert tables[0] == tables[1]
+
+
+def test_a_round_leaves_checkpoints_table_and_configuration(trained: Trained) -> None:
+    result, folder = trained
+    assert result["checkpoint"] == str(folder.last)
+    assert result["best"] == str(folder.best)
+    assert {path.name for path in folder.checkpoints.iterdir()} >= {"last.ckpt", "best.ckpt"}
+    assert folder.config.exists()
+    rows = read_csv(folder.training_csv)
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "3"), ("1", "6")]
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.05, 0.05 * 0.5**0.9], rel=1e-5)
+    for row in rows:
+        difference = float(row["train/ce"]) - float(row["train/dice"])
+        assert float(row["train/loss"]) == pytest.approx(difference, abs=1e-4)
+        assert float(row["patches_per_s"]) > 0
+        assert row["val/dsc/aorta"] == ""  # nowhere annotated
+        organs = (float(row["val/dsc/liver"]) + float(row["val/dsc/spleen"])) / 2
+        assert float(row["val/dsc_mean"]) == pytest.approx(organs, abs=1e-5)
+    assert result["metrics"]["train/loss"] == float(rows[-1]["train/loss"])
+
+
+def test_a_checkpoint_loads_safely_and_carries_what_inference_needs(trained: Trained, cohort: Cohort) -> None:
+    network, checkpoint = load_network(trained[1].last)
+    assert checkpoint.outputs == tuple(range(15))
+    assert checkpoint.spacing_mm == (3, 2, 2)
+    assert checkpoint.patch_size == (8, 16, 16)
+    assert checkpoint.mirror_axes == (0, 1, 2)
+    assert cohort.intensity is not None
+    assert checkpoint.intensity == cohort.intensity.to_dict()
+    assert checkpoint.round is None
+    assert "root" not in checkpoint.config["data"]
+    assert "paths" not in checkpoint.config
+    assert network(torch.zeros(1, 1, 8, 16, 16)).shape == (1, 15, 8, 16, 16)
+
+
+def test_a_round_stopped_in_an_epoch_ends_with_the_same_bits(
+    trained: Trained, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    forward, calls = DiceCELoss.forward, []
+
+    def until_the_fifth_of_six(self: DiceCELoss, *inputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise StoppedError
+        return forward(self, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiceCELoss, "forward", until_the_fifth_of_six)
+        with pytest.raises(StoppedError):
+            train_tiny(cohort, tmp_path)
+    torch.rand(7)  # whatever else global generators were used for
+    _, resumed = train_tiny(cohort, tmp_path, "ckpt_path=auto")
+    assert_same_training(trained[1], resumed)
+
+
+def test_a_round_continued_after_its_first_epoch_ends_with_the_same_bits(
+    trained: Trained, cohort: Cohort, tmp_path: Path
+) -> None:
+    # E of the schedule stays 2: only the end of the training moves
+    train_tiny(cohort, tmp_path, "trainer.max_epochs=1", "model.scheduler.decay_epochs=2")
+    _, continued = train_tiny(cohort, tmp_path, "ckpt_path=last")
+    assert_same_training(trained[1], continued)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_round import prepare_cohort, configuration, train_tiny
+if __name__ == "__main__":
+    root, outputs = map(Path, sys.argv[2:4])
+    train_tiny(prepare_cohort(configuration(root, root)), outputs, *sys.argv[4:])
+"""
+
+
+def start_process(cohort: Cohort, outputs: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    """Train in a process of its own."""
+    script = outputs.with_suffix(".py")
+    script.write_text(SCRIPT)
+    arguments = [Path(__file__).parent, cohort.folder.root.parent, outputs, *overrides]
+    return subprocess.Popen([sys.executable, str(script), *map(str, arguments)])
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_bits_with_workers(
+    trained: Trained, cohort: Cohort, tmp_path: Path
+) -> None:
+    overrides = ("data.workers=2", "ckpt_path=auto")
+    process = start_process(cohort, tmp_path / "out", *overrides)
+    folder = RoundFolder(tmp_path / "out" / "default" / "rounds" / "all")
+    deadline = time.monotonic() + 120
+    while not folder.last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for_lock(folder)
+    _, resumed = train_tiny(cohort, tmp_path / "out", *overrides)
+    assert_same_training(trained[1], resumed)
+
+
+def wait_for_lock(folder: RoundFolder) -> None:
+    """Workers of a killed process may hold its lock until they notice, within seconds."""
+    for _ in range(60):
+        try:
+            with lock(folder.checkpoints):
+                return
+        except FlareError:
+            time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_global_batch(cohort: Cohort, tmp_path: Path) -> None:
+    # with cross entropy alone the mean over both halves is the mean over the whole
+    common = ("loss.dice_weight=0", "data.oversample_foreground=1")
+    _, alone = train_tiny(cohort, tmp_path / "one", *common, "data.batch_size=4")
+    pair = (*common, "data.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    assert start_process(cohort, tmp_path / "two", *pair, "trainer.strategy=ddp_spawn").wait(240) == 0
+    shared = RoundFolder(tmp_path / "two" / "default" / "rounds" / "all")
+    one, two = (weights_and_momentum(folder.last) for folder in (alone, shared))
+    for key, weights in one.items():
+        torch.testing.assert_close(two[key], weights, rtol=1e-3, atol=1e-5)
+    first, second = read_csv(alone.training_csv), read_csv(shared.training_csv)
+    for row, other in zip(first, second, strict=True):
+        for name in ("train/loss", "val/dsc_mean"):
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-2, abs=1e-3)
+
+
+def test_without_labelled_validation_cases_there_is_no_best(cohort: Cohort, tmp_path: Path) -> None:
+    result, folder = train_tiny(cohort, tmp_path, "trainer.max_epochs=1", validate=False)
+    assert result["best"] is None
+    assert folder.last.exists()
+    assert read_csv(folder.training_csv)[0]["val/dsc_mean"] == ""
+
+
+def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path) -> None:
+    once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "model.optimizer.lr=0")
+    train_tiny(cohort, tmp_path, *once, "round=mo", "model=tiny", "seed=1", *TINY[3:7], validate=False)
+    pupil = ("round=mo1", "model=tiny", *TINY[3:7], "labels.source=ground_truth")
+    _, taught = train_tiny(cohort, tmp_path, *once, *pupil, "round.init=teacher", validate=False)
+    run = run_folder(configuration(tmp_path, tmp_path))
+    teacher, started = (load_checkpoint(run.round(name).last).state_dict for name in ("mo", "mo1"))
+    assert all(torch.equal(teacher[key], started[key]) for key in teacher)
+    assert taught.root.name == "mo1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.patch_size=[8,16,18]"], "data.patch_size: size 18 along x is no multiple of the network's 4"),
+        (["round.init=warm"], "round.init=warm: expected fresh or teacher"),
+        (["+loss.class_weights.lung=2"], "loss.class_weights: no class is named 'lung'"),
+        (["round=mo1", "model=tiny"], "python train.py round=mo name=default"),
+        (["restore=cubic"], "restore=cubic"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    cfg = configuration(tmp_path, tmp_path, *overrides, *TINY[3:7])
+    with pytest.raises(FlareError, match=message):
+        train(cfg)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+    once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    _, folder = train_tiny(cohort, tmp_path, *once, validate=False)  # round=null
+    pupil = ("round=mo1", "model=tiny", *TINY[3:7], "round.init=teacher", f"paths.outputs={tmp_path}")
+    named = run_folder(configuration(tmp_path, tmp_path)).round("mo")
+    named.checkpoints.mkdir(parents=True)
+    os.link(folder.last, named.last)
+    run = run_folder(configuration(tmp_path, tmp_path))
+    with pytest.raises(FlareError, match=r"round.teacher=mo: .* is a checkpoint of round None"):
+        check_configuration(configuration(tmp_path, tmp_path, *pupil), run)
+    chosen = (*pupil, f"round.checkpoint={folder.last}")
+    check_configuration(configuration(tmp_path, tmp_path, *chosen), run)
+    with pytest.raises(FlareError, match=r"data.spacing_mm"):
+        check_configuration(configuration(tmp_path, tmp_path, *chosen, "data.spacing_mm=[4,2,2]"), run)
+    with pytest.raises(FlareError, match="another architecture"):
+        check_configuration(
+            configuration(tmp_path, tmp_path, *chosen, "model.net.convolutions_per_stage=3"), run
+        )
+
+
+def test_two_trainings_of_one_round_refuse_each_other(cohort: Cohort, tmp_path: Path) -> None:
+    folder = run_folder(configuration(tmp_path, tmp_path)).round(None)
+    with lock(folder.checkpoints), pytest.raises(FlareError, match="in use"):
+        train_tiny(cohort, tmp_path)
