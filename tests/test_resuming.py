@@ -1,0 +1,110 @@
+"""Where a training starts, and which trainings are the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from flare.errors import FlareError
+from flare.resuming import is_trained, mark_trained, start_afresh, starting_point, training_key
+from flare.runs import RoundFolder
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RoundFolder:
+    made = RoundFolder(tmp_path / "rounds" / "mo")
+    made.checkpoints.mkdir(parents=True)
+    return made
+
+
+def test_by_default_a_training_starts_from_the_beginning(folder: RoundFolder) -> None:
+    folder.last.write_text("weights")
+    assert starting_point(None, folder, "key") is None
+
+
+def test_last_needs_a_checkpoint(folder: RoundFolder) -> None:
+    with pytest.raises(FlareError, match=r"ckpt_path=last: .*last.ckpt does not exist"):
+        starting_point("last", folder, "key")
+    folder.last.write_text("weights")
+    assert starting_point("last", folder, "key") == folder.last
+
+
+def test_a_path_is_taken_and_a_wrong_one_refused(folder: RoundFolder, tmp_path: Path) -> None:
+    other = tmp_path / "other.ckpt"
+    with pytest.raises(FlareError, match=r"other.ckpt does not exist"):
+        starting_point(str(other), folder, "key")
+    other.write_text("weights")
+    assert starting_point(str(other), folder, "key") == other
+
+
+def test_auto_resumes_the_same_training_only(folder: RoundFolder) -> None:
+    assert starting_point("auto", folder, "key") is None
+    start_afresh(folder, "key")
+    assert starting_point("auto", folder, "key") is None  # nothing saved yet
+    folder.last.write_text("weights")
+    assert starting_point("auto", folder, "key") == folder.last
+    assert starting_point("auto", folder, "another") is None
+
+
+def test_a_new_training_moves_earlier_checkpoints_out_of_its_way(folder: RoundFolder) -> None:
+    folder.last.write_text("last")
+    folder.best.write_text("best")
+    start_afresh(folder, "key")
+    assert not folder.last.exists()
+    assert not folder.best.exists()
+    assert folder.last.with_name("last.previous.ckpt").read_text() == "last"
+    assert folder.best.with_name("best.previous.ckpt").read_text() == "best"
+
+
+def test_a_complete_training_is_known_until_its_checkpoint_or_key_changes(folder: RoundFolder) -> None:
+    folder.last.write_text("weights")
+    assert not is_trained(folder, "key")
+    mark_trained(folder, "key")
+    assert is_trained(folder, "key")
+    assert not is_trained(folder, "another")
+    folder.last.write_text("other weights")
+    assert not is_trained(folder, "key")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "model=large",
+        "model.optimizer.lr=0.02",
+        "trainer.max_epochs=2",
+        "data.patch_size=[32,128,160]",
+        "data.augmentation.noise.probability=0.2",
+        "labels.targets=organs",
+        "round.init=teacher",
+        "loss.smooth=1",
+    ],
+)
+def test_what_decides_the_weights_changes_the_key(override: str, config: Compose) -> None:
+    plain = training_key(config("train", "data=phantom"), "data")
+    assert training_key(config("train", "data=phantom", override), "data") != plain
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.log_every_n_steps=1",
+        "trainer.check_val_every_n_epoch=5",
+        "paths.outputs=elsewhere",
+        "data.workers=7",
+        "logger=tensorboard",
+        "tta=none",
+        "inference=fast",
+    ],
+)
+def test_what_only_shows_or_predicts_does_not(override: str, config: Compose) -> None:
+    plain = training_key(config("train", "data=phantom"), "data")
+    assert training_key(config("train", "data=phantom", override), "data") == plain
+
+
+def test_other_data_changes_the_key(config: Compose) -> None:
+    cfg = config("train", "data=phantom")
+    assert training_key(cfg, "one") != training_key(cfg, "other")

@@ -1,0 +1,98 @@
+"""Scores of whole cases: only where a class is defined, averaged over cases, then over organs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flare.cases import Case
+from flare.errors import CaseError
+from flare.geometry import Geometry, Volume
+from flare.images import write_image, write_labels
+from flare.labels import LabelSet
+from flare.models.validation import mean_scores, score_case
+
+GRID = Geometry((2, 3, 4), (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+
+
+@dataclass
+class Answer:
+    segmentation: np.ndarray
+
+
+class Fixed:
+    """A predictor that always says the same."""
+
+    def __init__(self, segmentation: np.ndarray) -> None:
+        self.segmentation = segmentation
+
+    def predict(self, volume: Volume) -> Any:
+        assert volume.array.shape == self.segmentation.shape
+        return Answer(self.segmentation)
+
+
+def case_of(folder: Path, reference: np.ndarray | None) -> Case:
+    write_image(folder / "a_0000.nii.gz", np.zeros(GRID.shape, np.int16), GRID)
+    label = None
+    if reference is not None:
+        label = folder / "a.nii.gz"
+        write_labels(label, reference, GRID)
+    return Case("a", folder / "a_0000.nii.gz", label, "validation", "partial", (), ())
+
+
+def test_only_trained_classes_of_the_annotation_are_scored(tmp_path: Path, labels: LabelSet) -> None:
+    reference = np.zeros(GRID.shape, np.uint8)
+    reference[0, 0] = labels.id_of("liver")  # four voxels
+    reference[1, 0] = labels.id_of("aorta")
+    reference[1, 2] = labels.id_of("tumor")
+    segmentation = np.zeros(GRID.shape, np.uint8)
+    segmentation[0, 0, :3] = labels.id_of("liver")  # three of them
+    segmentation[0, 1, :2] = labels.id_of("spleen")  # nowhere annotated
+    case = case_of(tmp_path, reference)
+    organs = labels.outputs("organs")
+    scores = score_case(Fixed(segmentation), case, labels=labels, outputs=organs, label_map=None)
+    assert scores == {"liver": pytest.approx(6 / 7), "aorta": 0.0}
+
+
+def test_foreign_ids_are_renumbered(tmp_path: Path, labels: LabelSet) -> None:
+    reference = np.full(GRID.shape, 77, np.uint8)
+    predictor = Fixed(np.full(GRID.shape, labels.id_of("liver"), np.uint8))
+    scores = score_case(
+        predictor,
+        case_of(tmp_path, reference),
+        labels=labels,
+        outputs=labels.outputs("organs_tumor"),
+        label_map={"77": labels.id_of("liver")},
+    )
+    assert scores == {"liver": 1.0}
+
+
+def test_a_case_without_annotation_is_refused(tmp_path: Path, labels: LabelSet) -> None:
+    with pytest.raises(CaseError, match="case a: no annotation"):
+        score_case(
+            Fixed(np.zeros(GRID.shape, np.uint8)),
+            case_of(tmp_path, None),
+            labels=labels,
+            outputs=(0, 1),
+            label_map=None,
+        )
+
+
+def test_means_are_over_the_cases_that_have_a_class_then_over_organs(labels: LabelSet) -> None:
+    scores = {"a": {"liver": 0.9, "tumor": 0.1}, "b": {"liver": 0.7, "spleen": 0.4}, "c": {}}
+    assert mean_scores(scores, labels) == {
+        "val/dsc/liver": pytest.approx(0.8),
+        "val/dsc/spleen": pytest.approx(0.4),
+        "val/dsc/tumor": pytest.approx(0.1),
+        "val/dsc_mean": pytest.approx(0.6),
+    }
+
+
+def test_where_no_organ_is_trained_the_mean_is_the_tumors(labels: LabelSet) -> None:
+    assert mean_scores({"a": {"tumor": 0.2}}, labels)["val/dsc_mean"] == pytest.approx(0.2)
+
+
+def test_nothing_to_score_gives_nothing(labels: LabelSet) -> None:
+    assert mean_scores({"a": {}}, labels) == {}
