@@ -1,0 +1,28 @@
+"""A checkpoint with the weights that a round would start from, to predict like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from flare.checkpoints import KEY
+from flare.files import atomic
+from flare.models.building import build_module
+from flare.preprocessing import Intensity
+
+
+def save_untrained(cfg: DictConfig, intensity: Intensity, path: Path) -> None:
+    """Write a checkpoint of fresh weights.
+
+    Args:
+        cfg: Configuration of a round.
+        intensity: Statistics of the cohort.
+        path: The checkpoint to write.
+    """
+    pl.seed_everything(int(cfg.seed), verbose=False)
+    module = build_module(cfg, intensity)
+    with atomic(path) as temporary:
+        torch.save({"state_dict": module.state_dict(), KEY: module.carried}, temporary)

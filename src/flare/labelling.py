@@ -1,0 +1,171 @@
+"""A round's training labels: ground truth as it is, or predict with the teacher, merge, and cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from flare.cases import Case, select_cases
+from flare.errors import FlareError
+from flare.executor import Executor, Outcome, run_cases
+from flare.files import config_hash, read_json, sha256
+from flare.inference.cohort import predict_cases
+from flare.inference.components import chosen_classes
+from flare.inference.settings import InferenceSettings
+from flare.labels import LabelSet
+from flare.merging.cohort import MergedCohort, merge_round
+from flare.merging.settings import MergeRules, PseudoSource
+from flare.prepare.layout import PreparedFolder, prepared_folder
+from flare.prepare.sources import read_label_map
+from flare.rounds import require_teacher, teacher_checkpoint
+from flare.runs import RoundFolder, RunFolder
+
+FORMAT = 1  # raised when what is cached changes, so that labels cached before are redone
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a round trains on.
+
+    Args:
+        items: Case id -> (cached image, cached labels), in index order.
+        key: Digest of all of it: equal keys train equal networks.
+        failures: Cases that could not be labelled, and why.
+    """
+
+    items: dict[str, tuple[Path, Path]]
+    key: str
+    failures: list[Outcome]
+
+
+def build_training_set(
+    cfg: DictConfig, cases: Sequence[Case], run: RunFolder, executor: Executor
+) -> TrainingSet:
+    """Make the labels of a round, or find them made; only what is new or changed is done again.
+
+    Args:
+        cfg: The round's configuration.
+        cases: The prepared cohort.
+        run: The run's folder.
+        executor: Where the cases are worked on.
+
+    Raises:
+        FlareError: If the round has no case, or its teacher no checkpoint.
+    """
+    chosen = select_cases(cases, cfg.labels.cases)
+    if not chosen:
+        raise FlareError(
+            f"round={cfg.round.name}: no training case is {cfg.labels.cases!r} (labels.cases); "
+            "see the label analysis of the cohort"
+        )
+    require_teacher(cfg, run)
+    prepared = prepared_folder(cfg)
+    cache = prepared.journal("cache")
+    failures: list[Outcome] = []
+    if cfg.labels.source == "ground_truth":
+        cached = {c.id: (prepared.labels(c.id), cache.output_hash(c.id, "labels")) for c in chosen}
+    else:
+        merged = label_cases(cfg, chosen, run, executor)
+        cached, failed = _cache(merged, prepared, run.round(cfg.round.name), executor)
+        failures = [*merged.failures, *failed]
+    items = {c.id: (prepared.image(c.id), cached[c.id][0]) for c in chosen if c.id in cached}
+    if not items:
+        raise FlareError(f"round={cfg.round.name}: no training case could be labelled: {failures[0].error}")
+    parts = [(case, cache.output_hash(case, "image"), cached[case][1]) for case in items]
+    # the teacher also decides where the weights start, and statistics how images are normalised
+    start = _teacher_hash(cfg, run) if cfg.round.init == "teacher" else None
+    key = config_hash([parts, start, sha256(prepared.statistics)])
+    return TrainingSet(items, key, failures)
+
+
+def label_cases(cfg: DictConfig, cases: Sequence[Case], run: RunFolder, executor: Executor) -> MergedCohort:
+    """Predict cases with a round's teacher and merge its pseudo labels with their ground truth.
+
+    The teacher's fitted post-processing (`components.json`) is applied to what it predicts.
+
+    Args:
+        cfg: The round's configuration.
+        cases: The round's training cases.
+        run: The run's folder.
+        executor: Where the cases are worked on.
+
+    Returns:
+        The merged labels on the original grids; `failures` holds those of both steps.
+    """
+    labels = LabelSet.from_config(cfg.classes)
+    folder = run.round(cfg.round.name)
+    checkpoint = Path(str(teacher_checkpoint(cfg, run)))
+    fitted = RoundFolder(checkpoint.parent.parent).components
+    predicted = predict_cases(
+        checkpoint,
+        {c.id: c.image for c in cases},
+        folder.predictions,
+        settings=InferenceSettings.from_config(cfg),
+        executor=executor,
+        journal=folder.journal("predict"),
+        components=chosen_classes(read_json(fitted), labels) if fitted.exists() else (),
+    )
+    failed = {f.case_id for f in predicted.failures}
+    merged = merge_round(
+        [c for c in cases if c.id not in failed],
+        folder,
+        labels=labels,
+        label_map=read_label_map(cfg.data.label_map, labels),
+        rules=MergeRules.from_config(cfg.labels),
+        teacher=PseudoSource(cfg.round.teacher, sha256(checkpoint)),
+        executor=executor,
+    )
+    merged.failures[:0] = predicted.failures
+    return merged
+
+
+def _teacher_hash(cfg: DictConfig, run: RunFolder) -> str | None:
+    path = teacher_checkpoint(cfg, run)
+    return None if path is None else sha256(Path(path))
+
+
+def _cache(
+    merged: MergedCohort, prepared: PreparedFolder, folder: RoundFolder, executor: Executor
+) -> tuple[dict[str, tuple[Path, str]], list[Outcome]]:
+    """Bring merged labels to the training grid; returns path and hash of each, and what failed."""
+    journal, images = folder.journal("cache"), prepared.journal("cache")
+    config = {"format": FORMAT, "spacing_mm": prepared.spacing_mm}
+    inputs = {
+        case: {"labels": digest, "image": images.output_hash(case, "image")}
+        for case, digest in merged.hashes.items()
+    }
+    targets = {case: folder.training_labels / f"{case}.b2nd" for case in inputs}
+    jobs: dict[str, dict[str, Any]] = {
+        case: {"case": case, "labels": merged.labels[case], "image": prepared.image(case), "target": target}
+        for case, target in targets.items()
+        if not journal.is_current(case, inputs[case], config)
+    }
+    failures = []
+    for outcome in run_cases(cache_merged, jobs, executor=executor, description="cache labels"):
+        if outcome.error is None:
+            case = outcome.case_id
+            journal.record(case, inputs[case], config, {"labels": targets[case]})
+        else:
+            failures.append(outcome)
+    failed = {f.case_id for f in failures}
+    done = {c: (target, journal.output_hash(c, "labels")) for c, target in targets.items() if c not in failed}
+    return done, failures
+
+
+def cache_merged(case: str, labels: Path, image: Path, target: Path) -> None:
+    """Store a merged label map on the grid of its cached image.
+
+    Args:
+        case: The case id.
+        labels: Merged labels on the original grid, class ids.
+        image: The cached image.
+        target: The file to write.
+    """
+    from flare.images import read_image
+    from flare.prepare.cache import cache_labels
+
+    cache_labels(read_image(labels, case), target, image=image, case_id=case)

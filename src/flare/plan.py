@@ -1,0 +1,65 @@
+"""What a run of rounds is going to do, before it does it: a table on the console and in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flare.cases import Case, select_cases
+from flare.files import write_csv
+from flare.progress import console
+from flare.rounds import Round
+
+Row = dict[str, Any]
+
+
+def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
+    """Resolve model, teacher, targets, number of cases and inference settings of each round.
+
+    Args:
+        rounds: In the order in which they run.
+        cases: The cohort, after label analysis.
+
+    Returns:
+        One row a round.
+    """
+    return [
+        {
+            "round": r.name,
+            "cases": len(select_cases(cases, r.cfg.labels.cases)),
+            "of": r.cfg.labels.cases,
+            "labels": r.cfg.labels.source,
+            "teacher": r.teacher,
+            "targets": r.cfg.labels.targets,
+            "model": r.cfg.model.name,
+            "features": " ".join(map(str, r.cfg.model.net.features)),
+            "init": r.cfg.round.init if r.teacher else "fresh",
+            "epochs": r.cfg.trainer.max_epochs,
+            "iterations": r.cfg.trainer.limit_train_batches,
+            "patch": " ".join(map(str, r.cfg.data.patch_size)),
+            "inference": r.cfg.inference.name,
+            "tta": r.cfg.tta,
+            "restore": r.cfg.restore,
+        }
+        for r in rounds
+    ]
+
+
+def print_plan(plan: Sequence[Row]) -> None:
+    """Show the plan."""
+    hidden = ("features", "iterations", "patch", "restore")
+    table = Table(title="rounds", title_justify="left")
+    shown = [c for c in plan[0] if c not in hidden] if plan else []
+    for column in shown:
+        table.add_column(column, justify="right" if column in ("cases", "epochs") else "left")
+    for row in plan:
+        table.add_row(*("-" if row[c] is None else str(row[c]) for c in shown))
+    console.print(table)
+
+
+def write_plan(folder: Path, plan: Sequence[Row]) -> None:
+    """Write `plan.csv`."""
+    write_csv(folder / "plan.csv", plan)
