@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+import flare
 from flare.cli import CONF
 from flare.errors import FlareError
 from flare.files import read_json
@@ -100,6 +102,19 @@ def test_a_record_with_keys_still_missing(config: Callable[..., DictConfig], tmp
 
 def test_the_revision_of_the_code() -> None:
     assert re.fullmatch(r"unknown|[0-9a-f]{40}(\+changes)?", git_revision())
+
+
+def test_a_package_installed_in_another_project_has_no_revision(tmp_path: Path) -> None:
+    shutil.copytree(Path(flare.__file__).parent, tmp_path / "site" / "flare")
+    (tmp_path / ".gitignore").write_text("site/\n")
+    identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for arguments in (["init", "-q"], ["add", ".gitignore"], [*identity, "commit", "-qm", "x"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from flare.runs import git_revision; print(git_revision())"],
+        cwd=tmp_path / "site", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "unknown\n"
 
 
 def test_no_path_is_in_a_public_config(config: Callable[..., DictConfig]) -> None:

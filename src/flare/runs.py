@@ -136,11 +136,16 @@ def git_revision() -> str:
     """Revision of the code, with `+changes` if the tree is not clean; `unknown` outside a checkout."""
     folder = Path(__file__).parent
     try:
-        revision, changes = (
+        # a package installed below another project is no part of that project's history
+        _, revision, changes = (
             subprocess.run(
                 ["git", *a], cwd=folder, capture_output=True, text=True, check=True, timeout=10
             ).stdout
-            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for a in (
+                ["ls-files", "--error-unmatch", "runs.py"],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
