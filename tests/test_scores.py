@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from flare.errors import FlareError
-from flare.evaluation.scores import evaluate, score_folder, summarise
+from flare.evaluation.scores import evaluate, score_folder
+from flare.evaluation.summary import summarise
 from flare.executor import LocalExecutor
 from flare.files import read_csv, read_json
 from flare.geometry import Geometry
@@ -116,6 +117,47 @@ def test_one_slice_references_are_listed(config: Any, tmp_path: Path) -> None:
     for side in "rp":
         write_labels(tmp_path / side / "a.nii.gz", aorta, GEOMETRY)
     assert run(config, tmp_path / "p", tmp_path / "r")["one_slice"] == {"a": ["Aorta"]}
+
+
+def test_details_and_lesions_of_a_cohort(config: Any, folders: tuple[Path, Path]) -> None:
+    summary = run(config, *folders)
+    details = read_csv(folders[0] / "details.csv")
+    assert len(details) == 3 * 14
+    lesion = next(d for d in details if (d["case"], d["class"]) == ("b", "Lesion"))
+    assert lesion["HD95_mm"] == "4.0"  # two slices of 2 mm
+    assert float(lesion["reference_ml"]) == pytest.approx(64 * 2 / 1000)
+    assert float(lesion["volume_error_ml"]) == 0
+    missing = next(d for d in details if (d["case"], d["class"]) == ("c", "Liver"))
+    assert float(missing["volume_error_ml"]) == pytest.approx(-64 * 2 / 1000)
+    assert summary["distances"]["Lesion"]["HD95_cases"] == 1
+    assert summary["lesions"]["sensitivity"] == 1
+    assert summary["lesions"]["scans"] == 3
+    assert [row["side"] for row in read_csv(folders[0] / "lesions.csv")] == ["reference", "prediction"]
+    low, high = summary["intervals"]["Lesion"]["DSC"]
+    assert 0 <= low < 0.5 < high <= 1
+
+
+def test_a_lesion_without_prediction_is_missed(config: Any, folders: tuple[Path, Path]) -> None:
+    (folders[0] / "b.nii.gz").unlink()
+    lesions = run(config, *folders)["lesions"]
+    assert (lesions["lesions"], lesions["detected"]) == (1, 0)
+
+
+def test_two_runs_are_compared(config: Any, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    run(config, *folders, f"output={tmp_path / 'before'}")
+    write_labels(folders[0] / "b.nii.gz", block(14), GEOMETRY)
+    summary = run(config, *folders, f"output={tmp_path / 'after'}", f"++compare={tmp_path / 'before'}")
+    found = {(r["class"], r["measure"]): r for r in read_csv(tmp_path / "after" / "comparison.csv")}
+    assert float(found["Lesion", "DSC"]["difference"]) == pytest.approx(0.5 / 3, abs=1e-4)
+    assert read_json(tmp_path / "after" / "summary.json") == summary
+
+
+def test_a_run_that_is_not_there_is_refused_before_any_work(
+    config: Any, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(FlareError, match="compare"):
+        run(config, *folders, f"output={tmp_path / 'out'}", f"++compare={tmp_path}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_files_of_one_case_are_refused(config: Any, folders: tuple[Path, Path]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flare.evaluation.metrics import MEASURES
 from flare.evaluation.published import published
 from flare.evaluation.rendering import Cell, Column, Table, number, write_table
 from flare.files import write_csv
 
-MEASURES = ("DSC", "NSD")
 EFFICIENCY = {
     "time_s": "time (s)",
     "max_gpu_mb": "GPU memory (MB)",

@@ -15,6 +15,7 @@ from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface
 from flare.geometry import Spacing
 from flare.labels import LabelClass, LabelSet
 
+MEASURES = ("DSC", "NSD")
 PROTOCOLS = ("flare23", "corrected", "present")
 LOWEST_DSC = 0.2  # below it the challenge's NSD is 0
 DIGITS = 4

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from flare.evaluation.metrics import MEASURES
 from flare.evaluation.published import published, published_round
 from flare.evaluation.rendering import Cell, Column, Table, beside, number, write_table
 from flare.files import write_csv
 from flare.labels import LabelClass, LabelSet
 
-MEASURES = ("DSC", "NSD")
 SPLITS = ("public", "online", "testing")
 
 
