@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,12 +35,10 @@ def atomic(path: Path) -> Iterator[Path]:
         os.rmdir(folder)
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed writers left in `folder` (not below it)."""
-    for left in Path(folder).glob(f"{PARTIAL}*"):
-        for inner in left.iterdir():
-            inner.unlink()
-        left.rmdir()
+def remove_partial(folder: Path, *, below: bool = False) -> None:
+    """Remove what killed writers left in `folder`, and with `below` in all folders inside it."""
+    for left in list(Path(folder).glob(f"**/{PARTIAL}*" if below else f"{PARTIAL}*")):
+        shutil.rmtree(left, ignore_errors=True)  # a dying writer may still be at work in it
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,11 +7,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from flare.errors import FlareError
 from flare.files import write_json, write_text
 from flare.journal import Journal
+
+HOLDER = "process "
+PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their parent was killed
 
 LIBRARIES = (
     "torch",
@@ -117,19 +121,41 @@ def lock(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _take(stream):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            raise FlareError(
-                f"{folder} is in use by {holder}; wait for it, or choose another name="
-            ) from None
+            raise FlareError(f"{folder} is in use by {holder}; wait for it, or choose another name=")
         stream.seek(0)
         stream.truncate()
-        stream.write(f"process {os.getpid()}")
+        stream.write(f"{HOLDER}{os.getpid()}")
         stream.flush()
         yield
+
+
+def _take(stream: IO[str]) -> bool:
+    """Take a lock; if its holder is dead, wait for what the holder had started and left."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            stream.seek(0)
+            number = stream.read().strip().removeprefix(HOLDER)
+            if not number.isdigit() or _is_running(int(number)) or time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def git_revision() -> str:
