@@ -22,7 +22,7 @@ from flare.evaluation.statistics import compare_runs, intervals, metrics_file
 from flare.evaluation.summary import metrics_columns, metrics_row, summarise
 from flare.executor import Executor, Outcome, report_failures, run_cases
 from flare.files import write_csv, write_json
-from flare.images import case_id, find_images, match_grid, read_labels
+from flare.images import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.labels import LabelSet
 from flare.prepare.sources import read_label_map
 
@@ -49,8 +49,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     for key, folder in (("predictions", predictions), ("references", references)):
         if not folder.is_dir():
             raise FlareError(f"{key}: expected a folder, given {folder}")
-    found = by_case(find_images(references), "references")
-    if not found:
+    names = {strip_extension(path.name) for path in find_images(predictions)}
+    found, twice = unique_cases(find_images(references), known=names)
+    if not found and not twice:
         raise FlareError(f"references: no label map below {folder}")
     labels = LabelSet.from_config(cfg.classes)
     output = Path(cfg.output or predictions)
@@ -65,12 +66,17 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             executor=executor,
             label_map=read_label_map(cfg.data.label_map, labels),
             details=True,
+            refused={case: f"references: {reason}" for case, reason in twice.items()},
         )
     if other is not None:
         comparison = compare_runs(output / "metrics.csv", other, labels)
         write_csv(output / "comparison.csv", comparison)
         summary["comparison"] = comparison
         write_json(output / "summary.json", summary)
+    tumor = summary["tumor"] or {}
+    log.info(
+        "%d cases, %s: organ mean %s, tumor %s", summary["cases"], cfg.protocol, summary["organ_mean"], tumor
+    )
     report_failures([Outcome(c, error=reason) for c, reason in summary["failed"].items()], "evaluate")
     return summary
 
@@ -85,6 +91,7 @@ def score_folder(
     executor: Executor,
     label_map: Mapping[Any, int] | None = None,
     details: bool = False,
+    refused: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Score every reference's prediction; a missing prediction scores zero and is named.
 
@@ -97,14 +104,17 @@ def score_folder(
         executor: Runs the cases.
         label_map: `data.label_map`, applied to the references.
         details: Also `details.csv`, `lesions.csv` and confidence intervals.
+        refused: Cases that are known to fail, and why.
 
     Returns:
         The summary; cases that could not be scored are under `failed` with the reason, and have no row.
     """
     if protocol not in PROTOCOLS:
         raise FlareError(f"protocol: expected one of {list(PROTOCOLS)}, given {protocol!r}")
-    given = by_case(find_images(predictions), "predictions")
-    missing, extra = sorted(references.keys() - given.keys()), sorted(given.keys() - references.keys())
+    given, twice = unique_cases(find_images(predictions), known=references.keys())
+    failed = {case: f"predictions: {reason}" for case, reason in twice.items()} | dict(refused or {})
+    missing = sorted(references.keys() - given.keys() - failed.keys())
+    extra = sorted(given.keys() - references.keys() - failed.keys())
     for what, cases in (("has no prediction and scores zero", missing), ("has no reference", extra)):
         for case in cases:
             log.warning("case %s %s", case, what)
@@ -112,8 +122,10 @@ def score_folder(
     jobs = {
         case: {"case": case, "reference": path, "prediction": given.get(case), **shared}
         for case, path in sorted(references.items())
+        if case not in failed
     }
     outcomes = list(run_cases(score_files, jobs, executor=executor, description="score"))
+    failed |= {o.case_id: o.error for o in outcomes if o.error is not None}
     scored = {o.case_id: o.value for o in sorted(outcomes, key=lambda o: o.case_id) if o.error is None}
     rows = [metrics_row(case, found.classes) for case, found in scored.items()]
     write_csv(output / "metrics.csv", rows, metrics_columns(labels))
@@ -126,9 +138,7 @@ def score_folder(
         "one_slice": {case: shorts for case, shorts in one_slice.items() if shorts},
         "missing": missing,
         "extra": extra,
-        "failed": {
-            o.case_id: o.error for o in sorted(outcomes, key=lambda o: o.case_id) if o.error is not None
-        },
+        "failed": dict(sorted(failed.items())),
     }
     if details:
         summary |= {"intervals": intervals(rows, labels), **write_details(scored, output)}
