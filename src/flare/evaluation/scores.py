@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -176,18 +175,3 @@ def score_files(
     if not details or tumor is None or scores[labels.by_id(tumor).short].dsc is None:
         return CaseScores(scores)
     return CaseScores(scores, find_lesions(truth.array, array, spacing_mm=spacing_mm, labels=labels))
-
-
-def by_case(paths: Iterable[Path], key: str) -> dict[str, Path]:
-    """Case id -> path.
-
-    Raises:
-        FlareError: If two paths have one id, with both named.
-    """
-    grouped = defaultdict(list)
-    for path in paths:
-        grouped[case_id(path)].append(path)
-    for case, same in grouped.items():
-        if len(same) > 1:
-            raise FlareError(f"{key}: case {case} is there more than once: {', '.join(map(str, same))}")
-    return {case: same[0] for case, same in grouped.items()}
