@@ -18,6 +18,7 @@ from flare.images import (
     match_grid,
     read_image,
     read_labels,
+    unique_cases,
     write_image,
     write_labels,
 )
@@ -367,6 +368,19 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
 )
 def test_case_ids(path: str, expected: str) -> None:
     assert case_id(Path(path)) == expected
+
+
+def test_two_files_of_one_id_are_both_refused() -> None:
+    found, refused = unique_cases([Path("u/a.nii.gz"), Path("v/a_0000.nii.gz"), Path("b.nii")])
+    assert found == {"b": Path("b.nii")}
+    assert refused == {"a": "2 files of this id: u/a.nii.gz and v/a_0000.nii.gz"}
+
+
+def test_a_label_map_may_be_called_as_its_case_is() -> None:
+    paths = [Path("x_0000.nii.gz"), Path("x.nii.gz"), Path("y_0000.nii.gz")]
+    found, refused = unique_cases(paths, known={"x_0000", "x", "y"})
+    assert sorted(found) == ["x", "x_0000", "y"]
+    assert not refused
 
 
 def test_the_folder_one_stands_in_has_an_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

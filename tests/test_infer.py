@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from flare.errors import FlareError
 from flare.files import read_csv
 from flare.inference import cohort
-from flare.inference.infer import infer, predict_cases, unique_cases
+from flare.inference.infer import infer, predict_cases
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
 
@@ -198,14 +198,6 @@ def test_a_dicom_series_is_one_case(run, real_data, tmp_path):
     assert [row["case"] for row in result["cases"]] == ["series"]
     written = sitk.ReadImage(str(tmp_path / "out" / "series.nii.gz"))
     assert written.GetSize() == (512, 512, 20)
-
-
-def test_two_inputs_of_one_id_are_both_refused(tmp_path):
-    images, refused = unique_cases([Path("u/a.nii.gz"), Path("v/a_0000.nii.gz"), Path("b.nii")])
-    assert images == {"b": Path("b.nii")}
-    assert [outcome.case_id for outcome in refused] == ["a"]
-    assert "u/a.nii.gz" in refused[0].error
-    assert "v/a_0000.nii.gz" in refused[0].error
 
 
 def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,30 @@ def case_id(path: Path) -> str:
     """Id of the case that a path holds: file name less extension less `_0000`; a DICOM folder's name."""
     name = os.path.basename(os.path.abspath(path))  # `.` has a name as well
     return strip_extension(name).removesuffix("_0000")
+
+
+def unique_cases(
+    paths: Iterable[Path], *, known: Collection[str] = ()
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Name the cases that files hold; all files of an id that several have are refused.
+
+    Args:
+        paths: Images or label maps.
+        known: Ids that a label map's whole name may be: that of a case called `x_0000` is no image of `x`.
+
+    Returns:
+        Case id to path, and case id to the reason of a refusal.
+    """
+    by_id: dict[str, list[Path]] = {}
+    for path in paths:
+        whole = strip_extension(path.name)
+        by_id.setdefault(whole if whole in known else case_id(path), []).append(path)
+    refused = {
+        case: f"{len(found)} files of this id: {' and '.join(map(str, found))}"
+        for case, found in by_id.items()
+        if len(found) > 1
+    }
+    return {case: found[0] for case, found in by_id.items() if len(found) == 1}, refused
 
 
 def find_images(root: Path) -> list[Path]:

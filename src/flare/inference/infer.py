@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from flare.errors import FlareError
 from flare.executor import Outcome, report_failures
 from flare.files import write_csv
-from flare.images import case_id, find_images
+from flare.images import find_images, unique_cases
 from flare.inference.cohort import predict_cases
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
@@ -62,7 +62,8 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
         )
         if done.rows:
             write_csv(output / CSV, done.rows)
-    report_failures([*refused, *done.failures], "infer")
+    twice = [Outcome(case, error=reason) for case, reason in refused.items()]
+    report_failures([*twice, *done.failures], "infer")
     return {"output": str(output), "cases": done.rows}
 
 
@@ -132,24 +133,3 @@ def check_checkpoint(cfg: DictConfig, path: Path) -> None:
 def _classes(labels: LabelSet) -> str:
     """List ids and names."""
     return ", ".join(f"{entry.id} {entry.name}" for entry in labels.classes)
-
-
-def unique_cases(paths: list[Path]) -> tuple[dict[str, Path], list[Outcome]]:
-    """Name the cases; two of the same id are both refused.
-
-    Args:
-        paths: Images.
-
-    Returns:
-        Case id to path, and a failure for each id that several paths share.
-    """
-    by_id: dict[str, list[Path]] = {}
-    for path in paths:
-        by_id.setdefault(case_id(path), []).append(path)
-    images = {case: found[0] for case, found in by_id.items() if len(found) == 1}
-    refused = [
-        Outcome(case, error=f"several images of this id: {', '.join(map(str, found))}")
-        for case, found in by_id.items()
-        if len(found) > 1
-    ]
-    return images, refused

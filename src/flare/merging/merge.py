@@ -12,7 +12,7 @@ from flare.cases import read_index, select_cases
 from flare.errors import FlareError
 from flare.executor import Outcome, report_failures
 from flare.files import sha256
-from flare.images import case_id, find_images
+from flare.images import find_images, strip_extension, unique_cases
 from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.merging.cohort import Maps, MergedCohort, merge_cohort, merge_round
@@ -104,23 +104,26 @@ def _merge_folders(cfg: DictConfig) -> tuple[Path, MergedCohort]:
     label_map = read_label_map(_plain(cfg.data.label_map), labels)
     sources = read_sources(_plain(cfg.data.sources), labels)
     output = Path(str(cfg.output)).expanduser().absolute()
-    found, refused = {}, []
+    paths: dict[str, list[Path]] = {}
     for key in ("ground_truth", "pseudo"):
         root = Path(str(cfg[key])).expanduser().absolute()
         if not root.exists():
             raise FlareError(f"{key}={cfg[key]}: no such folder")
         if root == output or root in output.parents:
             raise FlareError(f"output={cfg.output}: expected a folder outside of {key}={cfg[key]}")
-        found[key], twice = _by_case(root, key)
-        refused += twice
-    bad = {r.case_id for r in refused}
+        paths[key] = find_images(root)
+    names = {key: {strip_extension(path.name) for path in of_key} for key, of_key in paths.items()}
+    truths, bad_truths = unique_cases(paths["ground_truth"], known=names["pseudo"])
+    pseudos, bad_pseudos = unique_cases(paths["pseudo"], known=names["ground_truth"])
+    refused = {case: f"pseudo: {reason}" for case, reason in bad_pseudos.items()}
+    refused |= {case: f"ground_truth: {reason}" for case, reason in bad_truths.items()}
     maps = {
         case: Maps(
-            ground_truth=(truth := found["ground_truth"].get(case)),
-            pseudo=found["pseudo"].get(case),
+            ground_truth=(truth := truths.get(case)),
+            pseudo=pseudos.get(case),
             declared=annotated_by(sources, case, [truth]),
         )
-        for case in sorted({*found["ground_truth"], *found["pseudo"]} - bad)
+        for case in sorted({*truths, *pseudos} - refused.keys())
     }
     if not maps and not refused:
         raise FlareError(f"ground_truth={cfg.ground_truth} and pseudo={cfg.pseudo} hold no label map")
@@ -136,24 +139,11 @@ def _merge_folders(cfg: DictConfig) -> tuple[Path, MergedCohort]:
                 rules=rules,
                 teacher=PseudoSource(),
                 executor=executor,
-                refused=refused,
+                refused=[Outcome(case, error=reason) for case, reason in refused.items()],
             )
     finally:
         executor.close()
     return output, done
-
-
-def _by_case(root: Path, key: str) -> tuple[dict[str, Path], list[Outcome]]:
-    """Label maps below a folder by case id; two of one id are refused, both named."""
-    paths: dict[str, list[Path]] = {}
-    for path in find_images(root):
-        paths.setdefault(case_id(path), []).append(path)
-    twice = [
-        Outcome(case, error=f"{key} holds several files of this id: {', '.join(map(str, several))}")
-        for case, several in paths.items()
-        if len(several) > 1
-    ]
-    return {case: several[0] for case, several in paths.items() if len(several) == 1}, twice
 
 
 def _plain(value: Any) -> Any:
