@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import locale
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,16 @@ def truncate(path: Path, share: float) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     return path
+
+
+@contextmanager
+def unchanged_locale() -> Iterator[None]:
+    """Undo what GDCM does when it writes: it leaves the process in the locale `C`, which reads no UTF-8."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def write_series(
@@ -98,5 +110,6 @@ def write_series(
         for key, value in metadata.items():
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{prefix}{index:03d}.dcm"))
-        writer.Execute(image)
+        with unchanged_locale():
+            writer.Execute(image)
     return folder

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from bad_files import unchanged_locale
+
 SHAPE = (6, 8, 10)
 PIXDIM, SFORM_CODE, SROW, MAGIC = 76, 254, 280, 344  # byte offsets in a NIfTI-1 header
 
@@ -62,7 +64,8 @@ def write_dicom(folder: Path, array: np.ndarray, positions: list[float]) -> Path
         }.items():
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{number:03d}.dcm"))
-        writer.Execute(image)
+        with unchanged_locale():
+            writer.Execute(image)
     return folder
 
 

@@ -24,7 +24,7 @@ def command(script: str, *arguments: str, cwd: Path, **environment: str) -> subp
     code = f"import sys; from flare.cli import {script}; sys.argv[0] = 'flare-{script}'; {script}()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False,
+        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_a_command_works_in_any_folder(tmp_path: Path) -> None:
     found = command("train", *arguments, cwd=tmp_path)
     script = subprocess.run(
         [sys.executable, ROOT / "train.py", *arguments],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "run: outputs/trial" in found.stdout
