@@ -163,7 +163,7 @@ def test_a_run_that_is_not_there_is_refused_before_any_work(
 def test_two_files_of_one_case_are_refused(config: Any, folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     write_labels(references / "again" / "a.nii.gz", block(1), GEOMETRY)
-    with pytest.raises(FlareError, match=r"references: case a .*again"):
+    with pytest.raises(FlareError, match=r"a: references: 2 files of this id: .*again"):
         run(config, predictions, references)
 
 
