@@ -123,26 +123,37 @@ def score_folder(
         for case, path in sorted(references.items())
         if case not in failed
     }
-    outcomes = list(run_cases(score_files, jobs, executor=executor, description="score"))
-    failed |= {o.case_id: o.error for o in outcomes if o.error is not None}
-    scored = {o.case_id: o.value for o in sorted(outcomes, key=lambda o: o.case_id) if o.error is None}
+    scored, reasons = _score_all(jobs, executor)
     rows = [metrics_row(case, found.classes) for case, found in scored.items()]
     write_csv(output / "metrics.csv", rows, metrics_columns(labels))
-    one_slice = {
-        c: [short for short, score in found.classes.items() if score.one_slice] for c, found in scored.items()
-    }
     summary = {
         "protocol": protocol,
         **summarise(rows, labels),
-        "one_slice": {case: shorts for case, shorts in one_slice.items() if shorts},
+        "one_slice": _one_slice(scored),
         "missing": missing,
         "extra": extra,
-        "failed": dict(sorted(failed.items())),
+        "failed": dict(sorted((failed | reasons).items())),
     }
     if details:
         summary |= {"intervals": intervals(rows, labels), **write_details(scored, output)}
     write_json(output / "summary.json", summary)
     return summary
+
+
+def _score_all(
+    jobs: Mapping[str, dict[str, Any]], executor: Executor
+) -> tuple[dict[str, CaseScores], dict[str, str]]:
+    """Scores of the cases that could be scored, and the reasons of the others, both in order of ids."""
+    outcomes = run_cases(score_files, jobs, executor=executor, description="score")
+    ordered = sorted(outcomes, key=lambda o: o.case_id)
+    scored = {o.case_id: o.value for o in ordered if o.error is None}
+    return scored, {o.case_id: o.error for o in ordered if o.error is not None}
+
+
+def _one_slice(scored: Mapping[str, CaseScores]) -> dict[str, list[str]]:
+    """Case id -> classes whose slice range is a single slice, where there are any."""
+    found = {case: [k for k, s in scores.classes.items() if s.one_slice] for case, scores in scored.items()}
+    return {case: shorts for case, shorts in found.items() if shorts}
 
 
 def score_files(
