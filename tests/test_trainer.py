@@ -38,22 +38,35 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 )
 def test_auto_on_a_cpu(flags: tuple[str, ...], expected: str, cpu: Callable[..., None]) -> None:
     cpu(*flags)
-    assert trainer.choose_precision("auto", "auto") == expected
-    assert trainer.choose_precision("auto", "cpu") == expected
+    assert trainer.choose_precision("auto", "auto", lowest_depth=4) == expected
+    assert trainer.choose_precision("auto", "cpu", lowest_depth=4) == expected
 
 
 def test_auto_on_a_gpu(cpu: Callable[..., None]) -> None:
     cpu("avx2")
-    assert trainer.choose_precision("auto", "gpu") == "16-mixed"
+    assert trainer.choose_precision("auto", "gpu", lowest_depth=4) == "16-mixed"
 
 
 def test_bfloat16_without_hardware_is_refused(cpu: Callable[..., None]) -> None:
     cpu("avx2")
     with pytest.raises(FlareError, match=r"trainer.precision=bf16-mixed: this CPU has no bfloat16"):
-        trainer.choose_precision("bf16-mixed", "cpu")
-    assert trainer.choose_precision("32", "cpu") == "32"
+        trainer.choose_precision("bf16-mixed", "cpu", lowest_depth=4)
+    assert trainer.choose_precision("32", "cpu", lowest_depth=4) == "32"
     cpu("avx512_bf16")
-    assert trainer.choose_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert trainer.choose_precision("bf16-mixed", "cpu", lowest_depth=4) == "bf16-mixed"
+
+
+def test_bfloat16_over_two_slices_is_refused(cpu: Callable[..., None]) -> None:
+    cpu("avx512_bf16")
+    assert trainer.choose_precision("auto", "cpu", lowest_depth=2) == "32-true"
+    assert trainer.choose_precision("auto", "gpu", lowest_depth=2) == "16-mixed"
+    with pytest.raises(FlareError, match="bfloat16 is wrong where 2 slices are left"):
+        trainer.choose_precision("bf16-mixed", "cpu", lowest_depth=2)
+
+
+def test_slices_at_the_lowest_resolution(config: Callable[..., DictConfig]) -> None:
+    assert trainer.lowest_depth(config("train", "model=medium")) == 4  # 32 slices, halved three times
+    assert trainer.lowest_depth(config("train", "experiment=demo")) == 4
 
 
 def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tmp_path: Path) -> None:

@@ -241,3 +241,9 @@ def test_two_trainings_of_one_round_refuse_each_other(cohort: Cohort, tmp_path: 
     folder = run_folder(configuration(tmp_path, tmp_path)).round(None)
     with lock(folder.checkpoints), pytest.raises(FlareError, match="in use"):
         train_tiny(cohort, tmp_path)
+
+
+def test_a_training_that_goes_wrong_ends_before_its_weights_are_kept(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.raises(FlareError, match=r"the loss of epoch \d is nan.*model.optimizer.lr"):
+        train_tiny(cohort, tmp_path, "model.optimizer.lr=1e30", "trainer.gradient_clip_val=null")
+    assert not list(tmp_path.rglob("last.ckpt"))

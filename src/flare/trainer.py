@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from flare.messages import hide_messages
 from flare.runs import RoundFolder
 from flare.saving import AtomicCheckpointIO
 
+BROKEN_DEPTH = 2
 PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}
 
 
@@ -38,30 +40,48 @@ def build_trainer(cfg: DictConfig, folder: RoundFolder, *, has_validation: bool)
         callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpointIO()],
-        precision=choose_precision(str(cfg.trainer.precision), str(cfg.trainer.accelerator)),
+        precision=choose_precision(
+            str(cfg.trainer.precision), str(cfg.trainer.accelerator), lowest_depth=lowest_depth(cfg)
+        ),
         default_root_dir=str(folder.root),
         enable_progress_bar=False,  # ours is a callback
         **arguments,
     )
 
 
-def choose_precision(precision: str, accelerator: str) -> str:
+def lowest_depth(cfg: DictConfig) -> int:
+    """Slices of a patch at the network's lowest resolution."""
+    return int(cfg.data.patch_size[0]) // math.prod(int(stride[0]) for stride in cfg.model.net.strides)
+
+
+def choose_precision(precision: str, accelerator: str, *, lowest_depth: int) -> str:
     """Resolve the precision of a training.
 
     Args:
         precision: Lightning's name, or `auto`: mixed with float16 on GPUs (as nnU-Net), with bfloat16 on
             CPUs that compute in it, else float32.
         accelerator: Lightning's name.
+        lowest_depth: Slices of a patch at the network's lowest resolution.
 
     Returns:
         Lightning's name.
 
     Raises:
-        FlareError: If bfloat16 is asked of a CPU that would emulate it, a hundred times slower.
+        FlareError: If bfloat16 is asked of a CPU that would emulate it, a hundred times slower, or that
+            would read memory it has not written.
     """
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    # oneDNN 3.12's avx512_core_bf16 kernel leaves weight gradients of a 3-kernel over 2 slices partly
+    # uninitialised: random, now and then NaN (found on Zen 5, torch 2.13; 1, 3 and 4 slices are right)
+    is_broken = not on_gpu and lowest_depth == BROKEN_DEPTH
     if precision == "auto":
-        return PRECISIONS[autocast_type("auto", torch.device("cuda" if on_gpu else "cpu"))]
+        chosen = autocast_type("auto", torch.device("cuda" if on_gpu else "cpu"))
+        return PRECISIONS[None if is_broken else chosen]
+    if precision.startswith("bf16") and is_broken:
+        raise FlareError(
+            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where {BROKEN_DEPTH} slices are left at the "
+            "lowest resolution (data.patch_size over model.net.strides along z); expected 32 or auto"
+        )
     if precision.startswith("bf16") and not on_gpu and not cpu_flags() & CPU_BF16_FLAGS:
         raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
     return precision

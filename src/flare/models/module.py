@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from flare.cases import Case
 from flare.checkpoints import KEY
 from flare.data.loaders import Batch
+from flare.errors import FlareError
 from flare.labels import LabelSet
 from flare.losses import DiceCELoss, LossParts
 from flare.messages import hide_messages
@@ -94,6 +96,15 @@ class SegmentationModule(pl.LightningModule):
         """Log the learning rate of the epoch, before the schedule moves it."""
         rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
         self.log("lr", rate, on_step=False, on_epoch=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Stop a training that has gone wrong, before its weights become a checkpoint."""
+        loss = float(self.trainer.callback_metrics["train/loss"])
+        if not math.isfinite(loss):
+            raise FlareError(
+                f"the loss of epoch {self.current_epoch + 1} is {loss}; the last checkpoint is from before. Lower "
+                "model.optimizer.lr, or set trainer.precision=32"
+            )
 
     def on_validation_epoch_start(self) -> None:
         """Forget the scores of earlier weights."""
