@@ -17,6 +17,7 @@ from flare.executor import Executor, Outcome, report_failures
 from flare.labelling import build_training_set
 from flare.plan import plan_rounds, print_plan, write_plan
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
+from flare.report import write_report
 from flare.resuming import is_trained, training_key
 from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder, lock, record_environment, run_folder
@@ -68,6 +69,7 @@ def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, 
             log.info("round %s, %d of %d%s", item.name, number + 1, len(rounds), left)
             failures += run_round(item.cfg, cohort, run, executor)
         results = write_ablation(cfg, rounds, cohort, run, executor)
+        write_report(cfg, rounds, cohort, run, results, executor)
     finally:
         executor.close()
     failures += results.failures

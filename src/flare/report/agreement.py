@@ -1,0 +1,180 @@
+"""Pseudo-label quality: agreement of predictions with what their teacher learned from, and with the truth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from flare.cases import Case, select_cases
+from flare.executor import Executor, run_cases
+from flare.images import case_id, find_images, match_grid, read_labels
+from flare.labels import LabelSet
+from flare.prepare.sources import read_label_map
+from flare.rounds import Round
+from flare.runs import RunFolder
+
+log = logging.getLogger(__name__)
+
+SAMPLE = 60  # cases a round, evenly over the index: a mean does not need 4000
+COMPARISONS = ("previous", "pseudo", "merged")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Pseudo-label quality of one round.
+
+    Args:
+        round: The round that is labelled.
+        teacher: Who made its pseudo labels.
+        of: Training cases of the round; `SAMPLE` of them at most are compared.
+        cases: Comparison -> number of cases that could be compared.
+        dice: Comparison -> class id -> mean Dice over the cases whose reference has the class.
+    """
+
+    round: str
+    teacher: str
+    of: int
+    cases: dict[str, int]
+    dice: dict[str, dict[int, float]]
+
+    def mean(self, comparison: str, ids: Sequence[int]) -> float | None:
+        """Mean over classes; None where none was compared."""
+        values = [self.dice[comparison][i] for i in ids if i in self.dice[comparison]]
+        return float(np.mean(values)) if values else None
+
+
+def pseudo_label_quality(
+    rounds: Sequence[Round],
+    cases: Sequence[Case],
+    run: RunFolder,
+    *,
+    labels: LabelSet,
+    truth: Path | None,
+    executor: Executor,
+) -> list[Quality]:
+    """Compare the pseudo labels of every round that has a teacher.
+
+    `previous`: what the teacher predicts against the labels that it was trained on. `pseudo` and `merged`:
+    what it predicts, and what the round trains on after merging, against the truth.
+
+    Args:
+        rounds: The rounds that were run.
+        cases: The cohort.
+        run: The run's folder.
+        labels: The class list.
+        truth: Folder of complete labels, where there is one.
+        executor: Where the cases are compared.
+    """
+    truths = {} if truth is None else {case_id(p): p for p in find_images(truth)}
+    teachers = {r.name: r for r in rounds}
+    found = []
+    for item in rounds:
+        if item.cfg.labels.source != "hybrid" or item.teacher is None:
+            continue
+        chosen = select_cases(cases, item.cfg.labels.cases)
+        sample = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLE).astype(int))]
+        jobs = {}
+        for case in sample:
+            references = _references(case, item, teachers.get(item.teacher), run, truths)
+            prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
+            if references and prediction.exists():
+                shared = {"classes": labels.to_config(), "targets": item.cfg.labels.targets}
+                jobs[case.id] = {"case": case.id, "prediction": prediction, **references, **shared}
+        description = f"compare labels of {item.name}"
+        values = []
+        for outcome in run_cases(compare_case, jobs, executor=executor, description=description):
+            if outcome.error is None:
+                values.append(outcome.value)
+            else:
+                log.warning("case %s is left out of the comparison of labels", outcome.case_id)
+        found.append(_summarise(item.name, item.teacher, len(chosen), values))
+    return found
+
+
+def _references(
+    case: Case, item: Round, teacher: Round | None, run: RunFolder, truths: Mapping[str, Path]
+) -> dict[str, Any]:
+    """What there is to compare a case's pseudo label with."""
+    previous: Path | None = None
+    label_map = None
+    if teacher is not None and teacher.cfg.labels.source == "hybrid":
+        previous = run.round(teacher.name).labels / f"{case.id}.nii.gz"
+    elif teacher is not None and case in select_cases([case], teacher.cfg.labels.cases):
+        previous, label_map = case.label, _label_map(teacher.cfg)
+    merged = run.round(item.name).labels / f"{case.id}.nii.gz"
+    references = {
+        "previous": previous if previous is not None and previous.exists() else None,
+        "merged": merged if merged.exists() else None,
+        "truth": truths.get(case.id),
+    }
+    known = references["previous"] or references["truth"]
+    return {**references, "label_map": label_map} if known else {}
+
+
+def _label_map(cfg: DictConfig) -> dict[Any, int] | None:
+    found = read_label_map(cfg.data.label_map, LabelSet.from_config(cfg.classes))
+    return None if found is None else dict(found)
+
+
+def compare_case(
+    case: str,
+    prediction: Path,
+    previous: Path | None,
+    merged: Path | None,
+    truth: Path | None,
+    label_map: dict[Any, int] | None,
+    classes: Mapping[str, Mapping[str, Any]],
+    targets: str,
+) -> dict[str, dict[int, float]]:
+    """Dice by class of one case, for each of `COMPARISONS` that can be made.
+
+    In a round that learns organs alone a tumor belongs to its organ, which the truth does not tell:
+    its voxels are left out of the comparison.
+    """
+    labels = LabelSet.from_config(classes)
+    wanted = [i for i in labels.outputs(targets) if i]
+    pseudo = read_labels(prediction, labels, case=case)
+    found: dict[str, dict[int, float]] = {}
+    if previous is not None:
+        reference = match_grid(read_labels(previous, labels, label_map, case), pseudo, case)
+        found["previous"] = dice(pseudo.array, reference.array, wanted)
+    if truth is None:
+        return found
+    reference = match_grid(read_labels(truth, labels, case=case), pseudo, case)
+    asked = np.ones(pseudo.array.shape, bool)
+    if labels.tumor is not None and labels.tumor not in wanted:
+        asked = reference.array != labels.tumor
+    found["pseudo"] = dice(pseudo.array[asked], reference.array[asked], wanted)
+    if merged is not None:
+        ours = match_grid(read_labels(merged, labels, case=case), pseudo, case)
+        found["merged"] = dice(ours.array[asked], reference.array[asked], wanted)
+    return found
+
+
+def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+    """Dice of each class that the reference has, from 0 to 1; both maps uint8 of one shape."""
+    both = np.bincount(reference[ours == reference], minlength=256)
+    total = np.bincount(ours.ravel(), minlength=256) + np.bincount(reference.ravel(), minlength=256)
+    there = np.bincount(reference.ravel(), minlength=256)
+    return {i: float(2 * both[i] / total[i]) for i in ids if there[i]}
+
+
+def _summarise(name: str, teacher: str, of: int, values: Sequence[dict[str, dict[int, float]]]) -> Quality:
+    scores: dict[str, dict[int, list[float]]] = {k: {} for k in COMPARISONS}
+    for value in values:
+        for comparison, classes in value.items():
+            for class_id, score in classes.items():
+                scores[comparison].setdefault(class_id, []).append(score)
+    return Quality(
+        round=name,
+        teacher=teacher,
+        of=of,
+        cases={k: sum(bool(v.get(k)) for v in values) for k in COMPARISONS},
+        dice={k: {i: float(np.mean(s)) for i, s in classes.items()} for k, classes in scores.items()},
+    )

@@ -1,0 +1,170 @@
+"""From a run's folder to its page: gather, compare, draw, and fill the template."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flare.cases import KINDS
+from flare.executor import Executor
+from flare.files import write_text
+from flare.prepare.analysis_report import plot_label_analysis
+from flare.prepare.cohort import Cohort
+from flare.report import charts, tables
+from flare.report.agreement import SAMPLE, pseudo_label_quality
+from flare.report.drawing import data_address, to_svg
+from flare.report.gather import Facts, gather
+from flare.report.graph import draw_graph
+from flare.report.palette import TARGETS, class_colours, title
+from flare.report.pictures import Shown, draw_cases, pack_cases, write_overview
+from flare.report.viewer import lookup_table
+from flare.report.write import truth_folder
+from flare.rounds import Round
+from flare.runs import RunFolder, public_config
+
+if TYPE_CHECKING:
+    from flare.ablation import Results
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).with_name("templates")
+NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
+
+
+def build_report(
+    cfg: DictConfig,
+    rounds: Sequence[Round],
+    cohort: Cohort,
+    run: RunFolder,
+    results: Results,
+    executor: Executor,
+    *,
+    page: Path,
+    overview: Path,
+) -> None:
+    """Write the page and the picture for a README.
+
+    Args:
+        cfg: Configuration of `iterate`.
+        rounds: The rounds, trained.
+        cohort: The prepared cohort.
+        run: The run's folder.
+        results: The ablation table, and the cases that failed.
+        executor: Where cases are compared and drawn.
+        page: The HTML file to write.
+        overview: The PNG file to write.
+    """
+    started = time.monotonic()
+    facts = gather(cfg, rounds, cohort, run, results.table, [f.case_id for f in results.failures])
+    truth = truth_folder(cfg)
+    quality = pseudo_label_quality(
+        rounds, cohort.cases, run, labels=facts.labels, truth=truth, executor=executor
+    )
+    predictions = run.round(facts.last.name).root / facts.split / "predictions"
+    shown = draw_cases(facts, cfg, predictions, executor)
+    volumes = pack_cases(facts, cfg, predictions, executor)
+    context = {
+        **_figures(facts),
+        **_tables(facts),
+        "facts": facts,
+        "today": date.today().isoformat(),
+        "settings": tables.settings_table(public_config(rounds[-1].cfg), facts.last.plan),
+        "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].cfg))),
+        "has_truth": truth is not None,
+        "sample": SAMPLE,
+        "quality": tables.quality_table(quality, facts.labels),
+        "quality_figure": to_svg(charts.label_quality(quality, facts.labels)) if quality else None,
+        "shown": shown,
+        "viewer": _viewer(facts, volumes, shown),
+    }
+    write_text(page, render(context))
+    write_overview(overview, facts, shown)
+    size = page.stat().st_size / 1e6
+    log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
+
+
+def _figures(facts: Facts) -> dict[str, Any]:
+    scored = bool(facts.table)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.svg"
+        plot_label_analysis(path, facts.cases, facts.labels)
+        completeness = data_address(path.read_bytes(), "image/svg+xml")
+    return {
+        "graph": draw_graph(facts.rounds),
+        "completeness": completeness,
+        "curves": to_svg(charts.learning_curves(facts.rounds)),
+        "trend": to_svg(charts.trend(facts)) if scored else None,
+        "boxes": to_svg(charts.class_boxes(facts.last, facts.labels)) if facts.last.scores else None,
+        "seconds": to_svg(charts.seconds_by_stage(facts.rounds))
+        if any(r.seconds for r in facts.rounds)
+        else None,
+    }
+
+
+def _tables(facts: Facts) -> dict[str, Any]:
+    colours = class_colours(facts.labels)
+    return {
+        "kinds": KINDS,
+        "cohort": tables.cohort_table(facts),
+        "classes": [(c, title(c), colours[c.id]) for c in facts.labels.classes],
+        "targets": TARGETS,
+        "ablation": [(m, tables.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
+        "provenance": tables.provenance_table(facts.rounds, facts.labels),
+        "efficiency": tables.efficiency_table(facts.rounds),
+        "headline": _headline(facts),
+    }
+
+
+def _headline(facts: Facts) -> list[tuple[str, float]]:
+    """The figures that stand at the top: the last round, and the best baseline."""
+    rows = {row["round"]: row for row in facts.table}
+    last = rows.get(facts.last.name, {})
+    tumor = "" if facts.labels.tumor is None else f"{facts.labels.by_id(facts.labels.tumor).short}_DSC"
+    name = facts.last.name.upper()
+    found = [(f"organ DSC of {name}", last.get("organ_mean_DSC")), (f"tumor DSC of {name}", last.get(tumor))]
+    trained = {r.name for r in facts.rounds}
+    baselines = [r for r in facts.table if r["round"] not in trained and r["organ_mean_DSC"] is not None]
+    if baselines:
+        best = max(baselines, key=lambda r: r["organ_mean_DSC"])
+        found.append((f"organ DSC of the best baseline ({best['round']})", best["organ_mean_DSC"]))
+    return [(told, value) for told, value in found if value is not None]
+
+
+def _viewer(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequence[Shown]) -> str | None:
+    """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
+    if not volumes:
+        return None
+    ranks = {s.case: s.rank for s in shown}
+    cases = [{"name": case, "rank": ranks.get(case, ""), **packed} for case, packed in volumes.items()]
+    data = {"lookup": lookup_table(facts.labels), "cases": cases}
+    return json.dumps(data).replace("</", "<\\/")
+
+
+def render(context: dict[str, Any]) -> str:
+    """Fill the template; style, scripts and the viewer's library become part of the page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["fixed"] = lambda v, digits=1: "\N{EN DASH}" if v is None else f"{v:,.{digits}f}"
+    niivue = NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    return environment.get_template("report.html").render(
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "viewer.js").read_text(encoding="utf-8")),
+        niivue=Markup(niivue),
+        **context,
+    )

@@ -1,0 +1,186 @@
+"""Figures of how the rounds learned, what they scored, and how good their pseudo labels were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flare.labels import LabelSet
+from flare.report.agreement import Quality
+from flare.report.drawing import ACCENT, GREY, INK, PAPER, new_figure, style
+from flare.report.gather import Facts, RoundFacts
+from flare.report.palette import TARGETS, class_colours, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STAGES = ("read", "preprocess", "plan", "network", "restore", "write")
+STAGE_COLOURS = ("#9aa4b0", "#88c0a8", "#e0c060", "#2f6f9f", "#b07aa1", "#5f4b3b")
+
+
+def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
+    """Training loss (above) and mean validation DSC (below) by epoch, one column a round."""
+    with style():
+        figure = new_figure(10.4, 3.9)
+        grid = figure.subplots(2, len(rounds), sharex="col", sharey="row", squeeze=False)
+        for (above, below), item in zip(grid.T, rounds, strict=True):
+            colour = TARGETS[item.plan["targets"]]
+            _curve(above, item, "train/loss", colour)
+            _curve(below, item, "val/dsc_mean", colour)
+            above.set_title(item.name.upper())
+            epochs = max(1, len(item.curve))
+            below.set_xlim(0, epochs + 0.5)
+            below.set_xticks(sorted({1, epochs}))
+        grid[1, 0].set_ylim(0, 1)
+        grid[0, 0].set_ylabel("training loss")
+        grid[1, 0].set_ylabel("validation DSC")
+        figure.supxlabel("epoch", fontsize=9.5)
+    return figure
+
+
+def _curve(axes: Axes, item: RoundFacts, key: str, colour: str) -> None:
+    points = [
+        (n + 1, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None and np.isfinite(v)
+    ]
+    if points:
+        marker = "o" if len(points) <= 40 else None
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.5)
+    else:
+        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=GREY)
+
+
+def trend(facts: Facts) -> Figure:
+    """Organ mean and tumor DSC over the rounds, ours and the paper's, with the baselines as levels."""
+    with style():
+        figure = new_figure(10.4, 3.3)
+        organs, tumor = figure.subplots(1, 2)
+        draw_trend(organs, facts, "organ_mean_DSC", "organs, mean")
+        if facts.labels.tumor is not None:
+            short = facts.labels.by_id(facts.labels.tumor).short
+            draw_trend(tumor, facts, f"{short}_DSC", "tumor")
+        handles, names = organs.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return figure
+
+
+def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
+    """One measure of the ablation table over the rounds."""
+    names = [r.name for r in facts.rounds]
+    rows = {row["round"]: row for row in facts.table}
+    for column, colour, mark, told in (
+        (key, ACCENT, "o-", f"this run ({facts.data}, n={len(facts.scored)})"),
+        (f"paper_{key}", PAPER, "s--", "the paper (FLARE23 online validation)"),
+    ):
+        points = [(i, rows[n][column]) for i, n in enumerate(names) if rows[n].get(column) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=told)
+    baselines = [r for r in facts.table if r["round"] not in names and r.get(key) is not None]
+    if baselines:
+        best = max(baselines, key=lambda r: r[key])
+        axes.axhline(best[key], color=GREY, linewidth=1, linestyle=":", label="best baseline")
+        axes.text(len(names) - 0.6, best[key] + 1.5, best["round"], color=GREY, ha="right", fontsize=8.5)
+    axes.set_title(name)
+    axes.set_xticks(range(len(names)), [n.upper() for n in names])
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("DSC (%)")
+
+
+def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
+    """DSC and NSD of every scored case by class: boxes, with every case as a dot."""
+    colours = class_colours(labels)
+    with style():
+        figure = new_figure(10.4, 5.6)
+        grid = figure.subplots(2, 1, sharex=True)
+        counts: list[int] = []
+        for axes, measure in zip(grid, ("DSC", "NSD"), strict=True):
+            values = [_scores(item, f"{c.short}_{measure}") for c in labels.classes]
+            counts = [len(v) for v in values]
+            axes.boxplot(
+                [100 * v for v in values],
+                positions=range(len(values)),
+                widths=0.55,
+                showfliers=False,
+                medianprops={"color": INK, "linewidth": 1.6},
+                boxprops={"color": GREY},
+                whiskerprops={"color": GREY},
+                capprops={"color": GREY},
+            )
+            for place, (c, found) in enumerate(zip(labels.classes, values, strict=True)):
+                offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
+                axes.scatter(
+                    place + offsets,
+                    100 * found,
+                    s=22,
+                    color=colours[c.id],
+                    edgecolor=INK,
+                    linewidth=0.6,
+                    zorder=3,
+                )
+            axes.set_ylim(-3, 103)
+            axes.set_ylabel(f"{measure} (%)")
+            axes.grid(axis="x", visible=False)
+        names = [
+            f"{title(c).replace(' ', chr(10))}\nn={n}" for c, n in zip(labels.classes, counts, strict=True)
+        ]
+        grid[1].set_xticks(range(len(names)), names, fontsize=8)
+    return figure
+
+
+def _scores(item: RoundFacts, key: str) -> np.ndarray:
+    return np.asarray([row[key] for row in item.scores if row.get(key) is not None], dtype=float)
+
+
+def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure:
+    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth."""
+    lines = (
+        ("previous", GREY, "D:", "prediction and the labels its teacher was trained on"),
+        ("pseudo", ACCENT, "o-", "prediction and truth"),
+        ("merged", PAPER, "s-", "merged label and truth"),
+    )
+    with style():
+        figure = new_figure(10.4, 3.3)
+        grid = figure.subplots(1, 2, sharey=True)
+        tumor = () if labels.tumor is None else (labels.tumor,)
+        for axes, ids, name in zip(grid, (labels.organs, tumor), ("organs, mean", "tumor"), strict=True):
+            for comparison, colour, mark, told in lines:
+                points = [(i, m) for i, q in enumerate(found) if (m := q.mean(comparison, ids)) is not None]
+                if points:
+                    x, y = np.asarray(points).T
+                    axes.plot(x, 100 * y, mark, color=colour, markersize=5, label=told)
+            axes.set_title(name)
+            axes.set_xticks(range(len(found)), [f"{q.round.upper()}\nby {q.teacher.upper()}" for q in found])
+            axes.set_xlim(-0.4, len(found) - 0.6)
+            axes.set_ylim(0, 102)
+        grid[0].set_ylabel("Dice (%)")
+        handles, names = grid[0].get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    return figure
+
+
+def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
+    """Mean seconds a case by stage of inference, one bar a round."""
+    with style():
+        figure = new_figure(10.4, 0.9 + 0.32 * len(rounds))
+        axes = figure.subplots()
+        left = np.zeros(len(rounds))
+        for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
+            widths = np.asarray([mean_of(r.seconds, f"{stage}_s") or 0.0 for r in rounds])
+            axes.barh(range(len(rounds)), widths, left=left, color=colour, height=0.62, label=stage)
+            left = left + widths
+        axes.set_yticks(range(len(rounds)), [r.name.upper() for r in rounds])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("seconds a case (mean)")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def mean_of(rows: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Mean of a column over the rows that have it."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.mean(values)) if values else None

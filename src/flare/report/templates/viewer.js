@@ -1,0 +1,111 @@
+"use strict";
+// Two views of one case, reference and prediction, that turn together. Starts when it comes into sight.
+(() => {
+  const { Niivue, NVImage, SLICE_TYPE } = niivue;
+  const data = JSON.parse(document.getElementById("viewer-data").textContent);
+  const section = document.getElementById("viewer");
+  const chooser = document.getElementById("viewer-case");
+  const opacity = document.getElementById("viewer-opacity");
+  const names = ["reference", "prediction"];
+  const hidden = new Set();
+  let views = [];
+
+  const say = (text) => {
+    const message = document.getElementById("viewer-message");
+    message.textContent = text;
+    message.hidden = false;
+    document.getElementById("viewer-canvases").hidden = true;
+  };
+  const mode = () => document.querySelector("input[name=mode]:checked").value;
+
+  function lookup() {
+    const table = structuredClone(data.lookup);
+    table.A = table.I.map((id, place) => (place === 0 || hidden.has(id) ? 0 : 255));
+    return table;
+  }
+
+  function arrange() {
+    const solid = mode() === "render";
+    for (const view of views) {
+      view.setSliceType(solid ? SLICE_TYPE.RENDER : SLICE_TYPE.MULTIPLANAR);
+      view.opts.backColor = solid ? [1, 1, 1, 1] : [0, 0, 0, 1];
+      view.setOpacity(0, solid ? 0 : 1);
+      view.setOpacity(1, solid ? 1 : opacity.value / 100);
+      view.drawScene();
+    }
+    opacity.disabled = solid;
+  }
+
+  function colour() {
+    for (const view of views) {
+      view.volumes[1].setColormapLabel(lookup());
+      view.updateGLVolume();
+    }
+  }
+
+  async function show(item) {
+    section.dataset.state = "loading";
+    for (const [place, view] of views.entries()) {
+      while (view.volumes.length) view.removeVolume(view.volumes[0]);
+      const grey = await NVImage.loadFromBase64({
+        base64: item.image, name: "image.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255, trustCalMinMax: true,
+      });
+      const labels = await NVImage.loadFromBase64({ base64: item[names[place]], name: "labels.nii.gz" });
+      view.addVolume(grey);
+      view.addVolume(labels);
+      labels.setColormapLabel(lookup());
+      view.updateGLVolume();
+      view.setRenderAzimuthElevation(180, 12);
+    }
+    arrange();
+    section.dataset.state = "ready";
+  }
+
+  async function start() {
+    if (!document.createElement("canvas").getContext("webgl2")) {
+      say("This browser offers no WebGL 2, which the 3D viewer needs.");
+      section.dataset.state = "unavailable";
+      return;
+    }
+    views = [];
+    for (const name of names) {
+      const view = new Niivue({
+        backColor: [1, 1, 1, 1], show3Dcrosshair: false, isOrientCube: false, crosshairWidth: 1, isColorbar: false,
+        dragAndDropEnabled: false, logLevel: "silent", loadingText: "", multiplanarShowRender: 2, textHeight: 0.04,
+      });
+      await view.attachToCanvas(document.getElementById(`viewer-${name}`));
+      views.push(view);
+    }
+    views[0].broadcastTo([views[1]], { "2d": true, "3d": true });
+    views[1].broadcastTo([views[0]], { "2d": true, "3d": true });
+    await show(data.cases[chooser.value]);
+  }
+
+  data.cases.forEach((item, place) => chooser.add(new Option(item.rank ? `${item.name} (${item.rank})` : item.name, place)));
+  data.lookup.I.slice(1).forEach((id, place) => {
+    const button = document.createElement("button");
+    const swatch = document.createElement("i");
+    const [r, g, b] = ["R", "G", "B"].map((key) => data.lookup[key][place + 1]);
+    swatch.style.background = `rgb(${r},${g},${b})`;
+    button.append(swatch, data.lookup.labels[place + 1]);
+    button.setAttribute("aria-pressed", "true");
+    button.addEventListener("click", () => {
+      if (!hidden.delete(id)) hidden.add(id);
+      button.setAttribute("aria-pressed", String(!hidden.has(id)));
+      if (views.length) colour();
+    });
+    document.getElementById("viewer-classes").append(button);
+  });
+  chooser.addEventListener("change", () => views.length && show(data.cases[chooser.value]));
+  opacity.addEventListener("input", () => views.length && arrange());
+  document.getElementById("viewer-mode").addEventListener("change", () => views.length && arrange());
+
+  new IntersectionObserver((entries, observer) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    observer.disconnect();
+    start().catch((error) => {
+      console.error(error);
+      say("The 3D viewer could not start.");
+    });
+  }, { rootMargin: "300px" }).observe(section);
+})();
