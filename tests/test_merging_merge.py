@@ -17,6 +17,7 @@ from flare.errors import FlareError
 from flare.files import read_csv, read_json
 from flare.geometry import Geometry, Orientation
 from flare.images import read_labels, write_labels
+from flare.inference.cohort import Predicted
 from flare.labels import LabelSet
 from flare.merging.merge import merge
 
@@ -219,8 +220,10 @@ def test_the_output_is_never_inside_an_input(tmp_path: Path, config: Config) -> 
 
 
 @pytest.fixture
-def a_round(tmp_path: Path, config: Config) -> Callable[..., Any]:
-    """A run whose round `mot2` has predictions of three training cases; returns a runner."""
+def a_round(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A run whose round `mot2` has predictions of three training cases, as if a teacher made them."""
+    monkeypatch.setattr("flare.labelling.predict_cases", lambda *_, **__: Predicted())
+    monkeypatch.setattr("flare.teachers.read_teacher", lambda *_: None)
     cases = []
     for case, truth in (("full", volume(x0=1, x1=1)), ("tumor", volume(x0=14)), ("none", None)):
         label = None if truth is None else tmp_path / "truth" / f"{case}.nii.gz"
@@ -280,17 +283,20 @@ def test_a_case_without_prediction_is_never_passed_off_as_complete(tmp_path: Pat
     assert sorted(p.name for p in (folder / "labels").glob("*.nii.gz")) == ["none.nii.gz", "tumor.nii.gz"]
 
 
-def test_a_round_without_teacher_or_predictions_is_refused(tmp_path: Path, a_round: Any) -> None:
+def test_a_round_without_teacher_is_refused(tmp_path: Path, a_round: Any) -> None:
     with pytest.raises(FlareError, match=r"round=mot1 needs its teacher's checkpoint"):
         a_round("round=mot1")
     with pytest.raises(
         FlareError, match=r"round\.checkpoint=nowhere: no such file|nowhere, which does not exist"
     ):
         a_round("round.checkpoint=nowhere")
-    for path in (tmp_path / "outputs" / "r" / "rounds" / "mot2" / "predictions").iterdir():
-        path.unlink()
-    with pytest.raises(FlareError, match=r"no prediction of its 3 cases in .*iterate\.py rounds=\[mot2\]"):
-        a_round()
+
+
+def test_a_checkpoint_named_by_hand_is_named_by_its_hash(tmp_path: Path, a_round: Any) -> None:
+    (tmp_path / "other.ckpt").write_bytes(b"weights")
+    a_round(f"round.checkpoint={tmp_path / 'other.ckpt'}")
+    told = read_json(tmp_path / "outputs" / "r" / "rounds" / "mot2" / "labels" / "full.json")
+    assert told["classes"]["spleen"]["source"] == "checkpoint@9a129038d9a0"
 
 
 def test_the_script_refuses_in_one_line_and_merges_in_processes(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,13 +15,16 @@ from omegaconf import DictConfig
 from flare.ablation import Results, write_ablation
 from flare.errors import FlareError
 from flare.executor import Executor, Outcome, report_failures
+from flare.files import remove_partial
+from flare.inference.settings import InferenceSettings
+from flare.journal import Journal
 from flare.labelling import build_training_set
 from flare.plan import plan_rounds, print_plan, write_plan
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.report import write_report
 from flare.resuming import is_trained, training_key
-from flare.rounds import Round, check_rounds, compose_rounds
-from flare.runs import RunFolder, lock, record_environment, run_folder
+from flare.rounds import Round, check_rounds, compose_rounds, learns_from_teacher, teacher_checkpoint
+from flare.runs import RunFolder, lock, plain_config, record_environment, run_folder
 from flare.scoring import finish_round
 
 log = logging.getLogger(__name__)
@@ -43,14 +47,44 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
     rounds = compose_rounds(list(cfg.rounds), list(given))
     run = run_folder(cfg)
     check_rounds(rounds, run)
+    InferenceSettings.from_config(cfg)
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)
         write_plan(run.root, plan)
         return {"plan": plan}
+    note_sound = _check(rounds, run)
     with lock(run.root):
+        note_sound()
+        remove_partial(run.root)
+        remove_partial(run.root / "baselines", below=True)
         record_environment(run.root, cfg)
         return _run(cfg, rounds, run)
+
+
+def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
+    """Refuse, before any work, rounds that cannot be trained; returns what notes that they can.
+
+    What was found sound once is not looked into again.
+    """
+    journal = Journal(run.root / "journal" / "configurations.jsonl")
+    sound = []
+    for number, item in enumerate(rounds):
+        planned = [r.name for r in rounds[:number]]
+        is_taught = learns_from_teacher(item.cfg, planned)
+        inputs = {"teacher": Path(str(teacher_checkpoint(item.cfg, run)))} if is_taught else {}
+        known = item.name, inputs, plain_config(item.cfg)
+        if not journal.is_current(*known):
+            from flare.training import check_configuration  # torch: only where there is something to check
+
+            check_configuration(item.cfg, run, planned)
+            sound.append(known)
+
+    def note() -> None:
+        for known in sound:
+            journal.record(*known, {})
+
+    return note
 
 
 def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, Any]:
@@ -92,12 +126,14 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
     if cohort.intensity is None:
         raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
     folder = run.round(cfg.round.name)
-    training = build_training_set(cfg, cohort.cases, run, executor)
-    if not is_trained(folder, training_key(cfg, training.key)):
-        from flare.training import train_round  # torch and Lightning: only where there is something to train
+    with lock(folder.root):
+        remove_partial(folder.root, below=True)
+        training = build_training_set(cfg, cohort.cases, run, executor)
+        if not is_trained(folder, training_key(cfg, training.key)):
+            from flare.training import train_round  # torch, Lightning: only where there is something to train
 
-        train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
-    return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
+            train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
+        return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
 
 
 __all__ = ["Results", "iterate", "run_round"]

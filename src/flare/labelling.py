@@ -18,11 +18,12 @@ from flare.inference.components import chosen_classes
 from flare.inference.settings import InferenceSettings
 from flare.labels import LabelSet
 from flare.merging.cohort import MergedCohort, merge_round
-from flare.merging.settings import MergeRules, PseudoSource
+from flare.merging.settings import MergeRules
 from flare.prepare.layout import PreparedFolder, prepared_folder
 from flare.prepare.sources import read_label_map
 from flare.rounds import require_teacher, teacher_checkpoint
 from flare.runs import RoundFolder, RunFolder
+from flare.teachers import teacher_source
 
 FORMAT = 1  # raised when what is cached changes, so that labels cached before are redone
 
@@ -82,7 +83,13 @@ def build_training_set(
     return TrainingSet(items, key, failures)
 
 
-def label_cases(cfg: DictConfig, cases: Sequence[Case], run: RunFolder, executor: Executor) -> MergedCohort:
+def label_cases(
+    cfg: DictConfig,
+    cases: Sequence[Case],
+    run: RunFolder,
+    executor: Executor,
+    rules: MergeRules | None = None,
+) -> MergedCohort:
     """Predict cases with a round's teacher and merge its pseudo labels with their ground truth.
 
     The teacher's fitted post-processing (`components.json`) is applied to what it predicts.
@@ -92,6 +99,7 @@ def label_cases(cfg: DictConfig, cases: Sequence[Case], run: RunFolder, executor
         cases: The round's training cases.
         run: The run's folder.
         executor: Where the cases are worked on.
+        rules: How to merge, if not as `cfg.labels` says.
 
     Returns:
         The merged labels on the original grids; `failures` holds those of both steps.
@@ -115,8 +123,8 @@ def label_cases(cfg: DictConfig, cases: Sequence[Case], run: RunFolder, executor
         folder,
         labels=labels,
         label_map=read_label_map(cfg.data.label_map, labels),
-        rules=MergeRules.from_config(cfg.labels),
-        teacher=PseudoSource(cfg.round.teacher, sha256(checkpoint)),
+        rules=rules or MergeRules.from_config(cfg.labels),
+        teacher=teacher_source(cfg, sha256(checkpoint)),
         executor=executor,
     )
     merged.failures[:0] = predicted.failures

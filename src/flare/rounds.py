@@ -88,6 +88,18 @@ def teacher_checkpoint(cfg: DictConfig, run: RunFolder) -> str | None:
     return None if cfg.round.teacher is None else str(run.round(cfg.round.teacher).last)
 
 
+def learns_from_teacher(cfg: DictConfig, planned: Sequence[str] = ()) -> bool:
+    """Whether a round's labels or weights come from a checkpoint that is there before the run starts.
+
+    Args:
+        cfg: The round's configuration.
+        planned: Rounds that will have run before this one.
+    """
+    if cfg.round.checkpoint is None and (cfg.round.teacher is None or cfg.round.teacher in planned):
+        return False
+    return cfg.labels.source == "hybrid" or cfg.round.init == "teacher"
+
+
 def require_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> None:
     """Refuse a round whose teacher has no checkpoint, before any work.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.cases import Case
-from flare.checkpoints import Checkpoint, load_checkpoint
 from flare.data.datamodule import FlareDataModule
 from flare.data.loaders import CaseArrays
 from flare.errors import FlareError
@@ -31,9 +30,11 @@ from flare.models.unet import check_patch_size
 from flare.prepare import prepare_cohort
 from flare.preprocessing import Intensity
 from flare.resuming import mark_trained, start_afresh, starting_point, training_key
-from flare.rounds import require_teacher, teacher_checkpoint
+from flare.rounds import require_teacher
 from flare.runs import RoundFolder, RunFolder, lock, record_environment, run_folder
-from flare.trainer import build_trainer, choose_precision
+from flare.scoring import finish_round
+from flare.teachers import read_teacher
+from flare.trainer import build_trainer, choose_precision, lowest_depth
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +57,31 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     cohort = prepare_cohort(cfg)
     if cohort.intensity is None:
         raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
-    executor = instantiate(cfg.executor)
-    try:
+    folder = run.round(cfg.round.name)
+    failures = list(cohort.failures)
+    is_first = _is_first()
+    with closing(instantiate(cfg.executor)) as executor, lock(folder.root) if is_first else nullcontext():
         training = build_training_set(cfg, cohort.cases, run, executor)
-    finally:
-        executor.close()
-    result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
-    report_failures([*cohort.failures, *training.failures], "train")
+        result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
+        failures += training.failures
+        if is_first:
+            failures += finish_round(cfg, cohort.cases, folder, executor)
+    report_failures(list({f.case_id: f for f in failures}.values()), "train")
     return result
 
 
-def check_configuration(cfg: DictConfig, run: RunFolder) -> None:
+def _is_first() -> bool:
+    """Whether this process is the first, or the only one, of a training's processes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_configuration(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> None:
     """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
 
     Args:
         cfg: Configuration of `train`.
         run: The run's folder.
+        planned: Rounds that will have run before this one, with the same overrides.
 
     Raises:
         FlareError: Naming the config key.
@@ -80,13 +90,13 @@ def check_configuration(cfg: DictConfig, run: RunFolder) -> None:
         network = build_network(cfg)
     check_patch_size(list(cfg.data.patch_size), network.divisors)
     build_loss(cfg)
-    choose_precision(str(cfg.trainer.precision), str(cfg.trainer.accelerator))
+    choose_precision(str(cfg.trainer.precision), str(cfg.trainer.accelerator), lowest_depth=lowest_depth(cfg))
     InferenceSettings.from_config(cfg)
     if cfg.round.init not in ("fresh", "teacher"):
         raise FlareError(f"round.init={cfg.round.init}: expected fresh or teacher")
-    require_teacher(cfg, run)
-    teacher = weights_teacher(cfg, run)
-    if teacher is not None:
+    require_teacher(cfg, run, planned)
+    teacher = read_teacher(cfg, run, planned)
+    if teacher is not None and cfg.round.init == "teacher":
         check_teacher(network, teacher, labels=LabelSet.from_config(cfg.classes), targets=cfg.labels.targets)
 
 
@@ -114,7 +124,7 @@ def train_round(
         FlareError: If the training cannot start or resume, or another process trains the round.
     """
     folder = run.round(cfg.round.name)
-    is_first = getattr(rank_zero_only, "rank", 0) == 0  # the processes of one training share its folder
+    is_first = _is_first()  # the processes of one training share its folder
     with lock(folder.checkpoints) if is_first else nullcontext():
         ckpt_path = _begin(cfg, folder, training, write=is_first)
         pl.seed_everything(int(cfg.seed), verbose=False)
@@ -127,7 +137,8 @@ def train_round(
         items = {case: CaseArrays(*paths) for case, paths in training.items.items()}
         data = FlareDataModule(cfg, items, validation=validation, intensity=intensity)
         module = build_module(cfg, intensity)
-        teacher = weights_teacher(cfg, run) if ckpt_path is None else None
+        is_taught = cfg.round.init == "teacher" and ckpt_path is None
+        teacher = read_teacher(cfg, run) if is_taught else None
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round)
             start_from_teacher(module.net, teacher, labels=module.labels, targets=cfg.labels.targets)
@@ -135,31 +146,6 @@ def train_round(
         if is_first:
             mark_trained(folder, training_key(cfg, training.key))
     return _result(folder)
-
-
-def weights_teacher(cfg: DictConfig, run: RunFolder) -> Checkpoint | None:
-    """Read the checkpoint that a round's weights start from; None for fresh weights.
-
-    Args:
-        cfg: Configuration of `train`; with `round.init=teacher` a round without a teacher starts fresh too.
-        run: The run's folder.
-
-    Raises:
-        FlareError: If it is missing, of another round or spacing.
-    """
-    path = teacher_checkpoint(cfg, run) if cfg.round.init == "teacher" else None
-    if path is None:
-        return None
-    teacher = load_checkpoint(Path(path))
-    if cfg.round.checkpoint is None and teacher.round != cfg.round.teacher:
-        raise FlareError(
-            f"round.teacher={cfg.round.teacher}: {path} is a checkpoint of round {teacher.round}"
-        )
-    if list(teacher.spacing_mm) != [float(size) for size in cfg.data.spacing_mm]:
-        raise FlareError(
-            f"data.spacing_mm={list(cfg.data.spacing_mm)}: the teacher {path} has {list(teacher.spacing_mm)}"
-        )
-    return teacher
 
 
 def _begin(cfg: DictConfig, folder: RoundFolder, training: TrainingSet, *, write: bool) -> Path | None:

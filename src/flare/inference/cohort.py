@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flare.errors import FlareError
 from flare.executor import Executor, LocalExecutor, Outcome, run_cases
-from flare.files import sha256
+from flare.files import remove_partial, sha256
 from flare.images import read_image, write_labels
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
@@ -85,6 +85,7 @@ def predict_cases(
     }
     failures = []
     if jobs:
+        remove_partial(output)
         executor = _suited(executor, len(jobs), settings)
     for outcome in run_cases(predict_case, jobs, executor=executor, description="predict"):
         case = outcome.case_id

@@ -115,10 +115,10 @@ def check_checkpoint(cfg: DictConfig, path: Path) -> None:
     from flare.checkpoints import load_checkpoint  # torch: only once there is work
 
     checkpoint = load_checkpoint(path)
-    if checkpoint.labels != (expected := LabelSet.from_config(cfg.classes)):
+    theirs, ours = _classes(checkpoint.labels), _classes(LabelSet.from_config(cfg.classes))
+    if theirs != ours:
         raise FlareError(
-            f"checkpoint={path}: its classes are {_classes(checkpoint.labels)}; "
-            f"the configuration (classes=) has {_classes(expected)}"
+            f"checkpoint={path}: its classes are {theirs}; the configuration (classes=) has {ours}"
         )
     if cfg.round.name is None:
         return

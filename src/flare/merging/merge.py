@@ -11,17 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from flare.cases import read_index, select_cases
 from flare.errors import FlareError
 from flare.executor import Outcome, report_failures
-from flare.files import sha256
 from flare.images import find_images, strip_extension, unique_cases
 from flare.journal import Journal
 from flare.labels import LabelSet
-from flare.merging.cohort import Maps, MergedCohort, merge_cohort, merge_round
+from flare.merging.cohort import Maps, MergedCohort, merge_cohort
 from flare.merging.provenance import TABLE
 from flare.merging.settings import MergeRules, PseudoSource
 from flare.prepare.layout import prepared_folder
 from flare.prepare.sources import annotated_by, read_label_map, read_sources
 from flare.progress import console
-from flare.rounds import require_teacher, teacher_checkpoint
+from flare.rounds import require_teacher
 from flare.runs import lock, run_folder
 
 FOLDERS = ("ground_truth", "pseudo", "output")
@@ -59,39 +58,25 @@ def merge(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _merge_round(cfg: DictConfig) -> tuple[Path, MergedCohort]:
-    """Merge the training cases of the round that `cfg.round` names."""
+    """Label the training cases of the round that `cfg.round` names: predict what is missing, merge."""
     if cfg.labels.source != "hybrid":
         raise FlareError(
             f"round={cfg.round.name} trains on the ground truth alone (labels.source={cfg.labels.source}): "
             "there is nothing to merge"
         )
+    from flare.labelling import label_cases  # torch: only where a teacher predicts
+    from flare.teachers import read_teacher
+
     rules = MergeRules.from_config(cfg)
-    labels = LabelSet.from_config(cfg.classes)
     run = run_folder(cfg)
     require_teacher(cfg, run)
-    checkpoint = Path(str(teacher_checkpoint(cfg, run)))
-    if not checkpoint.is_file():
-        raise FlareError(f"round.checkpoint={checkpoint}: no such file")
+    read_teacher(cfg, run)
     cases = select_cases(read_index(prepared_folder(cfg).index), cfg.labels.cases)
     folder = run.round(cfg.round.name)
-    if not any((folder.predictions / f"{c.id}.nii.gz").is_file() for c in cases):
-        raise FlareError(
-            f"round={cfg.round.name}: no prediction of its {len(cases)} cases in {folder.predictions}; run "
-            f"`python iterate.py rounds=[{cfg.round.name}]` with the same overrides first"
-        )
-    teacher = PseudoSource(cfg.round.teacher if cfg.round.checkpoint is None else None, sha256(checkpoint))
     executor = instantiate(cfg.executor)
     try:
         with lock(folder.root):
-            done = merge_round(
-                cases,
-                folder,
-                labels=labels,
-                label_map=read_label_map(_plain(cfg.data.label_map), labels),
-                rules=rules,
-                teacher=teacher,
-                executor=executor,
-            )
+            done = label_cases(cfg, cases, run, executor, rules)
     finally:
         executor.close()
     return folder.labels, done
