@@ -49,6 +49,32 @@ def test_the_budget_does_not_change_a_single_voxel():
     np.testing.assert_array_equal(one_slice, restore(maps, (31, 47, 40), memory_mb=1e6))
 
 
+@pytest.mark.parametrize("linear", [ALL, PLANE, NONE, (True, False, True), (False, True, False)])
+@settings(max_examples=25)
+@given(
+    shape=st.tuples(*[st.integers(2, 9)] * 3),
+    wanted=st.tuples(*[st.integers(1, 19)] * 3),
+    seed=st.integers(0, 1000),
+)
+def test_classes_that_are_ahead_in_few_places_win_exactly_there(linear, shape, wanted, seed):
+    maps = blended(shape, classes=5, seed=seed)
+    background = torch.rand(shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.9
+    maps.values[0] += background * 0.9
+    whole = maps.values.double()
+    for axis in range(3):
+        if not linear[axis]:
+            centres = ((np.arange(wanted[axis]) + 0.5) * shape[axis] / wanted[axis]).astype(int)
+            whole = whole.index_select(axis + 1, torch.from_numpy(centres))
+    whole = interpolate(whole[None], size=wanted, mode="trilinear", align_corners=False)[0]
+    assert_same_up_to_ties(restore(maps, wanted, linear), whole)
+
+
+def test_a_class_that_is_second_on_both_sides_wins_between_them():
+    maps = blended((1, 1, 2), classes=4)
+    maps.values[:, 0, 0] = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.4, 0.4], [0.0, 0.6]])
+    assert restore(maps, (1, 1, 10)).tolist() == [[[1, 1, 1, 1, 2, 2, 3, 3, 3, 3]]]  # at weights 0.4 and 0.6
+
+
 def test_nnunet_takes_the_nearest_slice_and_interpolates_in_plane():
     maps, wanted = blended((5, 8, 9)), (13, 20, 17)
     planes = interpolate(
