@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {_line(error)}") from None
+        named = re.search(r"GLOBAL (\S+)", str(error))  # what it would have run, at the end of a long text
+        reason = f"refuses {named[1]}" if named else _line(error)
+        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {reason}") from None
     if not isinstance(content, dict):
         raise FlareError(f"checkpoint={path}: expected a dictionary, found {type(content).__name__}")
     return content

@@ -1,0 +1,177 @@
+"""A checkpoint of ours as a model folder of nnU-Net v2, for `nnUNetv2_predict` and its relatives.
+
+nnU-Net's `PlainConvUNet` has one kernel a resolution for encoder and decoder, and a bias in every layer.
+Where ours has two kernels the smaller is padded with zeros; missing biases are zeros: the same function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from flare.checkpoints import Checkpoint, build_network, load_checkpoint
+from flare.convert.layout import Weights, architecture, to_nnunet2
+from flare.convert.nnunet2 import CHECKPOINT, DEFAULT_RESAMPLING, REORIENTS, TORCH_RESAMPLING
+from flare.errors import FlareError
+from flare.files import atomic, write_json
+
+CONFIGURATION = "3d_fullres"
+TRAINER = "nnUNetTrainer"
+DATASET = "Dataset999_flare"  # where the folder does not say another
+
+
+def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
+    """Write `plans.json`, `dataset.json` and `fold_<fold>/checkpoint_final.pth`.
+
+    For `nnUNetv2_predict -d <id>` the folder is, below `nnUNet_results`,
+    `Dataset<id>_<name>/nnUNetTrainer__nnUNetPlans__3d_fullres`.
+    Class ids of the segmentations are those of the output channels: of a round that trains the tumor alone,
+    the tumor is 1.
+
+    Args:
+        source: Our checkpoint.
+        folder: The model folder.
+        fold: Number of the fold, or `all`.
+
+    Raises:
+        FlareError: If the source is none of our checkpoints, or its network none of our U-Nets.
+    """
+    checkpoint = load_checkpoint(source)
+    build_network(checkpoint)  # refuses weights that do not belong together
+    if folder.is_file():
+        raise FlareError(f"output={folder}: is a file; expected a folder")
+    network = architecture(checkpoint.state_dict)
+    kernels = _common_kernels(network)
+    weights = _padded(checkpoint.state_dict, kernels)
+    write_json(folder / "dataset.json", _dataset(checkpoint))
+    write_json(folder / "plans.json", _plans(checkpoint, network, kernels, folder))
+    content = {
+        "network_weights": to_nnunet2(weights),
+        "trainer_name": TRAINER,
+        "init_args": {"configuration": CONFIGURATION, "fold": fold},
+        "inference_allowed_mirroring_axes": tuple(checkpoint.mirror_axes) or None,
+    }
+    with atomic(folder / f"fold_{fold}" / CHECKPOINT) as temporary:
+        torch.save(content, temporary)
+
+
+def _common_kernels(network: Mapping[str, Any]) -> list[list[int]]:
+    """One kernel a resolution that holds those of encoder and decoder."""
+    encoder = network["encoder_kernels"]
+    decoder = [*network["decoder_kernels"], encoder[-1]]  # the lowest resolution has no decoder stage
+    return [[max(pair) for pair in zip(*both, strict=True)] for both in zip(encoder, decoder, strict=True)]
+
+
+def _padded(state: Mapping[str, torch.Tensor], kernels: list[list[int]]) -> Weights:
+    """Pad kernels to the common ones and add biases of zeros."""
+    weights: Weights = {}
+    for name, tensor in state.items():
+        side, stage = name.split(".")[:2]
+        weights[name] = tensor
+        if name.endswith(".conv.weight"):
+            level = int(stage) if side == "encoder" else len(kernels) - 2 - int(stage)
+            missing = [(a - b) // 2 for a, b in zip(kernels[level], tensor.shape[2:], strict=True)]
+            weights[name] = F.pad(tensor, [m for m in reversed(missing) for _ in range(2)])
+        if side in ("upsampling", "heads") and name.endswith(".weight"):
+            bias = name.removesuffix("weight") + "bias"
+            outputs = tensor.shape[1] if side == "upsampling" else tensor.shape[0]
+            weights[bias] = state.get(bias, torch.zeros(outputs))
+    return weights
+
+
+def _dataset(checkpoint: Checkpoint) -> dict[str, Any]:
+    """`dataset.json`: what images and labels are."""
+    names = ["background", *(checkpoint.labels.name_of(c) for c in checkpoint.outputs[1:])]
+    return {
+        "channel_names": {"0": "CT"},
+        "labels": {name: channel for channel, name in enumerate(names)},
+        "numTraining": 0,
+        "file_ending": ".nii.gz",
+    }
+
+
+def _plans(
+    checkpoint: Checkpoint, network: Mapping[str, Any], kernels: list[list[int]], folder: Path
+) -> dict[str, Any]:
+    """`plans.json`: all that nnU-Net's preprocessing and prediction ask for."""
+    statistics = checkpoint.intensity
+    dataset = folder.parent.name if re.fullmatch(r"Dataset\d{3}_\w+", folder.parent.name) else DATASET
+    return {
+        "dataset_name": dataset,
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": list(checkpoint.spacing_mm),
+        "original_median_shape_after_transp": list(checkpoint.patch_size),
+        "image_reader_writer": REORIENTS,
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {CONFIGURATION: _configuration(checkpoint, network, kernels)},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            "0": {
+                "mean": statistics["mean"],
+                "std": statistics["std"],
+                "percentile_00_5": statistics["lower"],
+                "percentile_99_5": statistics["upper"],
+            }
+        },
+    }
+
+
+def _configuration(
+    checkpoint: Checkpoint, network: Mapping[str, Any], kernels: list[list[int]]
+) -> dict[str, Any]:
+    """The one configuration of the plans."""
+    stages = len(network["features"])
+    default = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    linear = {"is_seg": False, "force_separate_z": False}
+    images = {
+        "linear": (TORCH_RESAMPLING, linear),
+        "cubic": (DEFAULT_RESAMPLING, default | {"force_separate_z": False}),
+        "nnunet": (DEFAULT_RESAMPLING, default),
+    }
+    if checkpoint.interpolation not in images:
+        raise FlareError(f"source: resamples by {checkpoint.interpolation!r}, which nnU-Net has not")
+    function, arguments = images[checkpoint.interpolation]
+    return {
+        "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(checkpoint.patch_size),
+        "median_image_size_in_voxels": list(checkpoint.patch_size),
+        "spacing": list(checkpoint.spacing_mm),
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": function,
+        "resampling_fn_data_kwargs": arguments,
+        "resampling_fn_seg": DEFAULT_RESAMPLING,
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+        "resampling_fn_probabilities": TORCH_RESAMPLING,  # as `restore=trilinear`
+        "resampling_fn_probabilities_kwargs": linear,
+        "batch_dice": True,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": network["features"],
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": kernels,
+                "strides": network["strides"],
+                "n_conv_per_stage": [network["convolutions_per_stage"]] * stages,
+                "n_conv_per_stage_decoder": [network["convolutions_per_stage"]] * (stages - 1),
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }

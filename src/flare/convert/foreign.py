@@ -1,0 +1,196 @@
+"""A network of another project in our terms, and the checkpoint that is made of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flare.checkpoints import KEY
+from flare.convert.layout import Weights, architecture
+from flare.errors import FlareError
+from flare.files import atomic
+from flare.geometry import ORDERS
+from flare.labels import TARGETS, LabelSet
+from flare.models.unet import UNet, check_patch_size
+from flare.preprocessing import Intensity
+from flare.runs import git_revision
+
+log = logging.getLogger(__name__)
+
+# what a checkpoint carries beside weights and classes, and how it is written on the command line
+VALUES = {
+    "spacing_mm": "[z,y,x]",
+    "patch_size": "[z,y,x]",
+    "intensity": "{lower:HU,upper:HU,mean:HU,std:HU}",
+    "mirror_axes": "[0,1,2]",
+    "interpolation": "nnunet",
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A network as its own project has left it.
+
+    Args:
+        weights: By our names, float32.
+        origin: Where it comes from, as plain values: program, trainer, hash of the file.
+        values: Those of `VALUES` that its files say.
+        channel_names: Names of its outputs, background first; None where its files have none.
+    """
+
+    weights: Weights
+    origin: dict[str, Any]
+    values: dict[str, Any]
+    channel_names: tuple[str, ...] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Number of output channels."""
+        return int(self.weights["heads.0.weight"].shape[0])
+
+
+def write_checkpoint(
+    network: Foreign,
+    path: Path,
+    *,
+    labels: LabelSet,
+    targets: str | None,
+    name: str | None,
+    given: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint of ours, which `infer.py` and rounds take like one that was trained here.
+
+    Args:
+        network: What was read.
+        path: The file to write.
+        labels: The class list that the outputs belong to.
+        targets: What the outputs are, or None to tell by their number.
+        name: Round that the checkpoint stands for, or None.
+        given: Values of `VALUES` that the user adds or corrects.
+
+    Raises:
+        FlareError: If something is missing or does not fit together, naming the key.
+    """
+    arguments = architecture(network.weights)
+    if arguments.pop("input_channels") != 1:
+        raise FlareError("source: a network of several input channels; expected one, CT")
+    targets = _targets(network, labels, targets)
+    values = _values(network.values, given)
+    classes = labels.to_config()
+    with torch.device("meta"):
+        net = UNet(classes, targets, **arguments)
+    try:
+        net.load_state_dict(network.weights, assign=True)
+    except RuntimeError as error:
+        raise FlareError(f"source: its weights do not fit together: {' '.join(str(error).split())}") from None
+    check_patch_size(values["patch_size"], net.divisors, key="patch_size")
+    target = f"{UNet.__module__}.{UNet.__qualname__}"
+    carried = {
+        **values,
+        "classes": classes,
+        "targets": targets,
+        "round": name,
+        "config": {
+            "model": {"name": "converted", "net": {"_target_": target, **arguments}},
+            "converted_from": network.origin,
+        },
+        "git_revision": git_revision(),
+    }
+    state = {f"net.{key}": tensor for key, tensor in network.weights.items()}
+    with atomic(path) as temporary:
+        torch.save({"state_dict": state, KEY: carried}, temporary)
+
+
+def _targets(network: Foreign, labels: LabelSet, targets: str | None) -> str:
+    """Say what the outputs are; without the user's word, names must agree where there are any."""
+    if targets is None:
+        fitting = [t for t in TARGETS if _count(labels, t) == network.outputs]
+        if len(fitting) != 1:
+            raise FlareError(
+                f"targets: the network has {network.outputs} outputs; the class list gives "
+                + ", ".join(f"{_count(labels, t)} for {t}" for t in TARGETS if _count(labels, t))
+                + "; choose another class list with classes="
+            )
+        targets = fitting[0]
+        expected = ["background", *(labels.name_of(c) for c in labels.outputs(targets)[1:])]
+        names = network.channel_names or ()
+        strange = [
+            (n, e) for n, e in zip(names, expected, strict=False) if _plain(n) not in _known(e, labels)
+        ]
+        if strange:
+            raise FlareError(
+                f"targets: an output is named {strange[0][0]!r} where the class list has {strange[0][1]!r}; "
+                f"if its outputs are those of the class list all the same, give targets={targets}"
+            )
+        if not names:
+            log.warning("outputs taken in the order of the class list: %s", ", ".join(expected))
+        return targets
+    if len(labels.outputs(targets)) != network.outputs:
+        raise FlareError(
+            f"targets={targets}: {len(labels.outputs(targets))} outputs, the network has {network.outputs}"
+        )
+    return targets
+
+
+def _count(labels: LabelSet, targets: str) -> int:
+    try:
+        return len(labels.outputs(targets))
+    except FlareError:
+        return 0  # a class list without organs or without tumor
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _known(name: str, labels: LabelSet) -> set[str]:
+    """Names under which a class may stand in another project's files."""
+    if name == "background":
+        return {name}
+    return {name, labels.by_id(labels.id_of(name)).short.lower(), name.replace("inferior_vena_cava", "ivc")}
+
+
+def _values(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Join what the files say with what the user says; name what neither does.
+
+    Raises:
+        FlareError: Naming the key.
+    """
+    values = {k: v for k, v in found.items() if v is not None}
+    for key, value in given.items():
+        is_part = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **value} if is_part else value
+    statistics = [f.name for f in fields(Intensity)]
+    missing = [key for key in VALUES if key not in values]
+    missing += [f"intensity.{k}" for k in statistics if k not in values.get("intensity", statistics)]
+    if missing:
+        hints = " ".join(f"{key}={VALUES.get(key, 'HU')}" for key in missing)
+        raise FlareError(f"{', '.join(missing)}: not in the source's files; give {hints}")
+    checked = {
+        "spacing_mm": _numbers("spacing_mm", values["spacing_mm"], float),
+        "patch_size": _numbers("patch_size", values["patch_size"], int),
+        "intensity": {k: float(values["intensity"][k]) for k in statistics},
+        "mirror_axes": [int(axis) for axis in values["mirror_axes"]],
+        "interpolation": str(values["interpolation"]),
+    }
+    if not set(checked["mirror_axes"]) <= {0, 1, 2}:
+        raise FlareError(f"mirror_axes: expected some of 0, 1, 2 (z, y, x), given {values['mirror_axes']}")
+    if checked["interpolation"] not in ORDERS:
+        raise FlareError(f"interpolation: expected one of {list(ORDERS)}, given {values['interpolation']}")
+    return checked
+
+
+def _numbers(key: str, values: Any, kind: type) -> list[Any]:
+    """Three positive numbers, along z, y, x."""
+    try:
+        numbers = [kind(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 3 or min(numbers) <= 0:
+        raise FlareError(f"{key}: expected three numbers above 0, z, y, x; given {values}")
+    return numbers
