@@ -124,3 +124,14 @@ def test_what_a_crash_of_the_machine_leaves_is_ignored(step: Step) -> None:
     step.record("b", score=2)
     assert Journal(step.journal).values("a") == {"score": 1}
     assert Journal(step.journal).values("b") == {"score": 2}
+
+
+def test_a_moved_folder_is_still_done(tmp_path: Path) -> None:
+    output = tmp_path / "run" / "labels" / "a.nii.gz"
+    output.parent.mkdir(parents=True)
+    output.write_bytes(b"labels")
+    Journal(tmp_path / "run" / "journal" / "merge.jsonl").record("a", {}, {}, {"labels": output})
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert Journal(moved / "journal" / "merge.jsonl").is_current("a", {}, {})
+    (moved / "labels" / "a.nii.gz").unlink()
+    assert not Journal(moved / "journal" / "merge.jsonl").is_current("a", {}, {})

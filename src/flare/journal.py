@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Journal:
         try:
             if entry["inputs"] != _keys(inputs):
                 return False
-            return all(stat_key(Path(o["path"])) == o["stat"] for o in entry["outputs"].values())
+            return all(stat_key(self.path.parent / o["path"]) == o["stat"] for o in entry["outputs"].values())
         except OSError:
             return False
 
@@ -65,7 +66,12 @@ class Journal:
             "config": config_hash(config),
             "inputs": _keys(inputs),
             "outputs": {
-                name: {"path": str(path), "stat": stat_key(path), "sha256": sha256(path)}
+                # relative, so that a run's folder can be moved
+                name: {
+                    "path": os.path.relpath(path, self.path.parent),
+                    "stat": stat_key(path),
+                    "sha256": sha256(path),
+                }
                 for name, path in outputs.items()
             },
             "values": dict(values or {}),
