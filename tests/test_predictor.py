@@ -81,6 +81,17 @@ def test_a_one_hot_network_gives_the_classes_back_exactly(labels, shape, average
     assert prediction.segmentation.dtype == np.uint8
 
 
+@pytest.mark.parametrize(("components", "islands"), [("fitted", 2), ("organs", 1)])
+def test_the_authors_always_keep_the_largest_component_of_each_organ(labels, components, islands):
+    truth = np.zeros((8, 16, 16), dtype=np.int16)
+    truth[2:5, 2:6, 2:6], truth[2, 12, 12] = 1, 1
+    truth[6, 2:4, 2], truth[6, 12, 12] = 14, 14  # tumors are never cleaned
+    settings = replace(DENSE, components=components)
+    found = predictor(one_hot, labels, settings, tuple(range(15))).predict(volume(truth)).segmentation
+    assert found[2, 12, 12] == islands - 1
+    assert ((found == 14) == (truth == 14)).all()
+
+
 @pytest.mark.parametrize("shape", [(8, 16, 16), (5, 40, 33), (21, 17, 50)])
 def test_dense_with_all_flips_is_nnunets_weighted_mean_of_logits(labels, shape):
     rng = np.random.default_rng(4)

@@ -82,6 +82,7 @@ class Predictor:
         self.device = choose_device(settings.device)
         self.autocast_type = autocast_type(settings.precision, self.device)
         self._ids = np.asarray(outputs, dtype=np.uint8)
+        self._cleaned = tuple(labels.organs) if settings.components == "organs" else ()
         # the long vessels and the esophagus: the classes that annotators, too, follow over a stretch only
         self._tubes = frozenset(entry.id for entry in labels.classes if entry.slice_range)
 
@@ -117,7 +118,8 @@ class Predictor:
 
         Args:
             volume: CT in HU, any voxel order.
-            components: Ids of the classes of which only the largest component is kept.
+            components: Ids of the classes of which only the largest component is kept, beside those of the
+                settings.
 
         Returns:
             The segmentation on the volume's own grid, and how it came about.
@@ -138,7 +140,7 @@ class Predictor:
             outputs=self.outputs,
             memory_mb=self.settings.memory_mb,
         )
-        if components:
+        if components := (*components, *self._cleaned):
             segmentation = keep_largest(segmentation, components)
         segmentation = np.ascontiguousarray(case.orientation.invert(segmentation))
         watch.lap("restore")

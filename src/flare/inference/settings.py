@@ -15,6 +15,7 @@ CHOICES = {
     "inference.average": ("probabilities", "logits"),
     "inference.centre": ("image", "body"),
     "inference.precision": ("auto", "32", "bf16", "16"),
+    "inference.components": ("fitted", "organs"),
     "tta": ("none", "tta4", "tta8"),
     "restore": ("trilinear", "nnunet", "nearest"),
     "engine": ("torch",),
@@ -51,6 +52,8 @@ class InferenceSettings:
         memory_mb: Bound on the working memory of the way back.
         precision: `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it.
         body: Thresholds of the body mask.
+        components: Whose largest component alone is kept: `fitted`, of the organs that a round's fit names,
+            and only in pseudo labels, or `organs`, of every organ always.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
     """
 
@@ -64,6 +67,7 @@ class InferenceSettings:
     memory_mb: float
     precision: str
     body: BodyRule
+    components: str = "fitted"
     device: str = "auto"
 
     @classmethod
@@ -94,6 +98,7 @@ class InferenceSettings:
             restore=cfg["restore"],
             memory_mb=float(inference["memory_mb"]),
             precision=str(inference["precision"]),
+            components=str(inference["components"]),
             body=BodyRule(**{key: float(value) for key, value in inference["body"].items()}),
         )
 

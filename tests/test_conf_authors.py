@@ -1,0 +1,96 @@
+"""The preset `authors`: every variant of the authors' code at once, on every script and round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flare.inference.settings import InferenceSettings
+from flare.rounds import compose_rounds
+
+Config = Callable[..., DictConfig]
+
+# typed from the method: what the authors' code does where the paper says or implies something else
+AUTHORS = {
+    "name": "authors",
+    "labels.rule": "gt_first",
+    "data.interpolation": "nnunet",
+    "data.augmentation.label_interpolation": "linear",
+    "data.augmentation.low_resolution.probability": 0.25,
+    "data.augmentation.low_resolution.channel_probability": 0.5,
+    "data.augmentation.low_resolution.zoom": [0.5, 1.0],
+    "inference.name": "flare22",
+    "inference.centre": "image",
+    "inference.extend": False,
+    "inference.average": "probabilities",
+    "inference.components": "organs",
+    "restore": "nearest",
+    "tta": "tta4",
+    "trainer.max_epochs": 1500,
+    "loss.class_weights": None,
+}
+TEACHERS = {
+    "mo": None,
+    "mo1": "mo",
+    "mo2": "mo1",
+    "mt": None,
+    "mot": "mo2",
+    "mot1": "mot",
+    "mot2": "mot",  # the paper: mot1
+    "mot3": "mot2",
+}
+
+
+def pick(cfg: DictConfig, key: str) -> Any:
+    found = OmegaConf.select(cfg, key, throw_on_missing=True)
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_round(config: Config, name: str) -> None:
+    cfg = config("train", "experiment=authors", f"round={name}")
+    assert {key: pick(cfg, key) for key in AUTHORS} == AUTHORS
+    assert cfg.round.teacher == TEACHERS[name]
+    assert config("train", f"round={name}").round.teacher == ("mot1" if name == "mot2" else TEACHERS[name])
+
+
+def test_the_rounds_of_a_whole_run() -> None:
+    rounds = compose_rounds(list(TEACHERS), ["experiment=authors"])
+    assert {r.name: r.teacher for r in rounds} == TEACHERS
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [("mot2", [8 / 15, 4 / 15, 2 / 15, 1 / 15]), ("mot3", [8 / 15, 4 / 15, 2 / 15, 1 / 15, 0])],
+)
+def test_weights_of_the_resolutions(config: Config, name: str, weights: list[float]) -> None:
+    cfg = config("train", "experiment=authors", f"round={name}")
+    loss = instantiate(cfg.loss, classes=cfg.classes, targets="organs")
+    assert loss.weights(len(cfg.model.net.features) - 1) == pytest.approx(weights)
+
+
+@pytest.mark.parametrize("script", ["train", "infer", "merge_labels", "prepare", "evaluate", "iterate"])
+def test_every_script(config: Config, script: str) -> None:
+    cfg = config(script, "experiment=authors")
+    OmegaConf.to_container(cfg, resolve=True)
+    assert {key: pick(cfg, key) for key in AUTHORS} == AUTHORS
+    assert InferenceSettings.from_config(cfg).components == "organs"
+    if script == "merge_labels":
+        assert cfg.rule == "gt_first"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("inference=dense", "inference.name", "dense"),
+        ("round.teacher=mo2", "round.teacher", "mo2"),
+        ("labels.rule=paper", "labels.rule", "paper"),
+        ("restore=trilinear", "restore", "trilinear"),
+    ],
+)
+def test_the_command_line_wins(config: Config, override: str, key: str, value: str) -> None:
+    assert pick(config("train", "experiment=authors", "round=mot2", override), key) == value
