@@ -101,6 +101,33 @@ def test_a_folder_is_searched_and_each_case_keeps_its_geometry(run, tmp_path):
     assert all(int(row["uncovered_body_vox"]) >= 0 for row in rows)
 
 
+def test_a_measured_case_is_done_again_and_says_what_it_cost(run, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    assert "time_s" not in run()["cases"][0]
+    segmentation = (tmp_path / "out" / "a.nii.gz").read_bytes()
+    row = run("inference.measure=true")["cases"][0]
+    assert row["size"] == "28x24x10"
+    assert row["time_s"] >= row["seconds"] > 0
+    assert row["cpu_auc"] >= 0
+    assert row["ram_mb"] > 10
+    assert row["max_gpu_mb"] is None or row["max_gpu_mb"] > 0
+    assert (tmp_path / "out" / "a.nii.gz").read_bytes() == segmentation
+    assert float(read_csv(tmp_path / "out" / "inference.csv")[0]["ram_auc"]) == row["ram_auc"]
+    assert read_csv(tmp_path / "out" / "table6.csv")[0]["case"] == "a"
+    assert float(read_csv(tmp_path / "out" / "table7.csv")[0]["ram_mb"]) == row["ram_mb"]
+    # measured once, it is left alone in either way
+    assert run("inference.measure=true")["cases"] == run()["cases"] == [row]
+
+
+def test_measured_and_other_cases_share_a_table(run, tmp_path):
+    write_ct(tmp_path / "in" / "b.nii.gz")
+    run("inference.measure=true")
+    write_ct(tmp_path / "in" / "a.nii.gz", 1)
+    run()
+    rows = read_csv(tmp_path / "out" / "inference.csv")
+    assert [row["time_s"] == "" for row in rows] == [True, False]
+
+
 def test_what_is_done_is_left_alone_until_image_weights_or_settings_change(run, tmp_path, monkeypatch):
     write_ct(tmp_path / "in" / "a.nii.gz")
     write_ct(tmp_path / "in" / "b.nii.gz", 1)

@@ -50,6 +50,6 @@ def test_a_value_that_is_no_choice_is_refused_by_its_key(config, override):
 
 def test_memory_and_device_make_no_other_result(config):
     settings = InferenceSettings.from_config(config("infer"))
-    assert settings.identity() == replace(settings, memory_mb=1, device="cpu").identity()
+    assert settings.identity() == replace(settings, memory_mb=1, device="cpu", measure=True).identity()
     assert settings.identity() != replace(settings, tta="none").identity()
     assert settings.identity() != replace(settings, body=replace(settings.body, opening_mm=1)).identity()

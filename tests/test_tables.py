@@ -76,7 +76,7 @@ def test_table4_averages_cases_and_skips_what_is_not_scored(labels: LabelSet, tm
 
 
 def test_efficiency_tables_put_the_papers_rows_below(tmp_path: Path) -> None:
-    case = {"case": "a", "size": (64, 64, 20), "time_s": 1.5, "max_gpu_mb": None, "gpu_auc": None}
+    case = {"case": "a", "size": "64x64x20", "time_s": 1.5, "max_gpu_mb": None, "gpu_auc": None}
     assert len(table6([case], tmp_path / "table6")) == 9
     text = (tmp_path / "table6.md").read_text()
     assert "| ours | a | 64x64x20 | **1.50** | - | - |" in text

@@ -12,8 +12,10 @@ from omegaconf import DictConfig
 from flare.baselines import predict_baseline
 from flare.cases import Case, select_cases
 from flare.errors import FlareError
+from flare.evaluation.round_tables import write_round_tables
 from flare.evaluation.tables import AblationRow, table5
 from flare.executor import Executor, Outcome
+from flare.files import read_csv
 from flare.labels import LabelSet
 from flare.prepare.cohort import Cohort
 from flare.rounds import Round
@@ -39,17 +41,20 @@ def write_ablation(
 ) -> Results:
     """Score all rounds and baselines on `data.scoring.split` and write `table5.csv`, `.md` and `.tex`.
 
+    The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7.
+
     Args:
         cfg: Configuration of `iterate`.
         rounds: The rounds, trained.
         cohort: The prepared cohort.
-        run: The run's folder; gets the table.
+        run: The run's folder; gets the tables.
         executor: Where cases are worked on.
     """
     split = cfg.data.scoring.split
     cases = held_out(cohort.cases, split)
     if not cases:
         return Results([], [])
+    labels = LabelSet.from_config(cfg.classes)
     rows: list[AblationRow] = []
     failures: list[Outcome] = []
     for item in rounds:
@@ -59,13 +64,21 @@ def write_ablation(
         failures += failed
         trained = len(select_cases(cohort.cases, item.cfg.labels.cases))
         rows.append(AblationRow(item.name, trained, summary, item.cfg.labels.targets))
+    write_round_tables(
+        run.root,
+        scores=read_csv(folder.root / split / "metrics.csv"),
+        summary=summary,
+        inference=predicted.rows,
+        labels=labels,
+        targets=rounds[-1].cfg.labels.targets,
+    )
     for name in cfg.baselines:
-        folder = run.root / "baselines" / name
-        refused = _predict_baseline(name, rounds[-1].cfg, cohort, cases, folder, executor)
-        summary, failed = _score(rounds[-1].cfg, cases, refused, folder, executor)
+        place = run.root / "baselines" / name
+        refused = _predict_baseline(name, rounds[-1].cfg, cohort, cases, place, executor)
+        summary, failed = _score(rounds[-1].cfg, cases, refused, place, executor)
         failures += failed
         rows.append(AblationRow(name, None, summary))
-    return Results(table5(rows, LabelSet.from_config(cfg.classes), run.root / "table5"), failures)
+    return Results(table5(rows, labels, run.root / "table5"), failures)
 
 
 def _score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,41 @@ EFFICIENCY = {
 }
 
 
+def write_efficiency(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, float | None]:
+    """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
+
+    Args:
+        rows: One a case, as in `inference.csv`; the keys of `EFFICIENCY` with `inference.measure=true`.
+        folder: Where the tables go.
+
+    Returns:
+        The means over cases, None for what no case has; empty if nothing was measured.
+    """
+    measured = [row for row in rows if row.get("time_s") is not None]
+    if not measured:
+        for name, suffix in product(("table6", "table7"), (".csv", ".md", ".tex")):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+        return {}
+    known = {k: [row[k] for row in measured if row.get(k) is not None] for k in EFFICIENCY}
+    means = {k: sum(values) / len(values) if values else None for k, values in known.items()}
+    table6(measured, folder / "table6")
+    table7(means, folder / "table7")
+    return means
+
+
 def table6(cases: Sequence[Mapping[str, Any]], stem: Path) -> list[dict[str, Any]]:
     """Write time and GPU memory per case, ours first, then the paper's eight.
 
     Args:
-        cases: `case`, `size` (x, y, z), `time_s`, `max_gpu_mb`, `gpu_auc`; None or absent without a GPU.
+        cases: `case`, `size` (`512x512x100`: x, y, z), `time_s`, and, None or absent without a GPU,
+            `max_gpu_mb` and `gpu_auc`.
         stem: Where `.csv`, `.md` and `.tex` go.
     """
     keys = ("time_s", "max_gpu_mb", "gpu_auc")
+    paper = [c | {"size": "x".join(map(str, c["size"]))} for c in published()["table6"]]
     lines = [
-        {
-            "source": source,
-            "case": c["case"],
-            "size": "x".join(map(str, c["size"])),
-            **{k: c.get(k) for k in keys},
-        }
-        for source, group in (("ours", cases), ("paper", published()["table6"]))
+        {"source": source, "case": c["case"], "size": c["size"], **{k: c.get(k) for k in keys}}
+        for source, group in (("ours", cases), ("paper", paper))
         for c in group
     ]
     write_csv(stem.with_suffix(".csv"), lines)
@@ -60,7 +80,7 @@ def table7(ours: Mapping[str, float | None], stem: Path) -> list[dict[str, Any]]
 
 
 def table8(
-    summary: Mapping[str, Any], stem: Path, *, efficiency: Mapping[str, float] | None = None
+    summary: Mapping[str, Any], stem: Path, *, efficiency: Mapping[str, float | None] | None = None
 ) -> list[dict[str, Any]]:
     """Write the test result, ours and the paper's: scores from 0 to 1, AUC of GPU memory, seconds.
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from flare.errors import FlareError
 from flare.executor import Executor, LocalExecutor, Outcome, run_cases
 from flare.files import remove_partial, sha256
-from flare.images import read_image, write_labels
+from flare.inference.casework import Row, predict_case
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
 
-if TYPE_CHECKING:
-    from flare.inference.predictor import Predictor
-
 log = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -30,7 +22,8 @@ class Predicted:
     """What became of a set of cases.
 
     Attributes:
-        rows: One row per segmented case, by case id: windows, uncovered body voxels, seconds by stage.
+        rows: One row per segmented case, by case id: windows, uncovered body voxels, seconds by stage, and
+            with `settings.measure` the efficiency.
         failures: Cases that could not be segmented, with the reason.
     """
 
@@ -61,7 +54,8 @@ def predict_cases(
         output: Folder of the segmentations.
         settings: How to predict.
         executor: Where the cases run.
-        journal: What is done; a case whose image, checkpoint and settings are unchanged is left alone.
+        journal: What is done; a case whose image, checkpoint and settings are unchanged is left alone,
+            unless its efficiency is asked for and was not measured.
         components: Ids of the classes of which only the largest component is kept.
 
     Returns:
@@ -82,6 +76,7 @@ def predict_cases(
         case: {"case": case, "image": image, "target": segmentation_path(output, case), **shared}
         for case, image in images.items()
         if not journal.is_current(case, inputs[case], config)
+        or (settings.measure and "time_s" not in journal.values(case))
     }
     failures = []
     if jobs:
@@ -102,69 +97,11 @@ def predict_cases(
     return Predicted(rows, failures)
 
 
-def predict_case(
-    case: str,
-    image: Path,
-    target: Path,
-    checkpoint: Path,
-    digest: str,
-    settings: InferenceSettings,
-    components: tuple[int, ...],
-) -> Row:
-    """Read, segment and write one case.
-
-    Args:
-        case: Its id.
-        image: File or DICOM folder.
-        target: File to write.
-        checkpoint: The network.
-        digest: Hash of the checkpoint: a changed file is loaded anew.
-        settings: How to predict.
-        components: Ids of the classes of which only the largest component is kept.
-
-    Returns:
-        What `inference.csv` says of the case.
-    """
-    started = time.perf_counter()
-    volume = read_image(image, case)
-    read = time.perf_counter() - started
-    prediction = load_predictor(checkpoint, digest, settings).predict(volume, components=components)
-    written = time.perf_counter()
-    write_labels(target, prediction.segmentation, volume.geometry)
-    ended = time.perf_counter()
-    seconds = {"read": read, **prediction.seconds, "write": ended - written}
-    return {
-        "case": case,
-        "windows": prediction.windows,
-        "body_found": prediction.body_found,
-        "uncovered_body_vox": prediction.uncovered_body_vox,
-        "seconds": round(sum(seconds.values()), 3),
-        **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
-    }
-
-
-@lru_cache(maxsize=1)
-def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> Predictor:
-    """Load a network once per process.
-
-    Args:
-        checkpoint: The file.
-        digest: Its hash, so that a file that changed counts as another.
-        settings: How to predict.
-
-    Returns:
-        The predictor.
-    """
-    from flare.inference.predictor import Predictor
-
-    return Predictor.from_checkpoint(checkpoint, settings)
-
-
 def _suited(executor: Executor, count: int, settings: InferenceSettings) -> Executor:
-    """Stay in this process for a lone case, which then has every core, and on a GPU."""
+    """Stay in this process for a lone case, which then has every core, on a GPU, and to measure."""
     from flare.inference.hardware import choose_device
 
-    alone = count == 1 or choose_device(settings.device).type == "cuda"
+    alone = count == 1 or settings.measure or choose_device(settings.device).type == "cuda"
     return LocalExecutor(workers=0, retries=0) if alone and isinstance(executor, LocalExecutor) else executor
 
 

@@ -29,7 +29,8 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
     """Segment what `input` names into the folder `output`.
 
     Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
-    segmentations says how each came about.
+    segmentations says how each came about; with `inference.measure=true` also what it cost, and `table6` and
+    `table7` compare that with the paper's.
 
     Args:
         cfg: Configuration of the script `infer`.
@@ -61,7 +62,12 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
             journal=Journal(output / JOURNAL),
         )
         if done.rows:
-            write_csv(output / CSV, done.rows)
+            # measured cases have columns of their own
+            write_csv(output / CSV, done.rows, list(dict.fromkeys(key for row in done.rows for key in row)))
+        if settings.measure:
+            from flare.evaluation.efficiency import write_efficiency
+
+            write_efficiency(done.rows, output)
     twice = [Outcome(case, error=reason) for case, reason in refused.items()]
     report_failures([*twice, *done.failures], "infer")
     return {"output": str(output), "cases": done.rows}

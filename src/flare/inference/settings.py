@@ -54,6 +54,7 @@ class InferenceSettings:
         body: Thresholds of the body mask.
         components: Whose largest component alone is kept: `fitted`, of the organs that a round's fit names,
             and only in pseudo labels, or `organs`, of every organ always.
+        measure: Whether the efficiency of each case is measured, one case at a time.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
     """
 
@@ -68,6 +69,7 @@ class InferenceSettings:
     precision: str
     body: BodyRule
     components: str = "fitted"
+    measure: bool = False
     device: str = "auto"
 
     @classmethod
@@ -99,9 +101,11 @@ class InferenceSettings:
             memory_mb=float(inference["memory_mb"]),
             precision=str(inference["precision"]),
             components=str(inference["components"]),
+            measure=bool(inference["measure"]),
             body=BodyRule(**{key: float(value) for key, value in inference["body"].items()}),
         )
 
     def identity(self) -> dict[str, Any]:
-        """Give what decides the result, as plain values: all but the place and memory of the work."""
-        return {key: value for key, value in asdict(self).items() if key not in ("memory_mb", "device")}
+        """Give what decides the result, as plain values: all but place, memory and costs of the work."""
+        outside = ("memory_mb", "device", "measure")
+        return {key: value for key, value in asdict(self).items() if key not in outside}
