@@ -12,6 +12,9 @@ from flare.evaluation.published import published
 from flare.evaluation.rendering import Cell, Column, Table, number, write_table
 from flare.files import write_csv
 
+# up to these the challenge's ranking makes no difference (paper, section 3.1)
+TOLERANCE_S, TOLERANCE_GB = 15, 4
+
 EFFICIENCY = {
     "time_s": "time (s)",
     "max_gpu_mb": "GPU memory (MB)",
@@ -66,7 +69,10 @@ def table6(cases: Sequence[Mapping[str, Any]], stem: Path) -> list[dict[str, Any
         [Cell(ln["source"]), Cell(str(ln["case"])), Cell(ln["size"]), *(number(ln[k]) for k in keys)]
         for ln in lines
     ]
-    write_table(stem, [Table("Efficiency per case", heads, body)])
+    title = (
+        f"Efficiency per case (the challenge tolerates {TOLERANCE_S} s and {TOLERANCE_GB} GB of GPU memory)"
+    )
+    write_table(stem, [Table(title, heads, body)])
     return lines
 
 

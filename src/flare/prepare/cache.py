@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 
 from flare.errors import CaseError
 from flare.files import atomic
 from flare.geometry import Shape, Spacing, Volume, reorient_to_ras, resample
 from flare.preprocessing import preprocess
+
+# blosc2 imports numexpr, which would tell the console how many threads it may use
+logging.getLogger("numexpr").setLevel(logging.WARNING)
+import blosc2  # noqa: E402  after its logger is quiet
 
 CHUNKS = (16, 128, 128)  # voxels compressed into one chunk (ours, see docs/benchmarks.md)
 BLOCKS = (8, 32, 32)  # voxels that can be read on their own (ours)
