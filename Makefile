@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := .venv-peers
 
 # Keep freed memory in the heap: without these, convolutions on the CPU spend up to half of their time in
 # page faults (see docs/benchmarks.md)
@@ -13,7 +14,7 @@ export MALLOC_TOP_PAD_ := 268435456
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check format clean
+.PHONY: help demo test test-fast fidelity check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,6 +33,17 @@ test: $(READY) ## the whole test suite
 
 test-fast: $(READY) ## the tests that take no more than seconds
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Implementations by others break torch and Lightning with what they bring, so they live apart, see peers.txt
+$(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(PEERS)/bin/python -m pip install -q --no-deps -r benchmarks/peers.txt
+	@touch $@
+
+fidelity: $(PEERS)/.ready ## compare with nnU-Net and others, item by item (Python >= 3.11; about ten minutes)
+	$(PEERS)/bin/python benchmarks/fidelity
 
 check: $(READY) ## format, lint and type check
 	$(BIN)/ruff format --check .

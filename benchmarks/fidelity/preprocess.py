@@ -1,0 +1,100 @@
+"""3. Preprocessing of a real CT against nnU-Net v2's default preprocessor and fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from peers import configuration, plans
+from rows import ABDOMEN, ABDOMEN_LABELS, NNUNET2, Row, counted, limited, stated
+
+from flare.geometry import resample, resampled_shape
+from flare.images import read_image
+from flare.prepare.statistics import foreground_histogram, intensity_of
+from flare.preprocessing import Intensity, normalise, preprocess
+
+SPACING = (4.0, 1.2, 1.2)
+
+
+def check() -> Iterator[Row]:
+    """Compare statistics first, then arrays with the same statistics."""
+    volume = read_image(ABDOMEN)
+    labels = read_image(ABDOMEN_LABELS).array
+    ours, rows = _statistics(volume.array, labels)
+    yield from rows
+    intensity = {
+        "mean": ours.mean,
+        "std": ours.std,
+        "percentile_00_5": ours.lower,
+        "percentile_99_5": ours.upper,
+    }
+    for order, apart in (("nnunet", None), ("cubic", False)):
+        kwargs = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": apart}
+        theirs = _theirs(volume, configuration("medium", resampling_fn_data_kwargs=kwargs), intensity)
+        yield from _arrays(volume, order, ours, theirs)
+    torch_linear = {
+        "resampling_fn_data": "resample_torch_fornnunet",
+        "resampling_fn_data_kwargs": {"is_seg": False, "force_separate_z": False},
+    }
+    theirs = _theirs(volume, configuration("medium", **torch_linear), intensity)
+    yield from _arrays(volume, "linear", ours, theirs)
+
+
+def _statistics(image: np.ndarray, labels: np.ndarray) -> tuple[Intensity, list[Row]]:
+    """Foreground statistics, over all voxels; nnU-Net pools a sample of each case."""
+    sample, per_case = DatasetFingerprintExtractor.collect_foreground_intensities(labels[None], image[None])
+    ours = intensity_of(foreground_histogram(image, labels), (0.5, 99.5))
+    theirs = per_case[0]
+    rows = [
+        limited(f"{name} of the foreground, HU", NNUNET2, abs(a - b), 1e-3)
+        for name, a, b in (
+            ("0.5 percentile", ours.lower, theirs["percentile_00_5"]),
+            ("99.5 percentile", ours.upper, theirs["percentile_99_5"]),
+            ("mean", ours.mean, float(np.mean(image[labels > 0].astype(float)))),
+            ("standard deviation", ours.std, float(np.std(image[labels > 0].astype(float)))),
+        )
+    ]
+    drawn = np.asarray(sample[0], float)
+    text = (
+        f"mean {abs(drawn.mean() - ours.mean):.2f}, standard deviation {abs(drawn.std() - ours.std):.2f} HU"
+    )
+    rows.append(stated("all voxels instead of its sample of 10,000", NNUNET2, text))
+    return ours, rows
+
+
+def _theirs(volume: Any, made: dict[str, Any], intensity: dict[str, float]) -> np.ndarray:
+    manager = PlansManager(plans(made, intensity))
+    array, _, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        volume.array[None],
+        None,
+        {"spacing": list(volume.geometry.spacing_mm)},
+        manager,
+        manager.get_configuration("3d_fullres"),
+        {"labels": {"background": 0}},
+    )
+    return np.asarray(array[0], float)
+
+
+def _arrays(volume: Any, order: str, intensity: Intensity, theirs: np.ndarray) -> Iterator[Row]:
+    """The resampling alone in nnU-Net's order of steps, then all of ours."""
+    case = preprocess(volume, SPACING, order)
+    wrong = int(case.array.shape != theirs.shape)
+    yield counted(f"{order}: size of the grid", NNUNET2, wrong, 1)
+    shape = resampled_shape(case.ras.shape, case.ras.spacing_mm, SPACING)
+    resampled = resample(
+        normalise(volume.array, intensity), shape, order
+    )  # normalised first, as nnU-Net does
+    difference = np.abs(resampled - theirs)
+    yield limited(
+        f"{order}: resampling alone, largest, in deviations", NNUNET2, float(difference.max()), 1e-3
+    )
+    whole = np.abs(normalise(case.array, intensity) - theirs) * intensity.std
+    yield stated(
+        f"{order}: all steps (ours clips after resampling and rounds to whole HU)",
+        NNUNET2,
+        f"mean {whole.mean():.2f}, 99 % below {np.percentile(whole, 99):.1f}, largest {whole.max():.0f} HU",
+    )
