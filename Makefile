@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ := 268435456
 export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast fidelity check format clean
+.PHONY: help demo test test-fast fidelity bench-infer check format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
 
 fidelity: $(PEERS)/.ready ## compare with nnU-Net and others, item by item (Python >= 3.11; about ten minutes)
 	$(PEERS)/bin/python benchmarks/fidelity
+
+bench-infer: $(PEERS)/.ready ## seconds a case and peak memory beside nnU-Net v2 (about five minutes on 2 cores)
+	$(PEERS)/bin/python benchmarks/inference.py
 
 check: $(READY) ## format, lint and type check
 	$(BIN)/ruff format --check .
