@@ -6,10 +6,10 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> object:
-    """Do the work in `flare.training` and return its result."""
+    """Do the work in `flare.training` and return what a sweep optimises."""
     from flare.training import train
 
-    return train(cfg)
+    return train(cfg)["objective"]
 
 
 if __name__ == "__main__":

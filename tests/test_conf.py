@@ -73,6 +73,40 @@ def test_every_file_composes_on_every_script(script: str) -> None:
                 assert callable(get_object(target)), target
 
 
+# what each ablation is for, and what it sweeps over
+ABLATIONS = {
+    "rounds": (["iterate"], {}),
+    "tasks": (["iterate"], {}),
+    "models": (["train"], {"round": "mo", "model": "small,medium,large"}),
+    "tta": (["infer", "evaluate"], {"tta": "none,tta4,tta8"}),
+    "windows": (["infer", "evaluate"], {"inference": "paper,flare22,dense,fast"}),
+    "restore": (["infer", "evaluate"], {"restore": "nearest,nnunet,trilinear"}),
+    "search": (["train"], None),
+}
+
+
+@pytest.mark.parametrize("option", options("experiment/ablation"))
+def test_ablations(option: str) -> None:
+    """Each composes beside another experiment, and every value that it sweeps over is one."""
+    if option == "search":
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    scripts, params = ABLATIONS[option]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for script in scripts:
+            chosen = f"experiment=[demo,ablation/{option}]"
+            cfg = compose(script, [chosen], return_hydra_config=True)
+            assert cfg.name == f"ablation_{option}"
+            swept = dict(cfg.hydra.sweeper.params or {})
+            assert params is None or swept == params
+            if script == "iterate":
+                assert set(cfg.rounds) <= set(ROUNDS)
+            for key, values in swept.items() if params else ():
+                for value in values.split(","):
+                    job = compose(script, [chosen, f"{key}={value}"])
+                    assert script == "train" or str(job.predictions).endswith(f"/{value}")
+                    assert script == "train" or job.output == job.predictions
+
+
 @pytest.mark.parametrize("option", options("debug"))
 def test_debug_files_compose(config: Callable[..., DictConfig], option: str) -> None:
     assert config("train", f"+debug={option}", "experiment=demo").trainer.check_val_every_n_epoch is not None
@@ -176,9 +210,10 @@ def test_callbacks_and_executors(config: Callable[..., DictConfig], group: str) 
 
 @pytest.mark.parametrize("option", options("logger"))
 def test_loggers(config: Callable[..., DictConfig], option: str, tmp_path: Path) -> None:
-    cfg = config(
-        "train", f"logger={option}", "round=mo", *(["logger.wandb.offline=true"] * (option == "wandb"))
-    )
+    if option == "mlflow":
+        pytest.importorskip("mlflow")
+    offline = ["logger.wandb.offline=true"] * (option == "wandb")
+    cfg = config("train", f"logger={option}", "round=mo", f"paths.outputs={tmp_path}", *offline)
     for settings in cfg.logger.values():
         assert instantiate(settings, save_dir=str(tmp_path)).save_dir is not None
 

@@ -69,6 +69,7 @@ def test_a_round_leaves_checkpoints_table_and_configuration(trained: Trained) ->
         organs = (float(row["val/dsc/liver"]) + float(row["val/dsc/spleen"])) / 2
         assert float(row["val/dsc_mean"]) == pytest.approx(organs, abs=1e-5)
     assert result["metrics"]["train/loss"] == float(rows[-1]["train/loss"])
+    assert result["objective"] == float(rows[-1]["val/dsc_mean"])
 
 
 def test_a_checkpoint_loads_safely_and_carries_what_inference_needs(trained: Trained, cohort: Cohort) -> None:
@@ -206,6 +207,7 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
         (["+loss.class_weights.lung=2"], "loss.class_weights: no class is named 'lung'"),
         (["round=mo1", "model=tiny"], "python train.py round=mo name=default"),
         (["restore=cubic"], "restore=cubic"),
+        (["objective=val/dice"], "objective=val/dice: expected null or one of lr, train/loss"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(

@@ -1,5 +1,6 @@
 """Scores of whole cases: only where a class is defined, averaged over cases, then over organs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flare.errors import CaseError
 from flare.geometry import Geometry, Volume
 from flare.images import write_image, write_labels
 from flare.labels import LabelSet
-from flare.models.validation import mean_scores, score_case
+from flare.models.validation import Scores, mean_scores, score_case, segment_case
 
 GRID = Geometry((2, 3, 4), (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
@@ -42,6 +43,19 @@ def case_of(folder: Path, reference: np.ndarray | None) -> Case:
     return Case("a", folder / "a_0000.nii.gz", label, "validation", "partial", (), ())
 
 
+def scores_of(
+    predictor: Fixed,
+    case: Case,
+    *,
+    labels: LabelSet,
+    outputs: Sequence[int],
+    nsd: bool = False,
+    **reading: Any,
+) -> Scores:
+    segmented = segment_case(predictor, case, labels=labels, label_map=reading.get("label_map"))
+    return score_case(segmented, labels=labels, outputs=outputs, nsd=nsd)
+
+
 def test_only_trained_classes_of_the_annotation_are_scored(tmp_path: Path, labels: LabelSet) -> None:
     reference = np.zeros(GRID.shape, np.uint8)
     reference[0, 0] = labels.id_of("liver")  # four voxels
@@ -52,46 +66,58 @@ def test_only_trained_classes_of_the_annotation_are_scored(tmp_path: Path, label
     segmentation[0, 1, :2] = labels.id_of("spleen")  # nowhere annotated
     case = case_of(tmp_path, reference)
     organs = labels.outputs("organs")
-    scores = score_case(Fixed(segmentation), case, labels=labels, outputs=organs, label_map=None)
-    assert scores == {"liver": pytest.approx(6 / 7), "aorta": 0.0}
+    scores = scores_of(Fixed(segmentation), case, labels=labels, outputs=organs)
+    assert scores == {"dsc/liver": pytest.approx(6 / 7), "dsc/aorta": 0.0}
+
+
+def test_surfaces_are_scored_if_asked(tmp_path: Path, labels: LabelSet) -> None:
+    reference = np.zeros(GRID.shape, np.uint8)
+    reference[:, 1:, 1:] = labels.id_of("liver")
+    segmentation = np.zeros(GRID.shape, np.uint8)
+    segmentation[:, 1:, 2:] = labels.id_of("liver")  # 1 mm short, of 5 mm that are tolerated
+    case = case_of(tmp_path, reference)
+    scores = scores_of(Fixed(segmentation), case, labels=labels, outputs=labels.outputs("organs"), nsd=True)
+    assert scores == {"dsc/liver": pytest.approx(2 * 8 / (12 + 8)), "nsd/liver": 1.0}
 
 
 def test_foreign_ids_are_renumbered(tmp_path: Path, labels: LabelSet) -> None:
     reference = np.full(GRID.shape, 77, np.uint8)
     predictor = Fixed(np.full(GRID.shape, labels.id_of("liver"), np.uint8))
-    scores = score_case(
+    scores = scores_of(
         predictor,
         case_of(tmp_path, reference),
         labels=labels,
         outputs=labels.outputs("organs_tumor"),
         label_map={"77": labels.id_of("liver")},
     )
-    assert scores == {"liver": 1.0}
+    assert scores == {"dsc/liver": 1.0}
 
 
 def test_a_case_without_annotation_is_refused(tmp_path: Path, labels: LabelSet) -> None:
     with pytest.raises(CaseError, match="case a: no annotation"):
-        score_case(
-            Fixed(np.zeros(GRID.shape, np.uint8)),
-            case_of(tmp_path, None),
-            labels=labels,
-            outputs=(0, 1),
-            label_map=None,
+        segment_case(
+            Fixed(np.zeros(GRID.shape, np.uint8)), case_of(tmp_path, None), labels=labels, label_map=None
         )
 
 
 def test_means_are_over_the_cases_that_have_a_class_then_over_organs(labels: LabelSet) -> None:
-    scores = {"a": {"liver": 0.9, "tumor": 0.1}, "b": {"liver": 0.7, "spleen": 0.4}, "c": {}}
+    scores = {
+        "a": {"dsc/liver": 0.9, "dsc/tumor": 0.1, "nsd/liver": 0.3},
+        "b": {"dsc/liver": 0.7, "dsc/spleen": 0.4},
+        "c": {},
+    }
     assert mean_scores(scores, labels) == {
         "val/dsc/liver": pytest.approx(0.8),
         "val/dsc/spleen": pytest.approx(0.4),
         "val/dsc/tumor": pytest.approx(0.1),
         "val/dsc_mean": pytest.approx(0.6),
+        "val/nsd/liver": pytest.approx(0.3),
+        "val/nsd_mean": pytest.approx(0.3),
     }
 
 
 def test_where_no_organ_is_trained_the_mean_is_the_tumors(labels: LabelSet) -> None:
-    assert mean_scores({"a": {"tumor": 0.2}}, labels)["val/dsc_mean"] == pytest.approx(0.2)
+    assert mean_scores({"a": {"dsc/tumor": 0.2}}, labels)["val/dsc_mean"] == pytest.approx(0.2)
 
 
 def test_nothing_to_score_gives_nothing(labels: LabelSet) -> None:

@@ -106,10 +106,16 @@ class TrainingTable(Callback):
     """
 
     def __init__(self, labels: LabelSet) -> None:
-        self.scores = [*(f"val/dsc/{name}" for name in labels.names), MONITOR]
-        self.columns = ["lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb"]
+        self.scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in labels.names]
+        self.scores += [MONITOR, "val/nsd_mean"]
+        self.each_epoch = ["lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb"]
         self.rows: list[dict[str, Any]] = []
         self.is_validated = False
+
+    @property
+    def columns(self) -> list[str]:
+        """What is told of an epoch."""
+        return [*self.each_epoch, *self.scores]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the rows of the epochs before this one."""
@@ -123,11 +129,11 @@ class TrainingTable(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a row and write the table."""
-        names = self.columns + (self.scores if self.is_validated else [])
+        names = self.each_epoch + (self.scores if self.is_validated else [])
         self.is_validated = False
         metrics = trainer.callback_metrics
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self.rows.append(row | {name: f"{float(metrics[name]):.6g}" for name in names if name in metrics})
         if trainer.is_global_zero:
             path = RoundFolder(Path(trainer.default_root_dir)).training_csv
-            write_csv(path, self.rows, ["epoch", "step", *self.columns, *self.scores])
+            write_csv(path, self.rows, ["epoch", "step", *self.columns])

@@ -28,7 +28,8 @@ def run(script: str) -> Any:
 
     def work(cfg: DictConfig) -> Any:
         module, name = WORK[script]
-        return getattr(importlib.import_module(module), name)(cfg)
+        result = getattr(importlib.import_module(module), name)(cfg)
+        return result["objective"] if script == "train" else result  # a sweep optimises a number
 
     work.__name__ = script
     return hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work)()

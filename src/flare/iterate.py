@@ -26,6 +26,7 @@ from flare.resuming import is_trained, training_key
 from flare.rounds import Round, check_rounds, compose_rounds, learns_from_teacher, teacher_checkpoint
 from flare.runs import RunFolder, lock, plain_config, record_environment, run_folder
 from flare.scoring import finish_round
+from flare.tracking.publish import publish_table
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, 
             failures += run_round(item.cfg, cohort, run, executor)
         results = write_ablation(cfg, rounds, cohort, run, executor)
         write_report(cfg, rounds, cohort, run, results, executor)
+        publish_table(cfg, run, results.table)
     finally:
         executor.close()
     failures += results.failures

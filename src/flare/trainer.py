@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,28 +18,32 @@ from flare.labels import LabelSet
 from flare.messages import hide_messages
 from flare.runs import RoundFolder
 from flare.saving import AtomicCheckpointIO
+from flare.tracking.identity import RunIds, build_loggers
 
 BROKEN_DEPTH = 2
 PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}
 
 
-def build_trainer(cfg: DictConfig, folder: RoundFolder, *, has_validation: bool) -> pl.Trainer:
+def build_trainer(
+    cfg: DictConfig, folder: RoundFolder, *, has_validation: bool, ckpt_path: Path | None = None
+) -> pl.Trainer:
     """Build the trainer of a round.
 
     Args:
         cfg: Configuration of `train`; groups `trainer`, `callbacks` and `logger`.
         folder: The round's folder; callbacks find it as the trainer's `default_root_dir`.
         has_validation: Whether there are labelled validation cases.
+        ckpt_path: What the training resumes from; trackers go on in its runs.
     """
     hide_messages()
     callbacks = [instantiate(settings) for settings in (cfg.callbacks or {}).values()]
-    callbacks.append(TrainingTable(LabelSet.from_config(cfg.classes)))
-    loggers = [instantiate(c, save_dir=str(folder.root / "logs")) for c in (cfg.logger or {}).values()]
+    loggers = build_loggers(cfg, folder.root / "logs", ckpt_path)
+    callbacks += [TrainingTable(LabelSet.from_config(cfg.classes)), RunIds(loggers)]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
     return instantiate(
         cfg.trainer,
         callbacks=callbacks,
-        logger=loggers,
+        logger=list(loggers.values()),
         plugins=[AtomicCheckpointIO()],
         precision=choose_precision(
             str(cfg.trainer.precision), str(cfg.trainer.accelerator), lowest_depth=lowest_depth(cfg)
@@ -79,8 +84,8 @@ def choose_precision(precision: str, accelerator: str, *, lowest_depth: int) -> 
         return PRECISIONS[None if is_broken else chosen]
     if precision.startswith("bf16") and is_broken:
         raise FlareError(
-            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where {BROKEN_DEPTH} slices are left at the "
-            "lowest resolution (data.patch_size over model.net.strides along z); expected 32 or auto"
+            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where {BROKEN_DEPTH} slices are left at "
+            "the lowest resolution (data.patch_size over model.net.strides along z); expected 32 or auto"
         )
     if precision.startswith("bf16") and not on_gpu and not cpu_flags() & CPU_BF16_FLAGS:
         raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from flare.callbacks import TrainingTable
 from flare.cases import Case
 from flare.data.datamodule import FlareDataModule
 from flare.data.loaders import CaseArrays
@@ -94,6 +95,9 @@ def check_configuration(cfg: DictConfig, run: RunFolder, planned: Sequence[str] 
     InferenceSettings.from_config(cfg)
     if cfg.round.init not in ("fresh", "teacher"):
         raise FlareError(f"round.init={cfg.round.init}: expected fresh or teacher")
+    columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns
+    if cfg.objective is not None and cfg.objective not in columns:
+        raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
     require_teacher(cfg, run, planned)
     teacher = read_teacher(cfg, run, planned)
     if teacher is not None and cfg.round.init == "teacher":
@@ -118,7 +122,8 @@ def train_round(
         intensity: Statistics of the cohort.
 
     Returns:
-        `checkpoint` and `best` (paths; `best` is None without validation) and `metrics`, the last epoch's.
+        `checkpoint` and `best` (paths; `best` is None without validation), `metrics`, the last epoch's, and
+        `objective`, the last value of what `cfg.objective` names (None without validation).
 
     Raises:
         FlareError: If the training cannot start or resume, or another process trains the round.
@@ -131,7 +136,7 @@ def train_round(
         validation = [case for case in cases if case.split == "validation" and case.is_labeled]
         if not validation:
             log.info("no labelled validation case: no validation, and no best checkpoint")
-        trainer = build_trainer(cfg, folder, has_validation=bool(validation))
+        trainer = build_trainer(cfg, folder, has_validation=bool(validation), ckpt_path=ckpt_path)
         # Lightning leaves validation out on a process without a case, and the others would wait for it
         validation *= math.ceil(trainer.world_size / max(len(validation), 1))
         items = {case: CaseArrays(*paths) for case, paths in training.items.items()}
@@ -145,7 +150,7 @@ def train_round(
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
         if is_first:
             mark_trained(folder, training_key(cfg, training.key))
-    return _result(folder)
+    return _result(folder, cfg.objective)
 
 
 def _begin(cfg: DictConfig, folder: RoundFolder, training: TrainingSet, *, write: bool) -> Path | None:
@@ -159,11 +164,14 @@ def _begin(cfg: DictConfig, folder: RoundFolder, training: TrainingSet, *, write
     return ckpt_path
 
 
-def _result(folder: RoundFolder) -> dict[str, Any]:
+def _result(folder: RoundFolder, objective: str | None) -> dict[str, Any]:
     """Give what a training has left as plain values."""
-    last_row = read_csv(folder.training_csv)[-1]
+    rows = read_csv(folder.training_csv)
+    last_row = rows[-1]
+    values = [row[objective] for row in rows if row[objective]] if objective else []
     return {
         "checkpoint": str(folder.last),
         "best": str(folder.best) if folder.best.exists() else None,
         "metrics": {name: float(value) for name, value in last_row.items() if value},
+        "objective": float(values[-1]) if values else None,
     }

@@ -85,6 +85,7 @@ def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
         predictor=partial(make_predictor, carried=carried, settings=InferenceSettings.from_config(cfg)),
         carried=carried,
         label_map=read_label_map(cfg.data.label_map, LabelSet.from_config(cfg.classes)),
+        nsd=bool(cfg.validation.nsd),
     )
 
 

@@ -21,7 +21,7 @@ from flare.labels import LabelSet
 from flare.losses import DiceCELoss, LossParts
 from flare.messages import hide_messages
 from flare.models.unet import UNet
-from flare.models.validation import CasePredictor, Scores, mean_scores, score_case
+from flare.models.validation import CasePredictor, Scores, Segmented, mean_scores, score_case, segment_case
 
 
 class SegmentationModule(pl.LightningModule):
@@ -38,6 +38,7 @@ class SegmentationModule(pl.LightningModule):
         predictor: Makes the predictor of whole cases, with the current weights and on the given device.
         carried: What a checkpoint carries beside the weights, see `checkpoints.Checkpoint`; plain values.
         label_map: `data.label_map`, for the annotations of validation cases.
+        nsd: Whether validation scores surfaces as well.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SegmentationModule(pl.LightningModule):
         predictor: Callable[[nn.Module, torch.device], CasePredictor],
         carried: Mapping[str, Any],
         label_map: Mapping[Any, int] | None = None,
+        nsd: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
@@ -59,6 +61,7 @@ class SegmentationModule(pl.LightningModule):
         self.make_predictor = predictor
         self.carried = dict(carried)
         self.label_map = label_map
+        self.nsd = nsd
         self.labels = LabelSet.from_config(carried["classes"])
         self.outputs = self.labels.outputs(carried["targets"])
         self.scores: dict[str, Scores] = {}
@@ -102,8 +105,8 @@ class SegmentationModule(pl.LightningModule):
         loss = float(self.trainer.callback_metrics["train/loss"])
         if not math.isfinite(loss):
             raise FlareError(
-                f"the loss of epoch {self.current_epoch + 1} is {loss}; the last checkpoint is from before. Lower "
-                "model.optimizer.lr, or set trainer.precision=32"
+                f"the loss of epoch {self.current_epoch + 1} is {loss}; the last checkpoint is from before. "
+                "Lower model.optimizer.lr, or set trainer.precision=32"
             )
 
     def on_validation_epoch_start(self) -> None:
@@ -111,11 +114,15 @@ class SegmentationModule(pl.LightningModule):
         self.scores = {}
         self.predictor = self.make_predictor(self.net, self.device)
 
-    def validation_step(self, case: Case, batch_index: int) -> None:
-        """Segment a whole case with the current weights and score it on its original grid."""
-        self.scores[case.id] = score_case(
-            self.predictor, case, labels=self.labels, outputs=self.outputs, label_map=self.label_map
-        )
+    def validation_step(self, case: Case, batch_index: int) -> Segmented:
+        """Segment a whole case with the current weights and score it on its original grid.
+
+        Returns:
+            The case, for callbacks that show it.
+        """
+        found = segment_case(self.predictor, case, labels=self.labels, label_map=self.label_map)
+        self.scores[case.id] = score_case(found, labels=self.labels, outputs=self.outputs, nsd=self.nsd)
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean scores; with several processes each has had a share of the cases."""

@@ -1,0 +1,73 @@
+"""The dashboard as a report on W&B (needs the extra `dashboard` and a login)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flare.dashboard.gather import Ablation
+from flare.dashboard.spec import BARS, CASES, LINES, PICTURES, Dashboard, Panel
+from flare.errors import FlareError
+from flare.evaluation.rendering import to_markdown
+
+
+def publish(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> str:
+    """Create the report.
+
+    Args:
+        dashboard: What to show.
+        ablation: The table beside the panels.
+        entity: Team or user; None is the account's default.
+
+    Returns:
+        Its address.
+
+    Raises:
+        FlareError: If the extra is missing or W&B refuses.
+    """
+    report = build_report(dashboard, ablation, entity)
+    try:
+        report.save()
+    except Exception as error:  # whatever the client raises: no login, no network, no rights
+        raise FlareError(f"online=true: W&B refuses: {' '.join(str(error).split())}") from None
+    return str(report.url)
+
+
+def build_report(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> Any:
+    """Build the report without telling W&B: a table, then every section over the runs of the group.
+
+    Raises:
+        FlareError: If the extra is missing.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+    except ImportError:
+        raise FlareError("online=true needs wandb-workspaces: pip install 'flare[dashboard]'") from None
+    runs = wr.Runset(
+        entity=entity or "",
+        project=dashboard.project,
+        name=dashboard.group,
+        filters=f"Metric('group') == '{dashboard.group}'",
+    )
+    blocks: list[Any] = [wr.MarkdownBlock(text=to_markdown(ablation.tables))] if ablation.tables else []
+    for section in dashboard.sections:
+        panels = [_panel(wr, panel) for panel in section.panels]
+        blocks += [wr.H2(section.title), wr.PanelGrid(runsets=[runs], panels=panels)]
+    return wr.Report(
+        project=dashboard.project,
+        entity=entity or "",
+        title=dashboard.title,
+        description=f"All runs of the group {dashboard.group}",
+        blocks=blocks,
+    )
+
+
+def _panel(wr: Any, panel: Panel) -> Any:
+    """A panel in W&B's terms."""
+    keys = list(panel.keys)
+    made = {
+        LINES: lambda: wr.LinePlot(title=panel.title, x="trainer/global_step", y=keys),
+        BARS: lambda: wr.BarPlot(title=panel.title, metrics=keys),
+        PICTURES: lambda: wr.MediaBrowser(title=panel.title, media_keys=keys),
+        CASES: lambda: wr.WeavePanelSummaryTable(table_name=keys[0]),
+    }
+    return made[panel.kind]()

@@ -1,0 +1,130 @@
+"""The dashboard of a run or a sweep: as files here, as a report for W&B, from one description."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from flare.dashboard.command import main, make_dashboard
+from flare.dashboard.gather import gather
+from flare.dashboard.online import build_report
+from flare.dashboard.spec import ablation_dashboard
+from flare.errors import FlareError
+from flare.files import write_csv
+from flare.runs import record_environment
+from flare.sweeps.jobs import COMPLETED, Job
+
+
+@pytest.fixture
+def run(config: Callable[..., DictConfig], tmp_path: Path) -> Path:
+    """A run of two rounds with its ablation table."""
+    write_rounds(config, tmp_path, "mo", "mt")
+    rows = [
+        {
+            "round": "mo",
+            "cases": 3,
+            "organ_mean_DSC": 80.0,
+            "Lesion_DSC": None,
+            "paper_organ_mean_DSC": 86.68,
+        },
+        {"round": "mt", "cases": 4, "organ_mean_DSC": None, "Lesion_DSC": 30.0, "paper_organ_mean_DSC": None},
+    ]
+    write_csv(tmp_path / "table5.csv", rows)
+    return tmp_path
+
+
+def write_rounds(config: Callable[..., DictConfig], folder: Path, *names: str) -> None:
+    for name in names:
+        place = folder / "rounds" / name
+        rows = [
+            {
+                "epoch": n,
+                "step": 10 * n + 10,
+                "train/loss": 1 / (n + 1),
+                "val/dsc_mean": d,
+                "val/dsc/liver": d,
+            }
+            for n, d in ((0, None), (1, 0.25), (2, 0.5))
+        ]
+        write_csv(place / "training.csv", rows)
+        record_environment(place, config("train", f"round={name}", "name=trial", "logger=wandb"))
+
+
+def test_a_run_is_told_by_its_rounds(run: Path) -> None:
+    found = gather(run)
+    assert (found.name, found.project, found.entity) == ("trial", "flare", None)
+    assert list(found.curves) == ["mo", "mt"]
+    assert found.curves["mo"][2]["val/dsc_mean"] == 0.5
+    assert found.tables[0].rows[0][2].text == "80.00 (86.68)"
+
+
+def test_files_show_curves_bars_and_table(run: Path) -> None:
+    paths = make_dashboard(run, output=run / "out", online=False)
+    page = paths["html"].read_text()
+    assert page.count("data:image/svg+xml;base64,") == 4  # Dice by step and last, loss, liver
+    assert "http" not in page  # nothing to fetch
+    assert "80.00 (86.68)" in page
+    assert "| mo | 0.5 |" in paths["md"].read_text()
+    spec = json.loads(paths["json"].read_text())
+    assert spec["group"] == "trial"
+    assert [s["title"] for s in spec["sections"]] == ["Validation", "Loss", "Classes", "Cases"]
+
+
+def test_a_sweep_is_told_by_its_jobs(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    for number, lr in enumerate(("0.1", "0.2")):
+        write_rounds(config, tmp_path / str(number), "mo")
+        Job(str(number), "train", ["round=mo", f"lr={lr}"], COMPLETED, 1.0).write(tmp_path)
+    found = gather(tmp_path)
+    assert list(found.curves) == ["lr=0.1 mo", "lr=0.2 mo"]
+    assert [row[1].text for row in found.tables[0].rows] == ["0.1", "0.2"]
+
+
+def test_wandb_gets_the_same_panels(run: Path) -> None:
+    wr = pytest.importorskip("wandb_workspaces.reports.v2")
+    ablation = gather(run)
+    dashboard = ablation_dashboard(project="p", group="trial", logged=ablation.keys)
+    report = build_report(dashboard, ablation, "team")
+    assert (report.project, report.entity, report.title) == ("p", "team", "Ablation: trial")
+    grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
+    assert [len(g.panels) for g in grids] == [len(s.panels) for s in dashboard.sections]
+    lines = grids[0].panels[0]
+    assert isinstance(lines, wr.LinePlot)
+    assert "val/dsc_mean" in str(lines.y)
+    assert "trial" in str(grids[0].runsets[0].filters)
+
+
+def test_online_without_a_login_is_refused_after_the_files_are_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb_workspaces.reports.v2")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setenv("NETRC", str(run / "none"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert main([f"run={run}", "online=true"]) == 1
+    assert (run / "dashboard.html").exists()
+    assert capsys.readouterr().err.startswith("online=true: W&B refuses")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs=x"], "runs: no such key"),
+        ([], "run: not given"),
+        (["run=/nowhere"], "run=/nowhere: expected the folder"),
+        (["run=x", "online=maybe"], "online=maybe: expected true or false"),
+    ],
+)
+def test_refusals_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+
+
+def test_a_folder_without_training_is_no_ablation(tmp_path: Path) -> None:
+    with pytest.raises(FlareError, match="found no training"):
+        gather(tmp_path)
