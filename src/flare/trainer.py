@@ -84,8 +84,8 @@ def choose_precision(precision: str, accelerator: str, *, lowest_depth: int) -> 
         return PRECISIONS[None if is_broken else chosen]
     if precision.startswith("bf16") and is_broken:
         raise FlareError(
-            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where {BROKEN_DEPTH} slices are left at "
-            "the lowest resolution (data.patch_size over model.net.strides along z); expected 32 or auto"
+            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where {BROKEN_DEPTH} slices are left "
+            "at the lowest resolution (data.patch_size over model.net.strides along z); expected 32 or auto"
         )
     if precision.startswith("bf16") and not on_gpu and not cpu_flags() & CPU_BF16_FLAGS:
         raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
