@@ -14,6 +14,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
 from flare.errors import CaseError, FlareError
 from flare.progress import progress
 
@@ -45,6 +49,20 @@ class Executor(Protocol):
     def close(self) -> None:
         """Let go of the workers."""
         ...
+
+
+def build_executor(cfg: DictConfig) -> Executor:
+    """Build the executor that a script's configuration names.
+
+    Raises:
+        FlareError: If a value of `executor` is out of range.
+    """
+    try:
+        return instantiate(cfg.executor)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FlareError):  # which Hydra would wrap into several lines
+            raise error.__cause__ from None
+        raise
 
 
 def run_cases(
@@ -83,6 +101,9 @@ class LocalExecutor:
     """
 
     def __init__(self, workers: int | None, retries: int) -> None:
+        for key, value in (("workers", workers), ("retries", retries)):
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise FlareError(f"executor.{key}={value}: expected a whole number, 0 or more")
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.retries = retries
         self._pool: ProcessPoolExecutor | None = None

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from flare.ablation import Results, write_ablation
+from flare.baselines import check_baselines
 from flare.errors import FlareError
-from flare.executor import Executor, Outcome, report_failures
+from flare.executor import Executor, Outcome, build_executor, report_failures
 from flare.files import remove_partial
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
@@ -22,6 +22,7 @@ from flare.labelling import build_training_set
 from flare.plan import plan_rounds, print_plan, write_plan
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.report import write_report
+from flare.prepare.layout import prepared_folder
 from flare.resuming import is_trained, training_key
 from flare.rounds import Round, check_rounds, compose_rounds, learns_from_teacher, teacher_checkpoint
 from flare.runs import RunFolder, lock, plain_config, record_environment, run_folder
@@ -48,7 +49,9 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
     rounds = compose_rounds(list(cfg.rounds), list(given))
     run = run_folder(cfg)
     check_rounds(rounds, run)
+    check_baselines(cfg.baselines)
     InferenceSettings.from_config(cfg)
+    prepared_folder(cfg)
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)
@@ -95,7 +98,7 @@ def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, 
     print_plan(plan)
     write_plan(run.root, plan)
     failures = list(cohort.failures)
-    executor: Executor = instantiate(cfg.executor)
+    executor = build_executor(cfg)
     started = time.monotonic()
     try:
         for number, item in enumerate(rounds):

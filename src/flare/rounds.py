@@ -10,10 +10,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from flare.cases import select_cases
 from flare.cli import CONF
 from flare.errors import FlareError
+from flare.merging.settings import MergeRules
 from flare.runs import RunFolder
 
+SOURCES = ("ground_truth", "hybrid")
 OWN_KEYS = ("rounds", "dry_run")  # iterate's, unknown to train
 
 
@@ -128,11 +131,26 @@ def require_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()
     )
 
 
+def check_labels(cfg: DictConfig) -> None:
+    """Refuse, before any work, what `labels` cannot be.
+
+    Raises:
+        FlareError: Naming the config key.
+    """
+    if cfg.labels.source not in SOURCES:
+        raise FlareError(f"labels.source: expected one of {list(SOURCES)}, given {cfg.labels.source!r}")
+    select_cases([], cfg.labels.cases)
+    MergeRules.from_config(cfg.labels)
+
+
 def check_rounds(rounds: Sequence[Round], run: RunFolder) -> None:
     """Refuse, before any work, rounds whose teachers are neither planned nor there.
 
     Raises:
         FlareError: With the command that makes the teacher.
     """
+    if not rounds:
+        raise FlareError("rounds: expected at least one, given none")
     for number, item in enumerate(rounds):
+        check_labels(item.cfg)
         require_teacher(item.cfg, run, [r.name for r in rounds[:number]])

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -20,7 +19,7 @@ from flare.cases import Case
 from flare.data.datamodule import FlareDataModule
 from flare.data.loaders import CaseArrays
 from flare.errors import FlareError
-from flare.executor import report_failures
+from flare.executor import build_executor, report_failures
 from flare.files import read_csv
 from flare.inference.settings import InferenceSettings
 from flare.labelling import TrainingSet, build_training_set
@@ -29,9 +28,10 @@ from flare.models.building import build_loss, build_module, build_network
 from flare.models.transfer import check_teacher, start_from_teacher
 from flare.models.unet import check_patch_size
 from flare.prepare import prepare_cohort
+from flare.prepare.layout import prepared_folder
 from flare.preprocessing import Intensity
 from flare.resuming import mark_trained, start_afresh, starting_point, training_key
-from flare.rounds import require_teacher
+from flare.rounds import check_labels, require_teacher
 from flare.runs import RoundFolder, RunFolder, lock, record_environment, run_folder
 from flare.scoring import finish_round
 from flare.teachers import read_teacher
@@ -61,7 +61,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     folder = run.round(cfg.round.name)
     failures = list(cohort.failures)
     is_first = _is_first()
-    with closing(instantiate(cfg.executor)) as executor, lock(folder.root) if is_first else nullcontext():
+    with closing(build_executor(cfg)) as executor, lock(folder.root) if is_first else nullcontext():
         training = build_training_set(cfg, cohort.cases, run, executor)
         result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
         failures += training.failures
@@ -93,6 +93,8 @@ def check_configuration(cfg: DictConfig, run: RunFolder, planned: Sequence[str] 
     build_loss(cfg)
     choose_precision(str(cfg.trainer.precision), str(cfg.trainer.accelerator), lowest_depth=lowest_depth(cfg))
     InferenceSettings.from_config(cfg)
+    check_labels(cfg)
+    prepared_folder(cfg)
     if cfg.round.init not in ("fresh", "teacher"):
         raise FlareError(f"round.init={cfg.round.init}: expected fresh or teacher")
     columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns

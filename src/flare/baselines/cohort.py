@@ -27,6 +27,17 @@ FORMAT = 1  # raised when a baseline changes, so that earlier predictions are re
 Pair = tuple[Path, Path]
 
 
+def check_baselines(names: Sequence[str]) -> None:
+    """Refuse what is no baseline.
+
+    Raises:
+        FlareError: Naming it.
+    """
+    for name in names:
+        if name not in BASELINES:
+            raise FlareError(f"baselines: expected some of {list(BASELINES)}, given {name!r}")
+
+
 def predict_baseline(
     name: str,
     cfg: DictConfig,
@@ -51,8 +62,7 @@ def predict_baseline(
     Returns:
         Cases that failed, and why.
     """
-    if name not in BASELINES:
-        raise FlareError(f"baselines: expected some of {list(BASELINES)}, given {name!r}")
+    check_baselines([name])
     if name == "untrained":
         return _untrained(cfg, intensity, held_out, folder, executor)
     prepared = prepared_folder(cfg)

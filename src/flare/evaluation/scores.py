@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from flare.errors import FlareError
@@ -19,7 +18,7 @@ from flare.evaluation.lesions import find_lesions
 from flare.evaluation.metrics import PROTOCOLS, score_case
 from flare.evaluation.statistics import compare_runs, intervals, metrics_file
 from flare.evaluation.summary import metrics_columns, metrics_row, summarise
-from flare.executor import Executor, Outcome, report_failures, run_cases
+from flare.executor import Executor, Outcome, build_executor, report_failures, run_cases
 from flare.files import write_csv, write_json
 from flare.images import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.labels import LabelSet
@@ -55,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     labels = LabelSet.from_config(cfg.classes)
     output = Path(cfg.output or predictions)
     other = metrics_file(Path(cfg.compare)) if cfg.get("compare") else None
-    with closing(instantiate(cfg.executor)) as executor:
+    with closing(build_executor(cfg)) as executor:
         summary = score_folder(
             predictions,
             found,

@@ -6,11 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flare.errors import FlareError
-from flare.executor import Outcome, report_failures
+from flare.executor import Outcome, build_executor, report_failures
 from flare.files import write_csv
 from flare.images import find_images, unique_cases
 from flare.inference.cohort import predict_cases
@@ -58,7 +57,7 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
             images,
             output,
             settings=settings,
-            executor=instantiate(cfg.executor),
+            executor=build_executor(cfg),
             journal=Journal(output / JOURNAL),
         )
         if done.rows:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flare.cases import read_index, select_cases
 from flare.errors import FlareError
-from flare.executor import Outcome, report_failures
+from flare.executor import Outcome, build_executor, report_failures
 from flare.images import find_images, strip_extension, unique_cases
 from flare.journal import Journal
 from flare.labels import LabelSet
@@ -73,7 +72,7 @@ def _merge_round(cfg: DictConfig) -> tuple[Path, MergedCohort]:
     read_teacher(cfg, run)
     cases = select_cases(read_index(prepared_folder(cfg).index), cfg.labels.cases)
     folder = run.round(cfg.round.name)
-    executor = instantiate(cfg.executor)
+    executor = build_executor(cfg)
     try:
         with lock(folder.root):
             done = label_cases(cfg, cases, run, executor, rules)
@@ -112,7 +111,7 @@ def _merge_folders(cfg: DictConfig) -> tuple[Path, MergedCohort]:
     }
     if not maps and not refused:
         raise FlareError(f"ground_truth={cfg.ground_truth} and pseudo={cfg.pseudo} hold no label map")
-    executor = instantiate(cfg.executor)
+    executor = build_executor(cfg)
     try:
         with lock(output):
             done = merge_cohort(

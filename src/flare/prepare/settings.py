@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from flare.executor import Executor
+from flare.executor import Executor, build_executor
 from flare.labels import LabelSet
 from flare.prepare.layout import PreparedFolder, prepared_folder
 from flare.prepare.sources import read_label_map
@@ -40,7 +39,7 @@ class Settings:
         data: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
         labels = LabelSet.from_config(cfg.classes)
         label_map = read_label_map(data.get("label_map"), labels)
-        return cls(data, labels, label_map, prepared_folder(cfg), instantiate(cfg.executor))
+        return cls(data, labels, label_map, prepared_folder(cfg), build_executor(cfg))
 
     @property
     def check_config(self) -> dict[str, Any]:
