@@ -52,6 +52,7 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
     check_baselines(cfg.baselines)
     InferenceSettings.from_config(cfg)
     prepared_folder(cfg)
+    build_executor(cfg).close()
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)

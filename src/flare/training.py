@@ -95,6 +95,7 @@ def check_configuration(cfg: DictConfig, run: RunFolder, planned: Sequence[str] 
     InferenceSettings.from_config(cfg)
     check_labels(cfg)
     prepared_folder(cfg)
+    build_executor(cfg).close()
     if cfg.round.init not in ("fresh", "teacher"):
         raise FlareError(f"round.init={cfg.round.init}: expected fresh or teacher")
     columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns
