@@ -1,0 +1,314 @@
+"""The whole graph on a tiny phantom: what it leaves, what it does again and what not, killed or not."""
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flare.cases import read_index
+from flare.errors import FlareError
+from flare.files import read_csv, read_json, write_json
+from flare.images import read_image, write_image
+from flare.labels import LabelSet
+from flare.runs import lock
+from tiny_run import FEW, SETTINGS, changed, counts, given, run_iterate, script, start, times
+
+WORK = ("*.nii.gz", "*.b2nd", "*.npz", "*.ckpt", "*.jsonl", "metrics.csv", "training.csv", "components.json")
+TWO = "rounds=[mo,mo1]"
+ALL = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of a run of two rounds."""
+    outputs = tmp_path_factory.mktemp("finished") / "outputs"
+    run_iterate(outputs, TWO)
+    return outputs
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> Callable[..., set[str]]:
+    """Call `iterate` on a copy of the finished run; gives the files of its work that were written."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished, outputs)
+
+    def run(*overrides: str) -> set[str]:
+        before = times(outputs, *WORK)
+        run_iterate(outputs, TWO, *overrides)
+        return changed(before, times(outputs, *WORK))
+
+    run.outputs = outputs  # type: ignore[attr-defined]
+    return run
+
+
+def test_two_rounds_leave_labels_checkpoints_and_the_table(finished: Path) -> None:
+    run = finished / "demo"
+    assert [(r["round"], r["cases"]) for r in read_csv(run / "plan.csv")] == [("mo", "2"), ("mo1", "4")]
+    for name in ("mo", "mo1"):
+        folder = run / "rounds" / name
+        assert (folder / "checkpoints" / "last.ckpt").is_file()
+        assert (folder / "validation" / "metrics.csv").is_file()
+        assert (folder / "components.json").is_file()
+        assert len(read_csv(folder / "training.csv")) == 1
+    pupil = run / "rounds" / "mo1"
+    train = {c.id for c in read_index(finished / "cache" / "phantom" / "index.csv") if c.split == "train"}
+    for folder, suffix in (("predictions", ".nii.gz"), ("labels", ".nii.gz"), ("training_labels", ".b2nd")):
+        assert {p.name for p in (pupil / folder).glob(f"*{suffix}")} == {f"{c}{suffix}" for c in train}
+    assert len(read_csv(pupil / "labels" / "provenance.csv")) > 0
+    assert (run / "report.html").is_file()
+    assert not list(finished.rglob(".partial-*"))
+
+
+def test_the_table_has_the_columns_that_are_promised(finished: Path, labels: LabelSet) -> None:
+    with (finished / "demo" / "table5.csv").open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    keys = [f"{c.short}_{m}" for m in ("DSC", "NSD") for c in labels.classes]
+    keys += ["organ_mean_DSC", "organ_mean_NSD"]
+    assert head == ["round", "cases", *keys, "paper_cases", *(f"paper_{k}" for k in keys)]
+    assert [row[:2] for row in rows] == [["mo", "2"], ["mo1", "4"]]
+    table = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [r["paper_organ_mean_DSC"] for r in table] == ["86.68", "87.88"]
+    assert all(r["Lesion_DSC"] == "" for r in table)  # organ rounds
+    assert all(0 <= float(r["organ_mean_DSC"]) <= 100 for r in table)
+
+
+def test_a_second_start_does_nothing_and_imports_nothing_heavy(finished: Path) -> None:
+    before = times(finished, *WORK, "*.html", "*.png")
+    code = (
+        "import sys; sys.argv[0] = 'iterate.py'\n"
+        "from flare.cli import iterate; iterate()\n"
+        "print([m for m in ('torch', 'pytorch_lightning', 'monai', 'matplotlib') if m in sys.modules])\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given(finished, TWO)],
+        cwd=finished.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 20
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert changed(before, times(finished, *WORK, "*.html", "*.png")) == set()
+
+
+def test_another_merge_setting_redoes_the_merge_and_what_follows(again: Callable[..., set[str]]) -> None:
+    redone = again("labels.dilation_mm=60")
+    assert "demo/rounds/mo1/labels/phantom_1001.nii.gz" in redone
+    assert not [name for name in redone if "/mo/" in name or "/mo1/predictions/" in name]
+    assert again("labels.dilation_mm=60") == set()
+
+
+def test_an_inference_setting_redoes_predictions_but_no_teacher(again: Callable[..., set[str]]) -> None:
+    redone = again("restore=nearest")
+    assert "demo/rounds/mo1/predictions/phantom_1001.nii.gz" in redone
+    assert "demo/rounds/mo/checkpoints/last.ckpt" not in redone
+
+
+def test_a_changed_image_redoes_its_case_alone(again: Callable[..., set[str]]) -> None:
+    outputs: Path = again.outputs  # type: ignore[attr-defined]
+    root = outputs / "data" / "phantom-demo-0"
+    # air becomes thinner: outside of all labels, so that the cohort's statistics stand
+    path = root / "imagesTr2200" / "phantom_1001_0000.nii.gz"
+    volume = read_image(path)
+    write_image(path, np.where(volume.array < -900, volume.array + 1, volume.array), volume.geometry)
+    summary = read_json(root / "cohort.json")
+    summary["cases"]["phantom_1001"]["files"]["imagesTr2200/phantom_1001_0000.nii.gz"] = path.stat().st_size
+    write_json(root / "cohort.json", summary)
+    redone = {name for name in again() if not name.startswith("data/")}
+    touched = {name for name in redone if "phantom_" in name and "/validation/" not in name}
+    touched = {name for name in touched if "/test/" not in name}
+    assert {"phantom_1001" in name for name in touched} == {True}
+    assert "demo/rounds/mo1/predictions/phantom_1001.nii.gz" in touched
+    assert "demo/rounds/mo/checkpoints/last.ckpt" not in redone
+    assert "demo/rounds/mo1/checkpoints/last.ckpt" in redone
+
+
+def test_an_added_case_is_the_only_one_that_is_read(again: Callable[..., set[str]]) -> None:
+    redone = again(counts(organs_complete=2, tumor=1, partial=1, unlabeled=1, validation=1, test=1))
+    cached = {name for name in redone if name.startswith("cache/") and "phantom_" in name}
+    assert cached == {"cache/phantom/spacing-10x9x9/images/phantom_3001.b2nd"}
+    # none of these two rounds trains on unlabelled cases
+    assert not [name for name in redone if "/rounds/" in name]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rounds=[mot]"], r"round=mot needs its teacher's .*python train\.py round=mo2 name=demo"),
+        ([TWO, "data.patch_size=[8,16,18]"], "data.patch_size: size 18 along x is no multiple"),
+        ([TWO, "restore=cubic"], "restore=cubic: expected one of"),
+        ([TWO, "labels.rule=ours"], r"labels\.rule: expected one of"),
+        ([TWO, "labels.cases=some"], r"labels\.cases: expected one of"),
+        ([TWO, "baselines=[oracle]"], "baselines: expected some of"),
+        (["rounds=[mo,mo9]"], "no round is named mo9"),
+        (["rounds=[]"], "rounds: expected at least one"),
+        ([TWO, "executor.workers=-1"], r"executor\.workers"),
+        ([TWO, "data.spacing_mm=[10,9]"], r"data\.spacing_mm"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_work(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FlareError, match=message):
+        run_iterate(tmp_path / "outputs", *overrides)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_teacher_of_another_spacing_or_class_list_is_refused(
+    again: Callable[..., set[str]], tmp_path: Path
+) -> None:
+    outputs: Path = again.outputs  # type: ignore[attr-defined]
+    before = times(outputs, *WORK)
+    alone = "rounds=[mo1]"
+    with pytest.raises(FlareError, match=r"data\.spacing_mm=\[12, 9, 9\]: the teacher .* has \[10"):
+        run_iterate(outputs, alone, "data.spacing_mm=[12,9,9]")
+    with pytest.raises(FlareError, match=r"classes: the teacher .*1 liver.*15 bladder"):
+        run_iterate(
+            outputs, alone,
+            "+classes.bladder={id: 15, short: Bladder, role: organ, tolerance_mm: 2, slice_range: false}",
+        )  # fmt: skip
+    teacher = outputs / "demo" / "rounds" / "mo" / "checkpoints" / "last.ckpt"
+    shutil.copy(outputs / "demo" / "rounds" / "mo1" / "checkpoints" / "last.ckpt", teacher)
+    with pytest.raises(FlareError, match=r"round\.teacher=mo: .* is a checkpoint of round mo1"):
+        run_iterate(outputs, alone)
+    assert changed(before, times(outputs, *WORK)) == {"demo/rounds/mo/checkpoints/last.ckpt"}
+
+
+def test_two_starts_of_one_run_refuse_each_other(finished: Path) -> None:
+    with lock(finished / "demo"), pytest.raises(FlareError, match=r"in use by process \d+"):
+        run_iterate(finished, TWO)
+    with lock(finished / "demo" / "rounds" / "mo1"), pytest.raises(FlareError, match="in use"):
+        run_iterate(finished, TWO)
+
+
+def test_a_dry_run_writes_the_plan_and_does_nothing(tmp_path: Path) -> None:
+    result = run_iterate(tmp_path / "outputs", "dry_run=true")
+    rows = read_csv(tmp_path / "outputs" / "demo" / "plan.csv")
+    assert [r["round"] for r in rows] == [r["round"] for r in result["plan"]]
+    assert [int(r["cases"]) for r in rows] == [2, 4, 4, 1, 1, 4, 4, 4]
+    teachers = ["", "mo", "mo1", "", "mo2", "mot", "mot1", "mot2"]
+    assert [r["teacher"] for r in rows] == teachers
+    assert {r["targets"] for r in rows[:3]} == {"organs"}
+    assert rows[3]["targets"] == "tumor"
+    assert not (tmp_path / "outputs" / "demo" / "rounds").exists()
+    assert not list((tmp_path / "outputs" / "cache").rglob("*.b2nd"))
+
+
+CHALLENGE = {"organs_complete": 222, "tumor": 1497, "partial": 481, "unlabeled": 1800}
+PAPER = {
+    "mo": 222, "mo1": 2200, "mo2": 2200, "mt": 1497, "mot": 1497, "mot1": 2200, "mot2": 4000, "mot3": 4000,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path, labels: LabelSet) -> None:
+    root = tmp_path / "FLARE23"
+    write_challenge(root, labels)
+    line = ["experiment=flare23", f"data.root={root}", "dry_run=true", "executor.workers=0"]
+    done = script("iterate", *line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "outputs" / "flare23" / "plan.csv")
+    assert {r["round"]: int(r["cases"]) for r in rows} == PAPER
+    # the table on the console says the same
+    text = done.stderr + done.stdout
+    for name, cases in PAPER.items():
+        assert [line for line in text.splitlines() if f"│ {name} " in line and f" {cases} " in line]
+
+
+def write_challenge(root: Path, labels: LabelSet) -> None:
+    """4000 cases of a few voxels in the challenge's layout: one file of each kind, hard-linked."""
+    from cohort_files import image_array, label_array, write
+
+    shape = (4, 8, 10)
+    organs = [i for i in labels.ids if i != labels.tumor]
+    present = {"organs_complete": organs, "tumor": [1, labels.tumor], "partial": [1, 2, 3]}
+    image = write(root / "image.nii.gz", image_array(shape=shape))
+    number = Counter[str]()
+    for kind, count in CHALLENGE.items():
+        is_labelled = kind in present
+        label = root / f"{kind}.nii.gz"
+        if is_labelled:
+            write(label, label_array(*present[kind], shape=shape))
+        for _ in range(count):
+            key = "labelled" if is_labelled else "unlabelled"
+            number[key] += 1
+            case = f"FLARE23_{number[key] + 2200 * (not is_labelled):04d}"
+            part = root / ("imagesTr2200" if is_labelled else "unlabelTr1800") / f"{number[key] // 500}"
+            part.mkdir(parents=True, exist_ok=True)
+            os.link(image, part / f"{case}_0000.nii.gz")
+            if is_labelled:
+                (root / "labelsTr2200").mkdir(exist_ok=True)
+                os.link(label, root / "labelsTr2200" / f"{case}.nii.gz")
+
+
+@pytest.mark.slow
+def test_all_rounds_and_baselines_fill_the_table(tmp_path: Path) -> None:
+    cohort = counts(organs_complete=2, tumor=2, partial=1, unlabeled=1, validation=1, test=1)
+    outputs = tmp_path / "outputs"
+    run_iterate(outputs, cohort, "baselines=[untrained,thresholds,atlas]")
+    rows = read_csv(outputs / "demo" / "table5.csv")
+    assert [r["round"] for r in rows] == [*ALL, "untrained", "thresholds", "atlas"]
+    assert [r["cases"] for r in rows] == ["2", "5", "5", "2", "2", "5", "6", "6", "", "", ""]
+    by_name = {r["round"]: r for r in rows}
+    assert by_name["mt"]["organ_mean_DSC"] == ""
+    assert by_name["mt"]["Lesion_DSC"] != ""
+    assert by_name["mot3"]["paper_Lesion_DSC"] == "45.76"
+    text = (outputs / "demo" / "table5.md").read_text()
+    for name in by_name:
+        assert f"| {name} |" in text
+    assert not list(outputs.rglob(".partial-*"))
+    before = times(outputs, *WORK)
+    run_iterate(outputs, cohort, "baselines=[untrained,thresholds,atlas]")
+    assert changed(before, times(outputs, *WORK)) == set()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    line = given(outputs, TWO, "executor.workers=1")
+    moments = random.Random(4)
+    for _ in range(5):
+        process = start("iterate", *line, cwd=tmp_path)
+        time.sleep(moments.uniform(3, 14))
+        os.killpg(process.pid, 0)
+        process.send_signal(signal.SIGKILL)  # its workers are left to notice
+        process.communicate()
+        for path in outputs.rglob("*.nii.gz"):
+            if ".partial-" not in str(path):
+                read_image(path)  # whole under its final name
+    done = script("iterate", *line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(outputs / "demo", finished / "demo")
+    assert not list((outputs / "demo").rglob(".partial-*"))
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Same labels to the voxel, same scores to the byte."""
+    names = {str(p.relative_to(second)) for p in second.rglob("*.nii.gz")}
+    assert {str(p.relative_to(first)) for p in first.rglob("*.nii.gz")} == names
+    for name in names:
+        np.testing.assert_array_equal(read_image(first / name).array, read_image(second / name).array)
+    for name in ("table5.csv", "rounds/mo1/labels/provenance.csv", "rounds/mo1/validation/metrics.csv"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_rounds_trained_one_by_one_are_those_of_iterate(finished: Path, tmp_path: Path) -> None:
+    for name in ("mo", "mo1"):
+        line = [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'outputs'}", f"round={name}", "model=tiny"]
+        done = script("train", *line, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    before = times(tmp_path / "outputs" / "demo" / "rounds", *WORK)
+    run_iterate(tmp_path / "outputs", TWO)
+    redone = changed(before, times(tmp_path / "outputs" / "demo" / "rounds", *WORK))
+    assert not [name for name in redone if "/test/" not in name and "predict-test" not in name]
+    assert_same_run(tmp_path / "outputs" / "demo", finished / "demo")
