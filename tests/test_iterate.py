@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -292,13 +293,15 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(finished: Path,
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Same labels to the voxel, same scores to the byte."""
+    """Same labels to the voxel, same scores to the digit."""
     names = {str(p.relative_to(second)) for p in second.rglob("*.nii.gz")}
     assert {str(p.relative_to(first)) for p in first.rglob("*.nii.gz")} == names
     for name in names:
         np.testing.assert_array_equal(read_image(first / name).array, read_image(second / name).array)
     for name in ("table5.csv", "rounds/mo1/labels/provenance.csv", "rounds/mo1/validation/metrics.csv"):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+        # a checkpoint carries its configuration, in which the number of processes differs, and so its hash
+        one, two = (re.sub("@[0-9a-f]{12}", "@", (run / name).read_text()) for run in (first, second))
+        assert one == two
 
 
 @pytest.mark.slow
