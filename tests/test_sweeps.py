@@ -37,7 +37,7 @@ def jobs() -> list[Job]:
     return [
         Job("0", "train", ["round=mo", *common], COMPLETED, 4.0, None, {"val/dsc_mean": 0.5, "lr": 0.1}),
         Job("10", "train", ["round=mot", *common], FAILED, 1.0, "no teacher"),
-        Job("2", "train", ["round=mt", *common], COMPLETED, 3.0, None, {"val/dsc_mean": 0.25}),
+        Job("2", "train", ["round=mt", *common], COMPLETED, 3.0, None, {"val/dsc_mean": 0.25, "lr": 0.1}),
     ]
 
 
@@ -74,8 +74,18 @@ def test_the_table_compares_the_jobs_and_names_the_failed_ones(tmp_path: Path) -
 
 
 def test_of_losses_and_times_the_lowest_is_best() -> None:
-    both = [Job("0", "train", ["x=1"], measures={"train/loss": 2.0}), Job("1", "train", ["x=2"])]
+    both = [Job(x, "train", [f"x={x}"], COMPLETED, measures={"train/loss": 2.0}) for x in "12"]
     assert {c.heading: c.best for c in compare(both).columns}["train/loss"] == "min"
+
+
+def test_means_over_different_classes_are_not_ranked() -> None:
+    organs = {"val/dsc_mean": 0.5, "val/dsc/liver": 0.5}
+    tumor = {"val/dsc_mean": 0.1, "val/dsc/tumor": 0.1}
+    table = compare(
+        [Job(n, "train", [f"round={n}"], COMPLETED, measures=m) for n, m in (("mo", organs), ("mt", tumor))]
+    )
+    assert not any(column.best for column in table.columns)
+    assert "none is best" in table.title
 
 
 def test_numbers_of_a_job_are_the_last_of_its_rounds_and_what_it_returned(tmp_path: Path) -> None:

@@ -66,7 +66,11 @@ def compare(jobs: Sequence[Job]) -> Table:
     choices = varied(jobs)
     names = [n for n in dict.fromkeys(n for job in jobs for n in job.measures) if SHOWN.search(n)]
     columns = [Column("job"), *(Column(k) for k in choices), Column("status"), Column("seconds")]
-    columns += [Column(n, "min" if LOWER_IS_BETTER.search(n) else "max") for n in names]
+    # a mean over other classes, or another loss, is no better or worse
+    measured = {frozenset(job.measures) for job in jobs if job.status == COMPLETED}
+    is_comparable = len(measured) == 1
+    best = [("min" if LOWER_IS_BETTER.search(n) else "max") if is_comparable else "" for n in names]
+    columns += [Column(n, b) for n, b in zip(names, best, strict=True)]
     rows = [
         [
             Cell(job.folder),
@@ -77,8 +81,8 @@ def compare(jobs: Sequence[Job]) -> Table:
         ]
         for job in jobs
     ]
-    title = f"{jobs[0].script} over {', '.join(choices)}; best of each column in bold"
-    return Table(title, columns, rows)
+    told = "best of each column in bold" if is_comparable else "what was measured differs, so none is best"
+    return Table(f"{jobs[0].script} over {', '.join(choices)}; {told}", columns, rows)
 
 
 def failures(jobs: Sequence[Job], sweep: Path) -> str:
