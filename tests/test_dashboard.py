@@ -77,7 +77,7 @@ def test_a_sweep_is_told_by_its_jobs(config: Callable[..., DictConfig], tmp_path
         write_rounds(config, tmp_path / str(number), "mo")
         Job(str(number), "train", ["round=mo", f"lr={lr}"], COMPLETED, 1.0).write(tmp_path)
     found = gather(tmp_path)
-    assert list(found.curves) == ["lr=0.1 mo", "lr=0.2 mo"]
+    assert list(found.curves) == ["lr=0.1", "lr=0.2"]
     assert [row[1].text for row in found.tables[0].rows] == ["0.1", "0.2"]
 
 

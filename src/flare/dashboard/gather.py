@@ -51,11 +51,12 @@ def gather(run: Path) -> Ablation:
     curves: dict[str, Rows] = {}
     names = {job.folder: " ".join(f"{k}={job.choices.get(k)}" for k in varied(jobs)) for job in jobs}
     folders = [(names[job.folder], run / job.folder) for job in jobs] or [("", run)]
-    trained = [(name, p) for name, f in folders for p in sorted(f.glob("rounds/*/training.csv"))]
+    found = [(name, sorted(folder.glob("rounds/*/training.csv"))) for name, folder in folders]
+    trained = [(name, path, len(paths) > 1) for name, paths in found for path in paths]
     if not trained:
         raise FlareError(f"run={run}: expected the folder of a run or of a sweep, found no training in it")
-    for name, path in trained:
-        label = f"{name} {path.parent.name}".strip()
+    for name, path, is_one_of_many in trained:
+        label = f"{name} {path.parent.name}".strip() if is_one_of_many or not name else name
         curves[label] = [{k: float(v) for k, v in row.items() if v} for row in read_csv(path)]
     config: Any = OmegaConf.load(trained[0][1].with_name("config.yaml"))
     wandb = (config.logger or {}).get("wandb") or {}
