@@ -216,6 +216,8 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetDirection(geometry.direction)
     with atomic(Path(path)) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=str(path).endswith(("gz", "nrrd", "mha")))
+        if nifti.is_nifti(path):
+            nifti.require_whole(temporary, array.nbytes)
 
 
 def _read(path: Path, case: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from typing import IO
 
 import numpy as np
 
-from flare.errors import CaseError
+from flare.errors import CaseError, FlareError
 
 TYPES = {
     2: "u1",
@@ -49,6 +50,7 @@ FIELDS = {
     ),
 }
 MAGICS = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
+HEADER_BYTES = 352  # of NIfTI-1, as ITK writes it
 DEFLATE_LIMIT = 1032  # no byte of a gzip file holds more
 
 
@@ -142,6 +144,25 @@ def read_voxels(path: Path, case: str) -> np.ndarray:
     for z, plane in enumerate(stored):  # slice by slice: float64 for the sum, not for the volume
         array[z] = plane * np.float64(header.slope) + header.intercept
     return array
+
+
+def require_whole(path: Path, voxel_bytes: int) -> None:
+    """Refuse a file that was just written if it lacks voxels: ITK does not notice a full disk.
+
+    Args:
+        path: NIfTI-1, packed or not.
+        voxel_bytes: Size of the voxels.
+
+    Raises:
+        FlareError: If it is too short.
+    """
+    size = path.stat().st_size
+    if path.name.endswith(".gz"):
+        with path.open("rb") as stream:
+            stream.seek(-min(size, 4), os.SEEK_END)
+            size = int.from_bytes(stream.read(), "little")  # a gzip file ends with its unpacked size
+    if (size - HEADER_BYTES - voxel_bytes) % 2**32:
+        raise FlareError(f"{path.name} cannot be written whole: is the disk full?")
 
 
 @contextmanager
