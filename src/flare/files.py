@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flare.errors import FlareError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 
@@ -22,6 +26,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
     The temporary name keeps the suffixes, so that writers which go by extension work. A killed process
     leaves at most a `.partial-` file, never a half file under the final name.
+
+    Raises:
+        FlareError: If the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +37,10 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise FlareError(f"{path.name} cannot be written: {os.strerror(error.errno)} in {path.parent}") from None
     finally:
         temporary.unlink(missing_ok=True)
         os.rmdir(folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.errors import CaseError
+from flare.errors import CaseError, FlareError
 from flare.files import atomic
 from flare.geometry import Shape, Spacing, Volume, reorient_to_ras, resample
 from flare.preprocessing import preprocess
@@ -115,19 +115,22 @@ def store_array(
     }
     foreground = foreground or {}
     with atomic(Path(path)) as temporary:
-        stored = blosc2.asarray(
-            np.ascontiguousarray(array),
-            urlpath=str(temporary),
-            mode="w",
-            chunks=chunks,
-            blocks=blocks,
-            cparams=cparams,
-            dparams={"nthreads": 1},  # stored in the header: the same bytes on any machine
-        )
-        extra = {"foreground": sorted(foreground)} if foreground else {}
-        stored.schunk.vlmeta[META] = {**(meta or {}), **extra}
-        for class_id, voxels in sorted(foreground.items()):
-            stored.schunk.vlmeta[FOREGROUND.format(class_id)] = voxels.astype(np.uint16).tobytes()
+        try:
+            stored = blosc2.asarray(
+                np.ascontiguousarray(array),
+                urlpath=str(temporary),
+                mode="w",
+                chunks=chunks,
+                blocks=blocks,
+                cparams=cparams,
+                dparams={"nthreads": 1},  # stored in the header: the same bytes on any machine
+            )
+            extra = {"foreground": sorted(foreground)} if foreground else {}
+            stored.schunk.vlmeta[META] = {**(meta or {}), **extra}
+            for class_id, voxels in sorted(foreground.items()):
+                stored.schunk.vlmeta[FOREGROUND.format(class_id)] = voxels.astype(np.uint16).tobytes()
+        except RuntimeError as error:
+            raise FlareError(f"{path.name} cannot be written ({error}): is the disk full?") from None
 
 
 def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
