@@ -201,7 +201,7 @@ def _place(name: str, volume: np.ndarray, drawn: Augmentation, two_d: bool) -> R
             stack, None, inner[1:] if two_d else inner, **angles, **common
         )
     difference = np.abs(mine.numpy() - (peer[0] if two_d else peer[0, 0]))
-    return limited(f"{name}, largest", BATCHGENERATORS, float(difference.max()), 0.02)
+    return limited(f"{name}, largest", BATCHGENERATORS, float(difference.max()), 1e-3)
 
 
 def _mirrored(volume: np.ndarray) -> Iterator[Row]:

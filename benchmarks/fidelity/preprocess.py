@@ -50,12 +50,12 @@ def _statistics(image: np.ndarray, labels: np.ndarray) -> tuple[Intensity, list[
     ours = intensity_of(foreground_histogram(image, labels), (0.5, 99.5))
     theirs = per_case[0]
     rows = [
-        limited(f"{name} of the foreground, HU", NNUNET2, abs(a - b), 1e-3)
-        for name, a, b in (
-            ("0.5 percentile", ours.lower, theirs["percentile_00_5"]),
-            ("99.5 percentile", ours.upper, theirs["percentile_99_5"]),
-            ("mean", ours.mean, float(np.mean(image[labels > 0].astype(float)))),
-            ("standard deviation", ours.std, float(np.std(image[labels > 0].astype(float)))),
+        limited(f"{name} of the foreground, HU", peer, abs(a - b), 1e-3)
+        for name, peer, a, b in (
+            ("0.5 percentile", NNUNET2, ours.lower, theirs["percentile_00_5"]),
+            ("99.5 percentile", NNUNET2, ours.upper, theirs["percentile_99_5"]),
+            ("mean", NNUNET2, ours.mean, theirs["mean"]),
+            ("standard deviation", "numpy", ours.std, float(np.std(image[labels > 0].astype(float)))),
         )
     ]
     drawn = np.asarray(sample[0], float)

@@ -159,7 +159,7 @@ def _step(
     moved = [
         np.concatenate([np.ravel(w[k] - before[k].numpy()) for k in keys]) for w in (after, _numpy(theirs))
     ]
-    # a difference of float32 weights, a thousand times larger than their change: rounding alone gives 1e-5
+    # float32 weights are 7500 times as large as their change: their rounding is up to 2e-4 of it
     yield limited(f"{size}: change of the weights, relative", peer, relative(*moved), 10 * LIMIT)
     joined = [np.concatenate([np.ravel(w[k]) for k in before]) for w in (after, _numpy(theirs))]
     yield limited(f"{size}: new weights, relative", peer, relative(*joined), LIMIT)
