@@ -40,7 +40,9 @@ def atomic(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise FlareError(f"{path.name} cannot be written: {os.strerror(error.errno)} in {path.parent}") from None
+        raise FlareError(
+            f"{path.name} cannot be written: {os.strerror(error.errno)} in {path.parent}"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
         os.rmdir(folder)
