@@ -22,7 +22,7 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,sweep]'
 	@touch $@
 
 demo: $(READY) ## all eight rounds on the embedded cohort: outputs/demo/report.html and the ablation table
@@ -38,7 +38,7 @@ test-fast: $(READY) ## the tests that take no more than seconds
 $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(PEERS)/bin/python -m pip install -q -c constraints.txt -e '.[dev,sweep]'
 	$(PEERS)/bin/python -m pip install -q --no-deps -r benchmarks/peers.txt
 	@touch $@
 
