@@ -61,7 +61,7 @@ def starting_point(ckpt_path: str | None, folder: RoundFolder, key: str) -> Path
     if not path.is_file():
         raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
     if not is_same:
-        log.warning("ckpt_path=%s was trained on other data or with another configuration", ckpt_path)
+        log.warning("ckpt_path was trained on other data or with another configuration")
     return path
 
 

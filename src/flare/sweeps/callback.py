@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from flare.progress import console
 from flare.sweeps.jobs import COMPLETED, FAILED, Job, measure
 from flare.sweeps.table import failures, show, write_sweep
 
@@ -66,7 +67,9 @@ class SweepTable(Callback):
         )
         if not is_complete:
             job = replace(job, error=" ".join(str(returned).split()) or type(returned).__name__)
-            log.error("job %s failed: %s", job.folder, job.error)
+            log.error("job %s failed", job.folder)
+            # reasons name files, and log files hold case ids alone
+            console.print(job.error, markup=False, soft_wrap=True)
         with _held(sweep):
             job.write(sweep)
             write_sweep(sweep)
@@ -77,7 +80,7 @@ class SweepTable(Callback):
         if self.sweep is None or not jobs:
             return
         show(jobs)
-        log.info("the jobs compared: %s", self.sweep / "sweep.md")
+        console.print(f"the jobs compared: {self.sweep / 'sweep.md'}", markup=False, soft_wrap=True)
         if text := failures(jobs, self.sweep).strip():
             log.error(text)
 
