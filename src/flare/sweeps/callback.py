@@ -82,7 +82,7 @@ class SweepTable(Callback):
         show(jobs)
         console.print(f"the jobs compared: {self.sweep / 'sweep.md'}", markup=False, soft_wrap=True)
         if text := failures(jobs, self.sweep).strip():
-            log.error(text)
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _job(config: DictConfig) -> tuple[Path, Job]:
