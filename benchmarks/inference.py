@@ -5,7 +5,7 @@
 The peer is nnU-Net v2's predictor where it is installed (`.venv-peers`, see peers.txt), else MONAI's
 `sliding_window_inference`. All take turns; every run is a process of its own, whose peak memory is its own.
 Timed are the network over all windows and the way back to the scan's grid; all start from one preprocessed
-array.
+array. CPU seconds, those of both cores, hardly depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -70,18 +70,16 @@ def main() -> None:
 def report(found: dict[str, list[dict[str, Any]]], peer: str) -> None:
     """Print medians, and ratios to the peer as medians over rounds."""
     totals = {name: [r["network_s"] + r["restore_s"] for r in runs] for name, runs in found.items()}
-    print("| predictor | windows | network s | way back s | s a case | times as fast | peak MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| predictor | windows | network s | way back s | s a case | times as fast | CPU s | peak MB |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, runs in found.items():
-        network, restore, peak = (
-            statistics.median(r[key] for r in runs) for key in ("network_s", "restore_s", "peak_mb")
+        network, restore, cpu, peak = (
+            statistics.median(r[key] for r in runs) for key in ("network_s", "restore_s", "cpu_s", "peak_mb")
         )
         total = statistics.median(totals[name])
         ratio = statistics.median(a / b for a, b in zip(totals[peer], totals[name], strict=True))
-        windows = runs[0]["windows"]
-        print(
-            f"| {name} | {windows} | {network:.1f} | {restore:.2f} | {total:.1f} | {ratio:.2f} | {peak:.0f} |"
-        )
+        cells = [name, runs[0]["windows"], f"{network:.1f}", f"{restore:.2f}", f"{total:.1f}", f"{ratio:.2f}"]
+        print("| " + " | ".join(map(str, [*cells, f"{cpu:.0f}", f"{peak:.0f}"])) + " |")
 
 
 def write(model: str, folder: str) -> None:
@@ -134,12 +132,15 @@ def run(name: str, folder: Path, image: Path, slices: int) -> dict[str, Any]:
     timed = {"nnU-Net v2": nnunet, "MONAI": monai}.get(name, ours)
     work = timed(name, folder, volume, array, case.ras)
     Path("/proc/self/clear_refs").write_text("5")  # peak memory from here on
+    spent = time.process_time()
     network_s, restore_s, windows = work()
+    cpu_s = time.process_time() - spent
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak_mb = int(status["VmHWM"].split()[0]) / 1024
     return {
         "network_s": round(network_s, 2),
         "restore_s": round(restore_s, 3),
+        "cpu_s": round(cpu_s, 1),
         "windows": windows,
         "peak_mb": round(peak_mb),
     }
