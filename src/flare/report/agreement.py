@@ -79,12 +79,14 @@ def pseudo_label_quality(
             continue
         chosen = select_cases(cases, item.cfg.labels.cases)
         sample = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLE).astype(int))]
+        teacher = teachers.get(item.teacher)
         jobs = {}
         for case in sample:
-            references = _references(case, item, teachers.get(item.teacher), run, truths)
+            references = _references(case, item, teacher, run, truths)
             prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
                 shared = {"classes": labels.to_config(), "targets": item.cfg.labels.targets}
+                shared["taught"] = (teacher or item).cfg.labels.targets
                 jobs[case.id] = {"case": case.id, "prediction": prediction, **references, **shared}
         description = f"compare labels of {item.name}"
         values = []
@@ -131,30 +133,37 @@ def compare_case(
     label_map: dict[Any, int] | None,
     classes: Mapping[str, Mapping[str, Any]],
     targets: str,
+    taught: str,
 ) -> dict[str, dict[int, float]]:
     """Dice by class of one case, for each of `COMPARISONS` that can be made.
 
-    In a round that learns organs alone a tumor belongs to its organ, which the truth does not tell:
-    its voxels are left out of the comparison.
+    A prediction is asked about what its teacher learned (`taught`), a merged label about what the round
+    learns (`targets`). Where that is organs alone a tumor belongs to its organ, which the truth does not
+    tell: its voxels are left out of the comparison.
     """
     labels = LabelSet.from_config(classes)
-    wanted = [i for i in labels.outputs(targets) if i]
     pseudo = read_labels(prediction, labels, case=case)
     found: dict[str, dict[int, float]] = {}
     if previous is not None:
         reference = match_grid(read_labels(previous, labels, label_map, case), pseudo, case)
-        found["previous"] = dice(pseudo.array, reference.array, wanted)
+        found["previous"] = _compare(pseudo.array, reference.array, labels, taught)
     if truth is None:
         return found
     reference = match_grid(read_labels(truth, labels, case=case), pseudo, case)
-    asked = np.ones(pseudo.array.shape, bool)
-    if labels.tumor is not None and labels.tumor not in wanted:
-        asked = reference.array != labels.tumor
-    found["pseudo"] = dice(pseudo.array[asked], reference.array[asked], wanted)
+    found["pseudo"] = _compare(pseudo.array, reference.array, labels, taught)
     if merged is not None:
         ours = match_grid(read_labels(merged, labels, case=case), pseudo, case)
-        found["merged"] = dice(ours.array[asked], reference.array[asked], wanted)
+        found["merged"] = _compare(ours.array, reference.array, labels, targets)
     return found
+
+
+def _compare(ours: np.ndarray, reference: np.ndarray, labels: LabelSet, targets: str) -> dict[int, float]:
+    """Dice of the classes of `targets`; without the tumor among them its voxels do not count."""
+    wanted = [i for i in labels.outputs(targets) if i]
+    if labels.tumor is not None and labels.tumor not in wanted:
+        asked = reference != labels.tumor
+        ours, reference = ours[asked], reference[asked]
+    return dice(ours, reference, wanted)
 
 
 def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[int, float]:

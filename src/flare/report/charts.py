@@ -47,9 +47,16 @@ def _curve(axes: Axes, item: RoundFacts, key: str, colour: str) -> None:
     ]
     if points:
         marker = "o" if len(points) <= 40 else None
-        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.5)
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=marker,
+            markersize=3.5,
+            linewidth=1.5,
+            clip_on=False,
+        )
     else:
-        axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
 
 
 def trend(facts: Facts) -> Figure:
@@ -76,7 +83,7 @@ def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
     ):
         points = [(i, rows[n][column]) for i, n in enumerate(names) if rows[n].get(column) is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=told)
+            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=told, clip_on=False)
     baselines = [r for r in facts.table if r["round"] not in names and r.get(key) is not None]
     if baselines:
         best = max(baselines, key=lambda r: r[key])
@@ -150,7 +157,7 @@ def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure:
                 points = [(i, m) for i, q in enumerate(found) if (m := q.mean(comparison, ids)) is not None]
                 if points:
                     x, y = np.asarray(points).T
-                    axes.plot(x, 100 * y, mark, color=colour, markersize=5, label=told)
+                    axes.plot(x, 100 * y, mark, color=colour, markersize=5, label=told, clip_on=False)
             axes.set_title(name)
             axes.set_xticks(range(len(found)), [f"{q.round.upper()}\nby {q.teacher.upper()}" for q in found])
             axes.set_xlim(-0.4, len(found) - 0.6)

@@ -8,14 +8,14 @@ from html import escape
 from flare.report.gather import RoundFacts
 from flare.report.palette import TARGETS
 
-WIDTH, HEIGHT, GAP, ROW, EDGE = 128, 96, 34, 120, 12  # of a box, between columns, of a row, around all
+WIDTH, HEIGHT, GAP, ROW, EDGE = 122, 129, 24, 153, 4  # of a box, between columns, of a row, around all
 CASES = {
-    "organs_complete": "all organs annotated",
-    "tumor": "tumor annotated",
-    "labeled": "all labelled",
-    "all": "all, labelled or not",
+    "organs_complete": "organs complete",
+    "tumor": "with tumor",
+    "labeled": "labelled",
+    "all": "labelled or not",
 }
-LEARNS = {"organs": "organs", "tumor": "tumor", "organs_tumor": "organs + tumor"}
+LEARNS = {"organs": "organs", "tumor": "tumor", "organs_tumor": "both"}
 
 
 def place(rounds: Sequence[RoundFacts]) -> dict[str, tuple[int, int]]:
@@ -78,22 +78,23 @@ def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
 def _box(item: RoundFacts, column: int, row: int) -> str:
     x, y = _corner(column, row)
     plan, colour = item.plan, TARGETS[item.plan["targets"]]
-    labels = f"labels by {item.teacher.upper()}" if item.teacher else "ground truth"
+    labels = f"labelled by {item.teacher.upper()}" if item.teacher else "ground truth"
     lines = [
-        f"{plan['cases']} case{'' if plan['cases'] == '1' else 's'}, {labels}",
+        f"learns {LEARNS[plan['targets']]}",
+        f"{plan['cases']} case{'' if plan['cases'] == '1' else 's'}",
         CASES.get(plan["of"], plan["of"]),
-        f"{plan['model']} network, {plan['epochs']} epoch{'' if plan['epochs'] == '1' else 's'}",
+        labels,
+        f"{plan['model']}, {plan['epochs']} epoch{'' if plan['epochs'] == '1' else 's'}",
     ]
     parts = [
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="#fff" stroke="{colour}" '
         'stroke-width="1.5"/>',
         f'<path d="M{x} {y + 30}V{y + 7}a7 7 0 0 1 7-7H{x + WIDTH - 7}a7 7 0 0 1 7 7V{y + 30}z" '
         f'fill="{colour}"/>',
-        f'<text x="{x + 10}" y="{y + 20}" class="name">{escape(item.name.upper())}</text>',
-        f'<text x="{x + WIDTH - 9}" y="{y + 19.5}" class="learns">{LEARNS[plan["targets"]]}</text>',
+        f'<text x="{x + 9}" y="{y + 20}" class="name">{escape(item.name.upper())}</text>',
     ]
     parts += [
-        f'<text x="{x + 10}" y="{y + 49 + 17 * n}" class="line">{escape(line)}</text>'
+        f'<text x="{x + 9}" y="{y + 49 + 17 * n}" class="line">{escape(line)}</text>'
         for n, line in enumerate(lines)
     ]
     return "".join(parts)

@@ -21,6 +21,7 @@ from flare.report.charts import draw_trend
 from flare.report.drawing import bare, data_address, new_figure, style
 from flare.report.gather import Facts
 from flare.report.overlays import draw_case
+from flare.report.palette import class_colours, title
 from flare.report.tables import ranked
 from flare.report.viewer import pack_case
 
@@ -127,10 +128,11 @@ def _collect(
 
 def write_overview(path: Path, facts: Facts, shown: Sequence[Shown]) -> None:
     """Draw one picture of the run: the median case, and DSC over the rounds."""
+    from matplotlib.patches import Patch
     from PIL import Image
 
     with style():
-        figure = new_figure(11.5, 5.2)
+        figure = new_figure(11.5, 5.8)
         left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1], squeeze=False).flat
         chosen = next((s for s in shown if s.rank == "median"), shown[0] if shown else None)
         if chosen is not None:
@@ -141,6 +143,9 @@ def write_overview(path: Path, facts: Facts, shown: Sequence[Shown]) -> None:
                 bare(axes)
         if facts.table:
             _trends(right.subplots(2, 1, sharex=True), facts, facts.labels)
+        colours = class_colours(facts.labels)
+        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.labels.classes]
+        left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
         with atomic(path) as temporary:
             figure.savefig(temporary, dpi=150)
 

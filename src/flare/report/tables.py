@@ -141,7 +141,10 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[t
         ("Patch, batch", f"{_times(data['patch_size'])} voxels, {data['batch_size']} a batch"),
         ("Network features", _times(config["model"]["net"]["features"], " - ")),
         ("Optimizer", f"lr {optimizer.get('lr')}, momentum {optimizer.get('momentum')}"),
-        ("Length", f"{trainer['max_epochs']} epochs of {trainer['limit_train_batches']} iterations a round"),
+        (
+            "Length",
+            f"{_times([trainer['max_epochs'], trainer['limit_train_batches']])} iterations a round",
+        ),
         (
             "Weights start from",
             "the teacher's" if plan["init"] == "teacher" else "fresh draws (as in the paper)",

@@ -1,5 +1,5 @@
 "use strict";
-// Two views of one case, reference and prediction, that turn together. Starts when it comes into sight.
+// Two views of one case, reference and prediction, that turn together; they start when they come into sight.
 (() => {
   const { Niivue, NVImage, SLICE_TYPE } = niivue;
   const data = JSON.parse(document.getElementById("viewer-data").textContent);
@@ -56,6 +56,7 @@
       labels.setColormapLabel(lookup());
       view.updateGLVolume();
       view.setRenderAzimuthElevation(180, 12);
+      view.setScale(1.35);
     }
     arrange();
     section.dataset.state = "ready";
@@ -71,7 +72,8 @@
     for (const name of names) {
       const view = new Niivue({
         backColor: [1, 1, 1, 1], show3Dcrosshair: false, isOrientCube: false, crosshairWidth: 1, isColorbar: false,
-        dragAndDropEnabled: false, logLevel: "silent", loadingText: "", multiplanarShowRender: 2, textHeight: 0.04,
+        isRadiologicalConvention: true, sagittalNoseLeft: true, crosshairColor: [1, 1, 1, 0.5],
+        dragAndDropEnabled: false, logLevel: "silent", loadingText: "", multiplanarShowRender: 0, textHeight: 0.05,
       });
       await view.attachToCanvas(document.getElementById(`viewer-${name}`));
       views.push(view);
