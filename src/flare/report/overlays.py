@@ -136,9 +136,12 @@ def paint(grey_hu: np.ndarray, classes: np.ndarray, zoom: Sequence[float], label
     table = np.zeros((256, 3), np.float32)
     for class_id, colour in class_colours(labels).items():
         table[class_id] = rgb(colour)
+    across, down = big[:, 1:] != big[:, :-1], big[1:] != big[:-1]
     border = np.zeros(big.shape, bool)
-    border[:, 1:] |= big[:, 1:] != big[:, :-1]
-    border[1:] |= big[1:] != big[:-1]
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    border[1:] |= down
+    border[:-1] |= down
     opacity = np.where(big > 0, np.where(border, 1.0, OPACITY), 0.0)[..., None]
     return np.rint(grey[..., None] * (1 - opacity) + table[big] * opacity).astype(np.uint8)
 

@@ -1,0 +1,110 @@
+"""A run's folder as two rounds would leave it, from predictions made up here: nothing is trained."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from flare.ablation import Results
+from flare.cases import Case, select_cases
+from flare.cli import CONF
+from flare.evaluation.tables import AblationRow, table5
+from flare.executor import LocalExecutor
+from flare.files import write_csv
+from flare.images import read_image, write_labels
+from flare.labels import LabelSet
+from flare.merging.cohort import merge_round
+from flare.merging.settings import MergeRules, PseudoSource
+from flare.plan import plan_rounds, write_plan
+from flare.prepare import Cohort, prepare_cohort
+from flare.rounds import Round, compose_rounds
+from flare.runs import RoundFolder, RunFolder, record_environment, run_folder
+from flare.scoring import held_out, score_split
+from tiny_round import TINY, write_case
+
+SECONDS = {
+    "read_s": 0.1,
+    "preprocess_s": 0.1,
+    "plan_s": 0.1,
+    "network_s": 1.5,
+    "restore_s": 0.1,
+    "write_s": 0.1,
+}
+
+
+@dataclass
+class Made:
+    """What `write_report` takes."""
+
+    cfg: DictConfig
+    rounds: list[Round]
+    cohort: Cohort
+    run: RunFolder
+    results: Results
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.cfg, self.rounds, self.cohort, self.run, self.results, LocalExecutor(workers=0, retries=0)
+
+
+def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_cases: int = 1) -> Made:
+    """Three training cases with their truth; every round predicts the truth moved by one voxel."""
+    for seed in range(3):
+        write_case(root, f"case{seed}", seed)
+    for seed in range(held_out_cases):
+        write_case(root, f"held_out{seed}", 9 + seed, split="Val")
+    shutil.copytree(root / "labelsTr2200", root / "truth")
+    overrides = [*TINY, f"data.root={root}", f"paths.outputs={root / 'out'}", f"paths.cache={root / 'cache'}"]
+    overrides += ["name=made", "data.scoring.protocol=present"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("iterate", overrides)
+    cohort, rounds, run = prepare_cohort(cfg), compose_rounds(names, overrides), run_folder(cfg)
+    record_environment(run.root, cfg)
+    write_plan(run.root, plan_rounds(rounds, cohort.cases))
+    rows = [_leave_round(item, cohort.cases, run.round(item.name)) for item in rounds]
+    if held_out_cases:
+        rows.append(AblationRow("atlas", None, rows[-1].summary))
+    else:
+        rows = []
+    table = table5(rows, LabelSet.from_config(cfg.classes), run.root / "table5") if rows else []
+    return Made(cfg, rounds, cohort, run, Results(table, []))
+
+
+def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> AblationRow:
+    labels, executor = LabelSet.from_config(item.cfg.classes), LocalExecutor(workers=0, retries=0)
+    chosen = select_cases(cases, item.cfg.labels.cases)
+    for case in chosen:
+        _predict(case, folder.predictions)
+    merge_round(
+        chosen,
+        folder,
+        labels=labels,
+        label_map=None,
+        rules=MergeRules.from_config(item.cfg.labels),
+        teacher=PseudoSource(item.teacher, "0" * 64),
+        executor=executor,
+    )
+    curve = [
+        {"epoch": n, "train/loss": 1 - n / 4, "val/dsc_mean": n / 4, "patches_per_s": 5.0} for n in range(3)
+    ]
+    write_csv(folder.training_csv, curve)
+    scored = held_out(cases, "validation")
+    journal = folder.journal("predict-validation")
+    for case in scored:
+        path = _predict(case, folder.root / "validation" / "predictions")
+        values = {"case": case.id, "windows": 4, "seconds": 2.0, **SECONDS}
+        journal.record(case.id, {}, {}, {"segmentation": path}, values)
+    summary, _ = score_split(item.cfg, scored, folder.root / "validation", executor)
+    return AblationRow(item.name, len(chosen), summary, item.cfg.labels.targets)
+
+
+def _predict(case: Case, folder: Path) -> Path:
+    """The annotation moved by one voxel along Y."""
+    assert case.label is not None
+    volume = read_image(case.label)
+    path = folder / f"{case.id}.nii.gz"
+    write_labels(path, np.roll(volume.array, 1, axis=1), volume.geometry)
+    return path

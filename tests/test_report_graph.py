@@ -1,0 +1,35 @@
+"""The drawn graph of rounds: places, boxes and arrows."""
+
+from xml.etree import ElementTree
+
+from flare.report.gather import RoundFacts
+from flare.report.graph import draw_graph, place
+
+PAPER = {"mo": None, "mo1": "mo", "mo2": "mo1", "mt": None, "mot": "mo2", "mot1": "mot"}
+
+
+def facts(teachers: dict[str, str | None]) -> list[RoundFacts]:
+    plan = {"cases": "4", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
+    return [RoundFacts(name, teacher, plan) for name, teacher in teachers.items()]
+
+
+def test_pupils_stand_right_of_their_teachers() -> None:
+    places = place(facts(PAPER))
+    assert places == {"mo": (0, 0), "mo1": (1, 0), "mo2": (2, 0), "mt": (0, 1), "mot": (3, 0), "mot1": (4, 0)}
+
+
+def test_two_pupils_of_one_teacher_do_not_cover_each_other() -> None:
+    assert place(facts({"mo": None, "mo1": "mo", "other": "mo"}))["other"] == (1, 1)
+
+
+def test_a_teacher_outside_of_the_run_has_no_arrow_and_is_named() -> None:
+    drawn = draw_graph(facts({"mot": "mo2"}))
+    assert "labelled by MO2" in drawn
+    assert "marker-end" not in drawn
+
+
+def test_the_drawing_is_well_formed_with_one_arrow_a_pupil() -> None:
+    drawn = draw_graph(facts(PAPER))
+    ElementTree.fromstring(drawn)
+    assert drawn.count("marker-end") == 4
+    assert drawn.count("<rect") == 6
