@@ -24,7 +24,7 @@ def test_two_pupils_of_one_teacher_do_not_cover_each_other() -> None:
 
 def test_a_teacher_outside_of_the_run_has_no_arrow_and_is_named() -> None:
     drawn = draw_graph(facts({"mot": "mo2"}))
-    assert "labelled by MO2" in drawn
+    assert "teacher MO2" in drawn
     assert "marker-end" not in drawn
 
 

@@ -78,7 +78,7 @@ def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
 def _box(item: RoundFacts, column: int, row: int) -> str:
     x, y = _corner(column, row)
     plan, colour = item.plan, TARGETS[item.plan["targets"]]
-    labels = f"labelled by {item.teacher.upper()}" if item.teacher else "ground truth"
+    labels = f"teacher {item.teacher.upper()}" if item.teacher else "ground truth"
     lines = [
         f"learns {LEARNS[plan['targets']]}",
         f"{plan['cases']} case{'' if plan['cases'] == '1' else 's'}",

@@ -18,7 +18,7 @@ from flare.runs import RunFolder, public_config
 if TYPE_CHECKING:
     from flare.ablation import Results
 
-FORMAT = 2  # raised when the page changes, so that pages made before are made again
+FORMAT = 3  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(
