@@ -359,8 +359,8 @@ def test_killed_at_random_moments_prepare_and_infer_end_as_if_nothing_had_been(
         scans = [f"input={tmp_path / 'images'}", f"output={outputs / 'segmented'}"]
         return [*scans, f"checkpoint={checkpoint}", f"executor.workers={workers}", "tta=none"]
 
-    for name, work, latest_s in (("prepare", prepare, 4), ("infer", infer, 9)):
-        for _ in range(3):
+    for name, work, latest_s in (("prepare", prepare, 3), ("infer", infer, 7)):
+        for _ in range(2):
             process = start(name, *line(name, tmp_path / "killed", 2), cwd=tmp_path)
             time.sleep(moments.uniform(1, latest_s))
             process.send_signal(signal.SIGKILL)

@@ -279,7 +279,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(finished: Path,
     moments = random.Random(4)
     for _ in range(5):
         process = start("iterate", *line, cwd=tmp_path)
-        time.sleep(moments.uniform(3, 14))
+        time.sleep(moments.uniform(2, 10))
         os.killpg(process.pid, 0)
         process.send_signal(signal.SIGKILL)  # its workers are left to notice
         process.communicate()
