@@ -21,8 +21,9 @@ from flare.merging.cohort import merge_round
 from flare.merging.settings import MergeRules, PseudoSource
 from flare.plan import plan_rounds, write_plan
 from flare.prepare import Cohort, prepare_cohort
+from flare.records import record_environment
 from flare.rounds import Round, compose_rounds
-from flare.runs import RoundFolder, RunFolder, record_environment, run_folder
+from flare.runs import RoundFolder, RunFolder, run_folder
 from flare.scoring import held_out, score_split
 from tiny_round import TINY, write_case
 

@@ -16,7 +16,7 @@ from flare.cli import CONF
 from flare.errors import FlareError
 from flare.files import sha256
 from flare.models.unet import UNet
-from flare.runs import public_config
+from flare.records import public_config
 
 INTENSITY = {"lower": -900.0, "upper": 300.0, "mean": 40.0, "std": 90.0}
 

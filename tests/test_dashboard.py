@@ -13,7 +13,7 @@ from flare.dashboard.online import build_report
 from flare.dashboard.spec import ablation_dashboard
 from flare.errors import FlareError
 from flare.files import write_csv
-from flare.runs import record_environment
+from flare.records import record_environment
 from flare.sweeps.jobs import COMPLETED, Job
 
 

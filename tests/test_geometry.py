@@ -14,16 +14,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from flare.errors import FlareError
-from flare.geometry import (
-    Geometry,
-    Volume,
-    orientation_to,
-    orientation_to_ras,
-    pad_to,
-    reorient_to_ras,
-    resample,
-    resampled_shape,
-)
+from flare.geometry import Geometry, Volume, orientation_to, orientation_to_ras, pad_to, reorient_to_ras
+from flare.resampling import resample, resampled_shape
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[list(p)] * np.array(signs)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from flare.geometry import resample
 from flare.inference.accumulate import Blended
 from flare.inference.restore import interpolated_axes, restore_labels
+from flare.resampling import resample
 
 ALL, NONE, PLANE = (True, True, True), (False, False, False), (False, True, True)
 

@@ -17,7 +17,8 @@ import flare
 from flare.cli import CONF
 from flare.errors import FlareError
 from flare.files import read_json
-from flare.runs import RunFolder, git_revision, lock, public_config, record_environment, run_folder
+from flare.records import git_revision, public_config, record_environment
+from flare.runs import RunFolder, lock, run_folder
 
 HOLD = (
     "import sys; from pathlib import Path; from flare.runs import lock\n"
@@ -111,7 +112,7 @@ def test_a_package_installed_in_another_project_has_no_revision(tmp_path: Path) 
     for arguments in (["init", "-q"], ["add", ".gitignore"], [*identity, "commit", "-qm", "x"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     done = subprocess.run(
-        [sys.executable, "-c", "from flare.runs import git_revision; print(git_revision())"],
+        [sys.executable, "-c", "from flare.records import git_revision; print(git_revision())"],
         cwd=tmp_path / "site", capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "unknown\n"

@@ -27,7 +27,6 @@ from rows import ABDOMEN, NNUNET2, Row, limited, stated
 from flare.cli import CONF
 from flare.convert.command import convert
 from flare.convert.foreign import Foreign, write_checkpoint
-from flare.geometry import resample, resampled_shape
 from flare.images import read_image
 from flare.inference.predictor import Predictor
 from flare.inference.restore import restore_labels
@@ -35,6 +34,7 @@ from flare.inference.settings import InferenceSettings
 from flare.labels import LabelSet
 from flare.models.unet import UNet
 from flare.preprocessing import Intensity, normalise, preprocess
+from flare.resampling import resample, resampled_shape
 
 SPACING, PATCH = (4.0, 2.4, 2.4), (32, 96, 96)
 INTENSITY = {"lower": -900.0, "upper": 300.0, "mean": 20.0, "std": 150.0}

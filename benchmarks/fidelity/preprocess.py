@@ -12,10 +12,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from peers import configuration, plans
 from rows import ABDOMEN, ABDOMEN_LABELS, NNUNET2, Row, counted, limited, stated
 
-from flare.geometry import resample, resampled_shape
 from flare.images import read_image
 from flare.prepare.statistics import foreground_histogram, intensity_of
 from flare.preprocessing import Intensity, normalise, preprocess
+from flare.resampling import resample, resampled_shape
 
 SPACING = (4.0, 1.2, 1.2)
 

@@ -22,10 +22,11 @@ from flare.labelling import build_training_set
 from flare.plan import plan_rounds, print_plan, write_plan
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.layout import prepared_folder
+from flare.records import plain_config, record_environment
 from flare.report import write_report
 from flare.resuming import is_trained, training_key
 from flare.rounds import Round, check_rounds, compose_rounds, learns_from_teacher, teacher_checkpoint
-from flare.runs import RunFolder, lock, plain_config, record_environment, run_folder
+from flare.runs import RunFolder, lock, run_folder
 from flare.scoring import finish_round
 from flare.tracking.publish import publish_table
 

@@ -7,15 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from flare.geometry import (
-    Geometry,
-    Orientation,
-    Spacing,
-    Volume,
-    reorient_to_ras,
-    resample,
-    resampled_shape,
-)
+from flare.geometry import Geometry, Orientation, Spacing, Volume, reorient_to_ras
+from flare.resampling import resample, resampled_shape
 
 ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
 
@@ -72,7 +65,7 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
     Args:
         volume: CT in HU.
         spacing_mm: Wanted voxel size along Z, Y, X.
-        order: `linear`, `cubic` or `nnunet`, see `geometry.resample`.
+        order: `linear`, `cubic` or `nnunet`, see `resampling.resample`.
 
     Reference: paper section 2.1; method section 5.
     """

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from flare.errors import FlareError
 from flare.files import config_hash, read_json, write_json
-from flare.runs import RoundFolder, public_config
+from flare.records import public_config
+from flare.runs import RoundFolder
 
 log = logging.getLogger(__name__)
 

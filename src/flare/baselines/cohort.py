@@ -13,7 +13,7 @@ from flare.cases import Case, select_cases
 from flare.errors import FlareError
 from flare.executor import Executor, Outcome, run_cases
 from flare.files import config_hash
-from flare.geometry import Spacing, resample
+from flare.geometry import Spacing
 from flare.images import read_image, write_labels
 from flare.inference.cohort import predict_cases, segmentation_path
 from flare.inference.settings import InferenceSettings
@@ -21,6 +21,7 @@ from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.prepare.layout import PreparedFolder, prepared_folder
 from flare.preprocessing import Intensity, preprocess
+from flare.resampling import resample
 
 BASELINES = ("untrained", "thresholds", "atlas")
 FORMAT = 1  # raised when a baseline changes, so that earlier predictions are redone

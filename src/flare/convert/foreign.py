@@ -14,11 +14,11 @@ from flare.checkpoints import KEY
 from flare.convert.layout import Weights, architecture
 from flare.errors import FlareError
 from flare.files import atomic
-from flare.geometry import ORDERS
 from flare.labels import TARGETS, LabelSet
 from flare.models.unet import UNet, check_patch_size
 from flare.preprocessing import Intensity
-from flare.runs import git_revision
+from flare.records import git_revision
+from flare.resampling import ORDERS
 
 log = logging.getLogger(__name__)
 

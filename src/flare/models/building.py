@@ -24,7 +24,7 @@ from flare.models.module import SegmentationModule
 from flare.models.unet import UNet
 from flare.prepare.sources import read_label_map
 from flare.preprocessing import Intensity
-from flare.runs import git_revision, public_config
+from flare.records import git_revision, public_config
 
 
 def build_network(cfg: DictConfig) -> UNet:

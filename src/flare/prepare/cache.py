@@ -12,8 +12,9 @@ import numpy as np
 
 from flare.errors import CaseError, FlareError
 from flare.files import atomic
-from flare.geometry import Shape, Spacing, Volume, reorient_to_ras, resample
+from flare.geometry import Shape, Spacing, Volume, reorient_to_ras
 from flare.preprocessing import preprocess
+from flare.resampling import resample
 
 # blosc2 imports numexpr, which would tell the console how many threads it may use
 logging.getLogger("numexpr").setLevel(logging.WARNING)

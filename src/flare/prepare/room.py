@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flare.errors import CaseError, FlareError
-from flare.geometry import Spacing, orientation_to_ras, resampled_shape
+from flare.geometry import Spacing, orientation_to_ras
 from flare.headers import read_geometry
 from flare.images import case_id
+from flare.resampling import resampled_shape
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from flare.executor import Executor
 from flare.files import write_text
 from flare.prepare.analysis_report import plot_label_analysis
 from flare.prepare.cohort import Cohort
+from flare.records import public_config
 from flare.report import charts, tables
 from flare.report.agreement import SAMPLE, pseudo_label_quality
 from flare.report.drawing import data_address, to_svg
@@ -28,7 +29,7 @@ from flare.report.pictures import Shown, draw_cases, pack_cases, write_overview
 from flare.report.viewer import lookup_table
 from flare.report.write import truth_folder
 from flare.rounds import Round
-from flare.runs import RunFolder, public_config
+from flare.runs import RunFolder
 
 if TYPE_CHECKING:
     from flare.ablation import Results

@@ -14,8 +14,9 @@ from flare.files import read_csv, read_json
 from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.prepare.cohort import Cohort
+from flare.records import public_config
 from flare.rounds import Round
-from flare.runs import RoundFolder, RunFolder, public_config
+from flare.runs import RoundFolder, RunFolder
 from flare.scoring import held_out
 
 Row = dict[str, Any]

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from flare.geometry import Volume, reorient_to_ras, resample
+from flare.geometry import Volume, reorient_to_ras
 from flare.images import match_grid, read_image, read_labels
 from flare.labels import LabelSet
 from flare.report.overlays import WINDOW_HU
 from flare.report.palette import class_colours, rgb, title
+from flare.resampling import resample
 
 VOXELS = 1_500_000  # of a volume in the page; larger ones are made coarser (ours)
 

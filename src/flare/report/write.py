@@ -12,8 +12,9 @@ from flare.executor import Executor
 from flare.files import config_hash, sha256, stat_key
 from flare.journal import Journal
 from flare.prepare.cohort import Cohort
+from flare.records import public_config
 from flare.rounds import Round
-from flare.runs import RunFolder, public_config
+from flare.runs import RunFolder
 
 if TYPE_CHECKING:
     from flare.ablation import Results
