@@ -5,11 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from flare.errors import FlareError
 from flare.executor import LocalExecutor
 from flare.geometry import Geometry
 from flare.images import write_labels
-from flare.inference.components import chosen_classes, decide, dice, fit_components, keep_largest
+from flare.inference.components import (
+    decide,
+    dice,
+    fit_components,
+    fitted_classes,
+    keep_largest,
+    write_fit,
+)
 
 
 def test_the_largest_of_each_class_stays():
@@ -54,7 +60,7 @@ def test_dice_by_hand():
     assert dice(a, b) == pytest.approx(4 / 7)
 
 
-def test_an_organ_is_chosen_only_if_its_mean_improves(labels):
+def test_an_organ_is_chosen_only_if_its_mean_improves(labels, tmp_path):
     scores = [
         {"liver": (0.90, 0.92), "spleen": (0.8, 0.9), "aorta": (0.7, 0.7)},
         {"liver": (0.90, 0.89), "spleen": (0.8, 0.6)},
@@ -70,7 +76,17 @@ def test_an_organ_is_chosen_only_if_its_mean_improves(labels):
     assert not fit["spleen"]["keep_largest"]
     assert not fit["aorta"]["keep_largest"]  # equal is no improvement
     assert fit["pancreas"] == {"keep_largest": False, "dice_before": 0.0, "dice_after": 0.0, "cases": 0}
-    assert chosen_classes(fit, labels) == (labels.id_of("liver"),)
+    write_fit(tmp_path / "components.json", fit, "hash")
+    assert fitted_classes(tmp_path / "components.json", "hash", labels) == (labels.id_of("liver"),)
+
+
+def test_a_fit_counts_for_its_own_checkpoint_alone(labels, tmp_path, caplog):
+    path = tmp_path / "components.json"
+    assert fitted_classes(path, "hash", labels) == ()
+    assert not caplog.messages
+    write_fit(path, decide([{"liver": (0.8, 0.9)}], labels), "hash of the last")
+    assert fitted_classes(path, "hash of the best", labels) == ()
+    assert "fitted on another checkpoint" in caplog.text
 
 
 def test_the_fit_reads_cases_and_only_scores_what_the_reference_has(labels, tmp_path):
@@ -84,7 +100,9 @@ def test_the_fit_reads_cases_and_only_scores_what_the_reference_has(labels, tmp_
     write_labels(tmp_path / "reference.nii.gz", reference, geometry)
     pair = (tmp_path / "predicted.nii.gz", tmp_path / "reference.nii.gz")
     executor = LocalExecutor(workers=0, retries=0)
-    fit = fit_components({"a": pair}, labels=labels, label_map=None, executor=executor)
+    pairs = {"a": pair, "b": (tmp_path / "none.nii.gz", pair[1])}
+    fit, (failure,) = fit_components(pairs, labels=labels, label_map=None, executor=executor)
+    assert failure.case_id == "b"
     assert fit["liver"] == {
         "keep_largest": True,
         "dice_before": pytest.approx(128 / 129),
@@ -92,7 +110,3 @@ def test_the_fit_reads_cases_and_only_scores_what_the_reference_has(labels, tmp_
         "cases": 1,
     }
     assert fit["spleen"]["cases"] == 0
-    with pytest.raises(FlareError, match="b"):
-        fit_components(
-            {"b": (tmp_path / "none.nii.gz", pair[1])}, labels=labels, label_map=None, executor=executor
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from flare.rounds import Round
 from flare.runs import RunFolder
 from flare.scoring import Summary, held_out, predict_split, score_split
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Results:
@@ -41,7 +45,8 @@ def write_ablation(
 ) -> Results:
     """Score all rounds and baselines on `data.scoring.split` and write `table5.csv`, `.md` and `.tex`.
 
-    The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7.
+    The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7. Without
+    a labelled case in the split there is no table, and one of an earlier start is kept as `.previous`.
 
     Args:
         cfg: Configuration of `iterate`.
@@ -53,6 +58,10 @@ def write_ablation(
     split = cfg.data.scoring.split
     cases = held_out(cohort.cases, split)
     if not cases:
+        log.warning(
+            "data.scoring.split=%s: no labelled case, so there is no score and no table", split
+        )
+        _set_tables_aside(run.root)
         return Results([], [])
     labels = LabelSet.from_config(cfg.classes)
     rows: list[AblationRow] = []
@@ -79,6 +88,13 @@ def write_ablation(
         failures += failed
         rows.append(AblationRow(name, None, summary))
     return Results(table5(rows, labels, run.root / "table5"), failures)
+
+
+def _set_tables_aside(folder: Path) -> None:
+    """Rename the tables of an earlier start, which are not those of this one."""
+    for path in folder.glob("table[4-8].*"):
+        if not path.stem.endswith(".previous"):
+            os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
 
 
 def _score(

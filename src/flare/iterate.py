@@ -27,7 +27,7 @@ from flare.report import write_report
 from flare.resuming import is_trained, training_key
 from flare.rounds import Round, check_rounds, compose_rounds, learns_from_teacher, teacher_checkpoint
 from flare.runs import RunFolder, lock, run_folder
-from flare.scoring import finish_round
+from flare.scoring import check_scoring, finish_round
 from flare.tracking.publish import publish_table
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
     run = run_folder(cfg)
     check_rounds(rounds, run)
     check_baselines(cfg.baselines)
+    check_scoring(cfg)
     InferenceSettings.from_config(cfg)
     prepared_folder(cfg)
     build_executor(cfg).close()

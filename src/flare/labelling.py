@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from flare.cases import Case, select_cases
 from flare.errors import FlareError
 from flare.executor import Executor, Outcome, run_cases
-from flare.files import config_hash, read_json, sha256
+from flare.files import config_hash, sha256
 from flare.inference.cohort import predict_cases
-from flare.inference.components import chosen_classes
+from flare.inference.components import fitted_classes
 from flare.inference.settings import InferenceSettings
 from flare.labels import LabelSet
 from flare.merging.cohort import MergedCohort, merge_round
@@ -92,7 +92,7 @@ def label_cases(
 ) -> MergedCohort:
     """Predict cases with a round's teacher and merge its pseudo labels with their ground truth.
 
-    The teacher's fitted post-processing (`components.json`) is applied to what it predicts.
+    The post-processing fitted on this very teacher (`components.json`) is applied to what it predicts.
 
     Args:
         cfg: The round's configuration.
@@ -107,6 +107,7 @@ def label_cases(
     labels = LabelSet.from_config(cfg.classes)
     folder = run.round(cfg.round.name)
     checkpoint = Path(str(teacher_checkpoint(cfg, run)))
+    digest = sha256(checkpoint)
     fitted = RoundFolder(checkpoint.parent.parent).components
     predicted = predict_cases(
         checkpoint,
@@ -115,7 +116,7 @@ def label_cases(
         settings=InferenceSettings.from_config(cfg),
         executor=executor,
         journal=folder.journal("predict"),
-        components=chosen_classes(read_json(fitted), labels) if fitted.exists() else (),
+        components=fitted_classes(fitted, digest, labels),
     )
     failed = {f.case_id for f in predicted.failures}
     merged = merge_round(
@@ -124,7 +125,7 @@ def label_cases(
         labels=labels,
         label_map=read_label_map(cfg.data.label_map, labels),
         rules=rules or MergeRules.from_config(cfg.labels),
-        teacher=teacher_source(cfg, sha256(checkpoint)),
+        teacher=teacher_source(cfg, digest),
         executor=executor,
     )
     merged.failures[:0] = predicted.failures

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.cases import Case
+from flare.cases import SPLITS, Case
+from flare.errors import FlareError
+from flare.evaluation.metrics import PROTOCOLS
 from flare.evaluation.scores import score_folder
 from flare.executor import Executor, Outcome
-from flare.files import config_hash, read_json, sha256, write_json
+from flare.files import config_hash, read_json, sha256
 from flare.inference.cohort import Predicted, predict_cases, segmentation_path
-from flare.inference.components import fit_components
+from flare.inference.components import fit_components, write_fit
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.prepare.sources import read_label_map
 from flare.runs import RoundFolder
 
+log = logging.getLogger(__name__)
+
 Summary = dict[str, Any]
+
+
+def check_scoring(cfg: DictConfig) -> None:
+    """Refuse, before any work, what `data.scoring` cannot be.
+
+    Raises:
+        FlareError: Naming the config key.
+    """
+    for key, known in (("split", SPLITS), ("protocol", PROTOCOLS)):
+        if cfg.data.scoring[key] not in known:
+            raise FlareError(
+                f"data.scoring.{key}: expected one of {', '.join(known)}, given {cfg.data.scoring[key]!r}"
+            )
 
 
 def held_out(cases: Sequence[Case], split: str) -> list[Case]:
@@ -47,6 +65,7 @@ def finish_round(
     """
     chosen = held_out(cases, "validation")
     if not chosen:
+        log.info("no labelled validation case: no validation score, and no fit of largest components")
         return []
     predicted = predict_split(cfg, chosen, folder, "validation", executor)
     failed = {f.case_id for f in predicted.failures}
@@ -55,7 +74,7 @@ def finish_round(
     )
     if _organs_learned(cfg):
         failed |= {f.case_id for f in failures}
-        _fit(cfg, [c for c in chosen if c.id not in failed], folder, executor)
+        failures += _fit(cfg, [c for c in chosen if c.id not in failed], folder, executor)
     return [*predicted.failures, *failures]
 
 
@@ -85,7 +104,7 @@ def score_split(
         executor: Where the cases are worked on.
 
     Returns:
-        The summary, and the cases that could not be scored.
+        The summary, and the cases that could not be scored; these are tried again the next time.
     """
     labels = LabelSet.from_config(cfg.classes)
     label_map = read_label_map(cfg.data.label_map, labels)
@@ -99,7 +118,7 @@ def score_split(
     journal = Journal(folder / "journal.jsonl")
     outputs = {"metrics": folder / "metrics.csv", "summary": folder / "summary.json"}
     if not journal.is_current("score", inputs, config):
-        score_folder(
+        found = score_folder(
             folder / "predictions",
             references,
             output=folder,
@@ -108,7 +127,8 @@ def score_split(
             executor=executor,
             label_map=label_map,
         )
-        journal.record("score", inputs, config, outputs)
+        if not found["failed"]:
+            journal.record("score", inputs, config, outputs)
     summary = read_json(outputs["summary"])
     return summary, [Outcome(case, error=reason) for case, reason in summary["failed"].items()]
 
@@ -124,21 +144,24 @@ def _organs_learned(cfg: DictConfig) -> bool:
     return bool(set(labels.organs) & set(labels.outputs(cfg.labels.targets)))
 
 
-def _fit(cfg: DictConfig, cases: Sequence[Case], folder: RoundFolder, executor: Executor) -> None:
-    """Decide for which organs the largest component helps, if anything changed, and store it."""
+def _fit(cfg: DictConfig, cases: Sequence[Case], folder: RoundFolder, executor: Executor) -> list[Outcome]:
+    """Decide for which organs the largest component helps, if anything changed; returns what failed."""
     labels = LabelSet.from_config(cfg.classes)
     journal = folder.journal("components")
     inputs: dict[str, Path | str] = {c.id: c.label for c in cases if c.label is not None}
     inputs["predictions"] = _digest(cases, folder.root / "validation")
+    checkpoint = sha256(folder.last)
     label_map = read_label_map(cfg.data.label_map, labels)
-    config = {"classes": labels.to_config(), "label_map": label_map}
+    config = {"classes": labels.to_config(), "label_map": label_map, "checkpoint": checkpoint}
     if journal.is_current("components", inputs, config):
-        return
+        return []
     pairs = {
         c.id: (segmentation_path(folder.root / "validation" / "predictions", c.id), c.label)
         for c in cases
         if c.label is not None
     }
-    fit = fit_components(pairs, labels=labels, label_map=label_map, executor=executor)
-    write_json(folder.components, fit)
-    journal.record("components", inputs, config, {"components": folder.components})
+    fit, failures = fit_components(pairs, labels=labels, label_map=label_map, executor=executor)
+    write_fit(folder.components, fit, checkpoint)
+    if not failures:
+        journal.record("components", inputs, config, {"components": folder.components})
+    return failures

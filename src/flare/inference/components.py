@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import cc3d
 import numpy as np
 
-from flare.executor import Executor, Outcome, report_failures, run_cases
+from flare.executor import Executor, Outcome, run_cases
+from flare.files import read_json, write_json
 from flare.images import match_grid, read_labels
 from flare.labels import LabelSet
+
+log = logging.getLogger(__name__)
 
 Fit = dict[str, dict[str, Any]]
 
@@ -87,7 +91,7 @@ def fit_components(
     labels: LabelSet,
     label_map: dict[Any, int] | None,
     executor: Executor,
-) -> Fit:
+) -> tuple[Fit, list[Outcome]]:
     """Decide for each organ whether its largest component alone scores better.
 
     Args:
@@ -97,10 +101,8 @@ def fit_components(
         executor: Where the cases run.
 
     Returns:
-        Organ name to `keep_largest`, mean Dice before and after, and the number of cases, as plain values.
-
-    Raises:
-        FlareError: If a case cannot be scored.
+        Organ name to `keep_largest`, mean Dice before and after, and the number of cases, as plain values;
+        and the cases that could not be scored, which the means leave out.
     """
     jobs = {
         case: {
@@ -115,8 +117,8 @@ def fit_components(
     outcomes = sorted(
         run_cases(compare_case, jobs, executor=executor, description="fit components"), key=_case
     )
-    report_failures([outcome for outcome in outcomes if outcome.error], "fit components")
-    return decide([outcome.value for outcome in outcomes], labels)
+    failures = [outcome for outcome in outcomes if outcome.error is not None]
+    return decide([o.value for o in outcomes if o.error is None], labels), failures
 
 
 def decide(scores: list[dict[str, tuple[float, float]]], labels: LabelSet) -> Fit:
@@ -145,9 +147,26 @@ def decide(scores: list[dict[str, tuple[float, float]]], labels: LabelSet) -> Fi
     return fit
 
 
-def chosen_classes(fit: Fit, labels: LabelSet) -> tuple[int, ...]:
-    """List the ids of the organs for which the fit keeps the largest component."""
-    return tuple(labels.id_of(name) for name, entry in fit.items() if entry["keep_largest"])
+def write_fit(path: Path, fit: Fit, checkpoint: str) -> None:
+    """Store a fit with the hash of the checkpoint whose predictions it was made on."""
+    write_json(path, {"checkpoint": checkpoint, "organs": fit})
+
+
+def fitted_classes(path: Path, checkpoint: str, labels: LabelSet) -> tuple[int, ...]:
+    """List the ids of the organs for which a fit keeps the largest component.
+
+    Args:
+        path: What `write_fit` left; it may not be there.
+        checkpoint: Hash of the checkpoint that predicts; another one's fit says nothing about it.
+        labels: The class list.
+    """
+    if not path.exists():
+        return ()
+    found = read_json(path)
+    if found.get("checkpoint") != checkpoint:
+        log.warning("%s was fitted on another checkpoint than the teacher's and is not applied", path.name)
+        return ()
+    return tuple(labels.id_of(name) for name, entry in found["organs"].items() if entry["keep_largest"])
 
 
 def _case(outcome: Outcome) -> str:

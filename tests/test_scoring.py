@@ -1,0 +1,132 @@
+"""What a trained round leaves on held-out cases: done once, and again where something failed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig
+
+from flare import ablation
+from flare.cases import Case
+from flare.errors import FlareError
+from flare.executor import Job, LocalExecutor, Outcome
+from flare.files import read_json, sha256
+from flare.geometry import Geometry
+from flare.images import write_labels
+from flare.inference.cohort import Predicted
+from flare.runs import RoundFolder, RunFolder
+from flare.scoring import check_scoring, finish_round, score_split
+
+GEOMETRY = Geometry((4, 8, 8), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+
+
+class Flaky(LocalExecutor):
+    """The worker of one case dies the first time that a function runs."""
+
+    def __init__(self, case: str, function: str) -> None:
+        super().__init__(workers=0, retries=0)
+        self.case, self.function = case, function
+        self.seen: list[str] = []
+
+    def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
+        self.seen.append(function.__name__)
+        is_first = self.seen.count(self.function) == 1 and function.__name__ == self.function
+        for outcome in super().run(function, jobs):
+            dies = is_first and outcome.case_id == self.case
+            yield Outcome(outcome.case_id, error="its worker process died") if dies else outcome
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    """Two validation cases, each predicted as it is annotated."""
+    array = np.zeros(GEOMETRY.shape, np.uint8)
+    array[:, 2:6, 2:6] = 1
+    made = []
+    for case in ("a", "b"):
+        label = tmp_path / "labels" / f"{case}.nii.gz"
+        write_labels(label, array, GEOMETRY)
+        write_labels(tmp_path / "mo" / "validation" / "predictions" / f"{case}.nii.gz", array, GEOMETRY)
+        made.append(Case(case, label, label, "validation", "partial", (1,), (1,)))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RoundFolder:
+    """A trained round whose predictions are there."""
+    monkeypatch.setattr("flare.scoring.predict_split", lambda *_: Predicted())
+    made = RoundFolder(tmp_path / "mo")
+    made.checkpoints.mkdir(parents=True)
+    made.last.write_text("weights")
+    return made
+
+
+def test_a_score_that_failed_is_tried_again_and_one_that_did_not_is_kept(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    cfg, root = config("train", "round=mo"), tmp_path / "mo" / "validation"
+    executor = Flaky("b", "score_files")
+    summary, failures = score_split(cfg, cases, root, executor)
+    assert [f.case_id for f in failures] == ["b"]
+    for _ in range(2):
+        summary, failures = score_split(cfg, cases, root, executor)
+        assert failures == []
+        assert summary["cases"] == 2
+    assert executor.seen == ["score_files"] * 2
+
+
+def test_a_fit_that_failed_is_named_and_made_again(
+    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder
+) -> None:
+    cfg = config("train", "round=mo")
+    executor = Flaky("b", "compare_case")
+    (failure,) = finish_round(cfg, cases, folder, executor)
+    assert (failure.case_id, failure.error) == ("b", "its worker process died")
+    assert read_json(folder.components)["organs"]["liver"]["cases"] == 1
+    for _ in range(2):
+        assert finish_round(cfg, cases, folder, executor) == []
+        assert read_json(folder.components)["organs"]["liver"]["cases"] == 2
+    assert executor.seen == ["score_files", "compare_case", "compare_case"]
+
+
+def test_another_checkpoint_is_fitted_anew(
+    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder
+) -> None:
+    cfg, executor = config("train", "round=mo"), LocalExecutor(workers=0, retries=0)
+    finish_round(cfg, cases, folder, executor)
+    folder.last.write_text("other weights")
+    finish_round(cfg, cases, folder, executor)
+    assert read_json(folder.components)["checkpoint"] == sha256(folder.last)
+
+
+@pytest.mark.parametrize("override", ["data.scoring.split=tset", "data.scoring.protocol=flare22"])
+def test_scoring_that_cannot_be_is_refused(config: Callable[..., DictConfig], override: str) -> None:
+    check_scoring(config("iterate"))
+    key, value = override.split("=")
+    with pytest.raises(FlareError, match=rf"{key}: expected one of .*, given '{value}'"):
+        check_scoring(config("iterate", override))
+
+
+def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_stay(
+    config: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("table5.csv", "table5.md", "table4.csv", "table5.previous.csv"):
+        (tmp_path / name).write_text(name)
+    cfg = config("iterate", "data.scoring.split=test")
+    results = ablation.write_ablation(cfg, [], _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
+    assert results.table == []
+    assert "data.scoring.split=test: no labelled case" in caplog.text
+    left = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert left == {
+        "table4.previous.csv": "table4.csv",
+        "table5.previous.csv": "table5.csv",
+        "table5.previous.md": "table5.md",
+    }
+
+
+class _Cohort:
+    """As much of a cohort as is looked at."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        self.cases = cases
