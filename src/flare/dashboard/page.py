@@ -70,13 +70,13 @@ def _html(dashboard: Dashboard, ablation: Ablation) -> str:
 
 
 def _table(table: Table) -> str:
-    """A table as HTML, the best value of a column in bold."""
+    """A table as HTML, the best values in bold."""
     head = "".join(f"<th>{escape(c.heading)}</th>" for c in table.columns)
     rows = []
-    for row in table.rows:
+    for row, best in zip(table.rows, table.best(), strict=True):
         cells = [
-            f"<b>{escape(c.text)}</b>" if best is not None and c.value == best else escape(c.text)
-            for c, best in zip(row, table.best(), strict=True)
+            f"<b>{escape(c.text)}</b>" if is_best else escape(c.text)
+            for c, is_best in zip(row, best, strict=True)
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     title = f"<p>{escape(table.title)}</p>"

@@ -1,4 +1,4 @@
-"""Tables as people read them: Markdown and LaTeX, the best value of a column in bold."""
+"""Tables as people read them: Markdown and LaTeX, the best values in bold."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A heading, and which value is best: `max`, `min` or, where none is, an empty string."""
+    """A heading, which value is best, and what it is the best of.
+
+    Args:
+        heading: Shown above the column.
+        best: `max`, `min` or, where none is, an empty string.
+        across: Name that columns share whose cells are compared along a row; empty: down the column.
+    """
 
     heading: str
     best: str = ""
+    across: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,27 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
 
-    def best(self) -> list[float | None]:
-        """The best value of each column; None where nothing is compared or fewer than two values are."""
-        found: list[float | None] = []
-        for column, cells in zip(self.columns, zip(*self.rows, strict=True), strict=False):
-            values = [c.value for c in cells if c.value is not None]
-            chosen = {"max": max, "min": min}.get(column.best)
-            found.append(chosen(values) if chosen and len(values) > 1 else None)
-        return found
+    def best(self) -> list[list[bool]]:
+        """Which cells are the best, row by row; none where fewer than two values are compared."""
+        compared: dict[tuple[int | str, ...], list[float]] = {}
+        for row, cells in enumerate(self.rows):
+            for place, cell in enumerate(cells):
+                if self.columns[place].best and cell.value is not None:
+                    compared.setdefault(self._rivals(row, place), []).append(cell.value)
+        chosen = {"max": max, "min": min}
+        return [
+            [
+                len(values := compared.get(self._rivals(row, place), [])) > 1
+                and cell.value == chosen[self.columns[place].best](values)
+                for place, cell in enumerate(cells)
+            ]
+            for row, cells in enumerate(self.rows)
+        ]
+
+    def _rivals(self, row: int, place: int) -> tuple[int | str, ...]:
+        """What a cell is compared with: those of its row that share a name, or its column."""
+        across = self.columns[place].across
+        return (across, row) if across else (place,)
 
 
 def number(value: float | None, digits: int = 2) -> Cell:
@@ -68,7 +88,10 @@ def to_markdown(tables: Sequence[Table]) -> str:
         lines = [
             [c.heading for c in table.columns],
             ["---"] * len(table.columns),
-            *([_bold(c, b, "**{}**") for c, b in zip(row, table.best(), strict=True)] for row in table.rows),
+            *(
+                [_bold(c.text, b, "**{}**") for c, b in zip(row, best, strict=True)]
+                for row, best in zip(table.rows, table.best(), strict=True)
+            ),
         ]
         body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
         parts.append(f"**{table.title}**\n\n{body}\n")
@@ -81,11 +104,8 @@ def to_latex(tables: Sequence[Table]) -> str:
     for table in tables:
         head = " & ".join(_escape(c.heading) for c in table.columns)
         body = [
-            " & ".join(
-                _bold(Cell(_escape(c.text), c.value), b, r"\textbf{{{}}}")
-                for c, b in zip(row, table.best(), strict=True)
-            )
-            for row in table.rows
+            " & ".join(_bold(_escape(c.text), b, r"\textbf{{{}}}") for c, b in zip(row, best, strict=True))
+            for row, best in zip(table.rows, table.best(), strict=True)
         ]
         lines = [
             r"\begin{table}",
@@ -109,8 +129,8 @@ def write_table(stem: Path, tables: Sequence[Table]) -> None:
     write_text(stem.with_suffix(".tex"), to_latex(tables))
 
 
-def _bold(cell: Cell, best: float | None, pattern: str) -> str:
-    return pattern.format(cell.text) if best is not None and cell.value == best else cell.text
+def _bold(text: str, is_best: bool, pattern: str) -> str:
+    return pattern.format(text) if is_best else text
 
 
 def _escape(text: str) -> str:

@@ -82,6 +82,9 @@ def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str
 def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> list[dict[str, Any]]:
     """Write scores per class: our mean and standard deviation over cases beside the paper's three cohorts.
 
+    The best of a row is bold, DSC and NSD apart. A class that is not scored here is not compared, and
+    without it our average is not either: it would be one of fewer classes.
+
     Args:
         rows: One a case, as in `metrics.csv`: `<short>_DSC`, ... from 0 to 1; empty or None is not scored.
         labels: The classes.
@@ -95,16 +98,16 @@ def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> l
     lines = [line | _paper(line["target"]) for line in [*lines, average]]
     write_csv(stem.with_suffix(".csv"), lines)
     cohorts = [(m, split) for split in SPLITS for m in MEASURES]
-    heads = ["target", *MEASURES, *(f"paper {split} {m}" for m, split in cohorts)]
-    body = [
-        [
-            Cell(str(line["target"])),
-            *(_spread(line[m], line[f"{m}_std"]) for m in MEASURES),
-            *(_spread(line[f"paper_{s}_{m}"], line.get(f"paper_{s}_{m}_std")) for m, s in cohorts),
-        ]
-        for line in lines
-    ]
-    write_table(stem, [Table("Scores in percent", [Column(h) for h in heads], body)])
+    heads = [Column("target"), *(Column(m, "max", across=m) for m in MEASURES)]
+    heads += [Column(f"paper {split} {m}", "max", across=m) for m, split in cohorts]
+    scored = [line["DSC"] is not None for line in lines[:-1]]
+    body = []
+    for line, compared in zip(lines, [*scored, all(scored)], strict=True):
+        cells = [_spread(line[m], line[f"{m}_std"]) for m in MEASURES]
+        cells += [_spread(line[f"paper_{s}_{m}"], line.get(f"paper_{s}_{m}_std")) for m, s in cohorts]
+        body.append([Cell(str(line["target"])), *(c if compared else Cell(c.text) for c in cells)])
+    title = "Scores in percent; best of each row in bold, DSC and NSD apart"
+    write_table(stem, [Table(title, heads, body)])
     return lines
 
 
