@@ -210,8 +210,6 @@ def test_callbacks_and_executors(config: Callable[..., DictConfig], group: str) 
 
 @pytest.mark.parametrize("option", options("logger"))
 def test_loggers(config: Callable[..., DictConfig], option: str, tmp_path: Path) -> None:
-    if option == "mlflow":
-        pytest.importorskip("mlflow")
     offline = ["logger.wandb.offline=true"] * (option == "wandb")
     cfg = config("train", f"logger={option}", "round=mo", f"paths.outputs={tmp_path}", *offline)
     for settings in cfg.logger.values():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb_workspaces.reports.v2 as wr
 from omegaconf import DictConfig
 
 from flare.dashboard.command import main, make_dashboard
@@ -82,7 +83,6 @@ def test_a_sweep_is_told_by_its_jobs(config: Callable[..., DictConfig], tmp_path
 
 
 def test_wandb_gets_the_same_panels(run: Path) -> None:
-    wr = pytest.importorskip("wandb_workspaces.reports.v2")
     ablation = gather(run)
     dashboard = ablation_dashboard(project="p", group="trial", logged=ablation.keys)
     report = build_report(dashboard, ablation, "team")
@@ -95,10 +95,33 @@ def test_wandb_gets_the_same_panels(run: Path) -> None:
     assert "trial" in str(grids[0].runsets[0].filters)
 
 
+def test_wandb_gets_no_folder_or_file_name_of_a_sweep(
+    config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    for number, patient in enumerate(("smith", "jones")):
+        write_rounds(config, tmp_path / str(number), "mo")
+        overrides = [
+            f"data.root=/data/patients/{patient}",
+            f"round.checkpoint={patient}.ckpt",
+            f"+trainer.profiler=/logs/{patient}",
+            f"model.optimizer.lr=0.{number}",
+        ]
+        Job(str(number), "train", overrides, COMPLETED, 1.0).write(tmp_path)
+    ablation = gather(tmp_path)
+    assert "/data/patients/smith" in str(ablation.tables)  # files here may hold it
+    dashboard = ablation_dashboard(project="p", group="trial", logged=ablation.keys)
+    (text,) = [
+        b.text for b in build_report(dashboard, ablation, "team").blocks if isinstance(b, wr.MarkdownBlock)
+    ]
+    assert "smith" not in text
+    assert "jones" not in text
+    assert "| 0 | - | - | 0.0 | completed | 1 |" in text
+    assert "| job | round.checkpoint | trainer.profiler | model.optimizer.lr | status |" in text
+
+
 def test_online_without_a_login_is_refused_after_the_files_are_written(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb_workspaces.reports.v2")
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(run / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
