@@ -55,6 +55,18 @@ def documented(section: str) -> set[str]:
     return {key.replace("<class>", name) for key in keys for name in (THERE if "<class>" in key else ("",))}
 
 
+def synced(run: Path) -> set[Path]:
+    """What the documented `wandb sync` finds in a run's folder."""
+    command = re.search(r"^wandb sync (.+)$", DOCS.read_text(), re.MULTILINE)
+    assert command is not None
+    globs = [g.removeprefix("outputs/demo/") for g in command[1].split("#")[0].split()]
+    return {path for glob in globs for path in run.glob(glob)}
+
+
+def test_the_documented_command_finds_the_runs_of_rounds(runs: list[OfflineRun], folder: RoundFolder) -> None:
+    assert synced(folder.root.parents[1]) == {run.folder for run in runs}
+
+
 def test_every_documented_key_is_logged_and_nothing_else(runs: list[OfflineRun]) -> None:
     expected = documented("Of a training")
     assert {"train/ce", "val/nsd/tumor", "val/overlays"} <= expected
@@ -126,6 +138,7 @@ def test_table5_is_an_artifact_once(cohort: Cohort, labels: LabelSet, tmp_path: 
     publish_table(cfg, run, rows)
     publish_table(cfg, run, rows)  # unchanged: nothing to say
     (only,) = read_offline(run.root / "logs")
+    assert synced(run.root) == {only.folder}
     assert (only.run["run_group"], only.run["job_type"]) == ("trial", "ablation")
     artifact = next(a for a in only.artifacts if a["type"] == "table")
     assert artifact["name"] == "trial-table5"
@@ -158,7 +171,6 @@ def test_tensorboard_has_numbers_and_pictures(cohort: Cohort, tmp_path: Path) ->
 
 
 def test_mlflow_goes_on_in_its_run(cohort: Cohort, tmp_path: Path) -> None:
-    pytest.importorskip("mlflow")
     common = ("logger=mlflow", "name=trial", "validation.nsd=false")
     train_tiny(cohort, tmp_path, *common, "trainer.max_epochs=1", "model.scheduler.decay_epochs=2")
     # another configuration, which MLflow would refuse
@@ -187,12 +199,22 @@ def test_a_slice_goes_through_the_tumor(labels: LabelSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "epoch", "is_due"),
-    [(None, 4, True), (4, 8, False), (4, 9, True), (8, 9, False), (18, 19, True)],
+    ("shown", "epoch", "validated_every", "is_due"),
+    [
+        (None, 4, 1, True),
+        (4, 8, 1, False),
+        (4, 9, 1, True),
+        (18, 19, 1, True),
+        (14, 17, 3, True),  # of 20 epochs the last validation is after 18
+        (14, 17, 2, False),
+        (18, 19, None, True),
+    ],
 )
-def test_when_overlays_are_due(shown: int | None, epoch: int, is_due: bool) -> None:
+def test_when_overlays_are_due(
+    shown: int | None, epoch: int, validated_every: int | None, is_due: bool
+) -> None:
     class Trainer:
-        current_epoch, max_epochs = epoch, 20
+        current_epoch, max_epochs, check_val_every_n_epoch = epoch, 20, validated_every
 
     callback = Overlays(every_n_epochs=5, cases=1)
     callback.load_state_dict({"shown": shown})

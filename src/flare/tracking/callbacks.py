@@ -20,6 +20,12 @@ def showing(trainer: pl.Trainer) -> list[ShowsCases]:
     return [logger for logger in trainer.loggers if isinstance(logger, ShowsCases)]
 
 
+def last_validation(trainer: pl.Trainer) -> int:
+    """The epoch, from 0, whose end has the last validation; below 0 where there is none."""
+    every = trainer.check_val_every_n_epoch or 1  # None: by steps, and so in any epoch
+    return (trainer.max_epochs or 0) // every * every - 1
+
+
 class Overlays(Callback):
     """Shows validation cases with masks, at the first validation, the last, and every few epochs between.
 
@@ -59,7 +65,7 @@ class Overlays(Callback):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Whether this validation is to be shown."""
-        if self.shown is None or trainer.current_epoch + 1 == trainer.max_epochs:
+        if self.shown is None or trainer.current_epoch == last_validation(trainer):
             return True
         return trainer.current_epoch - self.shown >= self.every_n_epochs
 
