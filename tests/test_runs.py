@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ import flare
 from flare.cli import CONF
 from flare.errors import FlareError
 from flare.files import read_json
-from flare.records import git_revision, public_config, record_environment
+from flare.records import git_revision, is_public, public_config, record_environment
 from flare.runs import RunFolder, lock, run_folder
 
 HOLD = (
@@ -136,6 +137,53 @@ def test_no_path_is_in_a_public_config(config: Callable[..., DictConfig]) -> Non
     assert public["round"]["teacher"] == "mot1"
     assert public["classes"]["liver"]["id"] == 1
     assert cfg.round.checkpoint == f"{secret}/last.ckpt"  # the run's own is untouched
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("round.checkpoint", "smith_john.ckpt"),
+        ("round.checkpoint", "smith_john"),
+        ("trainer.default_root_dir", "smith"),
+        ("logger.mlflow.tracking_uri", "file:smith"),
+        ("input", "smith"),
+        ("data.root", "smith"),
+        ("data.label_map.smith", 1),
+        ("paths.outputs", "smith"),
+        ("trainer.profiler", "~smith"),
+        ("trainer.profiler", "smith.json"),
+        ("trainer.profiler", "wards/smith"),
+        ("trainer.profiler", "C:\\smith"),
+        ("objective", "/data/smith"),
+        ("rounds", "[mo,/data/smith]"),
+    ],
+)
+def test_files_are_private_by_key_or_by_value(key: str, value: Any) -> None:
+    assert not is_public(key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("objective", "val/dsc_mean"),
+        ("round.teacher", "mot1"),
+        ("callbacks.checkpoint._target_", "flare.callbacks.Checkpoints"),
+        ("model.optimizer.lr", "0.01"),
+        ("data", "flare23"),
+        ("data.spacing_mm", "[4,1.2,1.2]"),
+        ("labels.source", "ground_truth"),
+        ("loss.class_weights", "[1,2]"),
+        ("trainer.profiler", None),
+    ],
+)
+def test_choices_and_numbers_are_public(key: str, value: Any) -> None:
+    assert is_public(key, value)
+
+
+def test_what_is_optimised_stays_and_a_bare_file_name_does_not(config: Callable[..., DictConfig]) -> None:
+    public = public_config(config("train", "round=mo1", "round.checkpoint=smith_john.ckpt"))
+    assert public["objective"] == "val/dsc_mean"
+    assert public["round"]["checkpoint"] is None
 
 
 def test_a_public_config_holds_plain_values_only(config: Callable[..., DictConfig], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ PUBLIC_DATA = (
     "tumor_fraction",
     "augmentation",
 )
+# keys that name files or folders, whatever their values look like
+FILE_KEY = re.compile(
+    r"(^|[._])(checkpoint|ckpt|path|uri|url|dir|root|file|folder|input|output|predictions|references"
+    r"|ground_truth|pseudo|compare)s?$"
+)
+# values that name them, whatever the key: a separator, or the extension of an image, a network or a table
+FILE_VALUE = re.compile(r"[/\\]|^~|\.(nii|gz|nrrd|mha|mhd|dcm|ckpt|pth?|onnx|npz|b2nd|csv|json|ya?ml)$", re.I)
+MEASURE = re.compile(r"\w+(/\w+)+")  # a column of training.csv such as val/dsc_mean, no file
 
 
 def public_config(cfg: DictConfig) -> dict[str, Any]:
@@ -69,17 +78,33 @@ def public_config(cfg: DictConfig) -> dict[str, Any]:
     config = plain_config(cfg)
     config.pop("paths", None)
     config["data"] = {k: v for k, v in config["data"].items() if k in PUBLIC_DATA}
-    return _without_paths(config)
+    return {key: _without_paths(key, value) for key, value in config.items()}
 
 
-def _without_paths(value: Any) -> Any:
+def is_public(key: str, value: Any) -> bool:
+    """Whether a setting may leave the machine: it is of no file or folder, by its key and by its value.
+
+    Args:
+        key: With dots, such as `round.checkpoint`.
+        value: A plain value, or an override's text.
+    """
+    group, *inner = key.split(".")
+    if group == "paths" or (group == "data" and inner and inner[0] not in PUBLIC_DATA):
+        return False
+    if not isinstance(value, str):
+        return True
+    if key == "objective" and MEASURE.fullmatch(value):
+        return True
+    return not FILE_KEY.search(key) and not FILE_VALUE.search(value)
+
+
+def _without_paths(key: str, value: Any) -> Any:
     """Plain values with file names blanked: a teacher's checkpoint, a trainer's folder."""
     if isinstance(value, dict):
-        return {k: _without_paths(v) for k, v in value.items()}
+        return {k: _without_paths(f"{key}.{k}", v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_paths(v) for v in value]
-    is_path = isinstance(value, str) and ("/" in value or "\\" in value)
-    return None if is_path else value
+        return [_without_paths(key, v) for v in value]
+    return value if is_public(key, value) else None
 
 
 def record_environment(folder: Path, cfg: DictConfig) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flare.dashboard.gather import Ablation
 from flare.dashboard.spec import BARS, CASES, LINES, PICTURES, Dashboard, Panel
 from flare.errors import FlareError
-from flare.evaluation.rendering import to_markdown
+from flare.evaluation.rendering import Cell, Table, to_markdown
+from flare.records import is_public
 
 
 def publish(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> str:
@@ -48,7 +50,8 @@ def build_report(dashboard: Dashboard, ablation: Ablation, entity: str | None) -
         name=dashboard.group,
         filters=f"Metric('group') == '{dashboard.group}'",
     )
-    blocks: list[Any] = [wr.MarkdownBlock(text=to_markdown(ablation.tables))] if ablation.tables else []
+    tables = [public_table(table) for table in ablation.tables]
+    blocks: list[Any] = [wr.MarkdownBlock(text=to_markdown(tables))] if tables else []
     for section in dashboard.sections:
         panels = [_panel(wr, panel) for panel in section.panels]
         blocks += [wr.H2(section.title), wr.PanelGrid(runsets=[runs], panels=panels)]
@@ -59,6 +62,23 @@ def build_report(dashboard: Dashboard, ablation: Ablation, entity: str | None) -
         description=f"All runs of the group {dashboard.group}",
         blocks=blocks,
     )
+
+
+def public_table(table: Table) -> Table:
+    """A table as it may leave the machine: a sweep over folders or checkpoints has their names in it.
+
+    Args:
+        table: Its headings are keys of the configuration, or names of measures.
+
+    Returns:
+        The same less columns of keys of `data` and `paths` that are private, other file names as dashes.
+    """
+    kept = [n for n, column in enumerate(table.columns) if is_public(column.heading, None)]
+    rows = [
+        [row[n] if is_public(table.columns[n].heading, row[n].text) else Cell("-") for n in kept]
+        for row in table.rows
+    ]
+    return replace(table, columns=[table.columns[n] for n in kept], rows=rows)
 
 
 def _panel(wr: Any, panel: Panel) -> Any:
