@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb_workspaces.reports.v2 as wr
 from omegaconf import DictConfig
 
 from flare.dashboard.command import main, make_dashboard
@@ -82,7 +83,6 @@ def test_a_sweep_is_told_by_its_jobs(config: Callable[..., DictConfig], tmp_path
 
 
 def test_wandb_gets_the_same_panels(run: Path) -> None:
-    wr = pytest.importorskip("wandb_workspaces.reports.v2")
     ablation = gather(run)
     dashboard = ablation_dashboard(project="p", group="trial", logged=ablation.keys)
     report = build_report(dashboard, ablation, "team")
@@ -122,7 +122,6 @@ def test_wandb_gets_no_folder_or_file_name_of_a_sweep(
 def test_online_without_a_login_is_refused_after_the_files_are_written(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb_workspaces.reports.v2")
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(run / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
