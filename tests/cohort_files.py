@@ -1,6 +1,9 @@
 """Small image files in the real formats, good and broken, for tests of whole cohorts."""
 
+import resource
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +83,14 @@ def shear(path: Path) -> None:
     """Tilt the z axis of an uncompressed NIfTI file, as a gantry does."""
     patch(path, SFORM_CODE, "h", 1)
     patch(path, SROW, "12f", -2, 0, 0.5, 0, 0, -2, 0, 0, 0, 0, 5, 0)
+
+
+@contextmanager
+def little_room(limit: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes: what a full disk looks like."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

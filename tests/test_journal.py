@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cohort_files import little_room
+from flare.errors import NoRoomError
 from flare.journal import Journal
 
 CONFIG = {"spacing_mm": [4.0, 1.2, 1.2], "label_map": {5: 1, "rest": 0}}
@@ -135,3 +137,18 @@ def test_a_moved_folder_is_still_done(tmp_path: Path) -> None:
     assert Journal(moved / "journal" / "merge.jsonl").is_current("a", {}, {})
     (moved / "labels" / "a.nii.gz").unlink()
     assert not Journal(moved / "journal" / "merge.jsonl").is_current("a", {}, {})
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path) -> None:
+    step = Step(tmp_path)
+    step.record("a")
+    size = step.journal.stat().st_size
+    with (
+        little_room(size + 20),
+        pytest.raises(NoRoomError, match=r"^step\.jsonl cannot be written.*make room"),
+    ):
+        step.record("b")
+    step.record("b")  # with room again, after half a line
+    journal = Journal(step.journal)
+    assert journal.is_current("a", step.inputs, CONFIG)
+    assert journal.is_current("b", step.inputs, CONFIG)

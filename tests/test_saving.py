@@ -3,12 +3,13 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 
-from flare.errors import FlareError
+from cohort_files import little_room
+from flare.errors import FlareError, NoRoomError
 from flare.saving import AtomicCheckpointIO, Checkpoints
 
 
@@ -16,13 +17,25 @@ def test_a_failed_save_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
 
-    def half_written(_: Any, target: Path) -> None:
-        Path(target).write_bytes(b"half")
+    def half_written(_: Any, stream: IO[bytes]) -> None:
+        stream.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half_written)
     with pytest.raises(OSError, match="No space"):
         AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3)}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["weights"], torch.ones(3))
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(3)}, path)
+    with (
+        little_room(100_000),
+        pytest.raises(NoRoomError, match=r"^last\.ckpt cannot be written.*make room.*$"),
+    ):
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(300_000)}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["weights"], torch.ones(3))
 

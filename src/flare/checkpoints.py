@@ -1,4 +1,4 @@
-"""What a checkpoint carries, and the one place where a file with weights is read."""
+"""What a checkpoint carries, and the one place where a file with weights is read or written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra.utils import get_class
 from torch import nn
 
 from flare.errors import FlareError
-from flare.files import sha256
+from flare.files import atomic, sha256
 from flare.labels import LabelSet
 
 KEY = "flare"  # entry of a Lightning checkpoint that holds what inference needs
@@ -71,6 +71,17 @@ CARRIED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("path", "sh
 def _line(error: Exception) -> str:
     """What an error says, in one line that is not too long."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def write_weights_file(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all.
+
+    Raises:
+        NoRoomError: If the disk is full.
+    """
+    # to a stream of ours: given a path, torch does not say why it could not write
+    with atomic(Path(path)) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:

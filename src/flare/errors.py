@@ -13,6 +13,10 @@ class FlareError(ValueError, CompactHydraException):
     """
 
 
+class NoRoomError(FlareError):
+    """A disk is full: whatever was being done stops, since the next case would meet the same."""
+
+
 class CaseError(FlareError):
     """One case cannot be used; the rest of the cohort goes on.
 

@@ -14,10 +14,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flare.errors import FlareError
+from flare.errors import NoRoomError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
+
+
+def says_no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from (torch wraps it), is that of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def told_if_full(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk, raised while the block writes, into one line that names the file.
+
+    Raises:
+        NoRoomError: If the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not says_no_room(error):
+            raise
+        raise NoRoomError(
+            f"{path.name} cannot be written, the disk is full in {path.parent}: make room and start again"
+        ) from None
 
 
 @contextmanager
@@ -28,24 +54,19 @@ def atomic(path: Path) -> Iterator[Path]:
     leaves at most a `.partial-` file, never a half file under the final name.
 
     Raises:
-        FlareError: If the disk is full.
+        NoRoomError: If the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)
-    temporary = Path(folder) / path.name
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise FlareError(
-            f"{path.name} cannot be written: {os.strerror(error.errno)} in {path.parent}"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.rmdir(folder)
+    with told_if_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)
+        temporary = Path(folder) / path.name
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.rmdir(folder)
 
 
 def remove_partial(folder: Path, *, below: bool = False) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare.files import config_hash, sha256, stat_key
+from flare.files import config_hash, sha256, stat_key, told_if_full
 
 Inputs = Mapping[str, "Path | str"]
 
@@ -60,7 +60,11 @@ class Journal:
         outputs: Mapping[str, Path],
         values: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note that the case is done. Call after its outputs have their final names."""
+        """Note that the case is done. Call after its outputs have their final names.
+
+        Raises:
+            NoRoomError: If the disk is full.
+        """
         entry = {
             "case": case_id,
             "config": config_hash(config),
@@ -76,12 +80,13 @@ class Journal:
             },
             "values": dict(values or {}),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+", encoding="utf-8") as stream:
-            # a process killed in mid-line leaves no newline: ours must not be glued to its half line
-            if stream.tell() and not self._ends_with_newline():
-                stream.write("\n")
-            stream.write(json.dumps(entry) + "\n")
+        with told_if_full(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+", encoding="utf-8") as stream:
+                # a process killed in mid-line leaves no newline: ours must not be glued to its half line
+                if stream.tell() and not self._ends_with_newline():
+                    stream.write("\n")
+                stream.write(json.dumps(entry) + "\n")
         self._entries[case_id] = entry
 
     def _ends_with_newline(self) -> bool:

@@ -20,7 +20,7 @@ from typing import IO
 
 import numpy as np
 
-from flare.errors import CaseError, FlareError
+from flare.errors import CaseError, NoRoomError
 
 TYPES = {
     2: "u1",
@@ -154,7 +154,7 @@ def require_whole(path: Path, voxel_bytes: int) -> None:
         voxel_bytes: Size of the voxels.
 
     Raises:
-        FlareError: If it is too short.
+        NoRoomError: If it is too short.
     """
     size = path.stat().st_size
     if path.name.endswith(".gz"):
@@ -162,7 +162,7 @@ def require_whole(path: Path, voxel_bytes: int) -> None:
             stream.seek(-min(size, 4), os.SEEK_END)
             size = int.from_bytes(stream.read(), "little")  # a gzip file ends with its unpacked size
     if (size - HEADER_BYTES - voxel_bytes) % 2**32:
-        raise FlareError(f"{path.name} cannot be written whole: is the disk full?")
+        raise NoRoomError(f"{path.name} cannot be written whole: is the disk full?")
 
 
 @contextmanager

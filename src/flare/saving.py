@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from flare.checkpoints import read_weights_file
-from flare.files import atomic, remove_partial
+from flare.checkpoints import read_weights_file, write_weights_file
+from flare.files import remove_partial
 from flare.runs import RoundFolder
 
 MONITOR = "val/dsc_mean"
@@ -28,9 +27,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint to a temporary file and rename it."""
-        with atomic(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Write a checkpoint to a temporary file and rename it.
+
+        Raises:
+            NoRoomError: If the disk is full.
+        """
+        write_weights_file(Path(path), checkpoint)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

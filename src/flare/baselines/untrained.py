@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 
-from flare.checkpoints import KEY
-from flare.files import atomic
+from flare.checkpoints import KEY, write_weights_file
 from flare.models.building import build_module
 from flare.preprocessing import Intensity
 
@@ -24,5 +22,4 @@ def save_untrained(cfg: DictConfig, intensity: Intensity, path: Path) -> None:
     """
     pl.seed_everything(int(cfg.seed), verbose=False)
     module = build_module(cfg, intensity)
-    with atomic(path) as temporary:
-        torch.save({"state_dict": module.state_dict(), KEY: module.carried}, temporary)
+    write_weights_file(path, {"state_dict": module.state_dict(), KEY: module.carried})

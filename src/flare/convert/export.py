@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from flare.checkpoints import Checkpoint, build_network, load_checkpoint
+from flare.checkpoints import Checkpoint, build_network, load_checkpoint, write_weights_file
 from flare.convert.layout import Weights, architecture, to_nnunet2
 from flare.convert.nnunet2 import CHECKPOINT, DEFAULT_RESAMPLING, REORIENTS, TORCH_RESAMPLING
 from flare.errors import FlareError
-from flare.files import atomic, write_json
+from flare.files import write_json
 
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainer"
@@ -56,8 +56,7 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
         "init_args": {"configuration": CONFIGURATION, "fold": fold},
         "inference_allowed_mirroring_axes": tuple(checkpoint.mirror_axes) or None,
     }
-    with atomic(folder / f"fold_{fold}" / CHECKPOINT) as temporary:
-        torch.save(content, temporary)
+    write_weights_file(folder / f"fold_{fold}" / CHECKPOINT, content)
 
 
 def _common_kernels(network: Mapping[str, Any]) -> list[list[int]]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from flare.checkpoints import KEY
+from flare.checkpoints import KEY, write_weights_file
 from flare.convert.layout import Weights, architecture
 from flare.errors import FlareError
-from flare.files import atomic
 from flare.labels import TARGETS, LabelSet
 from flare.models.unet import UNet, check_patch_size
 from flare.preprocessing import Intensity
@@ -102,8 +101,7 @@ def write_checkpoint(
         "git_revision": git_revision(),
     }
     state = {f"net.{key}": tensor for key, tensor in network.weights.items()}
-    with atomic(path) as temporary:
-        torch.save({"state_dict": state, KEY: carried}, temporary)
+    write_weights_file(path, {"state_dict": state, KEY: carried})
 
 
 def _targets(network: Foreign, labels: LabelSet, targets: str | None) -> str:

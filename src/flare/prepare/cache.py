@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.errors import CaseError, FlareError
+from flare.errors import CaseError, NoRoomError
 from flare.files import atomic
 from flare.geometry import Shape, Spacing, Volume, reorient_to_ras
 from flare.preprocessing import preprocess
@@ -131,7 +131,7 @@ def store_array(
             for class_id, voxels in sorted(foreground.items()):
                 stored.schunk.vlmeta[FOREGROUND.format(class_id)] = voxels.astype(np.uint16).tobytes()
         except RuntimeError as error:
-            raise FlareError(f"{path.name} cannot be written ({error}): is the disk full?") from None
+            raise NoRoomError(f"{path.name} cannot be written ({error}): is the disk full?") from None
 
 
 def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
