@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from flare.cases import Case
 from flare.data.datamodule import CaseLoader, FlareDataModule
+from flare.data.draws import Augmentation, draw_augmentation
 from flare.data.loaders import CaseArrays
 from flare.errors import FlareError
 from test_loaders import INTENSITY, PATCH, write_cases
@@ -90,6 +92,21 @@ def test_epochs_have_the_steps_of_the_trainer_and_never_repeat(
     trainer(tmp_path).fit(model, datamodule=build(cfg, training))
     assert [(step, index) for step, index, *_ in model.seen] == [(s, s % 5) for s in range(15)]
     assert len({checksum for *_, checksum in model.seen}) == 15
+
+
+def test_overfitting_is_one_batch_over_and_over_without_augmentation(
+    cfg: DictConfig, config: Callable[..., DictConfig], training: dict[str, CaseArrays], tmp_path: Path
+) -> None:
+    debug = config("train", "+debug=overfit")
+    draws = [draw_augmentation(np.random.default_rng(n), debug.data.augmentation) for n in range(100)]
+    assert set(draws) == {Augmentation()}
+    cfg.data.augmentation = debug.data.augmentation
+    model = Recorder()
+    trainer(tmp_path, overfit_batches=debug.trainer.overfit_batches).fit(
+        model, datamodule=build(cfg, training)
+    )
+    assert [step for step, *_ in model.seen] == [0, 1, 2]
+    assert len({(case, checksum) for *_, case, checksum in model.seen}) == 1
 
 
 def test_validation_gets_whole_labelled_cases(

@@ -51,7 +51,8 @@ class SampleKey(NamedTuple):
     """What decides a training sample, together with the seed.
 
     Args:
-        step: Optimizer steps before this one, from the first of the round.
+        step: Optimizer steps before this one, from the first of the round; where batches repeat, before the
+            first step that had the same.
         position: Within the batch.
         sample: Within the batches of all ranks.
     """
@@ -113,6 +114,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         step: Tells the steps done so far.
         rank: Of this process.
         world_size: Number of processes.
+        distinct: After how many steps the same batches come again; None never repeats one.
     """
 
     batch_size: int
@@ -120,13 +122,15 @@ class StepSampler(Sampler[list[SampleKey]]):
     step: Callable[[], int]
     rank: int
     world_size: int
+    distinct: int | None = None
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         """Yield one list of keys per batch."""
         first = self.step()
         for step in range(first, first + self.epoch_length - first % self.epoch_length):
             offset = self.rank * self.batch_size
-            yield [SampleKey(step, position, offset + position) for position in range(self.batch_size)]
+            drawn = step % self.distinct if self.distinct else step
+            yield [SampleKey(drawn, position, offset + position) for position in range(self.batch_size)]
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
