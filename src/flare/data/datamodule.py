@@ -86,7 +86,7 @@ class FlareDataModule(pl.LightningDataModule):
             step=lambda: trainer.global_step,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            distinct=int(trainer.overfit_batches) or None,  # to learn as many batches by heart
+            distinct=int(trainer.overfit_batches) or None,  # type: ignore[attr-defined]
         )
         on_gpu = trainer.strategy.root_device.type == "cuda"
         self.loader = StepLoader(self.dataset, sampler, workers=self.workers, pin_memory=on_gpu)
