@@ -63,9 +63,10 @@ def test_one_row_a_case_with_the_official_columns(config: Any, folders: tuple[Pa
 
 
 def test_missing_predictions_count_as_zero_and_odd_ones_are_named(
-    config: Any, folders: tuple[Path, Path]
+    config: Any, folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     summary = run(config, *folders)
+    assert caplog.messages[-1] == "without a prediction, scored zero: c"
     assert summary["missing"] == ["c"]
     assert summary["extra"] == ["other"]
     assert summary["classes"]["Liver"]["DSC"] == round((1 + 1 + 0) / 3, 4)
@@ -150,6 +151,16 @@ def test_two_runs_are_compared(config: Any, folders: tuple[Path, Path], tmp_path
     found = {(r["class"], r["measure"]): r for r in read_csv(tmp_path / "after" / "comparison.csv")}
     assert float(found["Lesion", "DSC"]["difference"]) == pytest.approx(0.5 / 3, abs=1e-4)
     assert read_json(tmp_path / "after" / "summary.json") == summary
+
+
+def test_failures_are_named_even_if_they_leave_nothing_to_compare(
+    config: Any, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run(config, *folders, f"output={tmp_path / 'before'}")
+    for path in folders[1].iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(FlareError, match="evaluate: 3 failed"):
+        run(config, *folders, f"output={tmp_path / 'after'}", f"++compare={tmp_path / 'before'}")
 
 
 def test_a_run_that_is_not_there_is_refused_before_any_work(

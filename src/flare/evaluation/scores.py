@@ -38,10 +38,11 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             the references), `executor` and `compare` (another run's `metrics.csv` or its folder).
 
     Returns:
-        What `summary.json` holds.
+        What `summary.json` holds. Its `missing` cases have no prediction: they score zero, which is no error.
 
     Raises:
-        FlareError: Before any work if a path is missing or empty; after all is written if a case failed.
+        FlareError: Before any work if a path is missing or empty; after all is written if a case failed, or
+            none is left to compare.
     """
     predictions, references = Path(cfg.predictions), Path(cfg.references)
     for key, folder in (("predictions", predictions), ("references", references)):
@@ -66,8 +67,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             details=True,
             refused={case: f"references: {reason}" for case, reason in twice.items()},
         )
+    failures = [Outcome(c, error=reason) for c, reason in summary["failed"].items()]
     if other is not None:
-        comparison = compare_runs(output / "metrics.csv", other, labels)
+        try:
+            comparison = compare_runs(output / "metrics.csv", other, labels)
+        except FlareError:
+            report_failures(failures, "evaluate")  # they may be why there is nothing to compare
+            raise
         write_csv(output / "comparison.csv", comparison)
         summary["comparison"] = comparison
         write_json(output / "summary.json", summary)
@@ -75,7 +81,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     log.info(
         "%d cases, %s: organ mean %s, tumor %s", summary["cases"], cfg.protocol, summary["organ_mean"], tumor
     )
-    report_failures([Outcome(c, error=reason) for c, reason in summary["failed"].items()], "evaluate")
+    if summary["missing"]:
+        log.warning("without a prediction, scored zero: %s", ", ".join(summary["missing"]))
+    report_failures(failures, "evaluate")
     return summary
 
 
