@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ WORK = {
 }
 
 
-def run(script: str) -> Any:
-    """Compose `conf/<script>.yaml` with the command line and do the script's work."""
+def task(script: str) -> Callable[[DictConfig], Any]:
+    """What a script does with its configuration, under the script's name."""
 
     def work(cfg: DictConfig) -> Any:
         module, name = WORK[script]
@@ -32,7 +33,12 @@ def run(script: str) -> Any:
         return result["objective"] if script == "train" else result  # a sweep optimises a number
 
     work.__name__ = script
-    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work)()
+    return work
+
+
+def run(script: str) -> Any:
+    """Compose `conf/<script>.yaml` with the command line and do the script's work."""
+    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(task(script))()
 
 
 def prepare() -> None:

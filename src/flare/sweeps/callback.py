@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from flare.progress import console
-from flare.sweeps.jobs import COMPLETED, FAILED, Job, measure
+from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs
+from flare.sweeps.planning import plan
 from flare.sweeps.table import failures, show, write_sweep
 
 log = logging.getLogger(__name__)
@@ -36,14 +38,22 @@ class SweepTable(Callback):
         self.sweep: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Make sure that the comparison is told at the end, whatever becomes of the jobs."""
+        """Note which jobs there will be, and have them compared at the end, whatever becomes of them."""
         self.sweep = Path(config.hydra.sweep.dir)
         atexit.register(self.tell)
+        for job in plan(config):
+            job.write(self.sweep)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Tell the comparison."""
+        """Tell the comparison, and exit with 1 if a job failed: a search goes on to its end."""
         atexit.unregister(self.tell)
+        sweep = Path(config.hydra.sweep.dir)
+        for job in read_jobs(sweep):
+            if job.status == PLANNED:  # the sweep is over without it: a grid may have fewer trials
+                job.remove(sweep)
         self.tell()
+        if any(job.status == FAILED for job in read_jobs(sweep)):
+            sys.exit(1)  # Hydra takes an exception of a callback for a warning
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Note that a job has begun: one that is killed stays so."""
@@ -76,9 +86,10 @@ class SweepTable(Callback):
 
     def tell(self) -> None:
         """Show the comparison, and which jobs failed."""
-        jobs = [] if self.sweep is None else write_sweep(self.sweep)
-        if self.sweep is None or not jobs:
+        jobs = [] if self.sweep is None else read_jobs(self.sweep)
+        if self.sweep is None or all(job.status == PLANNED for job in jobs):
             return
+        write_sweep(self.sweep)
         show(jobs)
         console.print(f"the jobs compared: {self.sweep / 'sweep.md'}", markup=False, soft_wrap=True)
         if text := failures(jobs, self.sweep).strip():

@@ -12,7 +12,7 @@ from typing import Any
 from flare.files import read_csv, read_json, write_json
 
 FILE = "job.json"
-RUNNING, COMPLETED, FAILED = "running", "completed", "failed"
+PLANNED, RUNNING, COMPLETED, FAILED = "planned", "running", "completed", "failed"
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Job:
     Args:
         folder: Name of its folder in the sweep's.
         script: `train`, `infer`, ...
-        overrides: Its command line.
-        status: `running` (or killed while it ran), `completed` or `failed`.
+        overrides: Its command line; None of a planned trial, since the search chooses it as the trial begins.
+        status: `planned`, `running` (or killed while it ran), `completed` or `failed`.
         seconds: How long it took.
         error: Why it failed, in one line.
         measures: Every number that came out of it, by name.
@@ -31,7 +31,7 @@ class Job:
 
     folder: str
     script: str
-    overrides: list[str]
+    overrides: list[str] | None
     status: str = RUNNING
     seconds: float | None = None
     error: str | None = None
@@ -39,17 +39,23 @@ class Job:
 
     @property
     def choices(self) -> dict[str, str]:
-        """Key -> value of its overrides."""
-        pairs = (override.lstrip("+~").partition("=") for override in self.overrides)
+        """Key -> value of its overrides, as far as they are known."""
+        pairs = (override.lstrip("+~").partition("=") for override in self.overrides or ())
         return {key: value for key, _, value in pairs}
 
     def write(self, sweep: Path) -> None:
         """Note it in its folder."""
         write_json(sweep / self.folder / FILE, asdict(self))
 
+    def remove(self, sweep: Path) -> None:
+        """Take back a job that was only planned."""
+        (sweep / self.folder / FILE).unlink()
+        if not any((sweep / self.folder).iterdir()):
+            (sweep / self.folder).rmdir()
+
 
 def read_jobs(sweep: Path) -> list[Job]:
-    """All jobs of a sweep that have begun, in the order of their numbers."""
+    """All jobs of a sweep, those still planned too, in the order of their numbers."""
     jobs = [Job(**read_json(path)) for path in Path(sweep).glob(f"*/{FILE}")]
     return sorted(
         jobs, key=lambda j: (not j.folder.isdigit(), int(j.folder) if j.folder.isdigit() else 0, j.folder)
@@ -75,11 +81,11 @@ def measure(folder: Path, returned: Any) -> dict[str, float]:
 
 
 def last_values(path: Path) -> dict[str, float]:
-    """The last value of each column of a table of epochs that has one."""
+    """The last value of each column of a table of epochs that has one; not that of a column that diverged."""
     found: dict[str, float] = {}
     for row in read_csv(path):
         found |= {key: float(value) for key, value in row.items() if value}
-    return found
+    return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:

@@ -33,6 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     extra = [a for a in arguments if not a.startswith(("sweep=", "rerun="))]
     try:
         jobs = _jobs(given.get("sweep"))
+        if given.get("rerun", "false").lower() not in ("true", "false"):
+            raise FlareError(f"rerun={given['rerun']}: expected true or false")
         if given.get("rerun", "false").lower() == "true":
             jobs = rerun(Path(given["sweep"]), extra)
         elif extra:
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
 def rerun(sweep: Path, extra: Sequence[str]) -> list[Job]:
     """Run every job again that is not complete, each alone and in its own folder.
 
+    Trials that a search has not begun are left out: nobody has chosen their parameters.
+
     Args:
         sweep: The sweep's folder.
         extra: Further overrides, such as `ckpt_path=auto`.
@@ -58,19 +62,19 @@ def rerun(sweep: Path, extra: Sequence[str]) -> list[Job]:
         All jobs of the sweep, as they are then.
     """
     for job in _jobs(str(sweep)):
-        if job.status != COMPLETED:
+        if job.status != COMPLETED and job.overrides is not None:
             log.info("job %s again: %s", job.folder, " ".join(job.overrides))
-            subprocess.run(command(job, sweep, extra), check=False)
+            given = [*job.overrides, *extra]
+            subprocess.run(command(job.script, given, sweep / job.folder), check=False)
     return write_sweep(sweep)
 
 
-def command(job: Job, sweep: Path, extra: Sequence[str]) -> list[str]:
-    """The command line of one job: a sweep of one, in the folder that the job has."""
-    code = f"from flare.cli import run; run({job.script!r})"
-    # the job's own values stand; what an experiment sweeps over is not swept again
-    own = ["hydra/sweeper=basic", "hydra.sweeper.params=null"]
-    place = [f"hydra.sweep.dir='{sweep.resolve()}'", f"hydra.sweep.subdir='{job.folder}'"]
-    return [sys.executable, "-c", code, "-m", *job.overrides, *extra, *own, *place]
+def command(script: str, overrides: Sequence[str], folder: Path) -> list[str]:
+    """The command line of one job, in the folder that the job has."""
+    code = f"import sys; from flare.sweeps.alone import run_alone; run_alone({script!r}, sys.argv[1:])"
+    folder = folder.resolve()
+    place = [f"hydra.sweep.dir='{folder.parent}'", f"hydra.sweep.subdir='{folder.name}'"]
+    return [sys.executable, "-c", code, *overrides, *place]
 
 
 def _jobs(sweep: str | None) -> list[Job]:
