@@ -1,11 +1,14 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hydra.types import RunMode
 from hydra.utils import instantiate
 
 from flare.errors import FlareError
@@ -252,6 +255,18 @@ def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint
     plain, cleaned = results
     assert (plain != cleaned).any()
     np.testing.assert_array_equal(cleaned, keep_largest(plain, tuple(range(1, 14))))
+
+
+def test_a_job_of_a_sweep_takes_the_checkpoint_of_the_named_run(run, checkpoint, tmp_path, monkeypatch):
+    job = SimpleNamespace(mode=RunMode.MULTIRUN, runtime=SimpleNamespace(output_dir=str(tmp_path / "job")))
+    monkeypatch.setattr("flare.runs.HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: job))
+    last = tmp_path / "outputs" / "default" / "rounds" / "mo" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, last)
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    outputs = f"paths.outputs={tmp_path / 'outputs'}"
+    run("round=mo", "data.spacing_mm=[4,3,3]", outputs, checkpoint="null")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 
 @pytest.mark.slow

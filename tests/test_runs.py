@@ -193,9 +193,9 @@ def test_a_public_config_holds_plain_values_only(config: Callable[..., DictConfi
 
 def test_a_job_of_a_sweep_has_a_folder_of_its_own(tmp_path: Path) -> None:
     code = (
-        "import hydra; from flare.runs import run_folder\n"
+        "import hydra; from flare.runs import named_run, run_folder\n"
         f"@hydra.main(version_base='1.3', config_path={str(CONF)!r}, config_name='train')\n"
-        "def main(cfg): print('folder', run_folder(cfg).root)\n"
+        "def main(cfg): print('folder', run_folder(cfg).root); print('named', named_run(cfg).root)\n"
         "main()\n"
     )
     (tmp_path / "script.py").write_text(code)
@@ -207,3 +207,4 @@ def test_a_job_of_a_sweep_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert [Path(f).name for f in folders] == ["0", "1"]
     assert len({Path(f).parent for f in folders}) == 1
     assert RunFolder(Path(folders[0])).round("mo").root.parts[-3:] == ("0", "rounds", "mo")
+    assert re.findall(r"^named (.+)$", done.stdout, re.M) == ["outputs/default"] * 2

@@ -93,6 +93,11 @@ def run_folder(cfg: DictConfig) -> RunFolder:
     """The run's folder: `paths.run`, or a job's own folder below the sweep's in a multirun."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    return named_run(cfg)
+
+
+def named_run(cfg: DictConfig) -> RunFolder:
+    """The folder of the run that `name` names, in a multirun as well: where its jobs find earlier rounds."""
     return RunFolder(Path(cfg.paths.run))
 
 

@@ -16,7 +16,7 @@ from flare.inference.cohort import predict_cases
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
 from flare.labels import LabelSet
-from flare.runs import lock, run_folder
+from flare.runs import lock, named_run
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _checkpoint_path(cfg: DictConfig) -> Path:
         raise FlareError(
             "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
         )
-    path = run_folder(cfg).round(cfg.round.name).last
+    path = named_run(cfg).round(cfg.round.name).last
     if not path.exists():
         raise FlareError(
             f"round={cfg.round.name}: {path} is not there; "
