@@ -1,5 +1,6 @@
 """The paper's tables with our numbers beside them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_a_single_value_is_not_the_best_and_ties_all_are() -> None:
     text = to_markdown([Table("t", columns, rows)])
     assert "| x | 1.00 | **2.00** |" in text
     assert "| y | - | **2.00** |" in text
+
+
+@pytest.mark.parametrize("best", ["max", "min"])
+def test_what_is_not_finite_is_not_compared(best: str) -> None:
+    values = (math.nan, 1.0, 2.0, math.inf, -math.inf)
+    rows = [[number(value)] for value in values]
+    text = to_markdown([Table("t", [Column("loss", best)], rows)])
+    assert text.count("**") == 4  # the title and one number
+    assert ("**2.00**" if best == "max" else "**1.00**") in text
 
 
 def test_latex_escapes_what_is_special() -> None:

@@ -74,10 +74,15 @@ def make_dashboard(
 
     ablation = gather(run)
     dashboard = ablation_dashboard(
-        project=project or ablation.project, group=ablation.name, logged=ablation.keys
+        project=project or ablation.project,
+        group=ablation.name,
+        logged=ablation.keys,
+        measures=ablation.measures,
     )
     paths = write_files(dashboard, ablation, output)
     log.info("wrote %s", paths["html"])
+    if online and not ablation.is_trained:
+        raise FlareError("online=true: only trainings are logged to W&B, and nothing was trained here")
     if online:
         from flare.dashboard.online import publish
 

@@ -49,12 +49,13 @@ def _markdown(dashboard: Dashboard, ablation: Ablation) -> str:
         keys = list(dict.fromkeys(keys))
         if not keys:
             continue
-        lines = [["training", *keys], ["---"] * (len(keys) + 1)]
+        lines = [["training" if ablation.is_trained else "job", *keys], ["---"] * (len(keys) + 1)]
         for name in ablation.curves:
             values = [last_value(ablation, name, key) for key in keys]
             lines.append([name, *("-" if v is None else f"{v:.4g}" for v in values)])
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(f"## {section.title}\n\nLast values.\n\n{table}\n")
+        told = "Last values.\n\n" if ablation.is_trained else ""
+        parts.append(f"## {section.title}\n\n{told}{table}\n")
     return "\n".join(parts)
 
 

@@ -53,14 +53,20 @@ class Dashboard:
         return asdict(self)
 
 
-def ablation_dashboard(*, project: str, group: str, logged: Iterable[str]) -> Dashboard:
+def ablation_dashboard(
+    *, project: str, group: str, logged: Iterable[str], measures: Iterable[str] | None = None
+) -> Dashboard:
     """Lay out the dashboard of an ablation.
 
     Args:
         project: The W&B project.
         group: The experiment.
         logged: Keys that its runs have; a class that no case has gets no panel.
+        measures: Of jobs that trained nothing: all there is to show of them.
     """
+    if measures is not None:
+        measured = Section("Measures", tuple(Panel(BARS, key, (key,)) for key in measures))
+        return Dashboard(f"Ablation: {group}", project, group, (measured,) if measured.panels else ())
     known = set(logged)
     scores = [("dsc", "Dice"), ("nsd", "normalised surface Dice")]
     means = [Panel(LINES, f"mean {name}", (f"val/{m}_mean",)) for m, name in scores]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +49,11 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def best(self) -> list[list[bool]]:
-        """Which cells are the best, row by row; none where fewer than two values are compared."""
+        """Which cells are the best, row by row; none where fewer than two finite values are compared."""
         compared: dict[tuple[int | str, ...], list[float]] = {}
         for row, cells in enumerate(self.rows):
             for place, cell in enumerate(cells):
-                if self.columns[place].best and cell.value is not None:
+                if self.columns[place].best and cell.value is not None and math.isfinite(cell.value):
                     compared.setdefault(self._rivals(row, place), []).append(cell.value)
         chosen = {"max": max, "min": min}
         return [
