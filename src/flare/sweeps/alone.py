@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.utils import run_and_report
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext
@@ -34,4 +35,4 @@ def run_alone(script: str, overrides: Sequence[str]) -> Any:
             hydra_context=context, task_function=task(script), config=config
         )
         (job,) = launcher.launch([list(config.hydra.overrides.task)], initial_job_idx=0)
-    return job.return_value
+    return run_and_report(lambda: job.return_value)  # as the scripts do: a refusal is one line
