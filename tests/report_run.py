@@ -79,15 +79,16 @@ def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> Ablatio
     chosen = select_cases(cases, item.cfg.labels.cases)
     for case in chosen:
         _predict(case, folder.predictions)
-    merge_round(
-        chosen,
-        folder,
-        labels=labels,
-        label_map=None,
-        rules=MergeRules.from_config(item.cfg.labels),
-        teacher=PseudoSource(item.teacher, "0" * 64),
-        executor=executor,
-    )
+    if item.cfg.labels.source == "hybrid":
+        merge_round(
+            chosen,
+            folder,
+            labels=labels,
+            label_map=None,
+            rules=MergeRules.from_config(item.cfg.labels),
+            teachers={case.id: PseudoSource(item.teacher_of(case), "0" * 64) for case in chosen},
+            executor=executor,
+        )
     curve = [
         {"epoch": n, "train/loss": 1 - n / 4, "val/dsc_mean": n / 4, "patches_per_s": 5.0} for n in range(3)
     ]

@@ -33,6 +33,7 @@ AUTHORS = {
     "trainer.max_epochs": 1500,
     "loss.class_weights": None,
 }
+UNLABELED = {"mot2": "mot"}  # who labels the cases without ground truth; the paper: the round's teacher
 TEACHERS = {
     "mo": None,
     "mo1": "mo",
@@ -40,7 +41,7 @@ TEACHERS = {
     "mt": None,
     "mot": "mo2",
     "mot1": "mot",
-    "mot2": "mot",  # the paper: mot1
+    "mot2": "mot1",
     "mot3": "mot2",
 }
 
@@ -54,13 +55,15 @@ def pick(cfg: DictConfig, key: str) -> Any:
 def test_every_round(config: Config, name: str) -> None:
     cfg = config("train", "experiment=authors", f"round={name}")
     assert {key: pick(cfg, key) for key in AUTHORS} == AUTHORS
-    assert cfg.round.teacher == TEACHERS[name]
-    assert config("train", f"round={name}").round.teacher == ("mot1" if name == "mot2" else TEACHERS[name])
+    paper = config("train", f"round={name}")
+    assert cfg.round.teacher == paper.round.teacher == TEACHERS[name]
+    assert (cfg.round.unlabeled_teacher, paper.round.unlabeled_teacher) == (UNLABELED.get(name), None)
 
 
 def test_the_rounds_of_a_whole_run() -> None:
     rounds = compose_rounds(list(TEACHERS), ["experiment=authors"])
     assert {r.name: r.teacher for r in rounds} == TEACHERS
+    assert {r.name: r.unlabeled_teacher for r in rounds if r.unlabeled_teacher} == UNLABELED
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,7 @@ def test_every_script(config: Config, script: str) -> None:
     [
         ("inference=dense", "inference.name", "dense"),
         ("round.teacher=mo2", "round.teacher", "mo2"),
+        ("round.unlabeled_teacher=null", "round.unlabeled_teacher", None),
         ("labels.rule=paper", "labels.rule", "paper"),
         ("restore=trilinear", "restore", "trilinear"),
     ],

@@ -223,7 +223,7 @@ def test_the_output_is_never_inside_an_input(tmp_path: Path, config: Config) -> 
 def a_round(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A run whose round `mot2` has predictions of three training cases, as if a teacher made them."""
     monkeypatch.setattr("flare.labelling.predict_cases", lambda *_, **__: Predicted())
-    monkeypatch.setattr("flare.teachers.read_teacher", lambda *_: None)
+    monkeypatch.setattr("flare.merging.merge.read_teacher", lambda *_: None)
     cases = []
     for case, truth in (("full", volume(x0=1, x1=1)), ("tumor", volume(x0=14)), ("none", None)):
         label = None if truth is None else tmp_path / "truth" / f"{case}.nii.gz"
@@ -235,8 +235,9 @@ def a_round(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> 
     cases.append(Case("held_out", tmp_path / "h.nii.gz", None, "validation", "unlabeled", (), ()))
     write_index(tmp_path / "outputs" / "cache" / "phantom" / "index.csv", cases)
     run = tmp_path / "outputs" / "r"
-    (run / "rounds" / "mot1" / "checkpoints").mkdir(parents=True)
-    (run / "rounds" / "mot1" / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    for teacher, content in (("mot1", b"weights"), ("mot", b"earlier")):
+        (run / "rounds" / teacher / "checkpoints").mkdir(parents=True)
+        (run / "rounds" / teacher / "checkpoints" / "last.ckpt").write_bytes(content)
     for case in ("full", "tumor", "none"):
         put(run / "rounds" / "mot2" / "predictions", case, volume(x1=1, x2=1, x4=3))
 
@@ -275,6 +276,33 @@ def test_a_round_again_finds_everything_done(tmp_path: Path, a_round: Any) -> No
     assert sorted(a_round()["merged"]) == ["full", "none", "tumor"]
 
 
+def test_cases_without_ground_truth_are_labelled_by_a_teacher_of_their_own(
+    tmp_path: Path, a_round: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def predict(checkpoint: Path, images: dict[str, Path], *_: Any, **__: Any) -> Predicted:
+        calls.append((checkpoint.parent.parent.name, sorted(images)))
+        return Predicted()
+
+    monkeypatch.setattr("flare.labelling.predict_cases", predict)
+    a_round()
+    assert calls == [("mot1", ["full", "none", "tumor"])]
+    # of the authors: the others keep their teacher, and their labels
+    assert a_round("round.unlabeled_teacher=mot")["merged"] == ["none"]
+    assert calls[1:] == [("mot1", ["full", "tumor"]), ("mot", ["none"])]
+    rounds = tmp_path / "outputs" / "r" / "rounds"
+    rows = {r["case"]: r["sources"] for r in read_csv(rounds / "mot2" / "labels" / "provenance.csv")}
+    hybrid = "ground_truth + mot1@9a129038d9a0"
+    assert rows == {"full": hybrid, "tumor": hybrid, "none": "mot@2a51d3547c23"}  # of b"earlier"
+    (told,) = read_json(rounds / "mot2" / "labels" / "none.json")["sources"].values()
+    assert told["round"] == "mot"
+    assert told["checkpoint_sha256"].startswith("2a51d3547c23a8de")
+    for teacher, redone in (("mot", ["none"]), ("mot1", ["full", "tumor"])):
+        (rounds / teacher / "checkpoints" / "last.ckpt").write_bytes(b"anew")
+        assert sorted(a_round("round.unlabeled_teacher=mot")["merged"]) == redone
+
+
 def test_a_case_without_prediction_is_never_passed_off_as_complete(tmp_path: Path, a_round: Any) -> None:
     folder = tmp_path / "outputs" / "r" / "rounds" / "mot2"
     (folder / "predictions" / "full.nii.gz").unlink()
@@ -284,8 +312,8 @@ def test_a_case_without_prediction_is_never_passed_off_as_complete(tmp_path: Pat
 
 
 def test_a_round_without_teacher_is_refused(tmp_path: Path, a_round: Any) -> None:
-    with pytest.raises(FlareError, match=r"round=mot1 needs its teacher's checkpoint"):
-        a_round("round=mot1")
+    with pytest.raises(FlareError, match=r"round=mot needs its teacher's checkpoint"):
+        a_round("round=mot")
     with pytest.raises(
         FlareError, match=r"round\.checkpoint=nowhere: no such file|nowhere, which does not exist"
     ):

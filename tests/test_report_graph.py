@@ -22,6 +22,19 @@ def test_two_pupils_of_one_teacher_do_not_cover_each_other() -> None:
     assert place(facts({"mo": None, "mo1": "mo", "other": "mo"}))["other"] == (1, 1)
 
 
+def test_a_second_teacher_is_a_dashed_arrow_below_the_boxes_between() -> None:
+    plan = facts({"mot": None})[0].plan
+    rounds = [*facts({"mot": None, "mot1": "mot"}), RoundFacts("mot2", "mot1", plan, unlabeled_teacher="mot")]
+    assert place(rounds) == {"mot": (0, 0), "mot1": (1, 0), "mot2": (2, 0)}
+    drawn = draw_graph(rounds)
+    ElementTree.fromstring(drawn)
+    assert "teachers MOT1, MOT" in drawn
+    assert drawn.count("marker-end") == 3
+    # from under MOT to under MOT2: boxes of 122 x 129, 24 apart, 4 from the edge
+    assert 'd="M65 133V144H357V135" fill="none" stroke="#55606e" stroke-width="1.6" stroke-dasharray' in drawn
+    assert drawn.count("stroke-dasharray") == 1
+
+
 def test_a_teacher_outside_of_the_run_has_no_arrow_and_is_named() -> None:
     drawn = draw_graph(facts({"mot": "mo2"}))
     assert "teacher MO2" in drawn

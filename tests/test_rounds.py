@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from flare.cli import CONF
 from flare.errors import FlareError
-from flare.rounds import Round, check_rounds, compose_rounds, require_teacher, teacher_checkpoint
+from flare.plan import plan_rounds, print_plan
+from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder
 
 ALL = ["mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3"]
@@ -85,48 +88,26 @@ def test_a_circle_is_named() -> None:
         compose_rounds(["mo1"], ["round.teacher=mo1"])
 
 
-def cfg_of(**round_keys: str | None) -> DictConfig:
-    teacher = {"name": "mo1", "teacher": "mo", "checkpoint": None, **round_keys}
-    return OmegaConf.create({"name": "trial", "round": teacher, "labels": {"source": "hybrid"}})
-
-
-def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    with pytest.raises(FlareError, match=r"`python train\.py round=mo name=trial`"):
-        require_teacher(cfg_of(), run)
-    run.round("mo").checkpoints.mkdir(parents=True)
-    run.round("mo").last.write_bytes(b"weights")
-    require_teacher(cfg_of(), run)
-    assert teacher_checkpoint(cfg_of(), run) == str(tmp_path / "rounds/mo/checkpoints/last.ckpt")
-
-
-def test_a_planned_teacher_need_not_be_there_yet(tmp_path: Path) -> None:
-    require_teacher(cfg_of(), RunFolder(tmp_path), planned=["mo"])
-
-
-def test_a_checkpoint_named_by_hand_counts_even_if_a_teacher_is_planned(tmp_path: Path) -> None:
-    absent = str(tmp_path / "absent.ckpt")
-    for planned in ([], ["mo"]):
-        with pytest.raises(FlareError, match=r"round\.checkpoint=.*absent\.ckpt: no such file"):
-            require_teacher(cfg_of(checkpoint=absent), RunFolder(tmp_path), planned)
-    (tmp_path / "absent.ckpt").write_bytes(b"weights")
-    require_teacher(cfg_of(checkpoint=absent, teacher=None), RunFolder(tmp_path))
-    assert teacher_checkpoint(cfg_of(checkpoint=absent), RunFolder(tmp_path)) == absent
-
-
-def test_hybrid_labels_without_any_teacher(tmp_path: Path) -> None:
-    with pytest.raises(FlareError, match=r"round\.teacher or round\.checkpoint"):
-        require_teacher(cfg_of(teacher=None), RunFolder(tmp_path))
-
-
-def test_ground_truth_needs_no_teacher(tmp_path: Path) -> None:
-    cfg = cfg_of(teacher=None)
-    cfg.labels.source = "ground_truth"
-    require_teacher(cfg, RunFolder(tmp_path))
-    assert teacher_checkpoint(cfg, RunFolder(tmp_path)) is None
+def test_both_teachers_come_first_and_may_close_a_circle() -> None:
+    own = "round.unlabeled_teacher=mt"
+    assert [r.name for r in compose_rounds(["mot2", "mt", "mot1"], [own])] == ["mot1", "mt", "mot2"]
+    with pytest.raises(FlareError, match="mot3 <- mot2 <- mot3 is a circle"):
+        compose_rounds(["mot3", "mot2"], ["round.unlabeled_teacher=mot3"])
 
 
 def test_a_part_of_the_graph_needs_what_it_leaves_out(rounds: list[Round], tmp_path: Path) -> None:
     check_rounds(rounds, RunFolder(tmp_path))
     with pytest.raises(FlareError, match=r"round=mot needs .*round=mo2"):
         check_rounds([r for r in rounds if r.name in ("mot", "mot1")], RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(("experiment", "second"), [("authors", "mot"), ("flare23", None)])
+def test_the_plan_shows_both_teachers(
+    experiment: str, second: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = StringIO()
+    monkeypatch.setattr("flare.plan.console", Console(file=shown, width=200))
+    plan = plan_rounds(compose_rounds(["mot2"], [f"experiment={experiment}", "data.root=/x"]), [])
+    assert (plan[0]["teacher"], plan[0]["unlabeled_teacher"]) == ("mot1", second)
+    print_plan(plan)
+    assert ("unlabeled teacher" in shown.getvalue()) == (second is not None)

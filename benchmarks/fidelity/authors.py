@@ -24,12 +24,11 @@ DIFFERENT = {
     "inference.name": "flare22",
     "inference.components": "organs",
     "restore": "nearest",
-    "round.unlabeled_teacher": "mot",
 }
 IN_ROUND = {
     **{name: {"loss.supervise_lowest": True} for name in ROUNDS[:-1]},
     "mot3": {},
-    "mot2": {"loss.supervise_lowest": True, "round.teacher": "mot"},
+    "mot2": {"loss.supervise_lowest": True, "round.unlabeled_teacher": "mot"},
 }
 
 

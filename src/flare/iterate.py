@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -25,9 +24,10 @@ from flare.prepare.layout import prepared_folder
 from flare.records import plain_config, record_environment
 from flare.report import write_report
 from flare.resuming import is_trained, training_key
-from flare.rounds import Round, check_rounds, compose_rounds, learns_from_teacher, teacher_checkpoint
+from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder, lock, run_folder
 from flare.scoring import check_scoring, finish_round
+from flare.teachers import present_teachers
 from flare.tracking.publish import publish_table
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
     sound = []
     for number, item in enumerate(rounds):
         planned = [r.name for r in rounds[:number]]
-        is_taught = learns_from_teacher(item.cfg, planned)
-        inputs = {"teacher": Path(str(teacher_checkpoint(item.cfg, run)))} if is_taught else {}
+        inputs = {t.key: t.checkpoint for t in present_teachers(item.cfg, run, planned)}
         known = item.name, inputs, plain_config(item.cfg)
         if not journal.is_current(*known):
             from flare.training import check_configuration  # torch: only where there is something to check

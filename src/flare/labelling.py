@@ -13,17 +13,16 @@ from flare.cases import Case, select_cases
 from flare.errors import FlareError
 from flare.executor import Executor, Outcome, run_cases
 from flare.files import config_hash, sha256
-from flare.inference.cohort import predict_cases
+from flare.inference.cohort import Predicted, predict_cases
 from flare.inference.components import fitted_classes
 from flare.inference.settings import InferenceSettings
 from flare.labels import LabelSet
 from flare.merging.cohort import MergedCohort, merge_round
-from flare.merging.settings import MergeRules
+from flare.merging.settings import MergeRules, PseudoSource
 from flare.prepare.layout import PreparedFolder, prepared_folder
 from flare.prepare.sources import read_label_map
-from flare.rounds import require_teacher, teacher_checkpoint
 from flare.runs import RoundFolder, RunFolder
-from flare.teachers import teacher_source
+from flare.teachers import UNLABELED, Teacher, require_teacher, teachers_of
 
 FORMAT = 1  # raised when what is cached changes, so that labels cached before are redone
 
@@ -90,9 +89,10 @@ def label_cases(
     executor: Executor,
     rules: MergeRules | None = None,
 ) -> MergedCohort:
-    """Predict cases with a round's teacher and merge its pseudo labels with their ground truth.
+    """Predict cases with a round's teachers and merge the pseudo labels with their ground truth.
 
-    The post-processing fitted on this very teacher (`components.json`) is applied to what it predicts.
+    Cases without ground truth may have a teacher of their own (`round.unlabeled_teacher`). The
+    post-processing fitted on the very teacher (`components.json`) is applied to what it predicts.
 
     Args:
         cfg: The round's configuration.
@@ -106,35 +106,60 @@ def label_cases(
     """
     labels = LabelSet.from_config(cfg.classes)
     folder = run.round(cfg.round.name)
-    checkpoint = Path(str(teacher_checkpoint(cfg, run)))
-    digest = sha256(checkpoint)
-    fitted = RoundFolder(checkpoint.parent.parent).components
-    predicted = predict_cases(
-        checkpoint,
-        {c.id: c.image for c in cases},
-        folder.predictions,
-        settings=InferenceSettings.from_config(cfg),
-        executor=executor,
-        journal=folder.journal("predict"),
-        components=fitted_classes(fitted, digest, labels),
-    )
-    failed = {f.case_id for f in predicted.failures}
+    failures: list[Outcome] = []
+    sources: dict[str, PseudoSource] = {}
+    for teacher, pupils in _assign(cases, teachers_of(cfg, run)):
+        digest = sha256(teacher.checkpoint)
+        failures += _predict(cfg, teacher, digest, pupils, folder, executor).failures
+        sources |= {case.id: PseudoSource(teacher.round, digest) for case in pupils}
+    failed = {f.case_id for f in failures}
     merged = merge_round(
         [c for c in cases if c.id not in failed],
         folder,
         labels=labels,
         label_map=read_label_map(cfg.data.label_map, labels),
         rules=rules or MergeRules.from_config(cfg.labels),
-        teacher=teacher_source(cfg, digest),
+        teachers=sources,
         executor=executor,
     )
-    merged.failures[:0] = predicted.failures
+    merged.failures[:0] = failures
     return merged
 
 
+def _assign(cases: Sequence[Case], teachers: Sequence[Teacher]) -> list[tuple[Teacher, list[Case]]]:
+    """Give each case to its teacher: one without ground truth to that of its own, where there is one."""
+    taught: dict[str, list[Case]] = {teacher.key: [] for teacher in teachers}
+    for case in cases:
+        key = UNLABELED if UNLABELED in taught and not case.is_labeled else teachers[0].key
+        taught[key].append(case)
+    return [(teacher, taught[teacher.key]) for teacher in teachers if taught[teacher.key]]
+
+
+def _predict(
+    cfg: DictConfig,
+    teacher: Teacher,
+    digest: str,
+    cases: Sequence[Case],
+    folder: RoundFolder,
+    executor: Executor,
+) -> Predicted:
+    """Predict cases with one teacher, post-processed as was fitted on it in its own round."""
+    fitted = RoundFolder(teacher.checkpoint.parent.parent).components
+    return predict_cases(
+        teacher.checkpoint,
+        {c.id: c.image for c in cases},
+        folder.predictions,
+        settings=InferenceSettings.from_config(cfg),
+        executor=executor,
+        journal=folder.journal("predict"),
+        components=fitted_classes(fitted, digest, LabelSet.from_config(cfg.classes)),
+    )
+
+
 def _teacher_hash(cfg: DictConfig, run: RunFolder) -> str | None:
-    path = teacher_checkpoint(cfg, run)
-    return None if path is None else sha256(Path(path))
+    """Hash of the checkpoint from which weights may start."""
+    teachers = teachers_of(cfg, run)
+    return sha256(teachers[0].checkpoint) if teachers else None
 
 
 def _cache(

@@ -33,6 +33,7 @@ def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
             "of": r.cfg.labels.cases,
             "labels": r.cfg.labels.source,
             "teacher": r.teacher,
+            "unlabeled_teacher": r.unlabeled_teacher,
             "targets": r.cfg.labels.targets,
             "model": r.cfg.model.name,
             "features": " ".join(map(str, r.cfg.model.net.features)),
@@ -50,11 +51,15 @@ def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
 
 def print_plan(plan: Sequence[Row]) -> None:
     """Show the plan."""
-    hidden = ("features", "iterations", "patch", "restore")
+    hidden = ["features", "iterations", "patch", "restore"]
+    if not any(row["unlabeled_teacher"] for row in plan):
+        hidden.append("unlabeled_teacher")
     table = Table(title="rounds", title_justify="left")
     shown = [c for c in plan[0] if c not in hidden] if plan else []
     for column in shown:
-        table.add_column(column, justify="right" if column in ("cases", "epochs") else "left")
+        table.add_column(
+            column.replace("_", " "), justify="right" if column in ("cases", "epochs") else "left"
+        )
     for row in plan:
         table.add_row(*("-" if row[c] is None else str(row[c]) for c in shown))
     console.print(table)

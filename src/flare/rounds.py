@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from flare.cases import select_cases
+from flare.cases import Case, select_cases
 from flare.cli import CONF
 from flare.errors import FlareError
 from flare.merging.settings import MergeRules
 from flare.runs import RunFolder
+from flare.teachers import require_teacher, unlabeled_teacher
 
 SOURCES = ("ground_truth", "hybrid")
 OWN_KEYS = ("rounds", "dry_run")  # iterate's, unknown to train
@@ -36,6 +36,20 @@ class Round:
     def teacher(self) -> str | None:
         """The round whose last checkpoint makes the pseudo labels."""
         return self.cfg.round.teacher
+
+    @property
+    def unlabeled_teacher(self) -> str | None:
+        """The round that labels its cases without ground truth, where that is not `teacher`."""
+        return unlabeled_teacher(self.cfg)
+
+    @property
+    def teachers(self) -> list[str]:
+        """The rounds that teach it, the main one first."""
+        return [name for name in (self.teacher, self.unlabeled_teacher) if name is not None]
+
+    def teacher_of(self, case: Case) -> str | None:
+        """The round that makes a case's pseudo label."""
+        return self.teacher if case.is_labeled else self.unlabeled_teacher or self.teacher
 
     @property
     def needs_teacher(self) -> bool:
@@ -63,12 +77,13 @@ def compose_rounds(names: Sequence[str], overrides: Sequence[str]) -> list[Round
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise FlareError(f"round.teacher: {' <- '.join([*path, name])} is a circle")
+            circle = " <- ".join([*path, name])
+            raise FlareError(f"round.teacher or round.unlabeled_teacher: {circle} is a circle")
         if rounds[name] in ordered:
             return
-        teacher = rounds[name].teacher
-        if teacher in rounds:
-            visit(str(teacher), (*path, name))
+        for teacher in rounds[name].teachers:
+            if teacher in rounds:
+                visit(teacher, (*path, name))
         ordered.append(rounds[name])
 
     for name in rounds:
@@ -82,53 +97,6 @@ def _compose(overrides: list[str]) -> DictConfig:
         return compose("train", overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", overrides)
-
-
-def teacher_checkpoint(cfg: DictConfig, run: RunFolder) -> str | None:
-    """Path of the checkpoint that teaches a round: `round.checkpoint`, or the last one of `round.teacher`."""
-    if cfg.round.checkpoint is not None:
-        return str(cfg.round.checkpoint)
-    return None if cfg.round.teacher is None else str(run.round(cfg.round.teacher).last)
-
-
-def learns_from_teacher(cfg: DictConfig, planned: Sequence[str] = ()) -> bool:
-    """Whether a round's labels or weights come from a checkpoint that is there before the run starts.
-
-    Args:
-        cfg: The round's configuration.
-        planned: Rounds that will have run before this one.
-    """
-    if cfg.round.checkpoint is None and (cfg.round.teacher is None or cfg.round.teacher in planned):
-        return False
-    return cfg.labels.source == "hybrid" or cfg.round.init == "teacher"
-
-
-def require_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> None:
-    """Refuse a round whose teacher has no checkpoint, before any work.
-
-    Args:
-        cfg: The round's configuration.
-        run: The run's folder.
-        planned: Rounds that will have run before this one.
-
-    Raises:
-        FlareError: With the command that makes the teacher.
-    """
-    if cfg.labels.source != "hybrid" or (cfg.round.checkpoint is None and cfg.round.teacher in planned):
-        return
-    path = teacher_checkpoint(cfg, run)
-    if path is None:
-        raise FlareError(
-            f"round={cfg.round.name}: hybrid labels need a teacher: set round.teacher or round.checkpoint"
-        )
-    if Path(path).is_file():
-        return
-    if cfg.round.checkpoint is not None:
-        raise FlareError(f"round.checkpoint={path}: no such file (round={cfg.round.name})")
-    raise FlareError(
-        f"round={cfg.round.name} needs its teacher's checkpoint {path}, which does not exist: run "
-        f"`python train.py round={cfg.round.teacher} name={cfg.name}` with the same overrides first"
-    )
 
 
 def check_labels(cfg: DictConfig) -> None:

@@ -32,10 +32,10 @@ from flare.prepare.layout import prepared_folder
 from flare.preprocessing import Intensity
 from flare.records import record_environment
 from flare.resuming import mark_trained, start_afresh, starting_point, training_key
-from flare.rounds import check_labels, require_teacher
+from flare.rounds import check_labels
 from flare.runs import RoundFolder, RunFolder, lock, run_folder
 from flare.scoring import finish_round
-from flare.teachers import read_teacher
+from flare.teachers import read_teacher, require_teacher
 from flare.trainer import build_trainer, choose_precision, lowest_depth
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class Maps:
         ground_truth: Annotation, if there is one.
         pseudo: Pseudo labels, if there are any.
         declared: Class ids that the annotation's source declares; None if it does not say.
+        teacher: Who made the pseudo labels.
         pseudo_is_ours: Whether the pseudo labels are an output of ours, known by its hash.
     """
 
     ground_truth: Path | None
     pseudo: Path | None
     declared: tuple[int, ...] | None = None
+    teacher: PseudoSource = field(default_factory=PseudoSource)
     pseudo_is_ours: bool = False
 
     def inputs(self) -> dict[str, Path | str]:
@@ -75,10 +77,10 @@ def merge_round(
     labels: LabelSet,
     label_map: Mapping[str, int] | None,
     rules: MergeRules,
-    teacher: PseudoSource,
+    teachers: Mapping[str, PseudoSource],
     executor: Executor,
 ) -> MergedCohort:
-    """Merge the ground truth of a round's cases with the teacher's predictions in the round's folder.
+    """Merge the ground truth of a round's cases with their teachers' predictions in the round's folder.
 
     Args:
         cases: The round's training cases.
@@ -86,7 +88,7 @@ def merge_round(
         labels: The class list.
         label_map: Renumbering of the annotations' ids.
         rules: How to merge.
-        teacher: Who made the predictions.
+        teachers: Case id -> who made its prediction.
         executor: Where the cases are worked on.
 
     Returns:
@@ -96,7 +98,8 @@ def merge_round(
     for case in cases:
         prediction = folder.predictions / f"{case.id}.nii.gz"
         if prediction.is_file():
-            maps[case.id] = Maps(case.label, prediction, case.annotated, pseudo_is_ours=True)
+            teacher = teachers[case.id]
+            maps[case.id] = Maps(case.label, prediction, case.annotated, teacher, pseudo_is_ours=True)
         else:
             missing.append(Outcome(case.id, error=f"its teacher's prediction {prediction} does not exist"))
     return merge_cohort(
@@ -106,7 +109,6 @@ def merge_round(
         labels=labels,
         label_map=label_map,
         rules=rules,
-        teacher=teacher,
         executor=executor,
         refused=missing,
     )
@@ -120,7 +122,6 @@ def merge_cohort(
     labels: LabelSet,
     label_map: Mapping[str, int] | None,
     rules: MergeRules,
-    teacher: PseudoSource,
     executor: Executor,
     refused: Sequence[Outcome] = (),
 ) -> MergedCohort:
@@ -133,7 +134,6 @@ def merge_cohort(
         labels: The class list.
         label_map: Renumbering of the annotations' ids.
         rules: How to merge.
-        teacher: Who made the pseudo labels.
         executor: Where the cases are worked on.
         refused: Cases that are known to fail; what was merged for them before is removed.
     """
@@ -143,17 +143,19 @@ def merge_cohort(
         "classes": labels.to_config(),
         "label_map": None if label_map is None else dict(label_map),
         "rules": rules.to_config(),
-        "teacher": {"round": teacher.round, "checkpoint_sha256": teacher.checkpoint_sha256},
     }
-    configs = {case: {**common, "declared": given.declared, "format": FORMAT} for case, given in maps.items()}
+    own = {
+        case: {"declared": given.declared, "teacher": asdict(given.teacher)} for case, given in maps.items()
+    }
+    configs = {case: {**common, **own[case], "format": FORMAT} for case in maps}
     jobs: dict[str, dict[str, Any]] = {
         case: {
             "case": case,
             "ground_truth": given.ground_truth,
             "pseudo": given.pseudo,
-            "declared": given.declared,
             "outputs": _outputs(output, case),
             **common,
+            **own[case],
         }
         for case, given in maps.items()
         if not journal.is_current(case, inputs[case], configs[case])

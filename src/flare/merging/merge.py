@@ -15,12 +15,12 @@ from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.merging.cohort import Maps, MergedCohort, merge_cohort
 from flare.merging.provenance import TABLE
-from flare.merging.settings import MergeRules, PseudoSource
+from flare.merging.settings import MergeRules
 from flare.prepare.layout import prepared_folder
 from flare.prepare.sources import annotated_by, read_label_map, read_sources
 from flare.progress import console
-from flare.rounds import require_teacher
 from flare.runs import lock, run_folder
+from flare.teachers import read_teacher, require_teacher
 
 FOLDERS = ("ground_truth", "pseudo", "output")
 
@@ -64,7 +64,6 @@ def _merge_round(cfg: DictConfig) -> tuple[Path, MergedCohort]:
             "there is nothing to merge"
         )
     from flare.labelling import label_cases  # torch: only where a teacher predicts
-    from flare.teachers import read_teacher
 
     rules = MergeRules.from_config(cfg)
     run = run_folder(cfg)
@@ -121,7 +120,6 @@ def _merge_folders(cfg: DictConfig) -> tuple[Path, MergedCohort]:
                 labels=labels,
                 label_map=label_map,
                 rules=rules,
-                teacher=PseudoSource(),
                 executor=executor,
                 refused=[Outcome(case, error=reason) for case, reason in refused.items()],
             )

@@ -31,7 +31,7 @@ class Quality:
 
     Args:
         round: The round that is labelled.
-        teacher: Who made its pseudo labels.
+        teacher: Who made its pseudo labels, one round or two.
         of: Training cases of the round; `SAMPLE` of them at most are compared.
         cases: Comparison -> number of cases that could be compared.
         dice: Comparison -> class id -> mean Dice over the cases whose reference has the class.
@@ -79,9 +79,9 @@ def pseudo_label_quality(
             continue
         chosen = select_cases(cases, item.cfg.labels.cases)
         sample = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLE).astype(int))]
-        teacher = teachers.get(item.teacher)
         jobs = {}
         for case in sample:
+            teacher = teachers.get(str(item.teacher_of(case)))
             references = _references(case, item, teacher, run, truths)
             prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
@@ -95,7 +95,7 @@ def pseudo_label_quality(
                 values.append(outcome.value)
             else:
                 log.warning("case %s is left out of the comparison of labels", outcome.case_id)
-        found.append(_summarise(item.name, item.teacher, len(chosen), values))
+        found.append(_summarise(item.name, ", ".join(item.teachers), len(chosen), values))
     return found
 
 

@@ -36,6 +36,7 @@ class RoundFacts:
         provenance: Rows of `provenance.csv`, one a case; none for a round on ground truth.
         seconds: What the journal of prediction says, one row a held-out case.
         revision: Code revision that trained it.
+        unlabeled_teacher: The round that labelled its cases without ground truth, where that is another one.
     """
 
     name: str
@@ -47,6 +48,12 @@ class RoundFacts:
     provenance: list[dict[str, str]] = field(default_factory=list)
     seconds: list[Row] = field(default_factory=list)
     revision: str = "unknown"
+    unlabeled_teacher: str | None = None
+
+    @property
+    def teachers(self) -> list[str]:
+        """The rounds that made its pseudo labels, the main one first."""
+        return [name for name in (self.teacher, self.unlabeled_teacher) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ def _round(
         provenance=_csv(folder.labels / "provenance.csv"),
         seconds=[journal.values(c.id) for c in held_out(cases, split) if c.id in journal],
         revision=_json(folder.root / "environment.json").get("git_revision", "unknown"),
+        unlabeled_teacher=item.unlabeled_teacher,
     )
 
 

@@ -75,7 +75,7 @@ def provenance_table(rounds: Sequence[RoundFacts], labels: LabelSet) -> list[Row
         found.append(
             {
                 "round": item.name,
-                "teacher": item.teacher,
+                "teacher": ", ".join(item.teachers),
                 "cases": len(item.provenance),
                 "from_truth": maps[GROUND_TRUTH],
                 "from_teacher": maps["teacher"],
