@@ -401,3 +401,24 @@ def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
     assert find_images(series) == [series]
     assert find_images(tmp_path / "c.mha") == [tmp_path / "c.mha"]
     assert find_images(tmp_path / "nowhere") == []
+
+
+def test_a_mask_beside_dicom_slices_hides_no_scan(tmp_path: Path) -> None:
+    series = write_series(tmp_path / "scan", [(0, 0, 0), (0, 0, 1)])
+    mask = series / "mask.nii.gz"
+    mask.write_bytes(b"0")
+    assert find_images(tmp_path) == [series, mask]
+    mask.rename(series / "scan.nii.gz")
+    found, refused = unique_cases(find_images(tmp_path))
+    assert not found
+    assert refused == {"scan": f"2 files of this id: {series} and {series / 'scan.nii.gz'}"}
+
+
+def test_a_folder_that_links_reach_again_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.nii.gz").write_bytes(b"0")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "b" / "up").symlink_to("..")
+    (tmp_path / "c").symlink_to("b")
+    assert find_images(tmp_path) == [tmp_path / "b" / "x.nii.gz"]
+    assert find_images(tmp_path / "c") == [tmp_path / "c" / "x.nii.gz"]

@@ -138,6 +138,15 @@ def test_unknown_protocol_and_unequal_sizes_are_refused(labels: LabelSet) -> Non
         score(labels, volume(1), volume(1, shape=(3, 3, 3)))
 
 
+@pytest.mark.parametrize("value", ["4,2", " 1", "0", "", "many"])
+def test_any_number_of_openmp_threads_will_do(
+    labels: LabelSet, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    a = volume(1, slice(2, 8), slice(2, 8), slice(2, 8))
+    assert score(labels, a, a, threads=None)["Liver"].dsc == 1
+
+
 def test_threads_change_nothing(labels: LabelSet) -> None:
     reference, prediction, spacing = random_pair(3)
     one, two = (score(labels, reference, prediction, spacing_mm=spacing, threads=n) for n in (1, 2))

@@ -58,6 +58,8 @@ def unique_cases(
 def find_images(root: Path) -> list[Path]:
     """All images below a path, sorted: files by extension, and folders that hold a DICOM series.
 
+    Links are followed; a folder that is reached twice, or by a loop of links, counts once.
+
     Args:
         root: One file, a DICOM folder, or a folder to search recursively.
     """
@@ -68,12 +70,18 @@ def find_images(root: Path) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
+    seen: set[str] = set()
     for folder, inner, names in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            inner.clear()
+            continue
+        seen.add(place)
         inner[:] = sorted(d for d in inner if not d.startswith(PARTIAL))
         files = [Path(folder) / n for n in sorted(names) if not n.startswith(".")]  # ._x.nii is no image
         found = [p for p in files if p.name.lower().endswith(EXTENSIONS)]
         yield from found
-        if not found and any(is_dicom(p) for p in files):
+        if any(is_dicom(p) for p in files if p not in found):  # also where a mask lies beside the slices
             yield Path(folder)
 
 

@@ -92,7 +92,7 @@ def score_case(
 
     # the largest first, so that threads end together
     order = sorted(labels.classes, key=lambda c: -_voxels(boxes_r[c.id - 1]) - _voxels(boxes_p[c.id - 1]))
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = threads or _threads()
     if threads == 1:
         found = {c.short: one(c) for c in order}
     else:
@@ -104,6 +104,12 @@ def score_case(
 def rounded(value: float) -> float:
     """Four digits, as numpy rounds (by scaling), which the official script's values went through."""
     return float(np.round(value, DIGITS))
+
+
+def _threads() -> int:
+    """Threads that the environment allows: OpenMP's variable may list a number for each level of nesting."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdigit() and int(first) else os.cpu_count() or 1
 
 
 def _voxels(box: Box | None) -> int:
