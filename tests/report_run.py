@@ -19,9 +19,9 @@ from flare.images import read_image, write_labels
 from flare.labels import LabelSet
 from flare.merging.cohort import merge_round
 from flare.merging.settings import MergeRules, PseudoSource
-from flare.plan import plan_rounds, write_plan
 from flare.prepare import Cohort, prepare_cohort
 from flare.records import record_environment
+from flare.round_plan import plan_rounds, write_plan
 from flare.rounds import Round, compose_rounds
 from flare.runs import RoundFolder, RunFolder, run_folder
 from flare.scoring import held_out, score_split

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flare.cli import CONF
 from flare.errors import FlareError
-from flare.plan import plan_rounds, print_plan
+from flare.round_plan import plan_rounds, print_plan
 from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder
 
@@ -78,6 +78,10 @@ def test_rounds_compose_within_a_running_application() -> None:
         assert [r.name for r in compose_rounds(["mo1", "mo"], [])] == ["mo", "mo1"]
 
 
+def test_a_single_round_needs_no_brackets(config: Callable[..., DictConfig]) -> None:
+    assert [r.name for r in compose_rounds(config("iterate", "rounds=mo").rounds, [])] == ["mo"]
+
+
 def test_a_name_that_is_no_round() -> None:
     with pytest.raises(FlareError, match=r"mo9.*known: mo, mo1, mo2, mot, .*mt"):
         compose_rounds(["mo", "mo9"], [])
@@ -106,7 +110,7 @@ def test_the_plan_shows_both_teachers(
     experiment: str, second: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = StringIO()
-    monkeypatch.setattr("flare.plan.console", Console(file=shown, width=200))
+    monkeypatch.setattr("flare.round_plan.console", Console(file=shown, width=200))
     plan = plan_rounds(compose_rounds(["mot2"], [f"experiment={experiment}", "data.root=/x"]), [])
     assert (plan[0]["teacher"], plan[0]["unlabeled_teacher"]) == ("mot1", second)
     print_plan(plan)

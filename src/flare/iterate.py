@@ -18,12 +18,12 @@ from flare.files import remove_partial
 from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
 from flare.labelling import build_training_set
-from flare.plan import plan_rounds, print_plan, write_plan
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.layout import prepared_folder
 from flare.records import plain_config, record_environment
 from flare.report import write_report
 from flare.resuming import is_trained, training_key
+from flare.round_plan import plan_rounds, print_plan, write_plan
 from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder, lock, run_folder
 from flare.scoring import check_scoring, finish_round
@@ -47,7 +47,7 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
         FlareError: Before any work if a round cannot be run; at the end if cases failed, with their reasons.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
-    rounds = compose_rounds(list(cfg.rounds), list(given))
+    rounds = compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
     check_rounds(rounds, run)
     check_baselines(cfg.baselines)

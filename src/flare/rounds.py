@@ -57,16 +57,17 @@ class Round:
         return self.cfg.labels.source == "hybrid"
 
 
-def compose_rounds(names: Sequence[str], overrides: Sequence[str]) -> list[Round]:
+def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list[Round]:
     """Compose each round's configuration and put teachers before their pupils.
 
     Args:
-        names: Rounds of `conf/round`.
+        names: Rounds of `conf/round`, or a single one.
         overrides: The user's command line; iterate's own keys in it are left out.
 
     Raises:
         FlareError: If a name is no round, or rounds teach each other in a circle.
     """
+    names = [names] if isinstance(names, str) else list(names)
     forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN_KEYS]
     known = sorted(p.stem for p in (CONF / "round").glob("*.yaml"))
     unknown = [name for name in names if name not in known]
