@@ -16,7 +16,8 @@ from flare.teachers import Teacher, present_teachers, read_teacher, require_teac
 
 def cfg_of(**round_keys: str | None) -> DictConfig:
     keys = {"name": "mo1", "teacher": "mo", "unlabeled_teacher": None, "checkpoint": None, **round_keys}
-    return OmegaConf.create({"name": "trial", "round": keys, "labels": {"source": "hybrid", "cases": "all"}})
+    labels = {"source": "hybrid", "cases": "all"}
+    return OmegaConf.create({"name": "trial", "paths": {"run": "absent"}, "round": keys, "labels": labels})
 
 
 def last(run: RunFolder, name: str) -> Path:
@@ -101,6 +102,21 @@ def taught(tmp_path: Path, labels: LabelSet, monkeypatch: pytest.MonkeyPatch) ->
     cfg.data = {"spacing_mm": [4.0, 1.2, 1.2]}
     cfg.classes = labels.to_config()
     return cfg
+
+
+def test_a_job_of_a_sweep_learns_from_its_own_round_or_that_of_the_run_it_names(
+    tmp_path: Path, taught: DictConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = RunFolder(tmp_path / "multirun" / "0")
+    with pytest.raises(FlareError, match=r"multirun/0/rounds/mo/.*`python train\.py round=mo name=trial`"):
+        require_teacher(taught, job)
+    taught.paths.run = str(tmp_path)
+    own = last(job, "mot")
+    require_teacher(taught, job)
+    assert [t.checkpoint for t in teachers_of(taught, job)] == [RunFolder(tmp_path).round("mo").last, own]
+    caplog.set_level("INFO")
+    read_teacher(taught, job)
+    assert caplog.messages == ["round mo1: its teacher mo is that of the run trial"]
 
 
 def test_weights_start_from_the_main_teacher(tmp_path: Path, taught: DictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from omegaconf import DictConfig
 
 from flare.errors import FlareError
 from flare.labels import LabelSet
-from flare.runs import RunFolder
+from flare.runs import RunFolder, named_run
 
 if TYPE_CHECKING:
     from flare.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
 
 UNLABELED = "unlabeled_teacher"  # the key of the teacher of cases without ground truth
 
@@ -55,11 +58,17 @@ def teachers_of(cfg: DictConfig, run: RunFolder) -> list[Teacher]:
     if cfg.round.checkpoint is not None:
         found.append(Teacher("checkpoint", None, Path(str(cfg.round.checkpoint))))
     elif cfg.round.teacher is not None:
-        found.append(Teacher("teacher", cfg.round.teacher, run.round(cfg.round.teacher).last))
+        found.append(Teacher("teacher", cfg.round.teacher, _last(cfg, run, cfg.round.teacher)))
     second = unlabeled_teacher(cfg)
     if second is not None:
-        found.append(Teacher(UNLABELED, second, run.round(second).last))
+        found.append(Teacher(UNLABELED, second, _last(cfg, run, second)))
     return found
+
+
+def _last(cfg: DictConfig, run: RunFolder, name: str) -> Path:
+    """A round's last checkpoint: the run's own, or else, for a job of a sweep, that of the run it names."""
+    own, outside = run.round(name).last, named_run(cfg).round(name).last
+    return outside if outside.is_file() and not own.is_file() else own
 
 
 def present_teachers(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> list[Teacher]:
@@ -121,6 +130,10 @@ def read_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -
     """
     main = None
     for teacher in present_teachers(cfg, run, planned):
+        if teacher.round is not None and teacher.checkpoint != run.round(teacher.round).last:
+            log.info(
+                "round %s: its teacher %s is that of the run %s", cfg.round.name, teacher.round, cfg.name
+            )
         found = _read(cfg, teacher)
         if teacher.key != UNLABELED:
             main = found
