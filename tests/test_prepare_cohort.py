@@ -1,5 +1,6 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -250,12 +251,20 @@ def test_an_empty_cohort_is_refused(tmp_path: Path, build: Callable[..., DictCon
         prepare(build())
 
 
-def test_two_preparations_of_one_cache_refuse_each_other(
-    tmp_path: Path, build: Callable[..., DictConfig]
+def test_what_another_start_prepared_while_this_one_waited_is_not_done_again(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_case(tmp_path, "a", 1)
-    with lock(tmp_path / "cache"), pytest.raises(FlareError, match="in use"):
-        prepare(build())
+
+    @contextmanager
+    def late(folder: Path, *, wait: bool) -> Iterator[None]:
+        assert wait
+        monkeypatch.setattr("flare.prepare.cohort.lock", lock)
+        assert prepare(build()).processed == ["a"]
+        yield
+
+    monkeypatch.setattr("flare.prepare.cohort.lock", late)
+    assert prepare(build()).processed == []
 
 
 def test_what_a_killed_preparation_left_is_removed_and_the_rest_kept(

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def test_a_lock_is_let_go_after_an_error(tmp_path: Path) -> None:
         fail()
     with lock(tmp_path):
         pass
+
+
+def test_one_that_waits_is_told_and_goes_on_when_the_other_is_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        threading.Timer(0.5, holder.stdin.close).start()
+        with lock(tmp_path, wait=True):
+            assert holder.wait(timeout=10) == 0
+    assert caplog.messages == [f"process {holder.pid} is at work in the same folder: waiting for it"]
 
 
 def test_within_one_process_as_well(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from omegaconf import DictConfig
 
 from flare.errors import FlareError
 from flare.journal import Journal
+
+log = logging.getLogger(__name__)
 
 HOLDER = "process "
 PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their parent was killed
@@ -102,15 +105,19 @@ def named_run(cfg: DictConfig) -> RunFolder:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs; the lock goes with the process, however it ends.
 
+    Args:
+        folder: Made if it is not there.
+        wait: Whether to wait for another process that holds it.
+
     Raises:
-        FlareError: If another process holds it.
+        FlareError: If another process holds it and is not waited for, or this one holds it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as stream:
-        if not _take(stream):
+        if not _take(stream, wait=wait):
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             raise FlareError(f"{folder} is in use by {holder}; wait for it, or choose another name=")
@@ -121,9 +128,10 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _take(stream: IO[str]) -> bool:
+def _take(stream: IO[str], *, wait: bool) -> bool:
     """Take a lock; if its holder is dead, wait for what the holder had started and left."""
     deadline = time.monotonic() + PATIENCE_S
+    told = False
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,7 +139,14 @@ def _take(stream: IO[str]) -> bool:
         except OSError:
             stream.seek(0)
             number = stream.read().strip().removeprefix(HOLDER)
-            if not number.isdigit() or _is_running(int(number)) or time.monotonic() > deadline:
+            if not number.isdigit() or _is_running(int(number)):
+                if not wait or number == str(os.getpid()):
+                    return False
+                if not told:
+                    log.info("process %s is at work in the same folder: waiting for it", number or "unknown")
+                    told = True
+                deadline = time.monotonic() + PATIENCE_S
+            elif time.monotonic() > deadline:
                 return False
             time.sleep(0.2)
 

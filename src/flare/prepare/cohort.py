@@ -23,6 +23,7 @@ from flare.prepare.settings import Settings
 from flare.prepare.statistics import pool, write_statistics
 from flare.preprocessing import Intensity
 from flare.progress import console
+from flare.runs import lock
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,12 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
         The cohort; refused cases are in `failures`, the rest is complete.
     """
     settings = Settings.from_config(cfg)
+    with lock(settings.folder.root, wait=True):  # jobs of a sweep share it; the first prepares, the rest find
+        return _prepare(settings)
+
+
+def _prepare(settings: Settings) -> Cohort:
+    """Do what `prepare_cohort` says, alone in the cache."""
     try:
         generate_if_phantom(settings)
         index, analysis = _look(settings)

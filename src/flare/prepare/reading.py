@@ -14,21 +14,20 @@ from flare.prepare.casework import cache_case, check_case
 from flare.prepare.layout import PreparedFolder
 from flare.prepare.room import estimate, require_room
 from flare.prepare.settings import Settings
-from flare.runs import lock
 
 
 def read_cases(settings: Settings, cases: Sequence[Case]) -> list[Outcome]:
     """Check all cases that are new or changed, and cache those of the training split.
 
     Args:
-        settings: The preparation.
+        settings: The preparation, whose folder the caller holds.
         cases: The whole cohort.
 
     Returns:
         Outcomes of the cases that were read; unchanged cases have none.
 
     Raises:
-        FlareError: If the disk has no room, or another process is at work on the same cache.
+        FlareError: If the disk has no room.
     """
     cache, check = settings.folder.journal("cache"), settings.folder.journal("check")
     to_cache = _pending([c for c in cases if c.split == "train"], cache, settings.cache_config)
@@ -38,11 +37,10 @@ def read_cases(settings: Settings, cases: Sequence[Case]) -> list[Outcome]:
     workers = getattr(settings.executor, "workers", 1)
     images = ([c.image for c in to_cache], [c.image for c in to_check])
     require_room(settings.folder.root, estimate(*images, settings.folder.spacing_mm, workers))
-    with lock(settings.folder.root):
-        for path in (settings.folder.image(""), settings.folder.labels(""), settings.folder.histogram("")):
-            remove_partial(path.parent)
-        checked = _check(settings, check, to_check)
-        return checked + _cache(settings, cache, to_cache)
+    for path in (settings.folder.image(""), settings.folder.labels(""), settings.folder.histogram("")):
+        remove_partial(path.parent)
+    checked = _check(settings, check, to_check)
+    return checked + _cache(settings, cache, to_cache)
 
 
 def recorded_warnings(folder: PreparedFolder, cases: Sequence[Case]) -> dict[str, list[str]]:
