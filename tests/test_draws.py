@@ -109,6 +109,7 @@ def test_in_dummy_2d_one_angle_of_up_to_180_degrees_about_z(drawn: list[Augmenta
     assert angles[:, 0].max() > 160
     alphas = [d.elastic.alpha for d in drawn if d.elastic is not None]
     sigmas = [d.elastic.sigma for d in drawn if d.elastic is not None]
+    assert 0 <= min(alphas) < 20
     assert 180 < max(alphas) <= 200
     assert 9 <= min(sigmas) < 9.5 < 12.5 < max(sigmas) <= 13
 
@@ -118,7 +119,12 @@ def test_in_three_dimensions_up_to_30_degrees_about_each_axis() -> None:
     angles = np.array([d.rotation for d in drawn if d.rotation is not None])
     assert (abs(angles).max(axis=0) <= 30).all()
     assert (abs(angles).max(axis=0) > 27).all()
-    assert 800 < max(d.elastic.alpha for d in drawn if d.elastic is not None) <= 900
+    alphas = [d.elastic.alpha for d in drawn if d.elastic is not None]
+    sigmas = [d.elastic.sigma for d in drawn if d.elastic is not None]
+    assert 0 <= min(alphas) < 90
+    assert 810 < max(alphas) <= 900
+    assert 9 <= min(sigmas) < 9.4
+    assert 12.6 < max(sigmas) <= 13
 
 
 def test_a_range_on_one_side_of_one_stays_there() -> None:

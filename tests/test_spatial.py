@@ -165,9 +165,8 @@ def test_the_box_is_the_patch_and_what_a_turn_brings_in() -> None:
     assert upper[2] in (37, 38)
 
 
-@pytest.mark.parametrize("dummy_2d", [True, False])
-@pytest.mark.parametrize("how", ["nearest", "linear"])
-def test_labels_follow_the_image_and_gain_no_class(how: str, dummy_2d: bool) -> None:
+def four_classes(*, dummy_2d: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A label map of four classes in large pieces, and a grid within it."""
     wide = (25, 81, 81)
     ids = np.array([0, 1, 4, 14], dtype=np.uint8)[
         (ndimage.gaussian_filter(np.random.default_rng(2).random(wide), 2.5).argsort(None).argsort() * 4)
@@ -178,7 +177,13 @@ def test_labels_follow_the_image_and_gain_no_class(how: str, dummy_2d: bool) -> 
     grid = place(drawn, dummy_2d=dummy_2d)
     shift = torch.tensor([8, 24, 20])[-len(grid) :]
     grid = grid + shift.view(-1, *[1] * (grid.ndim - 1))
-    volume = torch.from_numpy(ids if not dummy_2d else ids[8:17])
+    return torch.from_numpy(ids if not dummy_2d else ids[8:17]), grid
+
+
+@pytest.mark.parametrize("dummy_2d", [True, False])
+@pytest.mark.parametrize("how", ["nearest", "linear"])
+def test_labels_follow_the_image_and_gain_no_class(how: str, dummy_2d: bool) -> None:
+    volume, grid = four_classes(dummy_2d=dummy_2d)
     label = resample_label(volume, grid, how)
     assert label.dtype == torch.uint8
     assert tuple(label.shape) == PATCH
@@ -188,3 +193,29 @@ def test_labels_follow_the_image_and_gain_no_class(how: str, dummy_2d: bool) -> 
         share = resample_image((volume == class_id).float(), grid, "linear")
         assert (label[share > 0.999] == class_id).all()
         assert (label[share < 0.001] != class_id).all()
+
+
+@pytest.mark.parametrize("dummy_2d", [True, False])
+def test_linear_labels_are_the_class_that_scipy_finds_to_fill_one_half(dummy_2d: bool) -> None:
+    volume, grid = four_classes(dummy_2d=dummy_2d)
+    places = grid.numpy()
+    if dummy_2d:
+        slices = np.arange(PATCH[0], dtype=np.float32)[:, None, None]
+        places = np.stack([np.broadcast_to(part, PATCH) for part in (slices, *places)])
+    classes = (0, 1, 4, 14)
+    shares = np.stack(
+        [ndimage.map_coordinates((volume.numpy() == c) * 1.0, places, order=1) for c in classes]
+    )
+    expected = np.zeros(PATCH, dtype=np.uint8)
+    for class_id, share in zip(classes, shares, strict=True):
+        expected[share >= 0.5] = class_id
+    clear = (abs(shares - 0.5) > 1e-4).all(axis=0)  # single precision decides the others
+    label = resample_label(volume, grid, "linear").numpy()
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(label[clear], expected[clear])
+    # of three or more classes none may fill one half: that is background
+    undecided = (shares < 0.4999).all(axis=0)
+    assert undecided.any()
+    assert (label[undecided] == 0).all()
+    nearest = resample_label(volume, grid, "nearest").numpy()
+    assert 0.005 < (label != nearest).mean() < 0.2

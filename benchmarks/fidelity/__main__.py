@@ -27,6 +27,7 @@ ITEMS = (
     "preprocess",
     "training_step",
     "augmentation",
+    "spatial",
     "rules",
     "authors",
     "scores",

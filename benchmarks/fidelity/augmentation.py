@@ -1,30 +1,25 @@
-"""5. Augmentation: how often, and each transform with what was drawn against batchgenerators' own.
+"""5. Augmentation: how often, within which ranges, and intensities against batchgenerators' own.
 
 nnU-Net 1.7 augments with batchgenerators. Its draws are replaced, so that it applies what ours has drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
-from batchgenerators.augmentations import (
-    color_augmentations,
-    noise_augmentations,
-    resample_augmentations,
-    spatial_transformations,
-    utils,
-)
+from batchgenerators.augmentations import color_augmentations, noise_augmentations, resample_augmentations
 from omegaconf import OmegaConf
 from rows import BATCHGENERATORS, ROOT, Row, counted, limited
 
-from flare.data.draws import Augmentation, Elastic, Noise, draw_augmentation
-from flare.data.spatial import displacement, smooth
-from flare.data.transforms import Augmenter, apply_gamma, change_intensity, lower_resolution, scale_contrast
+from flare.data.draws import Augmentation, Noise, draw_augmentation
+from flare.data.spatial import smooth
+from flare.data.transforms import apply_gamma, change_intensity, lower_resolution, scale_contrast
 
 DRAWS = 2000
 METHOD = "method, section 7"
@@ -43,6 +38,9 @@ RATES = {
 }
 RANGES = {
     "scale": (0.7, 1.4),
+    "elastic.alpha": (0, 200),  # in dummy_2d, the default
+    "elastic.sigma": (9, 13),
+    "noise.std": (0, 0.1),
     "blur": (0.5, 1),
     "brightness": (0.75, 1.25),
     "contrast": (0.75, 1.25),
@@ -50,14 +48,14 @@ RANGES = {
     "gamma_inverted": (0.7, 1.5),
     "gamma": (0.7, 1.5),
 }
+RANGES_3D = {"elastic.alpha": (0, 900), "elastic.sigma": (9, 13)}
 SHAPE = (32, 48, 64)
 
 
 def check() -> Iterator[Row]:
-    """Rates and ranges, then intensities, then places."""
+    """Rates and ranges, then intensities."""
     yield from _draws()
     yield from _intensities()
-    yield from _places()
 
 
 def settings(**more: Any) -> dict[str, Any]:
@@ -76,11 +74,7 @@ def _draws() -> Iterator[Row]:
     for axis in range(3):
         worst = max(worst, abs(np.mean([axis in d.mirror for d in drawn]) - 0.5) / np.sqrt(0.25 / DRAWS))
     yield limited(f"13 rates over {DRAWS} draws, in standard errors", METHOD, worst, 4)
-    wrong = 0
-    for name, (low, high) in RANGES.items():
-        values = [v for d in drawn if (v := getattr(d, name)) is not None]
-        margin = 0.1 * (high - low)
-        wrong += not (low <= min(values) < low + margin and high - margin < max(values) <= high)
+    wrong = sum(not _fills(drawn, name, *limits) for name, limits in RANGES.items())
     yield counted("ranges of the draws", METHOD, wrong, len(RANGES))
     for two_d, limit in ((True, 180), (False, 30)):
         found = [
@@ -91,6 +85,16 @@ def _draws() -> Iterator[Row]:
         wrong = int((abs(used) > limit).any()) + int((abs(used).max(0) < 0.9 * limit).any())
         wrong += int(two_d and (angles[:, 1:] != 0).any())
         yield counted(f"angles, dummy_2d={str(two_d).lower()}: up to {limit} degrees", METHOD, wrong, 3)
+    wrong = sum(not _fills(found, name, *limits) for name, limits in RANGES_3D.items())
+    yield counted("ranges of elastic deformation, dummy_2d=false", METHOD, wrong, len(RANGES_3D))
+
+
+def _fills(drawn: Sequence[Augmentation], name: str, low: float, high: float) -> bool:
+    """Whether what was drawn stays within a range, and comes within a tenth of it to both ends."""
+    happened = [d for d in drawn if getattr(d, name.split(".")[0]) is not None]
+    values = list(map(attrgetter(name), happened))
+    margin = 0.1 * (high - low)
+    return low <= min(values) < low + margin and high - margin < max(values) <= high
 
 
 @contextmanager
@@ -145,75 +149,3 @@ def _intensities() -> Iterator[Row]:
     noisy = change_intensity(torch.zeros(64, 64, 64), Augmentation(noise=Noise(0.07, 3)), dummy_2d=True)
     peer_noise = "standard deviation of noise 0.07, relative"
     yield limited(peer_noise, METHOD, abs(float(noisy.std()) / 0.07 - 1), 0.01)
-
-
-def _places() -> Iterator[Row]:
-    """One resampling of both, all of them cubic; only what is inside the volume of both is compared."""
-    volume = image()
-    for two_d in (True, False):
-        for name, drawn in {
-            "rotation 20 degrees": Augmentation((20.0, 0.0, 0.0)),
-            "scale 0.8": Augmentation(scale=0.8),
-            "rotation -10 and scale 0.9": Augmentation((-10.0, 0.0, 0.0), 0.9),
-        }.items():
-            yield _place(f"{name}, dummy_2d={str(two_d).lower()}", volume, drawn, two_d)
-    drawn = Augmentation((5.0, -8.0, 12.0), 0.9)
-    yield _place("three angles and scale", volume, drawn, False)
-    elastic = Elastic(alpha=150.0, sigma=10.0, seed=4)
-    generator = torch.Generator().manual_seed(elastic.seed)
-    draws = iter(torch.rand(3, *SHAPE, generator=generator).numpy())
-    with mock.patch.object(np.random, "random", side_effect=draws):
-        peer = utils.elastic_deform_coordinates(np.zeros((3, *SHAPE)), elastic.alpha, elastic.sigma)
-    difference = float(np.abs(displacement(elastic, SHAPE).numpy() - peer).max())
-    yield limited("elastic displacement from equal noise, voxels", BATCHGENERATORS, difference, 1e-3)
-    yield from _mirrored(volume)
-
-
-def _place(name: str, volume: np.ndarray, drawn: Augmentation, two_d: bool) -> Row:
-    inner = tuple(n - 2 * m for n, m in zip(SHAPE, (0 if two_d else 12, 12, 16), strict=True))
-    start = [(n - i) // 2 for n, i in zip(SHAPE, inner, strict=True)]
-    padding = 40  # of ours, which reads zeros outside; the peer is told to do the same
-    wide = np.pad(volume, padding)
-
-    def read(lower: Any, upper: Any) -> tuple[np.ndarray, np.ndarray]:
-        box = tuple(
-            slice(s + a + padding, s + b + padding) for s, a, b in zip(start, lower, upper, strict=True)
-        )
-        return wide[box].copy(), np.zeros_like(wide[box], dtype=np.uint8)
-
-    mine, _ = Augmenter(inner, settings(dummy_2d=two_d)).apply(read, drawn)
-    z, y, x = np.radians(drawn.rotation or (0.0, 0.0, 0.0))
-    scale = drawn.scale or 1.0
-    common = {
-        "do_elastic_deform": False,
-        "do_rotation": drawn.rotation is not None,
-        "do_scale": drawn.scale is not None,
-        "scale": (scale, scale),
-        "border_mode_data": "constant",
-        "order_data": 3,
-        "random_crop": False,
-    }
-    # it counts angles about its first and third axis the other way round
-    angles = {f"angle_{name}": (angle, angle) for name, angle in zip("xyz", (-z, y, -x), strict=True)}
-    stack = volume[None] if two_d else volume[None, None]
-    with told(scale):
-        peer, _ = spatial_transformations.augment_spatial(
-            stack, None, inner[1:] if two_d else inner, **angles, **common
-        )
-    difference = np.abs(mine.numpy() - (peer[0] if two_d else peer[0, 0]))
-    return limited(f"{name}, largest", BATCHGENERATORS, float(difference.max()), 1e-3)
-
-
-def _mirrored(volume: np.ndarray) -> Iterator[Row]:
-    """All combinations of axes; labels are flipped with the image and gain no class."""
-    label = (volume > 0).astype(np.uint8) * 3
-    wrong = 0
-    for number in range(8):
-        axes = tuple(a for a in range(3) if number >> a & 1)
-        mine = Augmenter(SHAPE, settings()).apply(
-            lambda *_: (volume.copy(), label.copy()), Augmentation(mirror=axes)
-        )
-        with mock.patch.object(np.random, "uniform", return_value=0.0):
-            peer = spatial_transformations.augment_mirroring(volume[None].copy(), label[None].copy(), axes)
-        wrong += not (np.array_equal(mine[0], peer[0][0]) and np.array_equal(mine[1], peer[1][0]))
-    yield counted("mirrored image and labels, all 8 combinations", BATCHGENERATORS, wrong, 8)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from peers import configuration, plans
 from rows import ABDOMEN, ABDOMEN_LABELS, NNUNET2, Row, counted, limited, stated
 
-from flare.images import read_image
+from flare.geometry import Orientation, Volume
+from flare.images import read_image, write_image
 from flare.prepare.statistics import foreground_histogram, intensity_of
 from flare.preprocessing import Intensity, normalise, preprocess
 from flare.resampling import resample, resampled_shape
@@ -21,9 +26,10 @@ SPACING = (4.0, 1.2, 1.2)
 
 
 def check() -> Iterator[Row]:
-    """Compare statistics first, then arrays with the same statistics."""
+    """Compare the voxel order first, then statistics, then arrays with the same statistics."""
     volume = read_image(ABDOMEN)
     labels = read_image(ABDOMEN_LABELS).array
+    yield _orders(volume)
     ours, rows = _statistics(volume.array, labels)
     yield from rows
     intensity = {
@@ -42,6 +48,24 @@ def check() -> Iterator[Row]:
     }
     theirs = _theirs(volume, configuration("medium", **torch_linear), intensity)
     yield from _arrays(volume, "linear", ours, theirs)
+
+
+def _orders(volume: Volume) -> Row:
+    """Store the CT in every voxel order, flipped and permuted, and bring it back by both readers."""
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "ct_0000.nii")
+        for axes in itertools.permutations(range(3)):
+            for flips in itertools.product((False, True), repeat=3):
+                order = Orientation(axes, flips)
+                stored = Volume(order.apply(volume.array), order.apply_geometry(volume.geometry))
+                write_image(Path(path), stored.array, stored.geometry)
+                theirs, properties = NibabelIOWithReorient().read_images([path])
+                spacing = volume.geometry.spacing_mm  # its own, so that nothing is resampled
+                ours = preprocess(read_image(Path(path)), spacing, "linear")
+                equal = np.array_equal(ours.array, theirs[0])
+                wrong += not (equal and np.allclose(ours.ras.spacing_mm, properties["spacing"], rtol=1e-6))
+    return counted("voxel order: all 48, flipped and permuted", NNUNET2, wrong, 48)
 
 
 def _statistics(image: np.ndarray, labels: np.ndarray) -> tuple[Intensity, list[Row]]:
