@@ -1,11 +1,18 @@
 """The page's tables from rows as a run leaves them."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from flare.labels import LabelSet
-from flare.report.gather import Facts, RoundFacts
+from flare.report.build import headline
+from flare.report.charts import class_boxes
+from flare.report.gather import Facts, RoundFacts, gather
 from flare.report.pictures import named_ranks
 from flare.report.tables import ablation_table, efficiency_table, provenance_table, ranked
+from flare.report.trends import trend, trends
+from report_run import make_run
 
 PLAN = {"cases": "2", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
 
@@ -66,3 +73,31 @@ def test_cases_are_ranked_by_the_classes_that_were_scored(labels: LabelSet) -> N
 def test_efficiency_of_a_round_without_scored_cases_is_empty() -> None:
     (row,) = efficiency_table([RoundFacts("mo", None, PLAN, curve=[{"patches_per_s": 4.0}])])
     assert (row["patches_per_s"], row["n"], row["median_s"], row["gpu_memory_mb"]) == (4.0, 0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("last", "drawn", "name", "shown"),
+    [("mt", "Lesion", "tumor", {"tumor"}), ("mo", "organ_mean", "organ", {"liver", "spleen"})],
+)
+def test_what_the_last_round_does_not_learn_is_nowhere(
+    tmp_path: Path, last: str, drawn: str, name: str, shown: set[str]
+) -> None:
+    made = make_run(tmp_path, (last,))
+    found = gather(made.cfg, made.rounds, made.cohort, made.run, made.results.table, [])
+    scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.labels.classes}
+    scored = {key: value for key, value in scores.items() if value is not None}
+    assert set(scored) == shown
+    ((_, mean),) = ranked(found)
+    assert mean == pytest.approx(sum(scored.values()) / len(scored))
+    ticks = class_boxes(found.last, found.labels).axes[1].get_xticklabels()
+    assert len(ticks) == (1 if last == "mt" else 13)
+    assert list(trends(found)) == [f"{drawn}_DSC"]
+    figure = trend(found)
+    assert figure is not None
+    assert len(figure.axes) == 1
+    told = [told for told, _ in headline(found)]
+    assert told == [f"{name} DSC of {last.upper()}", f"{name} DSC of the best baseline (atlas)"]
+
+
+def test_a_run_whose_rounds_are_not_in_the_table_has_no_trend(labels: LabelSet) -> None:
+    assert trend(facts(labels, [RoundFacts("mo", None, PLAN)], [])) is None

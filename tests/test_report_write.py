@@ -1,5 +1,6 @@
 """The page of a run: whole, small, without a path or an address; made again only when something changed."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 
 from flare.executor import Outcome
 from flare.files import write_csv, write_text
+from flare.labels import LabelSet
 from flare.report import write_report
-from flare.report.build import NIIVUE
+from flare.report.build import NIIVUE, viewer_json
+from flare.report.gather import Facts
 from report_run import Made, make_run
 
 
@@ -77,7 +80,7 @@ def test_the_page_is_made_again_only_when_what_it_shows_changed(
     made = make_run(tmp_path, names=("mot",))
     built = []
 
-    def build(*_: object, page: Path, overview: Path) -> None:
+    def build(*_: object, truth: Path | None, page: Path, overview: Path) -> None:
         built.append(page)
         write_text(page, "page")
         write_text(overview, "picture")
@@ -95,6 +98,15 @@ def test_the_page_is_made_again_only_when_what_it_shows_changed(
     (made.run.root / "report.html").unlink()
     write_report(*made.arguments())
     assert len(built) == 4
+
+
+def test_a_name_cannot_leave_the_viewers_data(labels: LabelSet) -> None:
+    name = "</script><!--<script>"
+    facts = Facts("run", "phantom", "test", "present", labels, [], [], [], [], [], {}, {})
+    told = viewer_json(facts, {name: {"image": "AA=="}}, [])
+    assert told is not None
+    assert "<" not in told
+    assert json.loads(told)["cases"][0]["name"] == name
 
 
 @pytest.mark.slow

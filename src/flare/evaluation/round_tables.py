@@ -8,6 +8,7 @@ from typing import Any
 
 from flare.evaluation.efficiency import table8, write_efficiency
 from flare.evaluation.metrics import MEASURES
+from flare.evaluation.summary import only_learned
 from flare.evaluation.tables import table4
 from flare.labels import LabelSet
 
@@ -33,9 +34,7 @@ def write_round_tables(
         labels: The classes.
         targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
     """
-    learned = {labels.by_id(i).short for i in labels.outputs(targets) if i}
-    foreign = {f"{c.short}_{m}": None for c in labels.classes if c.short not in learned for m in MEASURES}
-    table4([{**row, **foreign} for row in scores], labels, folder / "table4")
+    table4(only_learned(scores, labels, targets), labels, folder / "table4")
     efficiency = write_efficiency(inference, folder)
     summary = dict(summary)
     if targets == "tumor":

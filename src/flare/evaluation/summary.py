@@ -26,6 +26,19 @@ def metrics_row(case: str, scores: Mapping[str, ClassScore]) -> Row:
     return row
 
 
+def only_learned(rows: Sequence[Mapping[str, Any]], labels: LabelSet, targets: str) -> list[Row]:
+    """Rows of `metrics.csv` without the scores of classes that a round does not learn: None in their place.
+
+    Args:
+        rows: One a case.
+        labels: The classes.
+        targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
+    """
+    learned = labels.outputs(targets)
+    foreign = {f"{c.short}_{m}": None for c in labels.classes if c.id not in learned for m in MEASURES}
+    return [{**row, **foreign} for row in rows]
+
+
 def summarise(rows: Sequence[Row], labels: LabelSet) -> dict[str, Any]:
     """Means over cases, as the official script takes them.
 

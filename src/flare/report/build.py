@@ -26,12 +26,14 @@ from flare.report.gather import Facts, gather
 from flare.report.graph import draw_graph
 from flare.report.palette import TARGETS, class_colours, title
 from flare.report.pictures import Shown, draw_cases, pack_cases, write_overview
+from flare.report.trends import trend
 from flare.report.viewer import lookup_table
-from flare.report.write import truth_folder
 from flare.rounds import Round
 from flare.runs import RunFolder
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from flare.ablation import Results
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def build_report(
     results: Results,
     executor: Executor,
     *,
+    truth: Path | None,
     page: Path,
     overview: Path,
 ) -> None:
@@ -60,12 +63,12 @@ def build_report(
         run: The run's folder.
         results: The ablation table, and the cases that failed.
         executor: Where cases are compared and drawn.
+        truth: Folder of complete labels of the training cases, where there is one.
         page: The HTML file to write.
         overview: The PNG file to write.
     """
     started = time.monotonic()
     facts = gather(cfg, rounds, cohort, run, results.table, [f.case_id for f in results.failures])
-    truth = truth_folder(cfg)
     quality = pseudo_label_quality(
         rounds, cohort.cases, run, labels=facts.labels, truth=truth, executor=executor
     )
@@ -82,9 +85,9 @@ def build_report(
         "has_truth": truth is not None,
         "sample": SAMPLE,
         "quality": tables.quality_table(quality, facts.labels),
-        "quality_figure": to_svg(charts.label_quality(quality, facts.labels)) if quality else None,
+        "quality_figure": _svg(charts.label_quality(quality, facts.labels)),
         "shown": shown,
-        "viewer": _viewer(facts, volumes, shown),
+        "viewer": viewer_json(facts, volumes, shown),
     }
     write_text(page, render(context))
     write_overview(overview, facts, shown)
@@ -93,7 +96,6 @@ def build_report(
 
 
 def _figures(facts: Facts) -> dict[str, Any]:
-    scored = bool(facts.table)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "labels.svg"
         plot_label_analysis(path, facts.cases, facts.labels)
@@ -102,12 +104,16 @@ def _figures(facts: Facts) -> dict[str, Any]:
         "graph": draw_graph(facts.rounds),
         "completeness": completeness,
         "curves": to_svg(charts.learning_curves(facts.rounds)),
-        "trend": to_svg(charts.trend(facts)) if scored else None,
-        "boxes": to_svg(charts.class_boxes(facts.last, facts.labels)) if facts.last.scores else None,
+        "trend": _svg(trend(facts)),
+        "boxes": to_svg(charts.class_boxes(facts.last, facts.labels)) if tables.ranked(facts) else None,
         "seconds": to_svg(charts.seconds_by_stage(facts.rounds))
         if any(r.seconds for r in facts.rounds)
         else None,
     }
+
+
+def _svg(figure: Figure | None) -> str | None:
+    return None if figure is None else to_svg(figure)
 
 
 def _tables(facts: Facts) -> dict[str, Any]:
@@ -120,33 +126,33 @@ def _tables(facts: Facts) -> dict[str, Any]:
         "ablation": [(m, tables.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
         "provenance": tables.provenance_table(facts.rounds, facts.labels),
         "efficiency": tables.efficiency_table(facts.rounds),
-        "headline": _headline(facts),
+        "headline": headline(facts),
     }
 
 
-def _headline(facts: Facts) -> list[tuple[str, float]]:
-    """The figures that stand at the top: the last round, and the best baseline."""
-    rows = {row["round"]: row for row in facts.table}
-    last = rows.get(facts.last.name, {})
+def headline(facts: Facts) -> list[tuple[str, float]]:
+    """The figures that stand at the top: the last round's, and the best baseline beside the first of them."""
+    last = next((row for row in facts.table if row["round"] == facts.last.name), {})
     tumor = "" if facts.labels.tumor is None else f"{facts.labels.by_id(facts.labels.tumor).short}_DSC"
-    name = facts.last.name.upper()
-    found = [(f"organ DSC of {name}", last.get("organ_mean_DSC")), (f"tumor DSC of {name}", last.get(tumor))]
+    known = [(k, n) for k, n in (("organ_mean_DSC", "organ"), (tumor, "tumor")) if last.get(k) is not None]
+    found = [(f"{name} DSC of {facts.last.name.upper()}", last[key]) for key, name in known]
     trained = {r.name for r in facts.rounds}
-    baselines = [r for r in facts.table if r["round"] not in trained and r["organ_mean_DSC"] is not None]
-    if baselines:
-        best = max(baselines, key=lambda r: r["organ_mean_DSC"])
-        found.append((f"organ DSC of the best baseline ({best['round']})", best["organ_mean_DSC"]))
-    return [(told, value) for told, value in found if value is not None]
+    for key, name in known[:1]:
+        baselines = [r for r in facts.table if r["round"] not in trained and r[key] is not None]
+        if baselines:
+            best = max(baselines, key=lambda r: r[key])
+            found.append((f"{name} DSC of the best baseline ({best['round']})", best[key]))
+    return found
 
 
-def _viewer(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequence[Shown]) -> str | None:
+def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequence[Shown]) -> str | None:
     """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
     if not volumes:
         return None
     ranks = {s.case: s.rank for s in shown}
     cases = [{"name": case, "rank": ranks.get(case, ""), **packed} for case, packed in volumes.items()]
     data = {"lookup": lookup_table(facts.labels), "cases": cases}
-    return json.dumps(data).replace("</", "<\\/")
+    return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called
 
 
 def render(context: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of how the rounds learned, what they scored, and how good their pseudo labels were."""
+"""Figures of how the rounds learned, what the last one scored, and how good their pseudo labels were."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from flare.labels import LabelSet
 from flare.report.agreement import Quality
 from flare.report.drawing import ACCENT, GREY, INK, PAPER, new_figure, style
-from flare.report.gather import Facts, RoundFacts
+from flare.report.gather import RoundFacts
 from flare.report.palette import TARGETS, class_colours, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MIN_PLACES = 6  # of boxes side by side: a single one would fill the figure (ours)
 STAGES = ("read", "preprocess", "plan", "network", "restore", "write")
 STAGE_COLOURS = ("#9aa4b0", "#88c0a8", "#e0c060", "#2f6f9f", "#b07aa1", "#5f4b3b")
 
@@ -59,52 +60,16 @@ def _curve(axes: Axes, item: RoundFacts, key: str, colour: str) -> None:
         axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def trend(facts: Facts) -> Figure:
-    """Organ mean and tumor DSC over the rounds, ours and the paper's, with the baselines as levels."""
-    with style():
-        figure = new_figure(10.4, 3.3)
-        organs, tumor = figure.subplots(1, 2)
-        draw_trend(organs, facts, "organ_mean_DSC", "organs, mean")
-        if facts.labels.tumor is not None:
-            short = facts.labels.by_id(facts.labels.tumor).short
-            draw_trend(tumor, facts, f"{short}_DSC", "tumor")
-        handles, names = organs.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    return figure
-
-
-def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
-    """One measure of the ablation table over the rounds."""
-    names = [r.name for r in facts.rounds]
-    rows = {row["round"]: row for row in facts.table}
-    for column, colour, mark, told in (
-        (key, ACCENT, "o-", f"this run ({facts.data}, n={len(facts.scored)})"),
-        (f"paper_{key}", PAPER, "s--", "the paper (FLARE23 online validation)"),
-    ):
-        points = [(i, rows[n][column]) for i, n in enumerate(names) if rows[n].get(column) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=told, clip_on=False)
-    baselines = [r for r in facts.table if r["round"] not in names and r.get(key) is not None]
-    if baselines:
-        best = max(baselines, key=lambda r: r[key])
-        axes.axhline(best[key], color=GREY, linewidth=1, linestyle=":", label="best baseline")
-        axes.text(len(names) - 0.6, best[key] + 1.5, best["round"], color=GREY, ha="right", fontsize=8.5)
-    axes.set_title(name)
-    axes.set_xticks(range(len(names)), [n.upper() for n in names])
-    axes.set_xlim(-0.4, len(names) - 0.6)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("DSC (%)")
-
-
 def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
-    """DSC and NSD of every scored case by class: boxes, with every case as a dot."""
+    """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
     colours = class_colours(labels)
+    classes = [c for c in labels.classes if c.id in labels.outputs(item.plan["targets"])]
     with style():
         figure = new_figure(10.4, 5.6)
         grid = figure.subplots(2, 1, sharex=True)
         counts: list[int] = []
         for axes, measure in zip(grid, ("DSC", "NSD"), strict=True):
-            values = [_scores(item, f"{c.short}_{measure}") for c in labels.classes]
+            values = [_scores(item, f"{c.short}_{measure}") for c in classes]
             counts = [len(v) for v in values]
             axes.boxplot(
                 [100 * v for v in values],
@@ -116,7 +81,7 @@ def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
                 whiskerprops={"color": GREY},
                 capprops={"color": GREY},
             )
-            for place, (c, found) in enumerate(zip(labels.classes, values, strict=True)):
+            for place, (c, found) in enumerate(zip(classes, values, strict=True)):
                 offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
                 axes.scatter(
                     place + offsets,
@@ -130,9 +95,9 @@ def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
             axes.set_ylim(-3, 103)
             axes.set_ylabel(f"{measure} (%)")
             axes.grid(axis="x", visible=False)
-        names = [
-            f"{title(c).replace(' ', chr(10))}\nn={n}" for c, n in zip(labels.classes, counts, strict=True)
-        ]
+        names = [f"{title(c).replace(' ', chr(10))}\nn={n}" for c, n in zip(classes, counts, strict=True)]
+        middle, half = (len(classes) - 1) / 2, max(len(classes), MIN_PLACES) / 2 + 0.1
+        grid[1].set_xlim(middle - half, middle + half)
         grid[1].set_xticks(range(len(names)), names, fontsize=8)
     return figure
 
@@ -141,18 +106,25 @@ def _scores(item: RoundFacts, key: str) -> np.ndarray:
     return np.asarray([row[key] for row in item.scores if row.get(key) is not None], dtype=float)
 
 
-def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure:
-    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth."""
+def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure | None:
+    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth.
+
+    Organs and tumor apart; None where there is nothing to compare them with.
+    """
     lines = (
         ("previous", GREY, "D:", "prediction and the labels its teacher was trained on"),
         ("pseudo", ACCENT, "o-", "prediction and truth"),
         ("merged", PAPER, "s-", "merged label and truth"),
     )
+    tumor = () if labels.tumor is None else (labels.tumor,)
+    parts = [(labels.organs, "organs, mean"), (tumor, "tumor")]
+    there = [p for p in parts if any(q.mean(k, p[0]) is not None for q in found for k, *_ in lines)]
+    if not there:
+        return None
     with style():
         figure = new_figure(10.4, 3.3)
-        grid = figure.subplots(1, 2, sharey=True)
-        tumor = () if labels.tumor is None else (labels.tumor,)
-        for axes, ids, name in zip(grid, (labels.organs, tumor), ("organs, mean", "tumor"), strict=True):
+        grid = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
+        for axes, (ids, name) in zip(grid, there, strict=True):
             for comparison, colour, mark, told in lines:
                 points = [(i, m) for i, q in enumerate(found) if (m := q.mean(comparison, ids)) is not None]
                 if points:
@@ -164,8 +136,7 @@ def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure:
             axes.set_ylim(0, 102)
         grid[0].set_ylabel("Dice (%)")
         handles, names = grid[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
 
 

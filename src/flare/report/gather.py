@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.cases import Case
+from flare.evaluation.summary import only_learned
 from flare.files import read_csv, read_json
 from flare.journal import Journal
 from flare.labels import LabelSet
@@ -31,8 +32,7 @@ class RoundFacts:
         teacher: The round that made its pseudo labels, if it has any.
         plan: Its row of `plan.csv`.
         curve: Rows of `training.csv`, one an epoch; numbers, None where there is none.
-        scores: Rows of the scored split's `metrics.csv`, one a case.
-        validation: Mean DSC by short class name on the validation cases after training, from 0 to 1.
+        scores: Rows of the scored split's `metrics.csv`, one a case; None for classes that it does not learn.
         provenance: Rows of `provenance.csv`, one a case; none for a round on ground truth.
         seconds: What the journal of prediction says, one row a held-out case.
         revision: Code revision that trained it.
@@ -44,7 +44,6 @@ class RoundFacts:
     plan: dict[str, str]
     curve: list[dict[str, float | None]] = field(default_factory=list)
     scores: list[Row] = field(default_factory=list)
-    validation: dict[str, float | None] = field(default_factory=dict)
     provenance: list[dict[str, str]] = field(default_factory=list)
     seconds: list[Row] = field(default_factory=list)
     revision: str = "unknown"
@@ -112,17 +111,18 @@ def gather(
         table: Rows of the ablation table.
         failed: Ids of the cases that failed.
     """
-    split = cfg.data.scoring.split
+    split, labels = cfg.data.scoring.split, LabelSet.from_config(cfg.classes)
+    scored = held_out(cohort.cases, split)
     plan = {row["round"]: row for row in read_csv(run.root / "plan.csv")}
     return Facts(
         name=cfg.name,
         data=cfg.data.name,
         split=split,
         protocol=cfg.data.scoring.protocol,
-        labels=LabelSet.from_config(cfg.classes),
+        labels=labels,
         cases=cohort.cases,
-        scored=held_out(cohort.cases, split),
-        rounds=[_round(r, run.round(r.name), plan[r.name], cohort.cases, split) for r in rounds],
+        scored=scored,
+        rounds=[_round(r, run.round(r.name), plan[r.name], scored, split, labels) for r in rounds],
         table=table,
         failed=sorted(set(failed)),
         environment=_json(run.root / "environment.json"),
@@ -131,22 +131,26 @@ def gather(
 
 
 def _round(
-    item: Round, folder: RoundFolder, plan: dict[str, str], cases: Sequence[Case], split: str
+    item: Round,
+    folder: RoundFolder,
+    plan: dict[str, str],
+    scored: Sequence[Case],
+    split: str,
+    labels: LabelSet,
 ) -> RoundFacts:
     journal: Journal = folder.journal(f"predict-{split}")
-    validation = _json(folder.root / "validation" / "summary.json").get("classes", {})
+    scores = [
+        {k: v if k == "Name" else _number(v) for k, v in row.items()}
+        for row in _csv(folder.root / split / "metrics.csv")
+    ]
     return RoundFacts(
         name=item.name,
         teacher=item.teacher if item.cfg.labels.source == "hybrid" else None,
         plan=plan,
         curve=[{k: _number(v) for k, v in row.items()} for row in _csv(folder.training_csv)],
-        scores=[
-            {k: v if k == "Name" else _number(v) for k, v in row.items()}
-            for row in _csv(folder.root / split / "metrics.csv")
-        ],
-        validation={short: score["DSC"] for short, score in validation.items()},
+        scores=only_learned(scores, labels, plan["targets"]),
         provenance=_csv(folder.labels / "provenance.csv"),
-        seconds=[journal.values(c.id) for c in held_out(cases, split) if c.id in journal],
+        seconds=[journal.values(c.id) for c in scored if c.id in journal],
         revision=_json(folder.root / "environment.json").get("git_revision", "unknown"),
         unlabeled_teacher=item.unlabeled_teacher,
     )

@@ -53,7 +53,7 @@ def draw_graph(rounds: Sequence[RoundFacts]) -> str:
     width = 2 * EDGE + columns * WIDTH + (columns - 1) * GAP
     height = 2 * EDGE + rows * ROW - (ROW - HEIGHT) + BELOW
     parts = [
-        f'<svg viewBox="0 0 {width} {height}" class="graph" role="img" style="max-width:{width}px" '
+        f'<svg viewBox="0 0 {width} {height}" class="graph" role="img" style="width:{width}px" '
         'aria-label="Graph of rounds">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M0 0 8 4 0 8z" fill="#55606e"/></marker></defs>',

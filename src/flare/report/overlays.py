@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flare.geometry import Volume, reorient_to_ras
-from flare.images import match_grid, read_image, read_labels
+from flare.geometry import Volume
 from flare.labels import LabelSet
 from flare.report.palette import class_colours, rgb
+from flare.report.reading import read_case
 
 WINDOW_HU = (-160.0, 240.0)  # soft tissue (ours)
 PIXELS_PER_MM = 1.5
@@ -48,10 +48,7 @@ def draw_case(
         `reference` and `prediction`: WebP pictures of one size.
     """
     labels = LabelSet.from_config(classes)
-    volume = read_image(image, case)
-    truth = match_grid(read_labels(reference, labels, label_map, case), volume, case)
-    ours = match_grid(read_labels(prediction, labels, case=case), volume, case)
-    ct, truth, ours = (reorient_to_ras(v)[0] for v in (volume, truth, ours))
+    ct, truth, ours = read_case(case, image, reference, prediction, labels=labels, label_map=label_map)
     centre, box = find_view(truth, ours.array, labels)
     scale = SMALL_PIXELS_PER_MM if small else PIXELS_PER_MM
     axes = (0,) if small else (0, 1, 2)

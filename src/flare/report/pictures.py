@@ -15,14 +15,13 @@ from omegaconf import DictConfig
 from flare.executor import Executor, run_cases
 from flare.files import atomic
 from flare.inference.cohort import segmentation_path
-from flare.labels import LabelSet
 from flare.prepare.sources import read_label_map
-from flare.report.charts import draw_trend
 from flare.report.drawing import bare, data_address, new_figure, style
 from flare.report.gather import Facts
 from flare.report.overlays import draw_case
 from flare.report.palette import class_colours, title
 from flare.report.tables import ranked
+from flare.report.trends import draw_trend, trends
 from flare.report.viewer import pack_case
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ class Shown:
         case: Its id.
         rank: `best`, `median`, `worst` or nothing.
         large: Whether it is shown in three planes.
-        scores: `<short>_DSC`, ... from 0 to 1.
+        scores: `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn.
         mean: Mean DSC over its scored classes.
         pictures: `reference` and `prediction`, WebP.
     """
@@ -141,17 +140,14 @@ def write_overview(path: Path, facts: Facts, shown: Sequence[Shown]) -> None:
                 axes.imshow(np.asarray(Image.open(io.BytesIO(chosen.pictures[name]))))
                 axes.set_title(f"{chosen.case}, {told}")
                 bare(axes)
-        if facts.table:
-            _trends(right.subplots(2, 1, sharex=True), facts, facts.labels)
+        drawn = trends(facts)
+        if drawn:
+            grid = right.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+            for axes, (key, name) in zip(grid, drawn.items(), strict=True):
+                draw_trend(axes, facts, key, name)
+            grid[0].legend(fontsize=8, loc="lower right")
         colours = class_colours(facts.labels)
         patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.labels.classes]
         left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
         with atomic(path) as temporary:
             figure.savefig(temporary, dpi=150)
-
-
-def _trends(grid: Any, facts: Facts, labels: LabelSet) -> None:
-    draw_trend(grid[0], facts, "organ_mean_DSC", "organs, mean")
-    if labels.tumor is not None:
-        draw_trend(grid[1], facts, f"{labels.by_id(labels.tumor).short}_DSC", "tumor")
-    grid[0].legend(fontsize=8, loc="lower right")

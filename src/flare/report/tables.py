@@ -159,7 +159,7 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[t
 
 
 def ranked(facts: Facts) -> list[tuple[str, float]]:
-    """Scored cases with their mean DSC over all classes that were scored, the best first."""
+    """Scored cases with their mean DSC over the last round's classes that were scored, the best first."""
     shorts = [c.short for c in facts.labels.classes]
     means = {}
     for row in facts.last.scores:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from flare.geometry import Volume, reorient_to_ras
-from flare.images import match_grid, read_image, read_labels
+from flare.geometry import Volume
 from flare.labels import LabelSet
 from flare.report.overlays import WINDOW_HU
 from flare.report.palette import class_colours, rgb, title
+from flare.report.reading import read_case
 from flare.resampling import resample
 
 VOXELS = 1_500_000  # of a volume in the page; larger ones are made coarser (ours)
@@ -44,10 +44,7 @@ def pack_case(
         soft-tissue window is spread over 0 to 255.
     """
     labels = LabelSet.from_config(classes)
-    volume = read_image(image, case)
-    truth = match_grid(read_labels(reference, labels, label_map, case), volume, case)
-    ours = match_grid(read_labels(prediction, labels, case=case), volume, case)
-    ct, truth, ours = (reorient_to_ras(v)[0] for v in (volume, truth, ours))
+    ct, truth, ours = read_case(case, image, reference, prediction, labels=labels, label_map=label_map)
     coarse = max(1.0, (ct.array.size / VOXELS) ** (1 / 3))
     shape = tuple(max(1, round(n / coarse)) for n in ct.array.shape)
     low, high = WINDOW_HU

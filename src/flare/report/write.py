@@ -19,7 +19,7 @@ from flare.runs import RunFolder
 if TYPE_CHECKING:
     from flare.ablation import Results
 
-FORMAT = 3  # raised when the page changes, so that pages made before are made again
+FORMAT = 4  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(
@@ -43,9 +43,10 @@ def write_report(
     Returns:
         The page.
     """
+    truth = _truth_folder(cfg)
     outputs = {"page": run.root / "report.html", "overview": run.root / "figures" / "overview.png"}
     journal = Journal(run.root / "journal" / "report.jsonl")
-    inputs: dict[str, Path | str] = {"run": config_hash(_state(cfg, rounds, cohort, run))}
+    inputs: dict[str, Path | str] = {"run": config_hash(_state(cfg, rounds, cohort, run, truth))}
     config = {
         "format": FORMAT,
         "config": public_config(cfg),
@@ -57,12 +58,14 @@ def write_report(
             build_report,
         )  # matplotlib and jinja2: only where there is a page to make
 
-        build_report(cfg, rounds, cohort, run, results, executor, **outputs)
+        build_report(cfg, rounds, cohort, run, results, executor, truth=truth, **outputs)
         journal.record("report", inputs, config, outputs)
     return outputs["page"]
 
 
-def _state(cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFolder) -> dict[str, Any]:
+def _state(
+    cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFolder, truth: Path | None
+) -> dict[str, Any]:
     """What the page is made from: small files by their content, volumes by the journals that made them."""
     split = cfg.data.scoring.split
     patterns = (
@@ -72,17 +75,15 @@ def _state(cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFol
         "journal/*.jsonl",
         f"{split}/journal.jsonl",
         f"{split}/metrics.csv",
-        "validation/summary.json",
     )
     paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
     paths += [p for r in rounds for name in patterns for p in sorted(run.round(r.name).root.glob(name))]
     paths.append(cohort.folder.index)
     found: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
-    truth = truth_folder(cfg)
     return found | ({} if truth is None else {str(truth): stat_key(truth)})
 
 
-def truth_folder(cfg: DictConfig) -> Path | None:
+def _truth_folder(cfg: DictConfig) -> Path | None:
     """Complete labels of the training cases, which only a made-up cohort has; never trained on."""
     folder = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"
     return folder if folder is not None and folder.is_dir() else None
