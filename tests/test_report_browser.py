@@ -1,6 +1,7 @@
 """The page as a browser shows it: the viewer draws both label maps, and nothing is complained of."""
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(*make_run(tmp_path_factory.mktemp("report")).arguments())
+    return write_report(*make_run(tmp_path_factory.mktemp("report"), held_out_cases=2).arguments())
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,12 @@ def page(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]
         opened.open(path, 1280, 800)
         opened.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
         opened.evaluate("document.getElementById('viewer').scrollIntoView()")
-        opened.wait(lambda: opened.evaluate("document.getElementById('viewer').dataset.state") == "ready")
+        wait_ready(opened)
         yield opened
+
+
+def wait_ready(page: Page) -> None:
+    page.wait(lambda: page.evaluate("document.getElementById('viewer').dataset.state") == "ready")
 
 
 def pixels(page: Page, selector: str) -> np.ndarray:
@@ -69,6 +74,34 @@ def test_a_class_can_be_hidden(page: Page) -> None:
         assert near(pixels(page, "#viewer-reference"), (255, 255, 255), 30) > before + 0.01
     finally:
         page.evaluate(f"{liver}.click()")
+
+
+def choose(page: Page, *cases: int) -> None:
+    """Choose cases one right after the other, and wait for the last."""
+    chooser = "const chooser = document.getElementById('viewer-case'); "
+    choices = "".join(f"chooser.value = {c}; chooser.dispatchEvent(new Event('change')); " for c in cases)
+    page.evaluate(f"{{ {chooser}{choices} }}")
+    wait_ready(page)
+
+
+def test_a_quick_change_of_case_ends_at_the_last_choice(page: Page) -> None:
+    views = {}
+    for name, choices in (("first", [0]), ("second", [1]), ("quick", [1, 0, 1]), ("back", [0, 1, 0])):
+        choose(page, *choices)
+        time.sleep(0.5)  # what an earlier choice still loads would come now
+        views[name] = [pixels(page, f"#viewer-{view}") for view in ("reference", "prediction")]
+    assert not np.array_equal(views["first"], views["second"])
+    assert np.array_equal(views["quick"], views["second"])
+    assert np.array_equal(views["back"], views["first"])
+
+
+def test_controls_wait_until_a_case_is_shown(page: Page) -> None:
+    disabled = "document.getElementById('viewer-mode').disabled"
+    button = "document.querySelector('#viewer-classes button').disabled"
+    change = "document.getElementById('viewer-case').dispatchEvent(new Event('change'))"
+    assert page.evaluate(f"({change}, {disabled} && {button})") is True
+    wait_ready(page)
+    assert page.evaluate(f"{disabled} || {button}") is False
 
 
 def test_every_picture_is_decoded(page: Page) -> None:

@@ -9,14 +9,28 @@
   const names = ["reference", "prediction"];
   const hidden = new Set();
   let views = [];
+  let asked = 0; // how often a case was asked for: a later wish makes an earlier one stop
 
-  const say = (text) => {
+  const mode = () => document.querySelector("input[name=mode]:checked").value;
+
+  // What changes a view waits until there is one; another case can be chosen while one is loading.
+  function enter(state) {
+    section.dataset.state = state;
+    chooser.disabled = state === "failed";
+    const buttons = document.querySelectorAll("#viewer-classes button");
+    for (const control of [document.getElementById("viewer-mode"), opacity, ...buttons]) {
+      control.disabled = state !== "ready";
+    }
+  }
+
+  function fail(told, error) {
+    if (error) console.error(error);
     const message = document.getElementById("viewer-message");
-    message.textContent = text;
+    message.textContent = told;
     message.hidden = false;
     document.getElementById("viewer-canvases").hidden = true;
-  };
-  const mode = () => document.querySelector("input[name=mode]:checked").value;
+    enter("failed");
+  }
 
   function lookup() {
     const table = structuredClone(data.lookup);
@@ -44,13 +58,21 @@
   }
 
   async function show(item) {
-    section.dataset.state = "loading";
-    for (const [place, view] of views.entries()) {
-      while (view.volumes.length) view.removeVolume(view.volumes[0]);
+    const wish = ++asked;
+    enter("loading");
+    const loaded = [];
+    for (const name of names) {
       const grey = await NVImage.loadFromBase64({
         base64: item.image, name: "image.nii.gz", colormap: "gray", cal_min: 0, cal_max: 255, trustCalMinMax: true,
       });
-      const labels = await NVImage.loadFromBase64({ base64: item[names[place]], name: "labels.nii.gz" });
+      if (wish !== asked) return;
+      const labels = await NVImage.loadFromBase64({ base64: item[name], name: "labels.nii.gz" });
+      if (wish !== asked) return;
+      loaded.push([grey, labels]);
+    }
+    for (const [place, view] of views.entries()) {
+      const [grey, labels] = loaded[place];
+      while (view.volumes.length) view.removeVolume(view.volumes[0]);
       view.addVolume(grey);
       view.addVolume(labels);
       labels.setColormapLabel(lookup());
@@ -58,17 +80,16 @@
       view.setRenderAzimuthElevation(180, 12);
       view.setScale(1.35);
     }
+    enter("ready");
     arrange();
-    section.dataset.state = "ready";
   }
 
   async function start() {
     if (!document.createElement("canvas").getContext("webgl2")) {
-      say("This browser offers no WebGL 2, which the 3D viewer needs.");
-      section.dataset.state = "unavailable";
+      fail("This browser offers no WebGL 2, which the 3D viewer needs.");
       return;
     }
-    views = [];
+    const made = [];
     for (const name of names) {
       const view = new Niivue({
         backColor: [1, 1, 1, 1], show3Dcrosshair: false, isOrientCube: false, crosshairWidth: 1, isColorbar: false,
@@ -76,8 +97,9 @@
         dragAndDropEnabled: false, logLevel: "silent", loadingText: "", multiplanarShowRender: 0, textHeight: 0.05,
       });
       await view.attachToCanvas(document.getElementById(`viewer-${name}`));
-      views.push(view);
+      made.push(view);
     }
+    views = made; // all at once: until then a change of case has nothing to show itself in
     views[0].broadcastTo([views[1]], { "2d": true, "3d": true });
     views[1].broadcastTo([views[0]], { "2d": true, "3d": true });
     await show(data.cases[chooser.value]);
@@ -94,20 +116,19 @@
     button.addEventListener("click", () => {
       if (!hidden.delete(id)) hidden.add(id);
       button.setAttribute("aria-pressed", String(!hidden.has(id)));
-      if (views.length) colour();
+      colour();
     });
     document.getElementById("viewer-classes").append(button);
   });
-  chooser.addEventListener("change", () => views.length && show(data.cases[chooser.value]));
-  opacity.addEventListener("input", () => views.length && arrange());
-  document.getElementById("viewer-mode").addEventListener("change", () => views.length && arrange());
+  const broken = (error) => fail("The 3D viewer could not show the case.", error);
+  chooser.addEventListener("change", () => views.length && show(data.cases[chooser.value]).catch(broken));
+  opacity.addEventListener("input", arrange);
+  document.getElementById("viewer-mode").addEventListener("change", arrange);
+  enter("waiting");
 
   new IntersectionObserver((entries, observer) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     observer.disconnect();
-    start().catch((error) => {
-      console.error(error);
-      say("The 3D viewer could not start.");
-    });
+    start().catch(broken);
   }, { rootMargin: "300px" }).observe(section);
 })();
