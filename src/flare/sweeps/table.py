@@ -78,7 +78,7 @@ def compare(jobs: Sequence[Job]) -> Table:
     columns = [Column("job"), *(Column(k) for k in choices), Column("status"), Column("job_seconds")]
     # a mean over other classes, or another loss, is no better or worse
     scored = {frozenset(filter(CLASSES.search, j.measures)) for j in jobs if j.status == COMPLETED}
-    is_comparable = len(scored) == 1
+    is_comparable = len(scored) <= 1
     best = [("min" if LOWER_IS_BETTER.search(n) else "max") if is_comparable else "" for n in names]
     columns += [Column(n, b) for n, b in zip(names, best, strict=True)]
     rows = [
