@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from pathlib import Path
 
-from flare.errors import CaseError, FlareError
+from flare.errors import CaseError, FlareError, NoRoomError
 
 
 def double(number: int) -> int:
@@ -21,6 +22,10 @@ def misbehave(how: str) -> None:
         raise FlareError("data.root: no such folder")
     if how == "exit":
         raise SystemExit("a library gave up")
+    if how == "full":
+        raise NoRoomError("a.b2nd cannot be written: make room and start again")
+    if how == "full raw":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     raise KeyError("missing")
 
 

@@ -13,8 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from executor_jobs import die, die_later, double, misbehave, threads
-from flare.errors import FlareError
-from flare.executor import LocalExecutor, Outcome, report_failures, run_cases
+from flare.errors import FlareError, NoRoomError
+from flare.executor import LocalExecutor, Outcome, report_failures, run_cases, stop_on_faults
 
 ALWAYS = 10**6
 
@@ -43,10 +43,20 @@ def test_an_exception_is_the_outcome_of_its_case(workers: int) -> None:
     executor = LocalExecutor(workers, retries=1)
     found = collect(executor, misbehave, {how: {"how": how} for how in ("case", "config", "key", "exit")})
     executor.close()
+    assert {how for how, outcome in found.items() if outcome.is_fault} == {"config", "key", "exit"}
     assert found["case"].error == "has one slice"  # the id is told by the outcome
     assert found["config"].error == "data.root: no such folder"
     assert "KeyError: 'missing' (misbehave, line" in str(found["key"].error)
     assert "a library gave up" in str(found["exit"].error)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_stops_all_cases(workers: int) -> None:
+    executor = LocalExecutor(workers, retries=1)
+    for how in ("full", "full raw"):
+        with pytest.raises(NoRoomError, match="make room and start again"):
+            collect(executor, misbehave, {"a": {"how": how}, "b": {"how": "case"}})
+    executor.close()
 
 
 def test_without_workers_all_runs_here(tmp_path: Path) -> None:
@@ -76,7 +86,7 @@ def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
     executor = LocalExecutor(workers=2, retries=0)
     guilty = tmp_path / "guilty"
     jobs = {
-        "slow": {"record": tmp_path / "slow", "after_s": 1.0, "beside": guilty},
+        "slow": {"record": tmp_path / "slow", "after_s": 2.5, "beside": guilty},
         "guilty": {"record": guilty, "times": ALWAYS, "after_s": 0.1},
         "late": {"record": tmp_path / "late"},
     }
@@ -85,6 +95,7 @@ def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
     assert found["slow"].error is None
     assert found["late"].error is None
     assert "worker process died" in str(found["guilty"].error)
+    assert found["guilty"].is_fault  # the case may be sound
     assert guilty.read_text() == "xx"  # once beside the slow one, once alone
 
 
@@ -133,6 +144,17 @@ def test_from_its_config(pytestconfig: pytest.Config) -> None:
     executor = instantiate(cfg, workers=0)
     assert isinstance(executor, LocalExecutor)
     assert (executor.workers, executor.retries) == (0, 1)
+
+
+def test_what_the_machine_failed_at_stops_a_training_and_refused_cases_do_not() -> None:
+    refused = Outcome("a", error="has one slice")
+    stop_on_faults([refused], "train")
+    with pytest.raises(FlareError) as report:
+        stop_on_faults([refused, Outcome("b", error="died", is_fault=True)], "train")
+    assert str(report.value).splitlines() == [
+        "train: 1 failed by no fault of their files, so no training is started; start again when mended",
+        "  b: died",
+    ]
 
 
 def test_failures_are_named_with_their_reasons() -> None:

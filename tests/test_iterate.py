@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flare import iterate
 from flare.cases import read_index
 from flare.errors import FlareError
 from flare.files import read_csv, read_json, write_json
 from flare.images import read_image, write_image
 from flare.labels import LabelSet
-from flare.runs import lock
+from flare.merging.casework import merge_case
+from flare.rounds import compose_rounds
+from flare.runs import RunFolder, lock
 from tiny_run import FEW, SETTINGS, changed, counts, given, run_iterate, script, start, times
 
 WORK = ("*.nii.gz", "*.b2nd", "*.npz", "*.ckpt", "*.jsonl", "metrics.csv", "training.csv", "components.json")
@@ -149,6 +152,9 @@ def test_an_added_case_is_the_only_one_that_is_read(again: Callable[..., set[str
         ([TWO, "restore=cubic"], "restore=cubic: expected one of"),
         ([TWO, "labels.rule=ours"], r"labels\.rule: expected one of"),
         ([TWO, "labels.cases=some"], r"labels\.cases: expected one of"),
+        ([TWO, "data.oversample_foreground=33"], r"data\.oversample_foreground=33: expected"),
+        ([TWO, "data.scoring.protocol=flare22"], r"data\.scoring\.protocol=flare22: expected one of"),
+        ([TWO, "data.sources=[a]"], r"data\.sources="),
         ([TWO, "baselines=[oracle]"], "baselines: expected some of"),
         (["rounds=[mo,mo9]"], "no round is named mo9"),
         (["rounds=[]"], "rounds: expected at least one"),
@@ -162,6 +168,36 @@ def test_what_cannot_run_is_refused_before_any_work(
     with pytest.raises(FlareError, match=message):
         run_iterate(tmp_path / "outputs", *overrides)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
+    line = ["labels.source=ground_truth", "round.init=teacher", "trainer=cpu", "trainer.precision=32"]
+    teacher, pupil = compose_rounds(["mot2", "mot3"], line)
+    teacher.cfg.round.init = "fresh"
+    with pytest.raises(FlareError, match=r"^round\.init=teacher: round=mot3: round mot2 has another"):
+        iterate._check([teacher, pupil], RunFolder(tmp_path))
+    assert not list(tmp_path.iterdir())
+    pupil.cfg.model = teacher.cfg.model
+    iterate._check([teacher, pupil], RunFolder(tmp_path))
+
+
+def test_no_round_is_trained_while_a_case_failed_for_the_machines_sake(
+    again: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(case: str, **settings: object) -> None:
+        if case == "phantom_1001":
+            raise MemoryError("out of memory")
+        merge_case(case=case, **settings)
+
+    monkeypatch.setattr("flare.merging.cohort.merge_case", fails)
+    with pytest.raises(
+        FlareError, match=r"round=mo1: 1 failed .*no training is started.*\n  phantom_1001: Mem"
+    ):
+        again("labels.dilation_mm=60")
+    run: Path = again.outputs / "demo" / "rounds" / "mo1"  # type: ignore[attr-defined]
+    assert not (run / "checkpoints" / "last.previous.ckpt").exists()
 
 
 def test_a_teacher_of_another_spacing_or_class_list_is_refused(

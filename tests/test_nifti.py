@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from pathlib import Path
 
@@ -107,3 +108,18 @@ def test_nan_is_handed_on(tmp_path: Path) -> None:
     array = np.zeros((3, 3, 3), np.float32)
     array[1, 1, 1] = np.nan
     assert np.isnan(read_voxels(save(tmp_path / "a.nii", array), "a")).sum() == 1
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.EIO, OSError), (errno.EACCES, CaseError)])
+def test_a_disk_that_fails_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[Exception]
+) -> None:
+    path = save(tmp_path / "a.nii")
+
+    def fails(*_: object) -> None:
+        raise OSError(number, "fails")
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(raised) as error:
+        read_voxels(path, "a")
+    assert type(error.value) is raised

@@ -14,7 +14,7 @@ from flare.cases import read_index, select_cases
 from flare.errors import FlareError
 from flare.files import read_csv, stat_key
 from flare.labels import LabelSet
-from flare.prepare import analyse, analysis_report, prepare, prepare_cohort
+from flare.prepare import analyse, analysis_report, cache, prepare, prepare_cohort
 from flare.prepare.cache import open_array
 from flare.prepare.layout import prepared_folder
 from flare.runs import lock
@@ -249,6 +249,50 @@ def test_an_empty_cohort_is_refused(tmp_path: Path, build: Callable[..., DictCon
     (tmp_path / "labels").mkdir()
     with pytest.raises(FlareError, match=r"data\.root: no image"):
         prepare(build())
+
+
+def test_a_case_that_the_machine_failed_at_is_told_from_a_refused_one(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, case in enumerate(("good", "sound", "bad")):
+        write_case(tmp_path, case, 1, seed=number)
+    prepare(build())
+    folder = prepared_folder(build())
+    statistics, kept = folder.statistics.read_text(), folder.image("sound").read_bytes()
+    (tmp_path / "images/bad_0000.nii.gz").write_bytes(b"")
+
+    unpatched = cache.cache_image
+
+    def cache_image(*arguments: object, **settings: object) -> None:
+        if settings["case_id"] == "sound":
+            raise MemoryError("no memory")
+        unpatched(*arguments, **settings)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flare.prepare.cache.cache_image", cache_image)
+        cohort = prepare_cohort(build("data.interpolation=cubic"))
+    assert {f.case_id: f.is_fault for f in cohort.failures} == {"sound": True, "bad": False}
+    assert [c.id for c in cohort.cases] == ["good"]
+    assert cohort.intensity is None
+    assert folder.statistics.read_text() == statistics
+    assert {r["case"]: r["status"] for r in read_csv(folder.integrity)} == {
+        "bad": "refused",
+        "sound": "failed",
+        "good": "ok",
+    }
+    assert folder.image("sound").read_bytes() == kept
+    assert not folder.image("bad").exists()
+    assert processed_after(build, "data.interpolation=cubic") == ["bad", "sound"]  # mended
+
+
+def test_a_typing_error_costs_nothing_of_the_cache(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write_case(tmp_path, "a", 1)
+    prepare(build())
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    for override in ("data.interpolation=liner", "data.percentiles=[99,1]"):
+        with pytest.raises(FlareError, match=r"^data\.\w+=.*: expected"):
+            prepare(build(override))
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
 
 
 def test_what_another_start_prepared_while_this_one_waited_is_not_done_again(

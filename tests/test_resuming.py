@@ -1,13 +1,14 @@
 """Where a training starts, and which trainings are the same."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
 from flare.errors import FlareError
-from flare.resuming import is_trained, mark_trained, start_afresh, starting_point, training_key
+from flare.resuming import begin, is_trained, mark_trained, previous, starting_point, training_key
 from flare.runs import RoundFolder
 
 Compose = Callable[..., DictConfig]
@@ -42,7 +43,7 @@ def test_a_path_is_taken_and_a_wrong_one_refused(folder: RoundFolder, tmp_path: 
 
 def test_auto_resumes_the_same_training_only(folder: RoundFolder) -> None:
     assert starting_point("auto", folder, "key") is None
-    start_afresh(folder, "key")
+    begin(folder, "key", None)
     assert starting_point("auto", folder, "key") is None  # nothing saved yet
     folder.last.write_text("weights")
     assert starting_point("auto", folder, "key") == folder.last
@@ -52,11 +53,71 @@ def test_auto_resumes_the_same_training_only(folder: RoundFolder) -> None:
 def test_a_new_training_moves_earlier_checkpoints_out_of_its_way(folder: RoundFolder) -> None:
     folder.last.write_text("last")
     folder.best.write_text("best")
-    start_afresh(folder, "key")
+    begin(folder, "key", None)
     assert not folder.last.exists()
     assert not folder.best.exists()
     assert folder.last.with_name("last.previous.ckpt").read_text() == "last"
     assert folder.best.with_name("best.previous.ckpt").read_text() == "best"
+
+
+def train_in(folder: RoundFolder, key: str) -> None:
+    """What a training of this key does to the files."""
+    start = begin(folder, key, starting_point("auto", folder, key))
+    if start is None:
+        folder.last.write_text(f"weights of {key}")
+        folder.training_csv.write_text(f"epochs of {key}")
+
+
+def test_a_training_that_was_set_aside_is_brought_back_when_it_is_asked_for_again(
+    folder: RoundFolder,
+) -> None:
+    train_in(folder, "good")
+    train_in(folder, "typo")
+    assert starting_point("auto", folder, "good") == previous(folder.last)
+    assert folder.last.read_text() == "weights of typo"  # deciding touches nothing
+    train_in(folder, "good")
+    assert folder.last.read_text() == "weights of good"
+    assert folder.training_csv.read_text() == "epochs of good"
+    assert previous(folder.last).read_text() == "weights of typo"
+    train_in(folder, "typo")
+    assert folder.last.read_text() == "weights of typo"
+    assert starting_point("auto", folder, "third") is None
+    assert not list(folder.root.rglob("*.between*"))
+
+
+def test_a_training_without_a_checkpoint_pushes_none_out(folder: RoundFolder) -> None:
+    train_in(folder, "good")
+    begin(folder, "diverges", None)  # and ends before its first checkpoint
+    folder.best.write_text("best of diverges")
+    begin(folder, "diverges too", None)
+    assert not folder.best.exists()
+    assert starting_point("auto", folder, "good") == previous(folder.last)
+
+
+def test_killed_while_files_move_no_checkpoint_is_taken_for_anothers(
+    folder: RoundFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    train_in(folder, "first")
+    train_in(folder, "second")
+    for wanted in ("third", "first"):  # set aside, and bring back
+        for moment in range(6):
+            moves = iter(range(moment + 1))
+
+            def replace(source: Path, target: Path, moves: Iterator[int] = moves) -> None:
+                if next(moves, None) is None:
+                    raise KilledError
+                Path(source).rename(target)
+
+            with monkeypatch.context() as patch:
+                patch.setattr("os.replace", replace)
+                with contextlib.suppress(KilledError):
+                    train_in(folder, wanted)
+            for key in ("first", "second", "third"):
+                found = starting_point("auto", folder, key)
+                assert found is None or found.read_text() == f"weights of {key}"
 
 
 def test_a_complete_training_is_known_until_its_checkpoint_or_key_changes(folder: RoundFolder) -> None:

@@ -35,7 +35,8 @@ TEACHERS = {
 def rounds() -> list[Round]:
     """All rounds, asked for backwards."""
     return compose_rounds(
-        ALL[::-1], ["experiment=flare23", "data.root=/x", "dry_run=true", "rounds=[mo]", "seed=7"]
+        ALL[::-1],
+        ["experiment=flare23", "data.root=/x", "dry_run=true", "rounds=[mo]", "baselines=[atlas]", "seed=7"],
     )
 
 
@@ -58,6 +59,7 @@ def test_the_command_line_reaches_every_round_without_iterates_own_keys(rounds: 
         assert r.cfg.name == "flare23"
         assert r.cfg.round.name == r.name
         assert "dry_run" not in r.cfg
+        assert "baselines" not in r.cfg
         assert "rounds" not in r.cfg
 
 

@@ -10,14 +10,13 @@ from omegaconf import DictConfig
 
 from flare import ablation
 from flare.cases import Case
-from flare.errors import FlareError
 from flare.executor import Job, LocalExecutor, Outcome
 from flare.files import read_json, sha256
 from flare.geometry import Geometry
 from flare.images import write_labels
 from flare.inference.cohort import Predicted
 from flare.runs import RoundFolder, RunFolder
-from flare.scoring import check_scoring, finish_round, score_split
+from flare.scoring import finish_round, score_split
 
 GEOMETRY = Geometry((4, 8, 8), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
@@ -98,14 +97,6 @@ def test_another_checkpoint_is_fitted_anew(
     folder.last.write_text("other weights")
     finish_round(cfg, cases, folder, executor)
     assert read_json(folder.components)["checkpoint"] == sha256(folder.last)
-
-
-@pytest.mark.parametrize("override", ["data.scoring.split=tset", "data.scoring.protocol=flare22"])
-def test_scoring_that_cannot_be_is_refused(config: Callable[..., DictConfig], override: str) -> None:
-    check_scoring(config("iterate"))
-    key, value = override.split("=")
-    with pytest.raises(FlareError, match=rf"{key}: expected one of .*, given '{value}'"):
-        check_scoring(config("iterate", override))
 
 
 def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_stay(

@@ -79,3 +79,23 @@ def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tm
     assert {Checkpoints, EpochProgress, Throughput, TrainingTable} <= kinds
     assert sum(kind.__name__.endswith("Checkpoint") for kind in kinds) == 0  # none of Lightning's own
     assert isinstance(built.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer=gpu", r"^trainer\.accelerator=gpu: this machine has none; expected auto or cpu$"),
+        ("trainer.accelerator=mps", r"^trainer\.accelerator=mps: this machine has none"),
+        ("trainer.devices=0", r"^trainer: Lightning refuses it: .*devices.*0"),
+        ("+trainer.strategy=foo", r"^trainer: Lightning refuses it: .*foo"),
+    ],
+)
+def test_a_trainer_that_this_machine_cannot_have_is_refused_in_one_line(
+    override: str, message: str, config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (trainer.CUDAAccelerator, trainer.MPSAccelerator):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    trainer.check_trainer(config("train", "trainer=cpu"))
+    with pytest.raises(FlareError, match=message) as refused:
+        trainer.check_trainer(config("train", "trainer=cpu", override))
+    assert "\n" not in str(refused.value)

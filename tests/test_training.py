@@ -1,10 +1,12 @@
 """A round trained on a tiny cohort: what it leaves, that it resumes to the bit, and what it refuses."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ import torch
 
 from flare.checkpoints import load_checkpoint, load_network
 from flare.errors import FlareError
+from flare.executor import Outcome
 from flare.files import read_csv
 from flare.losses import DiceCELoss
 from flare.prepare import Cohort
+from flare.resuming import is_trained, training_key
 from flare.runs import RoundFolder, lock, run_folder
 from flare.training import check_configuration, train
 from tiny_round import TINY, configuration, train_tiny, write_cohort
+from tiny_run import changed, times
 
 Trained = tuple[dict[str, Any], RoundFolder]
 
@@ -203,7 +208,7 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
     ("overrides", "message"),
     [
         (["data.patch_size=[8,16,18]"], "data.patch_size: size 18 along x is no multiple of the network's 4"),
-        (["round.init=warm"], "round.init=warm: expected fresh or teacher"),
+        (["round.init=warm"], "round.init=warm: expected one of fresh, teacher"),
         (["+loss.class_weights.lung=2"], "loss.class_weights: no class is named 'lung'"),
         (["round=mo1", "model=tiny"], "python train.py round=mo name=default"),
         (["restore=cubic"], "restore=cubic"),
@@ -237,6 +242,46 @@ def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_pa
         check_configuration(
             configuration(tmp_path, tmp_path, *chosen, "model.net.convolutions_per_stage=3"), run
         )
+
+
+def test_what_refuses_late_leaves_a_finished_round_as_it_is(
+    trained: Trained, cohort: Cohort, tmp_path: Path
+) -> None:
+    shutil.copytree(trained[1].root.parents[2], tmp_path / "out")
+    before = times(tmp_path, "*")
+    for override in ("data.oversample_foreground=33", "seed=-1", "round.checkpoint=no.ckpt"):
+        with pytest.raises((FlareError, ValueError)):
+            # the values are not checked here: whatever refuses must do so before a file is touched
+            train_tiny(cohort, tmp_path / "out", override, "round.init=teacher")
+    assert {name for name in changed(before, times(tmp_path, "*")) if not name.endswith(".lock")} == set()
+
+
+def test_a_training_that_was_set_aside_is_not_done_again(
+    trained: Trained, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained[1].root.parents[2], tmp_path / "out")
+    folder = RoundFolder(tmp_path / "out" / trained[1].root.relative_to(trained[1].root.parents[2]))
+    whole = folder.last.read_bytes()
+    once = ("ckpt_path=auto", "model.optimizer.lr=0.01", "trainer.limit_train_batches=1")
+    train_tiny(cohort, tmp_path / "out", *once, validate=False)
+    assert folder.last.read_bytes() != whole
+    monkeypatch.setattr(DiceCELoss, "forward", None)  # no step is done
+    train_tiny(cohort, tmp_path / "out", "ckpt_path=auto")
+    assert folder.last.read_bytes() == whole
+    assert_same_training(trained[1], folder)
+    assert is_trained(folder, training_key(configuration(tmp_path, tmp_path), "data"))
+
+
+def test_no_training_starts_while_a_case_failed_for_the_machines_sake(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = replace(cohort, failures=[Outcome("case1", error="its disk is away", is_fault=True)])
+    monkeypatch.setattr("flare.training.prepare_cohort", lambda cfg: failed)
+    with pytest.raises(
+        FlareError, match=r"no training is started; start again when mended\n  case1: its disk"
+    ):
+        train(configuration(cohort.folder.root.parent, tmp_path))
+    assert not any(tmp_path.iterdir())
 
 
 def test_two_trainings_of_one_round_refuse_each_other(cohort: Cohort, tmp_path: Path) -> None:

@@ -11,28 +11,36 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from flare.errors import CaseError, FlareError
+from flare.errors import CaseError, FlareError, NoRoomError
+from flare.files import says_no_room
+from flare.outcomes import Outcome, report_failures, stop_on_faults
 from flare.progress import progress
+
+__all__ = [
+    "Executor",
+    "LocalExecutor",
+    "Outcome",
+    "build_executor",
+    "report_failures",
+    "run_cases",
+    "stop_on_faults",
+]
 
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one case: a value, or the reason why not."""
-
-    case_id: str
-    value: Any = None
-    error: str | None = None
+DIED = (
+    "its worker process died (out of memory?): fewer executor.workers leave each more memory; a case that is "
+    "too large for this machine has to be taken out of the cohort's folders"
+)
 
 
 class Executor(Protocol):
@@ -43,7 +51,11 @@ class Executor(Protocol):
     """
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
-        """Yield one outcome a case, as they complete; an exception of one case never ends the others."""
+        """Yield one outcome a case, as they complete; an exception of one case never ends the others.
+
+        Raises:
+            NoRoomError: As soon as a disk is full, which would fail the others, too.
+        """
         ...
 
     def close(self) -> None:
@@ -77,17 +89,6 @@ def run_cases(
             yield outcome
 
 
-def report_failures(failures: Sequence[Outcome], what: str) -> None:
-    """Name the cases that failed and why, after everything else is done.
-
-    Raises:
-        FlareError: If there are any; it makes the exit code 1.
-    """
-    if failures:
-        lines = [f"  {f.case_id}: {f.error}" for f in sorted(failures, key=lambda f: f.case_id)]
-        raise FlareError("\n".join([f"{what}: {len(failures)} failed, the rest is done", *lines]))
-
-
 class LocalExecutor:
     """Processes on this machine.
 
@@ -112,7 +113,7 @@ class LocalExecutor:
         """Yield one outcome a case, as they complete."""
         if self.workers == 0:
             for case_id, job in jobs.items():
-                yield _outcome(case_id, *_attempt(function, job))
+                yield replace(_attempt(function, job), case_id=case_id)
             return
         waiting = deque(jobs.items())
         flying: dict[Future, tuple[str, Job]] = {}
@@ -132,7 +133,7 @@ class LocalExecutor:
             for future in done:
                 case_id, job = flying.pop(future)
                 try:
-                    yield _outcome(case_id, *future.result())
+                    yield replace(future.result(), case_id=case_id)
                 except BrokenProcessPool:
                     suspects.append((case_id, job))
             yield from self._one_at_a_time(function, suspects)
@@ -165,13 +166,13 @@ class LocalExecutor:
                 self.close()
                 log.warning("case %s: a worker process died, running it alone", case_id)
                 try:
-                    yield _outcome(case_id, *self._submit(function, job).result())
+                    yield replace(self._submit(function, job).result(), case_id=case_id)
                     break
                 except BrokenProcessPool:
                     continue
             else:
                 self.close()
-                yield Outcome(case_id, error="its worker process died (out of memory?); see executor.workers")
+                yield Outcome(case_id, error=DIED, is_fault=True)
 
 
 def _limit_threads(threads: int, level: int) -> None:
@@ -191,19 +192,23 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _attempt(function: Callable[..., Any], job: Job) -> tuple[Any, str | None]:
-    """Run one case and turn an exception into text, which always survives the way back."""
+def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
+    """Run one case and turn an exception into text, which always survives the way back.
+
+    Only a `CaseError` says that the case is to blame. The caller adds the case id.
+    """
     try:
-        return function(**job), None
+        return Outcome("", function(**job))
     except CaseError as error:
-        return None, error.reason
+        return Outcome("", error=error.reason)
+    except NoRoomError:
+        raise
     except FlareError as error:
-        return None, str(error)
+        return Outcome("", error=str(error), is_fault=True)
     except (Exception, SystemExit) as error:
+        if says_no_room(error):
+            raise NoRoomError(f"a disk is full ({error}): make room and start again") from None
         log.debug("%s", traceback.format_exc())
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return None, f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
-
-
-def _outcome(case_id: str, value: Any, error: str | None) -> Outcome:
-    return Outcome(case_id, value, error)
+        text = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
+        return Outcome("", error=text, is_fault=True)

@@ -17,6 +17,11 @@ from typing import Any
 from flare.errors import NoRoomError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what a sound file cannot be read for: a device or a network that fails, memory or handles that ran out
+FAULTS = (
+    *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+)
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 

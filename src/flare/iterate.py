@@ -12,21 +12,21 @@ from omegaconf import DictConfig
 
 from flare.ablation import Results, write_ablation
 from flare.baselines import check_baselines
+from flare.checking import check_values
 from flare.errors import FlareError
-from flare.executor import Executor, Outcome, build_executor, report_failures
+from flare.executor import Executor, Outcome, build_executor, report_failures, stop_on_faults
 from flare.files import remove_partial
-from flare.inference.settings import InferenceSettings
 from flare.journal import Journal
 from flare.labelling import build_training_set
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
-from flare.prepare.layout import prepared_folder
+from flare.prepare.settings import Settings
 from flare.records import plain_config, record_environment
 from flare.report import write_report
 from flare.resuming import is_trained, training_key
 from flare.round_plan import plan_rounds, print_plan, write_plan
 from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder, lock, run_folder
-from flare.scoring import check_scoring, finish_round
+from flare.scoring import finish_round
 from flare.teachers import present_teachers
 from flare.tracking.publish import publish_table
 
@@ -44,17 +44,17 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
         `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
 
     Raises:
-        FlareError: Before any work if a round cannot be run; at the end if cases failed, with their reasons.
+        FlareError: Before any work if a round cannot be run; before a training if cases failed by no fault of
+            their files; at the end if cases failed, with their reasons.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     rounds = compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
+    for item in rounds:
+        check_values(item.cfg)
     check_rounds(rounds, run)
     check_baselines(cfg.baselines)
-    check_scoring(cfg)
-    InferenceSettings.from_config(cfg)
-    prepared_folder(cfg)
-    build_executor(cfg).close()
+    Settings.from_config(cfg).executor.close()
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)
@@ -77,9 +77,10 @@ def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
     journal = Journal(run.root / "journal" / "configurations.jsonl")
     sound = []
     for number, item in enumerate(rounds):
-        planned = [r.name for r in rounds[:number]]
-        inputs = {t.key: t.checkpoint for t in present_teachers(item.cfg, run, planned)}
-        known = item.name, inputs, plain_config(item.cfg)
+        planned = {r.name: r.cfg for r in rounds[:number]}
+        inputs = {t.key: t.checkpoint for t in present_teachers(item.cfg, run, list(planned))}
+        models = {name: plain_config(cfg.model) for name, cfg in planned.items()}
+        known = item.name, inputs, {**plain_config(item.cfg), "planned": models}
         if not journal.is_current(*known):
             from flare.training import check_configuration  # torch: only where there is something to check
 
@@ -104,6 +105,7 @@ def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, 
     started = time.monotonic()
     try:
         for number, item in enumerate(rounds):
+            stop_on_faults(failures, "iterate")
             spent = time.monotonic() - started
             left = f", about {spent / number * (len(rounds) - number) / 60:.0f} min left" if number else ""
             log.info("round %s, %d of %d%s", item.name, number + 1, len(rounds), left)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from flare.cases import Case, select_cases
 from flare.errors import FlareError
-from flare.executor import Executor, Outcome, run_cases
+from flare.executor import Executor, Outcome, run_cases, stop_on_faults
 from flare.files import config_hash, sha256
 from flare.inference.cohort import Predicted, predict_cases
 from flare.inference.components import fitted_classes
@@ -54,7 +54,8 @@ def build_training_set(
         executor: Where the cases are worked on.
 
     Raises:
-        FlareError: If the round has no case, or its teacher no checkpoint.
+        FlareError: If the round has no case, its teacher no checkpoint, or cases failed by no fault of
+            their files.
     """
     chosen = select_cases(cases, cfg.labels.cases)
     if not chosen:
@@ -72,6 +73,7 @@ def build_training_set(
         merged = label_cases(cfg, chosen, run, executor)
         cached, failed = _cache(merged, prepared, run.round(cfg.round.name), executor)
         failures = [*merged.failures, *failed]
+        stop_on_faults(failures, f"round={cfg.round.name}")
     items = {c.id: (prepared.image(c.id), cached[c.id][0]) for c in chosen if c.id in cached}
     if not items:
         raise FlareError(f"round={cfg.round.name}: no training case could be labelled: {failures[0].error}")

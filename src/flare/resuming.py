@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -39,11 +40,12 @@ def training_key(cfg: DictConfig, data_key: str) -> str:
 
 
 def starting_point(ckpt_path: str | None, folder: RoundFolder, key: str) -> Path | None:
-    """Decide what a training resumes from.
+    """Decide what a training resumes from; nothing is touched yet, see `begin`.
 
     Args:
         ckpt_path: null starts from the beginning; `last` resumes the round; `auto` resumes it if what lies
-            there is this very training, and starts from the beginning otherwise; else a path.
+            there, or was set aside by the training after it, is this very training, and starts from the
+            beginning otherwise; else a path.
         folder: The round's folder.
         key: Of this training, see `training_key`.
 
@@ -55,30 +57,80 @@ def starting_point(ckpt_path: str | None, folder: RoundFolder, key: str) -> Path
     """
     if ckpt_path is None:
         return None
-    is_same = _key_file(folder).exists() and read_json(_key_file(folder))["key"] == key
+    note = _read_note(folder)
     if ckpt_path == "auto":
-        return folder.last if is_same and folder.last.exists() else None
+        candidates = {"key": folder.last, "previous": previous(folder.last)}
+        return next((p for name, p in candidates.items() if note.get(name) == key and p.exists()), None)
     path = folder.last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
-    if not is_same:
+    if note.get("key") != key:
         log.warning("ckpt_path was trained on other data or with another configuration")
     return path
 
 
-def start_afresh(folder: RoundFolder, key: str) -> None:
-    """Note which training begins, and move checkpoints of an earlier one out of its way.
+def begin(folder: RoundFolder, key: str, start: Path | None) -> Path | None:
+    """Note which training begins and move what an earlier one left out of its way, or bring it back.
+
+    Call it when everything that could refuse has been built.
 
     Args:
         folder: The round's folder.
         key: Of the training that begins.
+        start: From `starting_point`.
+
+    Returns:
+        The checkpoint to resume from, where it lies now.
     """
-    for path in (folder.last, folder.best):
-        if path.exists():
-            kept = path.with_name(f"{path.stem}.previous{path.suffix}")
-            log.warning("a training of this round begins again; %s is kept as %s", path.name, kept.name)
-            os.replace(path, kept)
-    write_json(_key_file(folder), {"key": key})
+    if start is None:
+        _start_afresh(folder, key)
+    elif start == previous(folder.last):
+        _bring_back(folder, key)
+        return folder.last
+    return start
+
+
+def previous(path: Path) -> Path:
+    """Where a file of the training before this one is set aside."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _start_afresh(folder: RoundFolder, key: str) -> None:
+    """Set the files of an earlier training aside; those set aside before are given up.
+
+    Killed at any moment, no checkpoint is taken for one of another training.
+    """
+    note = _read_note(folder)
+    if folder.last.exists():
+        note = {"previous": note.get("key")}
+        for path in _results(folder):
+            previous(path).unlink(missing_ok=True)
+        _write_note(folder, note)
+        for path in _results(folder):
+            if path.exists():
+                kept = previous(path)
+                log.warning("a training of this round begins again; %s is kept as %s", path.name, kept.name)
+                os.replace(path, kept)
+    folder.best.unlink(missing_ok=True)  # left alone by a training that was killed before its first last one
+    _write_note(folder, {**note, "key": key})
+
+
+def _bring_back(folder: RoundFolder, key: str) -> None:
+    """Exchange the files of the training that was set aside and of the one that lies in its place."""
+    log.warning("this training was set aside before; it is brought back")
+    other = _read_note(folder).get("key")
+    _write_note(folder, {})  # killed meanwhile, neither is known
+    for path in _results(folder):
+        between = path.with_name(f"{path.stem}.between{path.suffix}")
+        for source, target in ((path, between), (previous(path), path), (between, previous(path))):
+            if source.exists():
+                os.replace(source, target)
+    _write_note(folder, {"key": key, "previous": other})
+
+
+def _results(folder: RoundFolder) -> tuple[Path, ...]:
+    """The files that belong to one training, the checkpoint that a training resumes from first."""
+    return folder.last, folder.best, folder.training_csv
 
 
 def mark_trained(folder: RoundFolder, key: str) -> None:
@@ -91,6 +143,15 @@ def is_trained(folder: RoundFolder, key: str) -> bool:
     return folder.journal("train").is_current("train", {"key": key}, {})
 
 
-def _key_file(folder: RoundFolder) -> Path:
-    """Where the key of the training in a folder is noted."""
+def _read_note(folder: RoundFolder) -> dict[str, Any]:
+    """Keys of the training in a folder (`key`) and of the one set aside (`previous`), where known."""
+    path = _note(folder)
+    return read_json(path) if path.exists() else {}
+
+
+def _write_note(folder: RoundFolder, note: dict[str, Any]) -> None:
+    write_json(_note(folder), note)
+
+
+def _note(folder: RoundFolder) -> Path:
     return folder.checkpoints / "training.json"

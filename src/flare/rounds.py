@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flare.cases import Case, select_cases
 from flare.cli import CONF
@@ -17,7 +17,6 @@ from flare.runs import RunFolder
 from flare.teachers import require_teacher, unlabeled_teacher
 
 SOURCES = ("ground_truth", "hybrid")
-OWN_KEYS = ("rounds", "dry_run")  # iterate's, unknown to train
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
         FlareError: If a name is no round, or rounds teach each other in a circle.
     """
     names = [names] if isinstance(names, str) else list(names)
-    forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in OWN_KEYS]
+    own = set(OmegaConf.load(CONF / "iterate.yaml")) - {"defaults"}  # unknown to train
+    forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in own]
     known = sorted(p.stem for p in (CONF / "round").glob("*.yaml"))
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -9,10 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.cases import SPLITS, Case
-from flare.errors import FlareError
-from flare.evaluation.metrics import PROTOCOLS
-from flare.evaluation.scores import score_folder
+from flare.cases import Case
+from flare.evaluation.scores import failed_cases, score_folder
 from flare.executor import Executor, Outcome
 from flare.files import config_hash, read_json, sha256
 from flare.inference.cohort import Predicted, predict_cases, segmentation_path
@@ -26,19 +24,6 @@ from flare.runs import RoundFolder
 log = logging.getLogger(__name__)
 
 Summary = dict[str, Any]
-
-
-def check_scoring(cfg: DictConfig) -> None:
-    """Refuse, before any work, what `data.scoring` cannot be.
-
-    Raises:
-        FlareError: Naming the config key.
-    """
-    for key, known in (("split", SPLITS), ("protocol", PROTOCOLS)):
-        if cfg.data.scoring[key] not in known:
-            raise FlareError(
-                f"data.scoring.{key}: expected one of {', '.join(known)}, given {cfg.data.scoring[key]!r}"
-            )
 
 
 def held_out(cases: Sequence[Case], split: str) -> list[Case]:
@@ -130,7 +115,7 @@ def score_split(
         if not found["failed"]:
             journal.record("score", inputs, config, outputs)
     summary = read_json(outputs["summary"])
-    return summary, [Outcome(case, error=reason) for case, reason in summary["failed"].items()]
+    return summary, failed_cases(summary)
 
 
 def _digest(cases: Sequence[Case], folder: Path) -> str:

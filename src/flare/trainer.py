@@ -8,8 +8,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 from flare.callbacks import TrainingTable
 from flare.errors import FlareError
@@ -52,6 +54,34 @@ def build_trainer(
         enable_progress_bar=False,  # ours is a callback
         **arguments,
     )
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse, before any work, a trainer that this machine cannot have.
+
+    Args:
+        cfg: Configuration of `train`; group `trainer`.
+
+    Raises:
+        FlareError: Naming the key, or in Lightning's words.
+    """
+    hide_messages()
+    accelerator = str(cfg.trainer.accelerator)
+    wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
+    if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
+        raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
+    precision = choose_precision(str(cfg.trainer.precision), accelerator, lowest_depth=lowest_depth(cfg))
+    try:
+        instantiate(
+            cfg.trainer,
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        )
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise FlareError(f"trainer: Lightning refuses it: {reason}") from None
 
 
 def lowest_depth(cfg: DictConfig) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,24 +18,23 @@ from flare.cases import Case
 from flare.data.datamodule import FlareDataModule
 from flare.data.loaders import CaseArrays
 from flare.errors import FlareError
-from flare.executor import build_executor, report_failures
-from flare.files import read_csv
-from flare.inference.settings import InferenceSettings
+from flare.executor import build_executor, report_failures, stop_on_faults
+from flare.files import read_csv, told_if_full
 from flare.labelling import TrainingSet, build_training_set
 from flare.labels import LabelSet
 from flare.models.building import build_loss, build_module, build_network
-from flare.models.transfer import check_teacher, start_from_teacher
+from flare.models.transfer import check_architecture, check_teacher, start_from_teacher
 from flare.models.unet import check_patch_size
 from flare.prepare import prepare_cohort
-from flare.prepare.layout import prepared_folder
+from flare.prepare.settings import Settings
 from flare.preprocessing import Intensity
 from flare.records import record_environment
-from flare.resuming import mark_trained, start_afresh, starting_point, training_key
+from flare.resuming import begin, mark_trained, starting_point, training_key
 from flare.rounds import check_labels
 from flare.runs import RoundFolder, RunFolder, lock, run_folder
 from flare.scoring import finish_round
 from flare.teachers import read_teacher, require_teacher
-from flare.trainer import build_trainer, choose_precision, lowest_depth
+from flare.trainer import build_trainer, check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +49,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         As `train_round`.
 
     Raises:
-        FlareError: Before any work if the configuration cannot be trained; at the end, after the training,
-            if single cases were refused, with every such case and reason.
+        FlareError: Before any work if the configuration cannot be trained; before the training if cases
+            failed by no fault of their files; after it if single cases were refused, with every such case and
+            reason.
     """
     run = run_folder(cfg)
     check_configuration(cfg, run)
     cohort = prepare_cohort(cfg)
+    stop_on_faults(cohort.failures, "train")
     if cohort.intensity is None:
         raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
     folder = run.round(cfg.round.name)
@@ -77,35 +77,40 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def check_configuration(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> None:
+def check_configuration(
+    cfg: DictConfig, run: RunFolder, planned: Mapping[str, DictConfig] | None = None
+) -> None:
     """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
 
     Args:
         cfg: Configuration of `train`.
         run: The run's folder.
-        planned: Rounds that will have run before this one, with the same overrides.
+        planned: Configurations of the rounds that will have run before this one, by name.
 
     Raises:
         FlareError: Naming the config key.
     """
+    Settings.from_config(cfg).executor.close()
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
         network = build_network(cfg)
     check_patch_size(list(cfg.data.patch_size), network.divisors)
     build_loss(cfg)
-    choose_precision(str(cfg.trainer.precision), str(cfg.trainer.accelerator), lowest_depth=lowest_depth(cfg))
-    InferenceSettings.from_config(cfg)
+    check_trainer(cfg)
     check_labels(cfg)
-    prepared_folder(cfg)
-    build_executor(cfg).close()
-    if cfg.round.init not in ("fresh", "teacher"):
-        raise FlareError(f"round.init={cfg.round.init}: expected fresh or teacher")
     columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns
     if cfg.objective is not None and cfg.objective not in columns:
         raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
-    require_teacher(cfg, run, planned)
-    teacher = read_teacher(cfg, run, planned)
-    if teacher is not None and cfg.round.init == "teacher":
+    planned = planned or {}
+    require_teacher(cfg, run, list(planned))
+    teacher = read_teacher(cfg, run, list(planned))
+    if cfg.round.init != "teacher":
+        return
+    if teacher is not None:
         check_teacher(network, teacher, labels=LabelSet.from_config(cfg.classes), targets=cfg.labels.targets)
+    elif cfg.round.teacher in planned:
+        with torch.device("meta"):
+            taught = build_network(planned[cfg.round.teacher])
+        check_architecture(network, taught.state_dict(), f"round={cfg.round.name}: round {cfg.round.teacher}")
 
 
 def train_round(
@@ -135,7 +140,8 @@ def train_round(
     folder = run.round(cfg.round.name)
     is_first = _is_first()  # the processes of one training share its folder
     with lock(folder.checkpoints) if is_first else nullcontext():
-        ckpt_path = _begin(cfg, folder, training, write=is_first)
+        key = training_key(cfg, training.key)
+        ckpt_path = starting_point(cfg.ckpt_path, folder, key)
         pl.seed_everything(int(cfg.seed), verbose=False)
         validation = [case for case in cases if case.split == "validation" and case.is_labeled]
         if not validation:
@@ -151,21 +157,14 @@ def train_round(
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round)
             start_from_teacher(module.net, teacher, labels=module.labels, targets=cfg.labels.targets)
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        if is_first:  # everything that can refuse is built: only now files of an earlier training may move
+            ckpt_path = begin(folder, key, ckpt_path)
+            record_environment(folder.root, cfg)
+        with told_if_full(folder.root):
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
         if is_first:
-            mark_trained(folder, training_key(cfg, training.key))
+            mark_trained(folder, key)
     return _result(folder, cfg.objective)
-
-
-def _begin(cfg: DictConfig, folder: RoundFolder, training: TrainingSet, *, write: bool) -> Path | None:
-    """Decide where the training starts and, if this process may, note which one it is."""
-    key = training_key(cfg, training.key)
-    ckpt_path = starting_point(cfg.ckpt_path, folder, key)
-    if write:
-        if ckpt_path is None:
-            start_afresh(folder, key)
-        record_environment(folder.root, cfg)
-    return ckpt_path
 
 
 def _result(folder: RoundFolder, objective: str | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from flare.checking import check_values
 from flare.errors import FlareError
 from flare.evaluation.details import CaseScores, write_details
 from flare.evaluation.lesions import find_lesions
@@ -44,6 +45,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         FlareError: Before any work if a path is missing or empty; after all is written if a case failed, or
             none is left to compare.
     """
+    check_values(cfg)
     predictions, references = Path(cfg.predictions), Path(cfg.references)
     for key, folder in (("predictions", predictions), ("references", references)):
         if not folder.is_dir():
@@ -67,7 +69,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             details=True,
             refused={case: f"references: {reason}" for case, reason in twice.items()},
         )
-    failures = [Outcome(c, error=reason) for c, reason in summary["failed"].items()]
+    failures = failed_cases(summary)
     if other is not None:
         try:
             comparison = compare_runs(output / "metrics.csv", other, labels)
@@ -113,7 +115,8 @@ def score_folder(
         refused: Cases that are known to fail, and why.
 
     Returns:
-        The summary; cases that could not be scored are under `failed` with the reason, and have no row.
+        The summary; cases that could not be scored are under `failed` with the reason, and have no row;
+        `faults` names those of them that failed by no fault of their files.
     """
     if protocol not in PROTOCOLS:
         raise FlareError(f"protocol: expected one of {list(PROTOCOLS)}, given {protocol!r}")
@@ -130,7 +133,7 @@ def score_folder(
         for case, path in sorted(references.items())
         if case not in failed
     }
-    scored, reasons = _score_all(jobs, executor)
+    scored, unscored = _score_all(jobs, executor)
     rows = [metrics_row(case, found.classes) for case, found in scored.items()]
     write_csv(output / "metrics.csv", rows, metrics_columns(labels))
     summary = {
@@ -139,7 +142,8 @@ def score_folder(
         "one_slice": _one_slice(scored),
         "missing": missing,
         "extra": extra,
-        "failed": dict(sorted((failed | reasons).items())),
+        "failed": dict(sorted((failed | {o.case_id: str(o.error) for o in unscored}).items())),
+        "faults": [o.case_id for o in unscored if o.is_fault],
     }
     if details:
         summary |= {"intervals": intervals(rows, labels), **write_details(scored, output)}
@@ -149,12 +153,18 @@ def score_folder(
 
 def _score_all(
     jobs: Mapping[str, dict[str, Any]], executor: Executor
-) -> tuple[dict[str, CaseScores], dict[str, str]]:
-    """Scores of the cases that could be scored, and the reasons of the others, both in order of ids."""
+) -> tuple[dict[str, CaseScores], list[Outcome]]:
+    """Scores of the cases that could be scored, and what became of the others, both in order of ids."""
     outcomes = run_cases(score_files, jobs, executor=executor, description="score")
     ordered = sorted(outcomes, key=lambda o: o.case_id)
     scored = {o.case_id: o.value for o in ordered if o.error is None}
-    return scored, {o.case_id: o.error for o in ordered if o.error is not None}
+    return scored, [o for o in ordered if o.error is not None]
+
+
+def failed_cases(summary: Mapping[str, Any]) -> list[Outcome]:
+    """The cases that a summary says could not be scored."""
+    faults = summary.get("faults", ())
+    return [Outcome(case, None, reason, case in faults) for case, reason in summary["failed"].items()]
 
 
 def _one_slice(scored: Mapping[str, CaseScores]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flare.checking import check_values
 from flare.errors import FlareError
 from flare.executor import Outcome, build_executor, report_failures
 from flare.files import write_csv
@@ -41,6 +42,7 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
         FlareError: If the configuration is refused, before any work; or, after the other cases are done, if
             some case failed.
     """
+    check_values(cfg)
     settings = InferenceSettings.from_config(cfg)
     source, output = _folders(cfg)
     checkpoint = _checkpoint_path(cfg)

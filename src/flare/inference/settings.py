@@ -8,18 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.errors import FlareError
+from flare.checking import check_values
 
-CHOICES = {
-    "inference.name": ("paper", "flare22", "dense", "fast"),
-    "inference.average": ("probabilities", "logits"),
-    "inference.centre": ("image", "body"),
-    "inference.precision": ("auto", "32", "bf16", "16"),
-    "inference.components": ("fitted", "organs"),
-    "tta": ("none", "tta4", "tta8"),
-    "restore": ("trilinear", "nnunet", "nearest"),
-    "engine": ("torch",),
-}
+GROUPS = ("inference", "tta", "restore", "engine")
 
 
 @dataclass(frozen=True)
@@ -79,17 +70,8 @@ class InferenceSettings:
         Raises:
             FlareError: If a value is none of the choices or out of range, naming the key.
         """
+        check_values(cfg, GROUPS)
         inference = cfg["inference"]
-        for key, choices in CHOICES.items():
-            value = inference[key.removeprefix("inference.")] if key.startswith("inference.") else cfg[key]
-            if str(value) not in choices:
-                raise FlareError(f"{key}={value}: expected one of {', '.join(choices)}")
-        if not 0 <= inference["overlap"] < 1:
-            raise FlareError(
-                f"inference.overlap={inference['overlap']}: expected a fraction from 0 to below 1"
-            )
-        if not inference["memory_mb"] > 0:
-            raise FlareError(f"inference.memory_mb={inference['memory_mb']}: expected more than 0")
         return cls(
             name=inference["name"],
             overlap=float(inference["overlap"]),

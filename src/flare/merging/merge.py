@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.cases import read_index, select_cases
+from flare.checking import check_values
 from flare.errors import FlareError
 from flare.executor import Outcome, build_executor, report_failures
 from flare.images import find_images, strip_extension, unique_cases
@@ -37,6 +38,7 @@ def merge(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         FlareError: If both or neither is given, before any work; at the end, if a case failed, naming it.
     """
+    check_values(cfg)
     given = [key for key in FOLDERS if cfg[key] is not None]
     if (cfg.round.name is None) == (not given):
         what = f"given round={cfg.round.name} and {', '.join(given)}" if given else "given neither"

@@ -52,20 +52,34 @@ def check_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, targe
     Raises:
         FlareError: If it has other layers, or another name for an id that both train.
     """
-    ours, theirs = _shapes(network.state_dict()), _shapes(teacher.state_dict)
-    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if different:
-        key = different[0]
-        raise FlareError(
-            f"round.init=teacher: {teacher.path} has another architecture ({key} is {theirs.get(key)}, the "
-            f"model's is {ours.get(key)}); choose the teacher's model or round.init=fresh"
-        )
+    check_architecture(network, teacher.state_dict, str(teacher.path))
     for class_id in set(labels.outputs(targets)[1:]) & set(teacher.outputs):
         name, theirs_name = labels.name_of(class_id), teacher.labels.name_of(class_id)
         if name != theirs_name:
             raise FlareError(
                 f"round.init=teacher: class {class_id} is {theirs_name} in {teacher.path}, {name} in classes"
             )
+
+
+def check_architecture(network: UNet, state: dict[str, Tensor], teacher: str) -> None:
+    """Refuse weights of other layers; heads may differ in their number of classes.
+
+    Args:
+        network: Of the new round.
+        state: The teacher's weights; they, too, may be on the meta device.
+        teacher: What the teacher is called.
+
+    Raises:
+        FlareError: Naming the first layer that differs.
+    """
+    ours, theirs = _shapes(network.state_dict()), _shapes(state)
+    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if different:
+        key = different[0]
+        raise FlareError(
+            f"round.init=teacher: {teacher} has another architecture ({key} is {theirs.get(key)}, the "
+            f"model's is {ours.get(key)}); choose the teacher's model or round.init=fresh"
+        )
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

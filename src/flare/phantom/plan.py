@@ -94,13 +94,15 @@ def plan_cohort(
 def _check(size: str, counts: Mapping[str, int], grids: Mapping[str, Any], tumors: Mapping[str, Any]) -> None:
     """Refuse settings that mean nothing."""
     if size not in grids:
-        raise FlareError(f"phantom.size: expected one of {sorted(grids)}, given {size!r}")
+        raise FlareError(f"data.phantom.size: expected one of {sorted(grids)}, given {size!r}")
     unknown = set(counts) - set(FIRST_NUMBER)
     if unknown or any(n < 0 or n > 999 for n in counts.values()):
-        raise FlareError(f"phantom.counts: expected 0 to 999 of {list(FIRST_NUMBER)}, given {dict(counts)}")
+        raise FlareError(
+            f"data.phantom.counts: expected 0 to 999 of {list(FIRST_NUMBER)}, given {dict(counts)}"
+        )
     unknown = set(tumors["hosts"]) - {*ORGANS, "outside"}
     if unknown:
-        raise FlareError(f"phantom.tumors.hosts: expected organs or outside, given {sorted(unknown)}")
+        raise FlareError(f"data.phantom.tumors.hosts: expected organs or outside, given {sorted(unknown)}")
 
 
 def _label_map(folder: str | Path | None) -> str | None:

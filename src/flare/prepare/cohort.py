@@ -16,7 +16,7 @@ from flare.labels import LabelSet
 from flare.prepare.analysis import Analysis, analyse_labels
 from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
 from flare.prepare.index import Index, build_index
-from flare.prepare.integrity import OK, REFUSED, WARNING, Finding, write_integrity
+from flare.prepare.integrity import FAILED, OK, REFUSED, WARNING, Finding, write_integrity
 from flare.prepare.layout import PreparedFolder
 from flare.prepare.reading import read_cases, recorded_warnings
 from flare.prepare.settings import Settings
@@ -35,8 +35,9 @@ class Cohort:
     Args:
         folder: Where everything lies.
         cases: The cases that can be used, by split and id.
-        failures: The cases that were refused, and why.
-        intensity: Statistics of the labelled training cases; None without any.
+        failures: The cases that were refused or failed, and why.
+        intensity: Statistics of the labelled training cases; None without any, or while cases failed by no
+            fault of their files.
         processed: Ids of the cases that were read in this call; the others were unchanged.
     """
 
@@ -92,7 +93,8 @@ def _prepare(settings: Settings) -> Cohort:
     write_index(settings.folder.index, kept.cases)
     write_label_analysis(settings.folder.label_analysis, kept, settings.labels)
     write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
-    intensity = _statistics(settings, kept.cases)
+    has_faults = any(f.is_fault for f in failures)  # then statistics would leave out what is sound
+    intensity = None if has_faults else _statistics(settings, kept.cases)
     if outcomes:
         print_label_analysis(kept.cases, settings.labels)
     return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
@@ -159,7 +161,9 @@ def _findings(
     found = [Finding(p.id, p.path, REFUSED, p.reason) for p in index.problems]
     images = {e.id: e.image for e in index.entries}
     found += [
-        Finding(f.case_id, images[f.case_id], REFUSED, f.error or "") for f in failures if f.case_id in images
+        Finding(f.case_id, images[f.case_id], FAILED if f.is_fault else REFUSED, f.error or "")
+        for f in failures
+        if f.case_id in images
     ]
     seen = recorded_warnings(folder, kept.cases)
     for case in kept.cases:

@@ -14,7 +14,7 @@ from flare.images import match_grid, read_image, read_labels
 from flare.labels import LabelSet
 
 COLUMNS = ("case", "path", "status", "reason")
-OK, WARNING, REFUSED = "ok", "warning", "refused"
+OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Finding:
     Args:
         case: The case.
         path: Its image, or the file at fault.
-        status: `ok`, `warning` (used all the same) or `refused`.
+        status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
+            tried again).
         reason: What was found, empty if nothing.
     """
 
@@ -78,6 +79,6 @@ def collected_warnings() -> Iterator[list[str]]:
 
 def write_integrity(path: Path, findings: Sequence[Finding]) -> None:
     """Write `integrity.csv`, the refused first."""
-    order = (REFUSED, WARNING, OK)
+    order = (REFUSED, FAILED, WARNING, OK)
     ranked = sorted(findings, key=lambda f: (order.index(f.status), f.case, str(f.path)))
     write_csv(path, [vars(f) for f in ranked], COLUMNS)

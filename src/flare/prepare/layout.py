@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from flare.errors import FlareError
 from flare.geometry import Spacing
 from flare.journal import Journal
 
@@ -70,8 +68,5 @@ class PreparedFolder:
 
 def prepared_folder(cfg: DictConfig) -> PreparedFolder:
     """The prepared cohort that a configuration names (`data.cache`, `data.spacing_mm`)."""
-    spacing_mm = list(cfg.data.spacing_mm)
-    if len(spacing_mm) != 3 or not all(isinstance(s, int | float) and 0 < s < math.inf for s in spacing_mm):
-        raise FlareError(f"data.spacing_mm: expected three sizes above 0 (z, y, x), given {spacing_mm}")
-    z, y, x = (float(s) for s in spacing_mm)
+    z, y, x = (float(size) for size in cfg.data.spacing_mm)
     return PreparedFolder(Path(str(cfg.data.cache)).expanduser().absolute(), (z, y, x))

@@ -78,7 +78,7 @@ def _cache(settings: Settings, journal: Journal, cases: Sequence[Case]) -> list[
         case = outcome.case_id
         if outcome.error is None:
             journal.record(case, _inputs(by_id[case]), settings.cache_config, outputs[case], outcome.value)
-        else:
+        elif not outcome.is_fault:
             for path in outputs[case].values():  # of an earlier, readable state of its files
                 path.unlink(missing_ok=True)
         outcomes.append(outcome)

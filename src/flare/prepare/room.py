@@ -51,7 +51,7 @@ def estimate(
         workers: Processes that share the work.
 
     Returns:
-        The estimate; an image whose header is unreadable counts nothing, it will be refused.
+        The estimate; an image whose header is unreadable counts nothing, it will be refused or fail.
     """
     cases, read_voxels, disk = 0, 0, 0
     for paths, cached in ((to_cache, True), (to_check, False)):
@@ -59,7 +59,7 @@ def estimate(
             cases += 1
             try:
                 grid = read_geometry(path, case_id(path))
-            except CaseError:
+            except (CaseError, OSError):
                 continue
             read_voxels += math.prod(grid.shape)
             if cached:

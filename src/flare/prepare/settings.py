@@ -7,10 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from flare.checking import check_values
 from flare.executor import Executor, build_executor
 from flare.labels import LabelSet
 from flare.prepare.layout import PreparedFolder, prepared_folder
-from flare.prepare.sources import read_label_map
+from flare.prepare.sources import read_label_map, read_sources
 
 STORE_FORMAT = 1  # raised when what is cached changes, so that old caches are redone
 
@@ -35,10 +36,16 @@ class Settings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Settings:
-        """Read the groups `classes`, `data` and `executor`; a bad value is refused before any work."""
+        """Read the groups `classes`, `data` and `executor`.
+
+        Raises:
+            FlareError: Before any work, if any value of the configuration means nothing.
+        """
+        check_values(cfg)
         data: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
         labels = LabelSet.from_config(cfg.classes)
         label_map = read_label_map(data.get("label_map"), labels)
+        read_sources(data.get("sources"), labels)
         return cls(data, labels, label_map, prepared_folder(cfg), build_executor(cfg))
 
     @property

@@ -1,0 +1,5 @@
+"""What every value of a configuration may be, checked before any work."""
+
+from flare.checking.values import check_values
+
+__all__ = ["check_values"]
