@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from flare import training
 from flare.checkpoints import load_checkpoint, load_network
 from flare.errors import FlareError
 from flare.executor import Outcome
-from flare.files import read_csv
+from flare.files import read_csv, write_csv
 from flare.losses import DiceCELoss
 from flare.prepare import Cohort
 from flare.resuming import is_trained, training_key
@@ -75,6 +76,15 @@ def test_a_round_leaves_checkpoints_table_and_configuration(trained: Trained) ->
         assert float(row["val/dsc_mean"]) == pytest.approx(organs, abs=1e-5)
     assert result["metrics"]["train/loss"] == float(rows[-1]["train/loss"])
     assert result["objective"] == float(rows[-1]["val/dsc_mean"])
+
+
+@pytest.mark.parametrize(("last", "objective"), [(1.5, 1.5), (None, 2.0), (float("nan"), None)])
+def test_the_objective_is_the_last_value_unless_it_diverged(
+    last: float | None, objective: float | None, tmp_path: Path
+) -> None:
+    folder = RoundFolder(tmp_path)
+    write_csv(folder.training_csv, [{"train/loss": 2.0, "val/dsc_mean": 0.5}, {"train/loss": last}])
+    assert training._result(folder, "train/loss")["objective"] == objective
 
 
 def test_a_checkpoint_loads_safely_and_carries_what_inference_needs(trained: Trained, cohort: Cohort) -> None:

@@ -132,7 +132,8 @@ def train_round(
 
     Returns:
         `checkpoint` and `best` (paths; `best` is None without validation), `metrics`, the last epoch's, and
-        `objective`, the last value of what `cfg.objective` names (None without validation).
+        `objective`, the last value of what `cfg.objective` names (None without validation or if it is
+        not finite).
 
     Raises:
         FlareError: If the training cannot start or resume, or another process trains the round.
@@ -171,10 +172,11 @@ def _result(folder: RoundFolder, objective: str | None) -> dict[str, Any]:
     """Give what a training has left as plain values."""
     rows = read_csv(folder.training_csv)
     last_row = rows[-1]
-    values = [row[objective] for row in rows if row[objective]] if objective else []
+    values = [float(row[objective]) for row in rows if row[objective]] if objective else []
     return {
         "checkpoint": str(folder.last),
         "best": str(folder.best) if folder.best.exists() else None,
         "metrics": {name: float(value) for name, value in last_row.items() if value},
-        "objective": float(values[-1]) if values else None,
+        # a search takes None for a failed trial, and ends at what is not finite
+        "objective": values[-1] if values and math.isfinite(values[-1]) else None,
     }
