@@ -120,7 +120,32 @@ def test_killed_while_files_move_no_checkpoint_is_taken_for_anothers(
                 assert found is None or found.read_text() == f"weights of {key}"
 
 
+@pytest.mark.parametrize("ckpt_path", ["last", "other.ckpt"])
+def test_weights_of_two_configurations_count_as_a_training_of_neither(
+    folder: RoundFolder, ckpt_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train_in(folder, "old")
+    mark_trained(folder, "old")
+    Path("other.ckpt").write_text("weights of another")
+    for _ in range(2):  # also when it is interrupted and resumed
+        assert begin(folder, "new", starting_point(ckpt_path, folder, "new")) is not None
+        folder.last.write_text("weights of both")
+        mark_trained(folder, "new")
+        for key in ("old", "new"):
+            assert not is_trained(folder, key)
+            assert starting_point("auto", folder, key) is None
+
+
+def test_the_same_training_resumed_by_hand_counts(folder: RoundFolder) -> None:
+    train_in(folder, "key")
+    assert begin(folder, "key", starting_point("last", folder, "key")) == folder.last
+    mark_trained(folder, "key")
+    assert is_trained(folder, "key")
+
+
 def test_a_complete_training_is_known_until_its_checkpoint_or_key_changes(folder: RoundFolder) -> None:
+    begin(folder, "key", None)
     folder.last.write_text("weights")
     assert not is_trained(folder, "key")
     mark_trained(folder, "key")

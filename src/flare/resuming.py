@@ -65,7 +65,10 @@ def starting_point(ckpt_path: str | None, folder: RoundFolder, key: str) -> Path
     if not path.is_file():
         raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
     if note.get("key") != key:
-        log.warning("ckpt_path was trained on other data or with another configuration")
+        log.warning(
+            "ckpt_path was trained on other data or with another configuration: the round will not count as "
+            "trained with this one, and ckpt_path=auto (iterate) will train it from the beginning"
+        )
     return path
 
 
@@ -82,11 +85,14 @@ def begin(folder: RoundFolder, key: str, start: Path | None) -> Path | None:
     Returns:
         The checkpoint to resume from, where it lies now.
     """
+    note = _read_note(folder)
     if start is None:
         _start_afresh(folder, key)
-    elif start == previous(folder.last):
+    elif start == previous(folder.last) and note.get("previous") == key:
         _bring_back(folder, key)
         return folder.last
+    elif start != folder.last or note.get("key") != key:
+        _write_note(folder, {**note, "key": None})  # its weights come from two trainings and are neither's
     return start
 
 
@@ -134,7 +140,9 @@ def _results(folder: RoundFolder) -> tuple[Path, ...]:
 
 
 def mark_trained(folder: RoundFolder, key: str) -> None:
-    """Note that the training of this key is complete and what it left."""
+    """Note that the training of this key is complete and what it left, unless it began as another's."""
+    if _read_note(folder).get("key") != key:
+        return
     folder.journal("train").record("train", {"key": key}, {}, {"checkpoint": folder.last})
 
 
