@@ -34,7 +34,8 @@ class Flaky(LocalExecutor):
         is_first = self.seen.count(self.function) == 1 and function.__name__ == self.function
         for outcome in super().run(function, jobs):
             dies = is_first and outcome.case_id == self.case
-            yield Outcome(outcome.case_id, error="its worker process died") if dies else outcome
+            fault = Outcome(outcome.case_id, error="its worker process died", is_fault=True)
+            yield fault if dies else outcome
 
 
 @pytest.fixture
@@ -73,6 +74,18 @@ def test_a_score_that_failed_is_tried_again_and_one_that_did_not_is_kept(
         assert failures == []
         assert summary["cases"] == 2
     assert executor.seen == ["score_files"] * 2
+
+
+def test_a_case_that_cannot_be_scored_costs_the_others_nothing(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    cfg, root = config("train", "round=mo"), tmp_path / "mo" / "validation"
+    (root / "predictions" / "b.nii.gz").write_bytes(b"no image")
+    executor = Flaky("none", "none")
+    for _ in range(2):
+        _, (failure,) = score_split(cfg, cases, root, executor)
+        assert failure.case_id == "b"
+    assert executor.seen == ["score_files"]
 
 
 def test_a_fit_that_failed_is_named_and_made_again(

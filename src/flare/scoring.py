@@ -89,7 +89,8 @@ def score_split(
         executor: Where the cases are worked on.
 
     Returns:
-        The summary, and the cases that could not be scored; these are tried again the next time.
+        The summary, and the cases that could not be scored; all are scored again the next time if
+        one failed by no fault of its files.
     """
     labels = LabelSet.from_config(cfg.classes)
     label_map = read_label_map(cfg.data.label_map, labels)
@@ -112,7 +113,7 @@ def score_split(
             executor=executor,
             label_map=label_map,
         )
-        if not found["failed"]:
+        if not found["faults"]:
             journal.record("score", inputs, config, outputs)
     summary = read_json(outputs["summary"])
     return summary, failed_cases(summary)
