@@ -1,8 +1,8 @@
 """Patches per second of the augmentation, against batchgeneratorsv2 (nnU-Net v2) on the same arrays.
 
-    python -m venv --system-site-packages .venv-peers    # from an interpreter that has flare
-    .venv-peers/bin/pip install batchgeneratorsv2 scikit-image pandas
-    OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/augmentation.py
+    make .venv-peers/.ready
+    OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/augmentation.py --rates paper --patches 200
+    OMP_NUM_THREADS=1 .venv-peers/bin/python benchmarks/augmentation.py --rates all --patches 20
 
 Without batchgeneratorsv2 only our rows are printed. One process, one thread, arrays in memory; both resample
 labels by nearest neighbour and images linearly. Each side gets the box it asks for: nnU-Net a larger patch
@@ -136,6 +136,7 @@ def rate(make: Make, patches: int, repeats: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rates", choices=("paper", "all"), help="only these: the paper's, or all on")
     parser.add_argument("--patches", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -149,7 +150,7 @@ def main() -> None:
     if importlib.util.find_spec("batchgeneratorsv2"):
         sides[f"batchgeneratorsv2 {version('batchgeneratorsv2')}"] = peer
     print(f"{'rates':8} {'space':5} {'elastic':7}  patches/s: median (best)")
-    for always in (False, True):
+    for always in {"paper": (False,), "all": (True,), None: (False, True)}[arguments.rates]:
         for dummy_2d in (True, False):
             for elastic in (False, True):
                 values = settings(dummy_2d=dummy_2d, always=always, elastic=elastic)
