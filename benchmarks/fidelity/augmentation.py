@@ -66,7 +66,7 @@ def settings(**more: Any) -> dict[str, Any]:
 
 
 def _draws() -> Iterator[Row]:
-    drawn = [draw_augmentation(np.random.default_rng((7, i)), settings()) for i in range(DRAWS)]
+    drawn = _draw(7, settings())
     worst = 0.0
     for name, rate in RATES.items():
         measured = np.mean([getattr(d, name) is not None for d in drawn])
@@ -77,9 +77,7 @@ def _draws() -> Iterator[Row]:
     wrong = sum(not _fills(drawn, name, *limits) for name, limits in RANGES.items())
     yield counted("ranges of the draws", METHOD, wrong, len(RANGES))
     for two_d, limit in ((True, 180), (False, 30)):
-        found = [
-            draw_augmentation(np.random.default_rng((8, i)), settings(dummy_2d=two_d)) for i in range(DRAWS)
-        ]
+        found = _draw(8, settings(dummy_2d=two_d))
         angles = np.array([d.rotation for d in found if d.rotation is not None])
         used = angles[:, :1] if two_d else angles
         wrong = int((abs(used) > limit).any()) + int((abs(used).max(0) < 0.9 * limit).any())
@@ -87,6 +85,10 @@ def _draws() -> Iterator[Row]:
         yield counted(f"angles, dummy_2d={str(two_d).lower()}: up to {limit} degrees", METHOD, wrong, 3)
     wrong = sum(not _fills(found, name, *limits) for name, limits in RANGES_3D.items())
     yield counted("ranges of elastic deformation, dummy_2d=false", METHOD, wrong, len(RANGES_3D))
+
+
+def _draw(seed: int, values: dict[str, Any]) -> list[Augmentation]:
+    return [draw_augmentation(np.random.default_rng((seed, i)), values) for i in range(DRAWS)]
 
 
 def _fills(drawn: Sequence[Augmentation], name: str, low: float, high: float) -> bool:
