@@ -28,7 +28,7 @@ def test_a_second_teacher_is_a_dashed_arrow_below_the_boxes_between() -> None:
     assert place(rounds) == {"mot": (0, 0), "mot1": (1, 0), "mot2": (2, 0)}
     drawn = draw_graph(rounds)
     ElementTree.fromstring(drawn)
-    assert "teachers MOT1, MOT" in drawn
+    assert ">by MOT1, MOT<" in drawn
     assert drawn.count("marker-end") == 3
     # from under MOT to under MOT2: boxes of 122 x 129, 24 apart, 4 from the edge
     assert 'd="M65 133V144H357V135" fill="none" stroke="#55606e" stroke-width="1.6" stroke-dasharray' in drawn

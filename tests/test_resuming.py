@@ -184,6 +184,7 @@ def test_what_decides_the_weights_changes_the_key(override: str, config: Compose
         "logger=tensorboard",
         "tta=none",
         "inference=fast",
+        "round.unlabeled_teacher=mot",
     ],
 )
 def test_what_only_shows_or_predicts_does_not(override: str, config: Compose) -> None:

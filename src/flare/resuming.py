@@ -35,8 +35,10 @@ def training_key(cfg: DictConfig, data_key: str) -> str:
     """
     config = public_config(cfg)
     trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
-    decisive = [config[name] for name in ("model", "loss", "data", "classes", "seed", "round")]
-    return config_hash([*decisive, config["labels"]["targets"], trainer, data_key])
+    # who labels the unlabelled cases reaches the weights by their labels alone, which are in `data_key`
+    own = {name: value for name, value in config["round"].items() if name != "unlabeled_teacher"}
+    decisive = [config[name] for name in ("model", "loss", "data", "classes", "seed")]
+    return config_hash([*decisive, own, config["labels"]["targets"], trainer, data_key])
 
 
 def starting_point(ckpt_path: str | None, folder: RoundFolder, key: str) -> Path | None:

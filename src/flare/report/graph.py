@@ -90,8 +90,8 @@ def _arrow(source: tuple[int, int], target: tuple[int, int], is_second: bool) ->
 def _box(item: RoundFacts, column: int, row: int) -> str:
     x, y = _corner(column, row)
     plan, colour = item.plan, TARGETS[item.plan["targets"]]
-    plural = "s" if len(item.teachers) > 1 else ""
-    labels = f"teacher{plural} {', '.join(item.teachers).upper()}" if item.teachers else "ground truth"
+    word = "by" if len(item.teachers) > 1 else "teacher"
+    labels = f"{word} {', '.join(item.teachers).upper()}" if item.teachers else "ground truth"
     lines = [
         f"learns {LEARNS[plan['targets']]}",
         f"{plan['cases']} case{'' if plan['cases'] == '1' else 's'}",
