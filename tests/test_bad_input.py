@@ -286,6 +286,9 @@ def test_folders_that_are_not_there_are_named(tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     with pytest.raises(FlareError, match=r"data\.labeled_images: no folder"):
         prepare(configuration("prepare", bad_cohort.overrides(tmp_path, tmp_path / "out")))
+    own = [*bad_cohort.overrides(tmp_path, tmp_path / "out"), "rounds=[mo]", "trainer=cpu"]
+    with pytest.raises(FlareError, match=r"data\.labeled_images: no folder"):
+        iterate(configuration("iterate", own), own)
     with pytest.raises(FlareError, match="references: expected a folder"):
         evaluate(configuration("evaluate", [f"predictions={tmp_path}", f"references={tmp_path / 'no'}"]))
     assert not (tmp_path / "out").exists()

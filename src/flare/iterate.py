@@ -19,6 +19,7 @@ from flare.files import remove_partial
 from flare.journal import Journal
 from flare.labelling import build_training_set
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
+from flare.prepare.index import check_folders
 from flare.prepare.settings import Settings
 from flare.records import plain_config, record_environment
 from flare.report import write_report
@@ -54,7 +55,9 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
         check_values(item.cfg)
     check_rounds(rounds, run)
     check_baselines(cfg.baselines)
-    Settings.from_config(cfg).executor.close()
+    settings = Settings.from_config(cfg)
+    settings.executor.close()
+    check_folders(settings.data)
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)

@@ -42,8 +42,8 @@ def whole(low: int, high: float = math.inf) -> Rule:
 def _limits(low: float, high: float, word: str = "from") -> str:
     """Limits in words."""
     if high != math.inf:
-        return f" {word} {low:g} to {high:g}"
-    return "" if low == -math.inf else f" above {low:g}" if word == "above" else f", {low:g} or more"
+        return f" {word} {low} to {high}"
+    return "" if low == -math.inf else f" above {low}" if word == "above" else f", {low} or more"
 
 
 def choice(*known: str) -> Rule:

@@ -15,7 +15,7 @@ from flare.executor import Outcome, report_failures
 from flare.labels import LabelSet
 from flare.prepare.analysis import Analysis, analyse_labels
 from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
-from flare.prepare.index import Index, build_index
+from flare.prepare.index import Index, build_index, check_folders
 from flare.prepare.integrity import FAILED, OK, REFUSED, WARNING, Finding, write_integrity
 from flare.prepare.layout import PreparedFolder
 from flare.prepare.reading import read_cases, recorded_warnings
@@ -74,6 +74,7 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
         The cohort; refused cases are in `failures`, the rest is complete.
     """
     settings = Settings.from_config(cfg)
+    check_folders(settings.data)
     with lock(settings.folder.root, wait=True):  # jobs of a sweep share it; the first prepares, the rest find
         return _prepare(settings)
 

@@ -85,7 +85,7 @@ def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
         FlareError: If a required folder is missing, or a source names no class.
     """
     sources = read_sources(data.get("sources"), labels)
-    root = Path(str(data.get("root") or ".")).expanduser().absolute()
+    root = _root(data)
     found = Index()
     for images_key, labels_key, split in FOLDERS:
         images = _collect(root, data, images_key)
@@ -99,6 +99,24 @@ def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
     ]
     found.problems.sort(key=lambda p: p.id)
     return found
+
+
+def check_folders(data: Mapping[str, Any]) -> None:
+    """Refuse, before any work, a cohort whose required folders are missing.
+
+    Args:
+        data: As for `build_index`. The phantom's folders are made.
+
+    Raises:
+        FlareError: Naming the key.
+    """
+    for key in REQUIRED if data["name"] != "phantom" else ():
+        folders_of(_root(data), data.get(key), key)
+
+
+def _root(data: Mapping[str, Any]) -> Path:
+    """What the folders of a cohort are relative to."""
+    return Path(str(data.get("root") or ".")).expanduser().absolute()
 
 
 def folders_of(root: Path, value: Any, key: str) -> list[Path]:
