@@ -58,9 +58,7 @@ def write_ablation(
     split = cfg.data.scoring.split
     cases = held_out(cohort.cases, split)
     if not cases:
-        log.warning(
-            "data.scoring.split=%s: no labelled case, so there is no score and no table", split
-        )
+        log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
         _set_tables_aside(run.root)
         return Results([], [])
     labels = LabelSet.from_config(cfg.classes)
