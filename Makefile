@@ -10,8 +10,10 @@ PEERS  := .venv-peers
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_MMAP_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
-# Threads that wait sleep: on shared cores, spinning ones made a training step up to ten times as slow
-export OMP_WAIT_POLICY := passive
+# Threads that wait sleep: on shared cores spinning ones make a step many times as slow; on cores of your own
+# OMP_WAIT_POLICY=active is faster (see docs/benchmarks.md)
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast fidelity bench-infer check format clean

@@ -44,6 +44,7 @@ def test_an_exception_is_the_outcome_of_its_case(workers: int) -> None:
     found = collect(executor, misbehave, {how: {"how": how} for how in ("case", "config", "key", "exit")})
     executor.close()
     assert {how for how, outcome in found.items() if outcome.is_fault} == {"config", "key", "exit"}
+    assert {how for how, outcome in found.items() if outcome.is_general} == {"config"}
     assert found["case"].error == "has one slice"  # the id is told by the outcome
     assert found["config"].error == "data.root: no such folder"
     assert "KeyError: 'missing' (misbehave, line" in str(found["key"].error)
@@ -96,6 +97,7 @@ def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
     assert found["late"].error is None
     assert "worker process died" in str(found["guilty"].error)
     assert found["guilty"].is_fault  # the case may be sound
+    assert not found["guilty"].is_general  # the others trained without it
     assert guilty.read_text() == "xx"  # once beside the slow one, once alone
 
 
@@ -148,9 +150,10 @@ def test_from_its_config(pytestconfig: pytest.Config) -> None:
 
 def test_what_the_machine_failed_at_stops_a_training_and_refused_cases_do_not() -> None:
     refused = Outcome("a", error="has one slice")
-    stop_on_faults([refused], "train")
+    lonely = Outcome("c", error="its worker process died", is_fault=True)
+    stop_on_faults([refused, lonely], "train")
     with pytest.raises(FlareError) as report:
-        stop_on_faults([refused, Outcome("b", error="died", is_fault=True)], "train")
+        stop_on_faults([refused, lonely, Outcome("b", error="died", is_fault=True, is_general=True)], "train")
     assert str(report.value).splitlines() == [
         "train: 1 failed by no fault of their files, so no training is started; start again when mended",
         "  b: died",

@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -265,7 +266,7 @@ def test_a_case_that_the_machine_failed_at_is_told_from_a_refused_one(
 
     def cache_image(*arguments: object, **settings: object) -> None:
         if settings["case_id"] == "sound":
-            raise MemoryError("no memory")
+            raise OSError(errno.EIO, "the share is away")
         unpatched(*arguments, **settings)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:

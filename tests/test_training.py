@@ -285,7 +285,9 @@ def test_a_training_that_was_set_aside_is_not_done_again(
 def test_no_training_starts_while_a_case_failed_for_the_machines_sake(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = replace(cohort, failures=[Outcome("case1", error="its disk is away", is_fault=True)])
+    failed = replace(
+        cohort, failures=[Outcome("case1", error="its disk is away", is_fault=True, is_general=True)]
+    )
     monkeypatch.setattr("flare.training.prepare_cohort", lambda cfg: failed)
     with pytest.raises(
         FlareError, match=r"no training is started; start again when mended\n  case1: its disk"

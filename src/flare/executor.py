@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -37,10 +38,13 @@ log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
 
-DIED = (
-    "its worker process died (out of memory?): fewer executor.workers leave each more memory; a case that is "
-    "too large for this machine has to be taken out of the cohort's folders"
-)
+# of the system: a disk or a share that is away or read-only, too many open files
+GENERAL_ERRORS = {
+    getattr(errno, name)
+    for name in ("EIO", "ENODEV", "ENOTCONN", "ESTALE", "EROFS", "EMFILE", "ENFILE", "ETIMEDOUT")
+}
+
+DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
 
 
 class Executor(Protocol):
@@ -204,11 +208,12 @@ def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
     except NoRoomError:
         raise
     except FlareError as error:
-        return Outcome("", error=str(error), is_fault=True)
+        return Outcome("", error=str(error), is_fault=True, is_general=True)
     except (Exception, SystemExit) as error:
         if says_no_room(error):
             raise NoRoomError(f"a disk is full ({error}): make room and start again") from None
         log.debug("%s", traceback.format_exc())
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
-        return Outcome("", error=text, is_fault=True)
+        is_general = isinstance(error, OSError) and error.errno in GENERAL_ERRORS
+        return Outcome("", error=text, is_fault=True, is_general=is_general)

@@ -17,13 +17,16 @@ class Outcome:
         case_id: The case.
         value: What the function returned.
         error: Why there is no value.
-        is_fault: Whether the case may be sound: not its files, but the machine or the program failed.
+        is_fault: Whether the case may be sound: not its files, but the machine or the program failed. It is
+            tried again at the next start.
+        is_general: Whether other cases would meet the same fault: a disk that is away, a wrong setting.
     """
 
     case_id: str
     value: Any = None
     error: str | None = None
     is_fault: bool = False
+    is_general: bool = False
 
 
 def report_failures(failures: Sequence[Outcome], what: str) -> None:
@@ -39,12 +42,14 @@ def report_failures(failures: Sequence[Outcome], what: str) -> None:
 
 
 def stop_on_faults(failures: Sequence[Outcome], what: str) -> None:
-    """Start no training while cases failed for the machine's sake: it would learn from a smaller cohort.
+    """Start no training while a general fault keeps cases away: it would learn from a smaller cohort.
+
+    A single case that kills its worker or meets an error of the program does not stop the others.
 
     Raises:
         FlareError: If there are any such; the others do not stop a training.
     """
-    faults = [f for f in failures if f.is_fault]
+    faults = [f for f in failures if f.is_general]
     if faults:
         raise FlareError(
             _listed(

@@ -94,8 +94,8 @@ def _prepare(settings: Settings) -> Cohort:
     write_index(settings.folder.index, kept.cases)
     write_label_analysis(settings.folder.label_analysis, kept, settings.labels)
     write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
-    has_faults = any(f.is_fault for f in failures)  # then statistics would leave out what is sound
-    intensity = None if has_faults else _statistics(settings, kept.cases)
+    is_incomplete = any(f.is_general for f in failures)  # then statistics would leave out what is sound
+    intensity = None if is_incomplete else _statistics(settings, kept.cases)
     if outcomes:
         print_label_analysis(kept.cases, settings.labels)
     return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
