@@ -30,11 +30,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## all eight rounds on the embedded cohort: outputs/demo/report.html and the ablation table
 	$(BIN)/python iterate.py experiment=demo
 
+# files are shared out whole: their runs and cohorts are made once
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY) ## the whole test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY) ## the tests that take no more than seconds
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 # Implementations by others break torch and Lightning with what they bring, so they live apart, see peers.txt
 $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt

@@ -1,6 +1,7 @@
 """The whole graph on a tiny phantom: what it leaves, what it does again and what not, killed or not."""
 
 import csv
+import errno
 import os
 import random
 import re
@@ -183,21 +184,27 @@ def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before
     iterate._check([teacher, pupil], RunFolder(tmp_path))
 
 
-def test_no_round_is_trained_while_a_case_failed_for_the_machines_sake(
+def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     again: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(case: str, **settings: object) -> None:
-        if case == "phantom_1001":
-            raise MemoryError("out of memory")
-        merge_case(case=case, **settings)
-
-    monkeypatch.setattr("flare.merging.cohort.merge_case", fails)
-    with pytest.raises(
-        FlareError, match=r"round=mo1: 1 failed .*no training is started.*\n  phantom_1001: Mem"
-    ):
-        again("labels.dilation_mm=60")
     run: Path = again.outputs / "demo" / "rounds" / "mo1"  # type: ignore[attr-defined]
-    assert not (run / "checkpoints" / "last.previous.ckpt").exists()
+
+    def start(error: Exception, message: str) -> bool:
+        """Start with one case that meets an error; whether the round was trained again."""
+
+        def fails(case: str, **settings: object) -> None:
+            if case == "phantom_1001":
+                raise error
+            merge_case(case=case, **settings)
+
+        monkeypatch.setattr("flare.merging.cohort.merge_case", fails)
+        with pytest.raises(FlareError, match=message):
+            again("labels.dilation_mm=60")
+        return (run / "checkpoints" / "last.previous.ckpt").exists()
+
+    away = r"round=mo1: 1 failed .*no training is started.*\n  phantom_1001: OSError"
+    assert not start(OSError(errno.EIO, "the share is away"), away)
+    assert start(MemoryError("too large"), r"iterate: 1 failed, the rest is done.*\n  phantom_1001: Memory")
 
 
 def test_a_teacher_of_another_spacing_or_class_list_is_refused(
