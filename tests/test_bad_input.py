@@ -323,6 +323,7 @@ def with_little_room(name: str, *arguments: str, cwd: Path, limit: int) -> Finis
     )
 
 
+@pytest.mark.slow
 def test_no_half_file_is_left_when_the_disk_is_full(tmp_path: Path, checkpoint: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     bad_cohort.write_good(tmp_path / "images", tmp_path / "labels")

@@ -62,6 +62,7 @@ def test_the_rounds_are_the_papers() -> None:
     assert sorted(ROUNDS) == options("round")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_file_composes_on_every_script(script: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -216,6 +217,7 @@ def test_loggers(config: Callable[..., DictConfig], option: str, tmp_path: Path)
         assert instantiate(settings, save_dir=str(tmp_path)).save_dir is not None
 
 
+@pytest.mark.slow
 def test_conf_needs_nothing_of_flare_imported_before() -> None:
     code = f"""
 import sys

@@ -83,6 +83,7 @@ def test_a_worker_that_dies_costs_its_case_a_retry(
     assert str(tmp_path) not in caplog.text  # privacy: no path in a log
 
 
+@pytest.mark.slow
 def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
     executor = LocalExecutor(workers=2, retries=0)
     guilty = tmp_path / "guilty"

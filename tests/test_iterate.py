@@ -105,6 +105,7 @@ def test_a_second_start_does_nothing_and_imports_nothing_heavy(finished: Path) -
     assert changed(before, times(finished, *WORK, "*.html", "*.png")) == set()
 
 
+@pytest.mark.slow
 def test_another_merge_setting_redoes_the_merge_and_what_follows(again: Callable[..., set[str]]) -> None:
     redone = again("labels.dilation_mm=60")
     assert "demo/rounds/mo1/labels/phantom_1001.nii.gz" in redone
@@ -112,12 +113,14 @@ def test_another_merge_setting_redoes_the_merge_and_what_follows(again: Callable
     assert again("labels.dilation_mm=60") == set()
 
 
+@pytest.mark.slow
 def test_an_inference_setting_redoes_predictions_but_no_teacher(again: Callable[..., set[str]]) -> None:
     redone = again("restore=nearest")
     assert "demo/rounds/mo1/predictions/phantom_1001.nii.gz" in redone
     assert "demo/rounds/mo/checkpoints/last.ckpt" not in redone
 
 
+@pytest.mark.slow
 def test_a_changed_image_redoes_its_case_alone(again: Callable[..., set[str]]) -> None:
     outputs: Path = again.outputs  # type: ignore[attr-defined]
     root = outputs / "data" / "phantom-demo-0"
@@ -137,6 +140,7 @@ def test_a_changed_image_redoes_its_case_alone(again: Callable[..., set[str]]) -
     assert "demo/rounds/mo1/checkpoints/last.ckpt" in redone
 
 
+@pytest.mark.slow
 def test_an_added_case_is_the_only_one_that_is_read(again: Callable[..., set[str]]) -> None:
     redone = again(counts(organs_complete=2, tumor=1, partial=1, unlabeled=1, validation=1, test=1))
     cached = {name for name in redone if name.startswith("cache/") and "phantom_" in name}
@@ -184,6 +188,7 @@ def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before
     iterate._check([teacher, pupil], RunFolder(tmp_path))
 
 
+@pytest.mark.slow
 def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     again: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +212,7 @@ def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     assert start(MemoryError("too large"), r"iterate: 1 failed, the rest is done.*\n  phantom_1001: Memory")
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_spacing_or_class_list_is_refused(
     again: Callable[..., set[str]], tmp_path: Path
 ) -> None:
@@ -234,6 +240,7 @@ def test_two_starts_of_one_run_refuse_each_other(finished: Path) -> None:
         run_iterate(finished, TWO)
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_the_plan_and_does_nothing(tmp_path: Path) -> None:
     result = run_iterate(tmp_path / "outputs", "dry_run=true")
     rows = read_csv(tmp_path / "outputs" / "demo" / "plan.csv")

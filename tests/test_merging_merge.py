@@ -327,6 +327,7 @@ def test_a_checkpoint_named_by_hand_is_named_by_its_hash(tmp_path: Path, a_round
     assert told["classes"]["spleen"]["source"] == "checkpoint@9a129038d9a0"
 
 
+@pytest.mark.slow
 def test_the_script_refuses_in_one_line_and_merges_in_processes(tmp_path: Path) -> None:
     put(tmp_path / "truth", "a", volume(x0=1))
     put(tmp_path / "pseudo", "a", volume(x0=1, x2=3))

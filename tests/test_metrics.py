@@ -153,6 +153,7 @@ def test_threads_change_nothing(labels: LabelSet) -> None:
     assert one == two
 
 
+@pytest.mark.slow
 def test_200_random_pairs_agree_with_the_challenges_rules_to_four_digits(labels: LabelSet) -> None:
     tolerances = [c.tolerance_mm for c in labels.classes]
     kinds = {"absent": 0, "scored": 0, "below": 0}

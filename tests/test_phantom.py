@@ -300,6 +300,7 @@ def test_same_seed_same_files_other_seed_other_files(tmp_path: Path, cohort: Pat
     assert first.shape != other.shape or not np.array_equal(first, other)
 
 
+@pytest.mark.slow
 def test_finished_cohort_is_left_alone_and_a_half_made_one_completed(tmp_path: Path) -> None:
     def stats() -> dict[str, int]:
         return {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nii.gz")}

@@ -357,6 +357,7 @@ def test_four_thousand_cases_are_analysed_in_a_minute(
     assert counts == [222, 2200, 1497, 4000]
 
 
+@pytest.mark.slow
 def test_the_real_scans(
     real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: LabelSet
 ) -> None:

@@ -179,6 +179,7 @@ def test_an_empty_label_is_told(prepared: Prepared) -> None:
     assert prepared.rows["nothing"][0]["reason"] == "label file without any foreground"
 
 
+@pytest.mark.slow
 def test_a_repaired_case_joins_and_a_broken_one_leaves(
     tmp_path: Path, config: Callable[..., DictConfig]
 ) -> None:

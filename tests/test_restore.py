@@ -170,6 +170,7 @@ print(restore(160, 64) - start)  # all classes of the whole volume would be 1350
 """
 
 
+@pytest.mark.slow
 def test_working_memory_stays_near_the_budget():
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 64 + 22.5 + 40  # the budget, the labels, and what the allocator keeps

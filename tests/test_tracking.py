@@ -129,6 +129,7 @@ def test_the_table_of_cases_has_ids_and_scores(runs: list[OfflineRun]) -> None:
     assert [row[0] for row in table["data"]] == ["held_out"]
 
 
+@pytest.mark.slow
 def test_table5_is_an_artifact_once(cohort: Cohort, labels: LabelSet, tmp_path: Path) -> None:
     cfg = configuration(tmp_path, tmp_path, *WANDB, "name=trial")
     run = run_folder(cfg)

@@ -234,6 +234,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
     _, folder = train_tiny(cohort, tmp_path, *once, validate=False)  # round=null
