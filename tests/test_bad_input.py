@@ -32,6 +32,9 @@ from flare.preprocessing import Intensity
 from flare.training import train
 from tiny_run import NETWORK, configuration, script, start
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 Finished = subprocess.CompletedProcess
 NET = ["model=tiny", *NETWORK, "data.patch_size=[4,8,8]", "tta=none", "inference.precision=32", "trainer=cpu"]
 ONE_STEP = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.precision=32", "data.workers=0"]
@@ -323,7 +326,6 @@ def with_little_room(name: str, *arguments: str, cwd: Path, limit: int) -> Finis
     )
 
 
-@pytest.mark.slow
 def test_no_half_file_is_left_when_the_disk_is_full(tmp_path: Path, checkpoint: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     bad_cohort.write_good(tmp_path / "images", tmp_path / "labels")
@@ -347,7 +349,6 @@ def test_no_half_file_is_left_when_the_disk_is_full(tmp_path: Path, checkpoint: 
     assert not list(tmp_path.rglob(".partial-*"))
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_prepare_and_infer_end_as_if_nothing_had_been(
     tmp_path: Path, checkpoint: Path
 ) -> None:
@@ -388,7 +389,6 @@ def same_files(first: Path, second: Path) -> int:
     return count
 
 
-@pytest.mark.slow
 def test_workers_end_with_their_killed_parent(tmp_path: Path) -> None:
     for number in range(30):
         path = tmp_path / "images" / f"case{number:02d}_0000.nii.gz"

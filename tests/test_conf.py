@@ -86,6 +86,7 @@ ABLATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", options("experiment/ablation"))
 def test_ablations(option: str) -> None:
     """Each composes beside another experiment, and every value that it sweeps over is one."""

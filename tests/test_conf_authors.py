@@ -12,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from flare.inference.settings import InferenceSettings
 from flare.rounds import compose_rounds
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 Config = Callable[..., DictConfig]
 
 # typed from the method: what the authors' code does where the paper says or implies something else

@@ -28,6 +28,9 @@ from flare.rounds import compose_rounds
 from flare.runs import RunFolder, lock
 from tiny_run import FEW, SETTINGS, changed, counts, given, run_iterate, script, start, times
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 WORK = ("*.nii.gz", "*.b2nd", "*.npz", "*.ckpt", "*.jsonl", "metrics.csv", "training.csv", "components.json")
 TWO = "rounds=[mo,mo1]"
 ALL = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
@@ -105,7 +108,6 @@ def test_a_second_start_does_nothing_and_imports_nothing_heavy(finished: Path) -
     assert changed(before, times(finished, *WORK, "*.html", "*.png")) == set()
 
 
-@pytest.mark.slow
 def test_another_merge_setting_redoes_the_merge_and_what_follows(again: Callable[..., set[str]]) -> None:
     redone = again("labels.dilation_mm=60")
     assert "demo/rounds/mo1/labels/phantom_1001.nii.gz" in redone
@@ -113,14 +115,12 @@ def test_another_merge_setting_redoes_the_merge_and_what_follows(again: Callable
     assert again("labels.dilation_mm=60") == set()
 
 
-@pytest.mark.slow
 def test_an_inference_setting_redoes_predictions_but_no_teacher(again: Callable[..., set[str]]) -> None:
     redone = again("restore=nearest")
     assert "demo/rounds/mo1/predictions/phantom_1001.nii.gz" in redone
     assert "demo/rounds/mo/checkpoints/last.ckpt" not in redone
 
 
-@pytest.mark.slow
 def test_a_changed_image_redoes_its_case_alone(again: Callable[..., set[str]]) -> None:
     outputs: Path = again.outputs  # type: ignore[attr-defined]
     root = outputs / "data" / "phantom-demo-0"
@@ -140,7 +140,6 @@ def test_a_changed_image_redoes_its_case_alone(again: Callable[..., set[str]]) -
     assert "demo/rounds/mo1/checkpoints/last.ckpt" in redone
 
 
-@pytest.mark.slow
 def test_an_added_case_is_the_only_one_that_is_read(again: Callable[..., set[str]]) -> None:
     redone = again(counts(organs_complete=2, tumor=1, partial=1, unlabeled=1, validation=1, test=1))
     cached = {name for name in redone if name.startswith("cache/") and "phantom_" in name}
@@ -188,7 +187,6 @@ def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before
     iterate._check([teacher, pupil], RunFolder(tmp_path))
 
 
-@pytest.mark.slow
 def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     again: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +210,6 @@ def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     assert start(MemoryError("too large"), r"iterate: 1 failed, the rest is done.*\n  phantom_1001: Memory")
 
 
-@pytest.mark.slow
 def test_a_teacher_of_another_spacing_or_class_list_is_refused(
     again: Callable[..., set[str]], tmp_path: Path
 ) -> None:
@@ -240,7 +237,6 @@ def test_two_starts_of_one_run_refuse_each_other(finished: Path) -> None:
         run_iterate(finished, TWO)
 
 
-@pytest.mark.slow
 def test_a_dry_run_writes_the_plan_and_does_nothing(tmp_path: Path) -> None:
     result = run_iterate(tmp_path / "outputs", "dry_run=true")
     rows = read_csv(tmp_path / "outputs" / "demo" / "plan.csv")
@@ -260,7 +256,6 @@ PAPER = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path, labels: LabelSet) -> None:
     root = tmp_path / "FLARE23"
     write_challenge(root, labels)
@@ -301,7 +296,6 @@ def write_challenge(root: Path, labels: LabelSet) -> None:
                 os.link(label, root / "labelsTr2200" / f"{case}.nii.gz")
 
 
-@pytest.mark.slow
 def test_all_rounds_and_baselines_fill_the_table(tmp_path: Path) -> None:
     cohort = counts(organs_complete=2, tumor=2, partial=1, unlabeled=1, validation=1, test=1)
     outputs = tmp_path / "outputs"
@@ -322,7 +316,6 @@ def test_all_rounds_and_baselines_fill_the_table(tmp_path: Path) -> None:
     assert changed(before, times(outputs, *WORK)) == set()
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     line = given(outputs, TWO, "executor.workers=1")
@@ -354,7 +347,6 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert one == two
 
 
-@pytest.mark.slow
 def test_rounds_trained_one_by_one_are_those_of_iterate(finished: Path, tmp_path: Path) -> None:
     for name in ("mo", "mo1"):
         line = [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'outputs'}", f"round={name}", "model=tiny"]

@@ -21,6 +21,9 @@ from flare.inference.cohort import Predicted
 from flare.labels import LabelSet
 from flare.merging.merge import merge
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 ROOT = Path(__file__).parents[1]
 Config = Callable[..., DictConfig]
 GRID = Geometry((3, 4, 5), (5.0, 0.8, 0.7), (10.0, -20.0, 30.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -327,7 +330,6 @@ def test_a_checkpoint_named_by_hand_is_named_by_its_hash(tmp_path: Path, a_round
     assert told["classes"]["spleen"]["source"] == "checkpoint@9a129038d9a0"
 
 
-@pytest.mark.slow
 def test_the_script_refuses_in_one_line_and_merges_in_processes(tmp_path: Path) -> None:
     put(tmp_path / "truth", "a", volume(x0=1))
     put(tmp_path / "pseudo", "a", volume(x0=1, x2=3))

@@ -24,6 +24,9 @@ from flare.phantom.placement import room_positions
 from flare.phantom.plan import ORDERS
 from flare.phantom.tumors import Canvas, stamp_tumor
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 TUMOR = CLASS_IDS["tumor"]
 HOSTS = {"liver": 0.5, "right_kidney": 0.2, "spleen": 0.2, "pancreas": 0.05, "outside": 0.05}
 COUNTS = {"organs_complete": 2, "tumor": 3, "partial": 2, "unlabeled": 1, "validation": 1, "test": 2}
@@ -300,7 +303,6 @@ def test_same_seed_same_files_other_seed_other_files(tmp_path: Path, cohort: Pat
     assert first.shape != other.shape or not np.array_equal(first, other)
 
 
-@pytest.mark.slow
 def test_finished_cohort_is_left_alone_and_a_half_made_one_completed(tmp_path: Path) -> None:
     def stats() -> dict[str, int]:
         return {p.name: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nii.gz")}

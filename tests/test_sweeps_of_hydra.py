@@ -18,6 +18,9 @@ from flare.sweeps.planning import plan
 from flare.sweeps.rerun import command, main
 from flare.sweeps.table import failures
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 # a script of its own: what it does takes no time, what surrounds it is Hydra's
 APP = """
 import os, signal

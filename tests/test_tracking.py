@@ -23,6 +23,9 @@ from flare.tracking.slices import cut_slice
 from tiny_round import LIVER, TINY, TUMOR, configuration, train_tiny, write_cohort
 from wandb_files import OfflineRun, read_offline
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 DOCS = Path(__file__).parents[1] / "docs" / "logging.md"
 WANDB = ["logger=wandb", "logger.wandb.offline=true"]
 THERE = ("liver", "spleen", "tumor")  # classes of the tiny cohort
@@ -129,7 +132,6 @@ def test_the_table_of_cases_has_ids_and_scores(runs: list[OfflineRun]) -> None:
     assert [row[0] for row in table["data"]] == ["held_out"]
 
 
-@pytest.mark.slow
 def test_table5_is_an_artifact_once(cohort: Cohort, labels: LabelSet, tmp_path: Path) -> None:
     cfg = configuration(tmp_path, tmp_path, *WANDB, "name=trial")
     run = run_folder(cfg)

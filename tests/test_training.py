@@ -26,6 +26,9 @@ from flare.training import check_configuration, train
 from tiny_round import TINY, configuration, train_tiny, write_cohort
 from tiny_run import changed, times
 
+pytestmark = pytest.mark.slow  # whole programs
+
+
 Trained = tuple[dict[str, Any], RoundFolder]
 
 
@@ -152,7 +155,6 @@ def start_process(cohort: Cohort, outputs: Path, *overrides: str) -> subprocess.
     return subprocess.Popen([sys.executable, str(script), *map(str, arguments)])
 
 
-@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits_with_workers(
     trained: Trained, cohort: Cohort, tmp_path: Path
 ) -> None:
@@ -179,7 +181,6 @@ def wait_for_lock(folder: RoundFolder) -> None:
             time.sleep(0.5)
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_global_batch(cohort: Cohort, tmp_path: Path) -> None:
     # with cross entropy alone the mean over both halves is the mean over the whole
     common = ("loss.dice_weight=0", "data.oversample_foreground=1")
@@ -234,7 +235,6 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_path: Path) -> None:
     once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
     _, folder = train_tiny(cohort, tmp_path, *once, validate=False)  # round=null
