@@ -195,6 +195,7 @@ def test_the_output_may_lie_inside_the_input_and_is_not_segmented_again(run, tmp
         ("checkpoint=/nowhere/x.ckpt", "checkpoint"),
         ("checkpoint=null", "checkpoint"),
         ("input=/nowhere", "input"),
+        ("input=", "input: not given"),
         ("inference.name=quick", "inference.name"),
         ("round=mo1", "round"),
         ("round=mo", "spacing_mm"),

@@ -77,7 +77,7 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
 def _folders(cfg: DictConfig) -> tuple[Path, Path]:
     """Read `input` and `output`; refuse what cannot be, or would overwrite its own input."""
     for key in ("input", "output"):
-        if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
+        if OmegaConf.is_missing(cfg, key) or cfg[key] in (None, ""):  # "" would be the present folder
             raise FlareError(f"{key}: not given; expected {key}=<path>")
     source, output = Path(cfg.input).resolve(), Path(cfg.output).resolve()
     if not source.exists():
