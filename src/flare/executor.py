@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import multiprocessing
 import os
@@ -20,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from flare.errors import CaseError, FlareError, NoRoomError
-from flare.files import says_no_room
+from flare.files import GENERAL_FAULTS, says_no_room
 from flare.outcomes import Outcome, report_failures, stop_on_faults
 from flare.progress import progress
 
@@ -37,12 +36,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
-
-# of the system: a disk or a share that is away or read-only, too many open files
-GENERAL_ERRORS = {
-    getattr(errno, name)
-    for name in ("EIO", "ENODEV", "ENOTCONN", "ESTALE", "EROFS", "EMFILE", "ENFILE", "ETIMEDOUT")
-}
 
 DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
 
@@ -215,5 +208,5 @@ def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
         log.debug("%s", traceback.format_exc())
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
-        is_general = isinstance(error, OSError) and error.errno in GENERAL_ERRORS
+        is_general = isinstance(error, OSError) and error.errno in GENERAL_FAULTS
         return Outcome("", error=text, is_fault=True, is_general=is_general)

@@ -17,11 +17,12 @@ from typing import Any
 from flare.errors import NoRoomError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what a sound file cannot be read for: a device or a network that fails, memory or handles that ran out
-FAULTS = (
+# what every file would meet: a device or a share that is away or read-only, too many open files
+GENERAL_FAULTS = (
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
-    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EROFS, errno.EMFILE, errno.ENFILE),
 )
+FAULTS = (*GENERAL_FAULTS, errno.ENOMEM)  # what a sound file cannot be read for
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 
