@@ -45,8 +45,8 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
         `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
 
     Raises:
-        FlareError: Before any work if a round cannot be run; before a training if cases failed by no fault of
-            their files; at the end if cases failed, with their reasons.
+        FlareError: Before any work if a round cannot be run; before a training if a general fault keeps cases
+            away; at the end if cases failed, with their reasons.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     rounds = compose_rounds(cfg.rounds or [], list(given))

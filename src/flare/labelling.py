@@ -54,8 +54,8 @@ def build_training_set(
         executor: Where the cases are worked on.
 
     Raises:
-        FlareError: If the round has no case, its teacher no checkpoint, or cases failed by no fault of
-            their files.
+        FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases
+            away.
     """
     chosen = select_cases(cases, cfg.labels.cases)
     if not chosen:

@@ -49,8 +49,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         As `train_round`.
 
     Raises:
-        FlareError: Before any work if the configuration cannot be trained; before the training if cases
-            failed by no fault of their files; after it if single cases were refused, with every such case and
+        FlareError: Before any work if the configuration cannot be trained; before the training if a
+            general fault keeps cases away; after it if single cases were refused, with every such case and
             reason.
     """
     run = run_folder(cfg)

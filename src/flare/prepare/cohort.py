@@ -36,8 +36,8 @@ class Cohort:
         folder: Where everything lies.
         cases: The cases that can be used, by split and id.
         failures: The cases that were refused or failed, and why.
-        intensity: Statistics of the labelled training cases; None without any, or while cases failed by no
-            fault of their files.
+        intensity: Statistics of the labelled training cases; None without any, or while a general fault
+            keeps cases away.
         processed: Ids of the cases that were read in this call; the others were unchanged.
     """
 
