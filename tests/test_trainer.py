@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import nn
+from torch.nn import functional
 
 from flare import trainer
 from flare.callbacks import EpochProgress, Throughput, TrainingTable
 from flare.errors import FlareError
 from flare.inference import hardware
+from flare.models.depths import depths_under_kernel
 from flare.runs import RoundFolder
 from flare.saving import AtomicCheckpointIO, Checkpoints
 
@@ -27,6 +31,21 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return pretend
 
 
+DEEP = ["model=medium", "data.patch_size=[32,16,16]"]  # 32 32 16 8 4 slices
+TWO = ["model=medium", "data.patch_size=[8,32,32]"]  # 8 8 4 2 1 slices
+
+
+@pytest.fixture
+def choose(config: Callable[..., DictConfig]) -> Callable[..., str]:
+    """Choose a precision for a training."""
+
+    def chosen(precision: str, accelerator: str, *overrides: str) -> str:
+        line = [f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
+        return trainer.choose_precision(config("train", *(overrides or DEEP), *line))
+
+    return chosen
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -36,37 +55,94 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (("amx_bf16",), "bf16-mixed"),
     ],
 )
-def test_auto_on_a_cpu(flags: tuple[str, ...], expected: str, cpu: Callable[..., None]) -> None:
+def test_auto_on_a_cpu(
+    flags: tuple[str, ...], expected: str, cpu: Callable[..., None], choose: Callable[..., str]
+) -> None:
     cpu(*flags)
-    assert trainer.choose_precision("auto", "auto", lowest_depth=4) == expected
-    assert trainer.choose_precision("auto", "cpu", lowest_depth=4) == expected
+    assert choose("auto", "auto") == expected
+    assert choose("auto", "cpu") == expected
 
 
-def test_auto_on_a_gpu(cpu: Callable[..., None]) -> None:
+def test_auto_on_a_gpu(cpu: Callable[..., None], choose: Callable[..., str]) -> None:
     cpu("avx2")
-    assert trainer.choose_precision("auto", "gpu", lowest_depth=4) == "16-mixed"
+    assert choose("auto", "gpu") == "16-mixed"
+    assert choose("auto", "gpu", *TWO) == "16-mixed"
 
 
-def test_bfloat16_without_hardware_is_refused(cpu: Callable[..., None]) -> None:
+def test_bfloat16_without_hardware_is_refused(cpu: Callable[..., None], choose: Callable[..., str]) -> None:
     cpu("avx2")
     with pytest.raises(FlareError, match=r"trainer.precision=bf16-mixed: this CPU has no bfloat16"):
-        trainer.choose_precision("bf16-mixed", "cpu", lowest_depth=4)
-    assert trainer.choose_precision("32", "cpu", lowest_depth=4) == "32"
+        choose("bf16-mixed", "cpu")
+    assert choose("32", "cpu") == "32"
     cpu("avx512_bf16")
-    assert trainer.choose_precision("bf16-mixed", "cpu", lowest_depth=4) == "bf16-mixed"
+    assert choose("bf16-mixed", "cpu") == "bf16-mixed"
 
 
-def test_bfloat16_over_two_slices_is_refused(cpu: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "patch",
+    ["[8,32,32]", "[16,32,32]"],  # 2 slices in the last stage but one, and in the last
+)
+def test_bfloat16_over_two_slices_at_any_resolution_is_refused(
+    patch: str, cpu: Callable[..., None], choose: Callable[..., str]
+) -> None:
     cpu("avx512_bf16")
-    assert trainer.choose_precision("auto", "cpu", lowest_depth=2) == "32-true"
-    assert trainer.choose_precision("auto", "gpu", lowest_depth=2) == "16-mixed"
-    with pytest.raises(FlareError, match="bfloat16 is wrong where 2 slices are left"):
-        trainer.choose_precision("bf16-mixed", "cpu", lowest_depth=2)
+    line = ["model=medium", f"data.patch_size={patch}"]
+    assert choose("auto", "cpu", *line) == "32-true"
+    with pytest.raises(FlareError, match=r"wrong where a convolution of 3 slices reads 2 .*data\.patch_size"):
+        choose("bf16-mixed", "cpu", *line)
 
 
-def test_slices_at_the_lowest_resolution(config: Callable[..., DictConfig]) -> None:
-    assert trainer.lowest_depth(config("train", "model=medium")) == 4  # 32 slices, halved three times
-    assert trainer.lowest_depth(config("train", "experiment=demo")) == 4
+class Functional(nn.Module):
+    """A network of others': its 3-kernel is no module, and reads 2 slices only on its way back up."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 1, kernel, 3, 3))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Halve the depth, convolve, and go back."""
+        half = functional.avg_pool3d(image, (2, 1, 1))
+        features = functional.conv3d(half, self.weight, padding="same")
+        return functional.interpolate(features, scale_factor=(2.0, 1.0, 1.0))
+
+
+class Untraceable(nn.Module):
+    """A network that looks at values, which the meta device has none of."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Depend on a voxel."""
+        return image if image[0, 0, 0, 0, 0].item() > 0 else -image
+
+
+@pytest.mark.parametrize(
+    ("network", "depth", "expected"),
+    [
+        (Functional(3), 4, "32-true"),
+        (Functional(3), 8, "bf16-mixed"),
+        (Functional(1), 4, "bf16-mixed"),
+        (Untraceable(), 8, "32-true"),
+    ],
+)
+def test_a_network_of_others_is_followed_or_taken_as_unfit(
+    network: nn.Module,
+    depth: int,
+    expected: str,
+    cpu: Callable[..., None],
+    choose: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu("avx512_bf16")
+    monkeypatch.setattr(trainer, "build_network", lambda cfg: network.to("meta"))
+    assert choose("auto", "cpu", f"data.patch_size=[{depth},8,8]") == expected
+
+
+def test_depths_are_those_of_encoder_and_decoder(config: Callable[..., DictConfig]) -> None:
+    with torch.device("meta"):
+        network = instantiate(config("train", "model=medium").model.net).eval()
+    # (1,3,3) kernels read 8 slices as well, but (3,3,3) ones do so on the way up
+    assert depths_under_kernel(network, (8, 32, 32), kernel=3) == {8, 4, 2, 1}
+    assert depths_under_kernel(network, (8, 32, 32), kernel=5) == set()
+    assert not network.training
 
 
 def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tmp_path: Path) -> None:

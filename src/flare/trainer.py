@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from flare.errors import FlareError
 from flare.inference.hardware import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.labels import LabelSet
 from flare.messages import hide_messages
+from flare.models.building import build_network
+from flare.models.depths import depths_under_kernel
 from flare.runs import RoundFolder
 from flare.saving import AtomicCheckpointIO
 from flare.tracking.identity import RunIds, build_loggers
 
-BROKEN_DEPTH = 2
+log = logging.getLogger(__name__)
+
+BROKEN_KERNEL, BROKEN_DEPTH = 3, 2  # slices, see is_bfloat16_broken
 PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}
 
 
@@ -47,9 +51,7 @@ def build_trainer(
         callbacks=callbacks,
         logger=list(loggers.values()),
         plugins=[AtomicCheckpointIO()],
-        precision=choose_precision(
-            str(cfg.trainer.precision), str(cfg.trainer.accelerator), lowest_depth=lowest_depth(cfg)
-        ),
+        precision=choose_precision(cfg),
         default_root_dir=str(folder.root),
         enable_progress_bar=False,  # ours is a callback
         **arguments,
@@ -70,7 +72,7 @@ def check_trainer(cfg: DictConfig) -> None:
     wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
     if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
         raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
-    precision = choose_precision(str(cfg.trainer.precision), accelerator, lowest_depth=lowest_depth(cfg))
+    precision = choose_precision(cfg)
     try:
         instantiate(
             cfg.trainer,
@@ -84,19 +86,12 @@ def check_trainer(cfg: DictConfig) -> None:
         raise FlareError(f"trainer: Lightning refuses it: {reason}") from None
 
 
-def lowest_depth(cfg: DictConfig) -> int:
-    """Slices of a patch at the network's lowest resolution."""
-    return int(cfg.data.patch_size[0]) // math.prod(int(stride[0]) for stride in cfg.model.net.strides)
-
-
-def choose_precision(precision: str, accelerator: str, *, lowest_depth: int) -> str:
+def choose_precision(cfg: DictConfig) -> str:
     """Resolve the precision of a training.
 
     Args:
-        precision: Lightning's name, or `auto`: mixed with float16 on GPUs (as nnU-Net), with bfloat16 on
-            CPUs that compute in it, else float32.
-        accelerator: Lightning's name.
-        lowest_depth: Slices of a patch at the network's lowest resolution.
+        cfg: Configuration of `train`. `trainer.precision` is Lightning's name, or `auto`: mixed with float16
+            on GPUs (as nnU-Net), with bfloat16 on CPUs that compute in it and are right, else float32.
 
     Returns:
         Lightning's name.
@@ -105,18 +100,41 @@ def choose_precision(precision: str, accelerator: str, *, lowest_depth: int) -> 
         FlareError: If bfloat16 is asked of a CPU that would emulate it, a hundred times slower, or that
             would read memory it has not written.
     """
+    precision, accelerator = str(cfg.trainer.precision), str(cfg.trainer.accelerator)
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    # oneDNN 3.12's avx512_core_bf16 kernel leaves weight gradients of a 3-kernel over 2 slices partly
-    # uninitialised: random, now and then NaN (found on Zen 5, torch 2.13; 1, 3 and 4 slices are right)
-    is_broken = not on_gpu and lowest_depth == BROKEN_DEPTH
     if precision == "auto":
         chosen = autocast_type("auto", torch.device("cuda" if on_gpu else "cpu"))
-        return PRECISIONS[None if is_broken else chosen]
-    if precision.startswith("bf16") and is_broken:
-        raise FlareError(
-            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where {BROKEN_DEPTH} slices are left "
-            "at the lowest resolution (data.patch_size over model.net.strides along z); expected 32 or auto"
-        )
-    if precision.startswith("bf16") and not on_gpu and not cpu_flags() & CPU_BF16_FLAGS:
-        raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
+        if chosen is torch.bfloat16 and not on_gpu and is_bfloat16_broken(cfg):
+            chosen = None
+        return PRECISIONS[chosen]
+    if precision.startswith("bf16") and not on_gpu:
+        if not cpu_flags() & CPU_BF16_FLAGS:
+            raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
+        if is_bfloat16_broken(cfg):
+            raise FlareError(
+                f"trainer.precision={precision}: on a CPU bfloat16 is wrong where a convolution of "
+                f"{BROKEN_KERNEL} slices reads {BROKEN_DEPTH} (follows from data.patch_size and model.net); "
+                "expected 32 or auto"
+            )
     return precision
+
+
+def is_bfloat16_broken(cfg: DictConfig) -> bool:
+    """Whether a CPU's bfloat16 would spoil the training of this network on this patch.
+
+    oneDNN 3.12's avx512_core_bf16 kernel leaves the weight gradients of a 3-kernel that reads 2 slices partly
+    uninitialised: random, now and then NaN (found on Zen 5, torch 2.13). 1, 3 and more slices are right.
+
+    Returns:
+        True also for a network that cannot be followed without data.
+    """
+    with torch.device("meta"):  # shapes alone: no memory, no initialisation
+        network = build_network(cfg)
+    try:
+        depths = depths_under_kernel(network, list(cfg.data.patch_size), kernel=BROKEN_KERNEL)
+    except FlareError:
+        raise
+    except Exception as error:  # the network may be anybody's: whatever it raises, its depths stay unknown
+        log.warning("model.net cannot be followed without data (%s): taken as unfit for bfloat16", error)
+        return True
+    return BROKEN_DEPTH in depths
