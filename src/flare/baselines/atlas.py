@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,13 +14,14 @@ ITERATIONS = 80
 
 
 def vote(
-    image: np.ndarray, atlases: Sequence[tuple[np.ndarray, np.ndarray]], spacing_mm: Spacing
+    image: np.ndarray, atlases: Iterable[tuple[np.ndarray, np.ndarray]], spacing_mm: Spacing
 ) -> np.ndarray:
     """Segment a scan by the majority of aligned atlases; ties go to the lowest id.
 
     Args:
         image: HU, `(Z, Y, X)` RAS on the training grid.
-        atlases: Pairs of HU image and complete labels on grids of the same spacing.
+        atlases: Pairs of HU image and complete labels on grids of the same spacing; none is kept, so an
+            iterator may read one after the other.
         spacing_mm: Of the grids.
 
     Returns:
@@ -31,7 +32,7 @@ def vote(
     for atlas, labels in atlases:
         moved = _carry(labels, _register(fixed, _image(atlas, spacing_mm)), fixed, spacing_mm)
         for class_id in np.unique(moved):
-            count = votes.setdefault(int(class_id), np.zeros(image.shape, np.uint8))
+            count = votes.setdefault(int(class_id), np.zeros(image.shape, np.uint16))
             count += moved == class_id
     ids = sorted(votes)
     return np.array(ids, np.uint8)[np.argmax(np.stack([votes[i] for i in ids]), axis=0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,56 +110,86 @@ def _from_pairs(
     """Predict with a baseline that learns from annotated training cases."""
     cache = prepared.journal("cache")
     learned = config_hash([[cache.output_hash(c, k) for k in ("image", "labels")] for c in pairs])
+    shared: dict[str, Any] = {"spacing_mm": prepared.spacing_mm}
+    function: Callable[..., None] = predict_by_atlas
+    if name == "thresholds":
+        priors = folder / "priors.json"
+        classes = LabelSet.from_config(cfg.classes).ids
+        learned, failures = _fit_once(priors, learned, pairs, classes, prepared.spacing_mm, executor)
+        if failures:
+            reason = f"thresholds could not be fitted, {len(failures)} training cases failed"
+            return [*failures, *(Outcome(c.id, error=reason, is_fault=True) for c in cases)]
+        function = predict_by_thresholds
+        shared["priors"] = priors
+    else:
+        shared["atlases"] = list(pairs.values())
     journal = Journal(folder / "journal" / "predict.jsonl")
     config = {"name": name, "format": FORMAT, "spacing_mm": prepared.spacing_mm}
     inputs: dict[str, dict[str, Path | str]] = {c.id: {"image": c.image, "learned": learned} for c in cases}
+    targets = {c.id: segmentation_path(folder / "predictions", c.id) for c in cases}
     jobs: dict[str, dict[str, Any]] = {
-        c.id: {
-            "name": name,
-            "case": c.id,
-            "image": c.image,
-            "target": segmentation_path(folder / "predictions", c.id),
-            "pairs": list(pairs.values()),
-            "classes": LabelSet.from_config(cfg.classes).to_config(),
-            "spacing_mm": prepared.spacing_mm,
-        }
+        c.id: {"case": c.id, "image": c.image, "target": targets[c.id], **shared}
         for c in cases
         if not journal.is_current(c.id, inputs[c.id], config)
     }
     failures = []
-    for outcome in run_cases(predict_from_pairs, jobs, executor=executor, description=name):
+    for outcome in run_cases(function, jobs, executor=executor, description=name):
         if outcome.error is None:
             case = outcome.case_id
-            target = segmentation_path(folder / "predictions", case)
-            journal.record(case, inputs[case], config, {"segmentation": target})
+            journal.record(case, inputs[case], config, {"segmentation": targets[case]})
         else:
             failures.append(outcome)
     return failures
 
 
-def predict_from_pairs(
-    name: str,
-    case: str,
-    image: Path,
-    target: Path,
-    pairs: Sequence[Pair],
-    classes: dict[str, Any],
+def _fit_once(
+    path: Path,
+    learned: str,
+    pairs: dict[str, Pair],
+    classes: Sequence[int],
     spacing_mm: Spacing,
+    executor: Executor,
+) -> tuple[str, list[Outcome]]:
+    """Fit the thresholds into a file, if anything changed; returns its hash and the cases that failed."""
+    journal = Journal(path.parent / "journal" / "fit.jsonl")
+    inputs = {"learned": learned}
+    config = {"format": FORMAT, "classes": list(classes), "spacing_mm": spacing_mm}
+    if not journal.is_current("fit", inputs, config):
+        from flare.baselines.thresholds import fit_priors, write_priors
+
+        priors, failures = fit_priors(pairs, classes, spacing_mm, executor)
+        if failures:
+            return "", failures
+        write_priors(path, priors)
+        journal.record("fit", inputs, config, {"priors": path})
+    return journal.output_hash("fit", "priors"), []
+
+
+def predict_by_thresholds(case: str, image: Path, target: Path, priors: Path, spacing_mm: Spacing) -> None:
+    """Segment one case by a fit that `write_priors` wrote, and write it in its own geometry."""
+    from flare.baselines.thresholds import read_priors, segment_by_thresholds
+
+    known = read_priors(priors)
+    _segment(case, image, target, spacing_mm, lambda hu: segment_by_thresholds(hu, known, spacing_mm))
+
+
+def predict_by_atlas(
+    case: str, image: Path, target: Path, atlases: Sequence[Pair], spacing_mm: Spacing
 ) -> None:
-    """Segment one case by thresholds or by the vote of atlases, and write it in its own geometry."""
+    """Segment one case by the vote of atlases, one in memory at a time, and write it in its own geometry."""
     from flare.baselines.atlas import vote
-    from flare.baselines.thresholds import fit_priors, segment_by_thresholds
     from flare.prepare.cache import open_array
 
-    known: list[tuple[np.ndarray, np.ndarray]] = [
-        (open_array(i)[:, :, :], open_array(labels)[:, :, :]) for i, labels in pairs
-    ]
+    read = ((open_array(i)[:, :, :], open_array(labels)[:, :, :]) for i, labels in atlases)
+    _segment(case, image, target, spacing_mm, lambda hu: vote(hu, read, spacing_mm))
+
+
+def _segment(
+    case: str, image: Path, target: Path, spacing_mm: Spacing, segment: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Bring a case to the training grid, segment it there, and write the result in the case's geometry."""
     volume = read_image(image, case)
     done = preprocess(volume, spacing_mm, "linear")
-    if name == "atlas":
-        found = vote(done.array, known, spacing_mm)
-    else:
-        priors = fit_priors(known, LabelSet.from_config(classes).ids, spacing_mm)
-        found = segment_by_thresholds(done.array, priors, spacing_mm)
+    found = segment(done.array)
     native = done.orientation.invert(resample(found, done.ras.shape, "nearest"))
     write_labels(target, native, volume.geometry)

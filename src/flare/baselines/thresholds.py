@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import cc3d
 import numpy as np
 from scipy import ndimage
 
+from flare.baselines.percentiles import Counts, Percentiles, count_values
+from flare.executor import Executor, Outcome, run_cases
+from flare.files import read_json, write_json
 from flare.geometry import Spacing
 from flare.inference.body import find_body
 from flare.inference.settings import BodyRule
@@ -44,38 +48,100 @@ def body_box(image: np.ndarray, spacing_mm: Spacing) -> list[tuple[int, int]]:
     return [(int(p[0]), int(p[-1]) + 1) for p in planes]
 
 
-def fit_priors(
-    cases: Sequence[tuple[np.ndarray, np.ndarray]], classes: Sequence[int], spacing_mm: Spacing
-) -> dict[int, Prior]:
-    """Learn windows and places from annotated cases.
+def measure_case(
+    image: Path,
+    labels: Path,
+    classes: Sequence[int],
+    spacing_mm: Spacing,
+    uppers: Mapping[int, Sequence[int]] | None,
+) -> dict[int, tuple[np.ndarray, Counts]]:
+    """Measure one annotated case for the fit.
 
     Args:
-        cases: Pairs of HU image and labels, both `(Z, Y, X)` in RAS order on the training grid.
+        image: Cached HU image on the training grid.
+        labels: Its cached labels.
         classes: Class ids.
         spacing_mm: Of that grid.
+        uppers: Class id -> what the first pass has found to matter; None in the first pass.
 
     Returns:
-        Class id -> prior, for classes that some case has.
+        For each class that the case has: `(3, 2)` extent along Z, Y, X as fractions of the body's box, and
+        the counts of its HU, see `count_values`.
     """
-    seen: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {c: [] for c in classes}
-    for image, labels in cases:
-        box = np.array(body_box(image, spacing_mm), dtype=float)
-        smooth = _smooth(image, spacing_mm)
-        for class_id in classes:
-            where = np.argwhere(labels == class_id)
-            if len(where):
-                place = (np.stack([where.min(0), where.max(0) + 1], axis=1) - box[:, :1]) / np.ptp(
-                    box, axis=1
-                )[:, None]
-                seen[class_id].append((place, smooth[tuple(where.T)]))
-    priors = {}
-    for class_id, found in seen.items():
-        if found:
-            places, values = np.stack([p for p, _ in found]), np.concatenate([v for _, v in found])
-            low, high = np.percentile(values, WINDOW)
-            box3 = tuple((float(places[:, a, 0].min()), float(places[:, a, 1].max())) for a in range(3))
-            priors[class_id] = Prior((float(low), float(high)), box3, len(values) / len(found))  # type: ignore[arg-type]
-    return priors
+    from flare.prepare.cache import open_array  # only the workers need the store
+
+    array, annotated = open_array(image)[:, :, :], open_array(labels)[:, :, :]
+    box = np.array(body_box(array, spacing_mm), dtype=float)
+    smooth = _smooth(array, spacing_mm)
+    found = {}
+    for class_id in classes:
+        where = np.argwhere(annotated == class_id)
+        if len(where):
+            extent = np.stack([where.min(0), where.max(0) + 1], axis=1)
+            place = (extent - box[:, :1]) / np.ptp(box, axis=1)[:, None]
+            values = smooth[tuple(where.T)]
+            found[class_id] = place, count_values(values, None if uppers is None else uppers[class_id])
+    return found
+
+
+def fit_priors(
+    pairs: Mapping[str, tuple[Path, Path]],
+    classes: Sequence[int],
+    spacing_mm: Spacing,
+    executor: Executor,
+) -> tuple[dict[int, Prior], list[Outcome]]:
+    """Learn windows and places from annotated cases, each read twice and none kept.
+
+    Args:
+        pairs: Case id to cached HU image and labels, on the training grid.
+        classes: Class ids.
+        spacing_mm: Of that grid.
+        executor: Where the cases are measured.
+
+    Returns:
+        Class id -> prior, for classes that some case has, and the cases that failed; with any, no prior.
+    """
+    shared = {"classes": list(classes), "spacing_mm": spacing_mm}
+    jobs = {case: {"image": i, "labels": known, **shared} for case, (i, known) in pairs.items()}
+    values = {c: Percentiles(WINDOW) for c in classes}
+    places: dict[int, list[np.ndarray]] = {c: [] for c in classes}
+    uppers: dict[int, list[int]] | None = None
+    for what in ("places", "windows"):
+        work = {case: job | {"uppers": uppers} for case, job in jobs.items()}
+        failures = []
+        for outcome in run_cases(measure_case, work, executor=executor, description=f"thresholds, {what}"):
+            if outcome.error is not None:
+                failures.append(outcome)
+                continue
+            for class_id, (place, counts) in outcome.value.items():
+                if uppers is None:
+                    places[class_id].append(place)
+                    values[class_id].add(counts)
+                else:
+                    values[class_id].refine(counts)
+        if failures:
+            return {}, failures
+        uppers = {c: found.uppers for c, found in values.items()}
+    return {c: _prior(places[c], values[c]) for c in classes if places[c]}, []
+
+
+def _prior(places: Sequence[np.ndarray], values: Percentiles) -> Prior:
+    """The prior of a class that some case has."""
+    low, high = values.read()
+    z, y, x = (
+        (float(a), float(b)) for a, b in zip(np.min(places, 0)[:, 0], np.max(places, 0)[:, 1], strict=True)
+    )
+    return Prior((low, high), (z, y, x), values.count / len(places))
+
+
+def write_priors(path: Path, priors: Mapping[int, Prior]) -> None:
+    """Write a fit as JSON, atomically."""
+    write_json(path, {str(class_id): asdict(prior) for class_id, prior in priors.items()})
+
+
+def read_priors(path: Path) -> dict[int, Prior]:
+    """Read what `write_priors` wrote."""
+    return {int(class_id): Prior(**given) for class_id, given in read_json(path).items()}
 
 
 def segment_by_thresholds(image: np.ndarray, priors: dict[int, Prior], spacing_mm: Spacing) -> np.ndarray:
