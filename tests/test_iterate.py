@@ -246,8 +246,24 @@ def test_a_dry_run_writes_the_plan_and_does_nothing(tmp_path: Path) -> None:
     assert [r["teacher"] for r in rows] == teachers
     assert {r["targets"] for r in rows[:3]} == {"organs"}
     assert rows[3]["targets"] == "tumor"
-    assert not (tmp_path / "outputs" / "demo" / "rounds").exists()
-    assert not list((tmp_path / "outputs" / "cache").rglob("*.b2nd"))
+    # neither the cohort, which would take minutes, nor a journal
+    written = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert {p.relative_to(tmp_path / "outputs" / "demo").as_posix() for p in written} == {"plan.csv", ".lock"}
+
+
+def test_a_dry_run_tells_of_an_unmade_cohort_what_the_run_finds(finished: Path, tmp_path: Path) -> None:
+    run_iterate(tmp_path, TWO, "dry_run=true")
+    plan = read_csv(tmp_path / "demo" / "plan.csv")
+    assert plan == read_csv(finished / "demo" / "plan.csv")
+    assert [row["cases"] for row in plan] == ["2", "4"]
+
+
+def test_a_dry_run_leaves_the_plan_of_a_start_at_work(tmp_path: Path) -> None:
+    run_iterate(tmp_path, "rounds=[mo]", "dry_run=true")
+    before = (tmp_path / "demo" / "plan.csv").read_text()
+    with lock(tmp_path / "demo"), pytest.raises(FlareError, match="is in use by process"):
+        run_iterate(tmp_path, "dry_run=true")
+    assert (tmp_path / "demo" / "plan.csv").read_text() == before
 
 
 CHALLENGE = {"organs_complete": 222, "tumor": 1497, "partial": 481, "unlabeled": 1800}
@@ -264,6 +280,8 @@ def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path,
     assert done.returncode == 0, done.stderr
     rows = read_csv(tmp_path / "outputs" / "flare23" / "plan.csv")
     assert {r["round"]: int(r["cases"]) for r in rows} == PAPER
+    assert {p.name for p in (tmp_path / "outputs" / "flare23").iterdir()} == {"plan.csv", ".lock", "hydra"}
+    assert not (tmp_path / "outputs" / "cache").exists()
     # the table on the console says the same
     text = done.stderr + done.stdout
     for name, cases in PAPER.items():

@@ -12,7 +12,9 @@ from flare.checkpoints import load_checkpoint
 from flare.files import read_csv
 from flare.images import read_image
 from flare.iterate import iterate
-from tiny_run import FEW, NETWORK, SETTINGS, configuration, given, script
+from flare.prepare.cohort import generate_if_phantom
+from flare.prepare.settings import Settings
+from tiny_run import FEW, NETWORK, SETTINGS, configuration, script
 
 HOSPITAL = """
 bladder: {id: 1, short: Bladder, role: organ, tolerance_mm: 2, slice_range: false}
@@ -79,8 +81,8 @@ def test_a_class_list_of_ones_own_is_a_config(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_cases_whose_ids_end_as_image_names_do_go_through_all_steps(tmp_path: Path) -> None:
-    made = given(tmp_path / "made", "dry_run=true")
-    iterate(configuration("iterate", made), made)
+    made = configuration("prepare", [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'made'}"])
+    generate_if_phantom(Settings.from_config(made))
     root = tmp_path / "FLARE23"
     for path in (tmp_path / "made" / "data" / "phantom-demo-0").rglob("*.nii.gz"):
         if path.parent.name == "truth":

@@ -61,7 +61,8 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)
-        write_plan(run.root, plan)
+        with lock(run.root):  # another start's plan stays while that start runs
+            write_plan(run.root, plan)
         return {"plan": plan}
     note_sound = _check(rounds, run)
     with lock(run.root):

@@ -27,10 +27,12 @@ class Journal:
 
     Args:
         path: The journal, made when first written.
+        is_kept: Whether what is recorded goes to disk; else it is known to this object alone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_kept: bool = True) -> None:
         self.path = Path(path)
+        self.is_kept = is_kept
         self._entries: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -80,6 +82,9 @@ class Journal:
             },
             "values": dict(values or {}),
         }
+        self._entries[case_id] = entry
+        if not self.is_kept:
+            return
         with told_if_full(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+", encoding="utf-8") as stream:
@@ -87,7 +92,6 @@ class Journal:
                 if stream.tell() and not self._ends_with_newline():
                     stream.write("\n")
                 stream.write(json.dumps(entry) + "\n")
-        self._entries[case_id] = entry
 
     def _ends_with_newline(self) -> bool:
         with self.path.open("rb") as stream:

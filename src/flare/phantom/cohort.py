@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flare.cases import Case
 from flare.files import config_hash, read_json, remove_partial, write_json
 from flare.phantom.plan import VERSION, plan_cohort
 
@@ -74,6 +75,28 @@ def generate_cohort(
     _make(root, missing, executor)
     cases = {case_id: read_json(_record(root, case_id)) for case_id in plan}
     write_json(root / SUMMARY, {"settings": settings, "cases": cases})
+
+
+def planned_cases(root: Path, **settings: Any) -> list[Case]:
+    """List the cases that `generate_cohort` makes of the same settings, without making them.
+
+    Args:
+        root: Folder of the cohort.
+        settings: As for `plan_cohort`.
+
+    Returns:
+        The cases, of the kinds that were asked for; which classes each will have is not known.
+    """
+    from flare.phantom.case import FOLDERS
+
+    cases = []
+    for case_id, spec in plan_cohort(**settings).items():
+        images, labels, _ = FOLDERS[spec["kind"]]
+        split = {"imagesVal": "validation", "imagesTs": "test"}.get(images, "train")
+        label = root / labels / f"{case_id}.nii.gz" if labels else None
+        kind = spec["kind"] if split == "train" else "organs_complete"
+        cases.append(Case(case_id, root / images / f"{case_id}_0000.nii.gz", label, split, kind, (), ()))
+    return cases
 
 
 def _record(root: Path, case_id: str) -> Path:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from flare.cases import Case, write_index
 from flare.errors import FlareError
 from flare.executor import Outcome, report_failures
+from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.prepare.analysis import Analysis, analyse_labels
 from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
@@ -83,7 +84,7 @@ def _prepare(settings: Settings) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
     try:
         generate_if_phantom(settings)
-        index, analysis = _look(settings)
+        index, analysis = _look(settings, settings.folder.journal("analysis"))
         outcomes = read_cases(settings, analysis.cases)
     finally:
         settings.executor.close()
@@ -104,7 +105,7 @@ def _prepare(settings: Settings) -> Cohort:
 def analyse(cfg: DictConfig) -> list[Case]:
     """List the cases of a cohort with their kinds, from folder listings and label files alone.
 
-    Writes the label analysis, no index: images are not looked into.
+    Writes nothing. The embedded cohort is told from its plan, whether it is made or not.
 
     Args:
         cfg: As for `prepare`.
@@ -113,12 +114,14 @@ def analyse(cfg: DictConfig) -> list[Case]:
         The cases whose label file, if any, can be used.
     """
     settings = Settings.from_config(cfg)
+    if settings.data["name"] == "phantom":
+        from flare.phantom import planned_cases
+
+        return planned_cases(_phantom_root(settings), **settings.data["phantom"])
     try:
-        generate_if_phantom(settings)
-        index, analysis = _look(settings)
+        index, analysis = _look(settings, settings.folder.journal("analysis", is_kept=False))
     finally:
         settings.executor.close()
-    write_label_analysis(settings.folder.label_analysis, analysis, settings.labels)
     for failure in _index_failures(index) + analysis.failures:
         # on the console only: reasons name files, and log files hold case ids alone
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
@@ -131,18 +134,20 @@ def generate_if_phantom(settings: Settings) -> None:
     if settings.data["name"] == "phantom":
         from flare.phantom import generate_cohort
 
-        root = Path(settings.data["root"]).expanduser()
-        generate_cohort(root, **settings.data["phantom"], executor=settings.executor)
+        generate_cohort(_phantom_root(settings), **settings.data["phantom"], executor=settings.executor)
 
 
-def _look(settings: Settings) -> tuple[Index, Analysis]:
+def _phantom_root(settings: Settings) -> Path:
+    return Path(settings.data["root"]).expanduser()
+
+
+def _look(settings: Settings, journal: Journal) -> tuple[Index, Analysis]:
     """List the files and look into the labels."""
     index = build_index(settings.data, settings.labels)
     if not index.entries and not index.problems:
         raise FlareError(
             f"data.root: no image in any of the cohort's folders below {settings.data.get('root')}"
         )
-    journal = settings.folder.journal("analysis")
     analysis = analyse_labels(
         index.entries, settings.labels, settings.label_map, journal=journal, executor=settings.executor
     )
