@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +114,37 @@ def test_differences_name_what_differs_with_both_values() -> None:
     for part in ("size (2, 3, 4) and (2, 3, 5)", "(5, 2, 1) and (5, 2, 1.002) mm", "40) and (-12.5, 3, 41)"):
         assert part in text
     assert "direction" in text
+
+
+def turned(degrees: float) -> tuple[float, ...]:
+    return tuple(Rotation.from_euler("z", degrees, degrees=True).as_matrix().ravel().tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        # 0.45 mm at the last slice, 0.005 at the last column, and 0.0015, which six digits hide
+        ({"spacing_mm": (2.0009, 1.0, 1.0)}, r"spacing \(2, 1, 1\) and \(2\.0009, 1, 1\) mm"),
+        ({"spacing_mm": (2.0, 1.0, 1.00001)}, r"and \(2, 1, 1\.00001\) mm"),
+        ({"spacing_mm": (2.0, 1.0, 1.000003)}, r"spacing \(2, 1, 1\) and \(2, 1, 1\.000003\)"),
+        ({"direction": turned(0.05)}, "direction"),  # cosines off by less than 1e-3 move a corner by 0.6 mm
+        ({"origin_mm": (0.0, 0.002, 0.0)}, r"origin \(0, 0, 0\) and \(0, 0\.002, 0\) mm"),
+        ({"origin_mm": (0.0008, 0.0008, 0.0)}, "origin"),  # each axis within, the distance not
+    ],
+)
+def test_grids_are_told_apart_by_their_corner_voxels(changes: dict[str, Any], named: str) -> None:
+    one = Geometry((501, 512, 512), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), turned(0))
+    other = replace(one, **changes)
+    text = "; ".join(one.differences(other))
+    assert re.search(named, text)
+    assert re.search(r"corner voxels up to [\d.e-]+ mm apart, expected 0\.001 at most", text)
+    assert one.differences(other, tolerance_mm=1.0) == []
+
+
+def test_what_moves_no_voxel_is_no_difference() -> None:
+    one = Geometry((3, 4, 5), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), turned(0))
+    assert one.differences(replace(one, spacing_mm=(2.0004, 1.0, 1.0))) == []  # 0.0008 mm at slice 3
+    assert one.differences(replace(one, origin_mm=(0.0009, 0.0, 0.0))) == []
 
 
 # --- resampling

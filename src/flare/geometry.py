@@ -6,8 +6,9 @@ directions are ITK's, `(x, y, z)` in LPS millimetres.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -42,23 +43,40 @@ class Geometry:
         ijk = np.asarray(index_zyx, dtype=float)[::-1] * np.asarray(self.spacing_mm)[::-1]
         return np.asarray(self.origin_mm) + self.matrix @ ijk
 
+    @property
+    def corners(self) -> np.ndarray:
+        """`(8, 3)` positions of the corner voxels, (x, y, z) in LPS millimetres."""
+        return np.array([self.to_mm(index) for index in product(*((0, n - 1) for n in self.shape))])
+
     def differences(self, other: Geometry, tolerance_mm: float = 1e-3) -> list[str]:
-        """What differs from another grid, in words with both values; empty if they are equal."""
+        """What differs from another grid, in words with both values; empty if they are equal.
+
+        Grids are equal if they have the same size and no corner voxel of one is further than the tolerance
+        from that of the other: then no voxel is. A spacing or direction that is off by little in itself
+        moves the last of many slices by much.
+        """
         found = []
         if self.shape != other.shape:
             found.append(f"size {self.shape} and {other.shape} (z, y, x)")
-        if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=tolerance_mm):
-            found.append(f"spacing {_text(self.spacing_mm)} and {_text(other.spacing_mm)} mm (z, y, x)")
-        if not np.allclose(self.origin_mm, other.origin_mm, rtol=0, atol=tolerance_mm):
-            found.append(f"origin {_text(self.origin_mm)} and {_text(other.origin_mm)} mm (x, y, z)")
-        if not np.allclose(self.direction, other.direction, rtol=0, atol=tolerance_mm):
-            found.append(f"direction {_text(self.direction)} and {_text(other.direction)}")
-        return found
+        distance = float(np.linalg.norm(self.corners - other.corners, axis=1).max())
+        if not found and distance <= tolerance_mm:
+            return []
+        for name, order in (("spacing", "mm (z, y, x)"), ("origin", "mm (x, y, z)"), ("direction", "")):
+            field = name if name == "direction" else f"{name}_mm"
+            ours, theirs = getattr(self, field), getattr(other, field)
+            if not np.allclose(ours, theirs, rtol=0, atol=1e-9):
+                found.append(f"{name} {_text(ours, theirs)} and {_text(theirs, ours)} {order}".rstrip())
+        return [*found, f"corner voxels up to {distance:.3g} mm apart, expected {tolerance_mm:g} at most"]
 
 
-def _text(values: Any) -> str:
-    """Numbers as people read them."""
-    return "(" + ", ".join(f"{v:.6g}" for v in values) + ")"
+def _text(values: Sequence[float], others: Sequence[float]) -> str:
+    """Numbers as people read them, with as many digits as tell them from others."""
+
+    def shown(digits: int, numbers: Sequence[float]) -> str:
+        return "(" + ", ".join(f"{v:.{digits}g}" for v in numbers) + ")"
+
+    digits = next((d for d in (6, 9) if shown(d, values) != shown(d, others)), 17)
+    return shown(digits, values)
 
 
 @dataclass(frozen=True)

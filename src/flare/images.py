@@ -194,7 +194,7 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
         The labels in the image's voxel order, with the image's geometry.
 
     Raises:
-        CaseError: If the grids are not the same set of points within 1e-3 mm, with both values.
+        CaseError: If a corner voxel of one grid is further than 1e-3 mm from the other's, with both values.
     """
     geometry = image if isinstance(image, Geometry) else image.geometry
     # to the image's directions, not to RAS: nearest axes are no matter of rounding at 45 degrees
