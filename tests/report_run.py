@@ -71,7 +71,7 @@ def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_case
     else:
         rows = []
     table = table5(rows, LabelSet.from_config(cfg.classes), run.root / "table5") if rows else []
-    return Made(cfg, rounds, cohort, run, Results(table, []))
+    return Made(cfg, rounds, cohort, run, Results(table, [], held_out_cases))
 
 
 def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> AblationRow:

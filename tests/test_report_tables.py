@@ -83,7 +83,7 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
     tmp_path: Path, last: str, drawn: str, name: str, shown: set[str]
 ) -> None:
     made = make_run(tmp_path, (last,))
-    found = gather(made.cfg, made.rounds, made.cohort, made.run, made.results.table, [])
+    found = gather(made.cfg, made.rounds, made.cohort, made.run, made.results.table, [], 1)
     scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.labels.classes}
     scored = {key: value for key, value in scores.items() if value is not None}
     assert set(scored) == shown

@@ -1,5 +1,6 @@
 """The page of a run: whole, small, without a path or an address; made again only when something changed."""
 
+import html
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ from flare.labels import LabelSet
 from flare.report import write_report
 from flare.report.build import NIIVUE, viewer_json
 from flare.report.gather import Facts
+from flare.round_plan import plan_rounds, tell_starts, write_plan
 from report_run import Made, make_run
 
 
@@ -39,6 +41,24 @@ def test_the_page_has_every_section_and_the_contents_name_them(page: str) -> Non
         *("efficiency", "terms"),
     ]
     assert re.findall(r'<a href="#([\w-]+)"', page) == sections
+
+
+@pytest.mark.slow
+def test_the_page_says_beside_the_table_which_rounds_go_on_from_their_teachers(tmp_path: Path) -> None:
+    made = make_run(tmp_path)
+    page = write_report(*made.arguments()).read_text(encoding="utf-8")
+    scores = page[page.index('<section id="scores"') :].split("</section>")[0]
+    assert {r.cfg.round.init for r in made.rounds} == {"fresh"}
+    assert "from the teacher" not in scores
+    assert "mean over 1 validation cases of" in scores
+    for item in made.rounds:
+        item.cfg.round.init = "teacher"
+    plan = plan_rounds(made.rounds, made.cohort.cases)
+    write_plan(made.run.root, plan)
+    warm = write_report(*made.arguments()).read_text(encoding="utf-8")
+    scores = html.unescape(warm[warm.index('<section id="scores"') :].split("</section>")[0])
+    assert tell_starts(plan)
+    assert tell_starts(plan) in scores
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:

@@ -13,8 +13,9 @@ from flare.cases import Case
 from flare.executor import Job, LocalExecutor, Outcome
 from flare.files import read_json, sha256
 from flare.geometry import Geometry
-from flare.images import write_labels
+from flare.images import read_image, write_labels
 from flare.inference.cohort import Predicted
+from flare.rounds import Round
 from flare.runs import RoundFolder, RunFolder
 from flare.scoring import finish_round, score_split
 
@@ -110,6 +111,51 @@ def test_another_checkpoint_is_fitted_anew(
     folder.last.write_text("other weights")
     finish_round(cfg, cases, folder, executor)
     assert read_json(folder.components)["checkpoint"] == sha256(folder.last)
+
+
+def test_rows_of_the_table_are_means_over_the_cases_that_every_row_has(
+    config: Callable[..., DictConfig],
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """MO is right in `a` and wrong in `b`; MO1 is right in `a` and fails in `b`: neither is the better."""
+    run = RunFolder(tmp_path)
+    wrong = np.zeros(GEOMETRY.shape, np.uint8)
+    wrong[:, :2, :2] = 1
+    for name in ("mo", "mo1"):
+        for case in cases:
+            is_wrong = (name, case.id) == ("mo", "b")
+            array = wrong if is_wrong else read_image(case.image).array
+            path = run.round(name).root / "validation" / "predictions" / f"{case.id}.nii.gz"
+            write_labels(path, array, GEOMETRY)
+    failure = Outcome("b", error="unreadable")
+
+    def predict(cfg: DictConfig, *_: Any) -> Predicted:
+        return Predicted(failures=[failure] if cfg.round.name == "mo1" else [])
+
+    monkeypatch.setattr(ablation, "predict_split", predict)
+    overrides = ["data.scoring={split: validation, protocol: present}"]
+    rounds = [Round(n, config("train", f"round={n}", *overrides)) for n in ("mo", "mo1")]
+    cfg = config("iterate", *overrides)
+    results = ablation.write_ablation(cfg, rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
+    assert [(r["round"], r["Liver_DSC"], r["organ_mean_DSC"]) for r in results.table] == [
+        ("mo", 100.0, 100.0),
+        ("mo1", 100.0, 100.0),
+    ]
+    assert (results.compared, results.failures) == (1, [failure])
+    told = "ean over 1 cases of 2, those that every row has"
+    assert told in caplog.text
+    assert (tmp_path / "table5.md").read_text().count(told) == 2  # DSC and NSD
+    assert "over 1 cases" in (tmp_path / "table4.md").read_text()
+
+
+def test_a_row_without_cases_takes_none_from_the_others() -> None:
+    named = {name: [{"Name": case} for case in cases] for name, cases in {"mo": "abc", "mo1": "bcd"}.items()}
+    assert ablation.common_cases(named) == {"b", "c"}
+    assert ablation.common_cases({**named, "thresholds": []}) == {"b", "c"}
+    assert ablation.common_cases({"thresholds": []}) == set()
 
 
 def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_stay(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.baselines import predict_baseline
-from flare.cases import Case, select_cases
+from flare.cases import Case
 from flare.errors import FlareError
 from flare.evaluation.round_tables import write_round_tables
+from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5
 from flare.executor import Executor, Outcome
-from flare.files import read_csv
 from flare.labels import LabelSet
 from flare.prepare.cohort import Cohort
+from flare.round_plan import plan_rounds, tell_starts
 from flare.rounds import Round
 from flare.runs import RunFolder
-from flare.scoring import Summary, held_out, predict_split, score_split
+from flare.scoring import held_out, predict_split, score_split
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,12 @@ class Results:
     Args:
         table: One row a name, as `table5.csv` has it.
         failures: Cases that could not be predicted or scored, and why.
+        compared: How many cases each row of the table is the mean of.
     """
 
     table: list[dict[str, Any]]
     failures: list[Outcome]
+    compared: int = 0
 
 
 def write_ablation(
@@ -46,7 +49,8 @@ def write_ablation(
     """Score all rounds and baselines on `data.scoring.split` and write `table5.csv`, `.md` and `.tex`.
 
     The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7. Without
-    a labelled case in the split there is no table, and one of an earlier start is kept as `.previous`.
+    a labelled case in the split there is no table, and one of an earlier start is kept as `.previous`. All
+    rows are means over the same cases: one that failed in some row counts in none.
 
     Args:
         cfg: Configuration of `iterate`.
@@ -62,19 +66,17 @@ def write_ablation(
         _set_tables_aside(run.root)
         return Results([], [])
     labels = LabelSet.from_config(cfg.classes)
-    rows: list[AblationRow] = []
+    scores: dict[str, list[dict[str, Any]]] = {}
     failures: list[Outcome] = []
     for item in rounds:
         folder = run.round(item.name)
         predicted = predict_split(item.cfg, cases, folder, split, executor)
-        summary, failed = _score(item.cfg, cases, predicted.failures, folder.root / split, executor)
+        scores[item.name], failed = _score(item.cfg, cases, predicted.failures, folder.root / split, executor)
         failures += failed
-        trained = len(select_cases(cohort.cases, item.cfg.labels.cases))
-        rows.append(AblationRow(item.name, trained, summary, item.cfg.labels.targets))
     write_round_tables(
         run.root,
-        scores=read_csv(folder.root / split / "metrics.csv"),
-        summary=summary,
+        scores=scores[item.name],
+        summary=summarise(scores[item.name], labels),
         inference=predicted.rows,
         labels=labels,
         targets=rounds[-1].cfg.labels.targets,
@@ -82,10 +84,39 @@ def write_ablation(
     for name in cfg.baselines:
         place = run.root / "baselines" / name
         refused = _predict_baseline(name, rounds[-1].cfg, cohort, cases, place, executor)
-        summary, failed = _score(rounds[-1].cfg, cases, refused, place, executor)
+        scores[name], failed = _score(rounds[-1].cfg, cases, refused, place, executor)
         failures += failed
-        rows.append(AblationRow(name, None, summary))
-    return Results(table5(rows, labels, run.root / "table5"), failures)
+    plan = plan_rounds(rounds, cohort.cases)
+    known = {row["round"]: row for row in plan}
+    common = common_cases(scores)
+    rows = [
+        AblationRow(
+            name,
+            known[name]["cases"] if name in known else None,
+            summarise([row for row in found if row["Name"] in common], labels),
+            known[name]["targets"] if name in known else "organs_tumor",
+        )
+        for name, found in scores.items()
+    ]
+    told = f"mean over {len(common)} cases"
+    if len(common) < len(cases):
+        told += f" of {len(cases)}, those that every row has"
+        log.warning("table 5: %s; the others failed in some row", told)
+    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
+    table = table5(rows, labels, run.root / "table5", note=" ".join(filter(None, notes)))
+    return Results(table, failures, len(common))
+
+
+def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
+    """The cases that rows of a table can be compared over: those that every row has.
+
+    A row without any case stays empty and takes none from the others.
+
+    Args:
+        scores: Name of a row -> its rows of `metrics.csv`.
+    """
+    scored = [{row["Name"] for row in found} for found in scores.values() if found]
+    return set.intersection(*scored) if scored else set()
 
 
 def _set_tables_aside(folder: Path) -> None:
@@ -97,11 +128,11 @@ def _set_tables_aside(folder: Path) -> None:
 
 def _score(
     cfg: DictConfig, cases: Sequence[Case], refused: list[Outcome], folder: Path, executor: Executor
-) -> tuple[Summary, list[Outcome]]:
-    """Score the cases that were predicted; returns the failures of both steps."""
+) -> tuple[list[dict[str, Any]], list[Outcome]]:
+    """Score the cases that were predicted; returns their scores and the failures of both steps."""
     failed = {f.case_id for f in refused}
-    summary, failures = score_split(cfg, [c for c in cases if c.id not in failed], folder, executor)
-    return summary, [*refused, *failures]
+    _, failures = score_split(cfg, [c for c in cases if c.id not in failed], folder, executor)
+    return read_scores(folder / "metrics.csv"), [*refused, *failures]
 
 
 def _predict_baseline(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,38 @@ def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
         }
         for r in rounds
     ]
+
+
+def iterations_behind(plan: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """Count the iterations that led to each round's weights.
+
+    Args:
+        plan: As `plan_rounds` gives it, or as `plan.csv` reads back.
+
+    Returns:
+        Round -> its own iterations, and those behind its teacher where it starts from the teacher's weights;
+        None where the teacher is not of this plan.
+    """
+    behind: dict[str, int | None] = {}
+    for row in plan:
+        own = int(row["epochs"]) * int(row["iterations"])
+        before = behind.get(row["teacher"]) if row["init"] == "teacher" else 0
+        behind[row["round"]] = None if before is None else before + own
+    return behind
+
+
+def tell_starts(plan: Sequence[Mapping[str, Any]]) -> str:
+    """Say, for a table of scores, that rounds start from their teachers' weights; empty if none does."""
+    warm = [row["round"].upper() for row in plan if row["init"] == "teacher"]
+    if not warm:
+        return ""
+    counts = ", ".join(
+        f"{k.upper()} {'unknown' if n is None else n}" for k, n in iterations_behind(plan).items()
+    )
+    return (
+        f"Training went on from the teacher's weights in {', '.join(warm)} (round.init=teacher): a rise over "
+        f"rounds is labels and training length together. Iterations behind each row: {counts}."
+    )
 
 
 def print_plan(plan: Sequence[Row]) -> None:

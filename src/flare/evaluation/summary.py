@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flare.evaluation.metrics import MEASURES, ClassScore, rounded
+from flare.files import read_csv
 from flare.labels import LabelSet
 
 Row = dict[str, Any]
@@ -24,6 +26,13 @@ def metrics_row(case: str, scores: Mapping[str, ClassScore]) -> Row:
     for short, score in scores.items():
         row |= {f"{short}_DSC": score.dsc, f"{short}_NSD": score.nsd}
     return row
+
+
+def read_scores(path: Path) -> list[Row]:
+    """Read `metrics.csv`: one row a case, None where the protocol does not score the class."""
+    return [
+        {k: v if k == "Name" else float(v) if v else None for k, v in row.items()} for row in read_csv(path)
+    ]
 
 
 def only_learned(rows: Sequence[Mapping[str, Any]], labels: LabelSet, targets: str) -> list[Row]:

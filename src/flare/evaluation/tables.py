@@ -47,8 +47,16 @@ class AblationRow:
         return values
 
 
-def table5(rows: Sequence[AblationRow], labels: LabelSet, stem: Path) -> list[dict[str, Any]]:
+def table5(
+    rows: Sequence[AblationRow], labels: LabelSet, stem: Path, *, note: str = ""
+) -> list[dict[str, Any]]:
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
+
+    Args:
+        rows: One a round or baseline, all of the same cases.
+        labels: The classes.
+        stem: Where the files go.
+        note: What a reader of `.md` and `.tex` must know of the rows.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
@@ -64,11 +72,11 @@ def table5(rows: Sequence[AblationRow], labels: LabelSet, stem: Path) -> list[di
         lines.append(line | {f"paper_{k}": v for k, v in theirs.items()})
     columns = ["round", "cases", *keys, "paper_cases", *(f"paper_{k}" for k in keys)]
     write_csv(stem.with_suffix(".csv"), lines, columns)
-    write_table(stem, [_ablation(lines, labels, m) for m in MEASURES])
+    write_table(stem, [_ablation(lines, labels, m, note) for m in MEASURES])
     return lines
 
 
-def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str) -> Table:
+def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str, note: str) -> Table:
     names = [*_shorts(labels), "organ_mean"]
     heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
     rows = []
@@ -76,7 +84,8 @@ def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str
         cases = beside(line["cases"], line["paper_cases"], 0)
         cells = [beside(line[f"{n}_{measure}"], line[f"paper_{n}_{measure}"]) for n in names]
         rows.append([Cell(line["round"]), cases, *cells])
-    return Table(f"{measure} (%), the paper's in brackets; best of each column in bold", heads, rows)
+    title = f"{measure} (%), the paper's in brackets; best of each column in bold"
+    return Table(f"{title}. {note}" if note else title, heads, rows)
 
 
 def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> list[dict[str, Any]]:
@@ -106,7 +115,7 @@ def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> l
         cells = [_spread(line[m], line[f"{m}_std"]) for m in MEASURES]
         cells += [_spread(line[f"paper_{s}_{m}"], line.get(f"paper_{s}_{m}_std")) for m, s in cohorts]
         body.append([Cell(str(line["target"])), *(c if compared else Cell(c.text) for c in cells)])
-    title = "Scores in percent; best of each row in bold, DSC and NSD apart"
+    title = f"Scores in percent over {len(rows)} cases; best of each row in bold, DSC and NSD apart"
     write_table(stem, [Table(title, heads, body)])
     return lines
 

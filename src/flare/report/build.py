@@ -28,6 +28,7 @@ from flare.report.palette import TARGETS, class_colours, title
 from flare.report.pictures import Shown, draw_cases, pack_cases, write_overview
 from flare.report.trends import trend
 from flare.report.viewer import lookup_table
+from flare.round_plan import tell_starts
 from flare.rounds import Round
 from flare.runs import RunFolder
 
@@ -68,7 +69,8 @@ def build_report(
         overview: The PNG file to write.
     """
     started = time.monotonic()
-    facts = gather(cfg, rounds, cohort, run, results.table, [f.case_id for f in results.failures])
+    failed = [f.case_id for f in results.failures]
+    facts = gather(cfg, rounds, cohort, run, results.table, failed, results.compared)
     quality = pseudo_label_quality(
         rounds, cohort.cases, run, labels=facts.labels, truth=truth, executor=executor
     )
@@ -79,6 +81,7 @@ def build_report(
         **_figures(facts),
         **_tables(facts),
         "facts": facts,
+        "starts": tell_starts([r.plan for r in facts.rounds]),
         "today": date.today().isoformat(),
         "settings": tables.settings_table(public_config(rounds[-1].cfg), facts.last.plan),
         "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].cfg))),

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.cases import Case
-from flare.evaluation.summary import only_learned
+from flare.evaluation.summary import only_learned, read_scores
 from flare.files import read_csv, read_json
 from flare.journal import Journal
 from flare.labels import LabelSet
@@ -72,6 +72,7 @@ class Facts:
         failed: Cases that failed somewhere.
         environment: `environment.json`.
         config: The configuration, without a path of the machine.
+        compared: How many of the scored cases each row of the table is the mean of.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Facts:
     failed: list[str]
     environment: dict[str, Any]
     config: dict[str, Any]
+    compared: int = 0
 
     @property
     def last(self) -> RoundFacts:
@@ -100,6 +102,7 @@ def gather(
     run: RunFolder,
     table: list[Row],
     failed: Sequence[str],
+    compared: int,
 ) -> Facts:
     """Read what the page tells.
 
@@ -110,6 +113,7 @@ def gather(
         run: The run's folder.
         table: Rows of the ablation table.
         failed: Ids of the cases that failed.
+        compared: How many cases the table's rows are the means of.
     """
     split, labels = cfg.data.scoring.split, LabelSet.from_config(cfg.classes)
     scored = held_out(cohort.cases, split)
@@ -127,6 +131,7 @@ def gather(
         failed=sorted(set(failed)),
         environment=_json(run.root / "environment.json"),
         config=public_config(cfg),
+        compared=compared,
     )
 
 
@@ -139,10 +144,8 @@ def _round(
     labels: LabelSet,
 ) -> RoundFacts:
     journal: Journal = folder.journal(f"predict-{split}")
-    scores = [
-        {k: v if k == "Name" else _number(v) for k, v in row.items()}
-        for row in _csv(folder.root / split / "metrics.csv")
-    ]
+    metrics = folder.root / split / "metrics.csv"
+    scores = read_scores(metrics) if metrics.exists() else []
     return RoundFacts(
         name=item.name,
         teacher=item.teacher if item.cfg.labels.source == "hybrid" else None,

@@ -45,7 +45,7 @@ def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
     names = [r.name for r in facts.rounds]
     rows = {row["round"]: row for row in facts.table}
     for column, colour, mark, told in (
-        (key, ACCENT, "o-", f"this run ({facts.data}, n={len(facts.scored)})"),
+        (key, ACCENT, "o-", f"this run ({facts.data}, n={facts.compared})"),
         (f"paper_{key}", PAPER, "s--", "the paper (FLARE23 online validation)"),
     ):
         points = [(i, rows[n][column]) for i, n in enumerate(names) if rows[n].get(column) is not None]

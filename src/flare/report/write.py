@@ -19,7 +19,7 @@ from flare.runs import RunFolder
 if TYPE_CHECKING:
     from flare.ablation import Results
 
-FORMAT = 4  # raised when the page changes, so that pages made before are made again
+FORMAT = 5  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(
