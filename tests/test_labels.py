@@ -38,6 +38,7 @@ def test_the_challenges_classes(labels: LabelSet) -> None:
     assert found == FLARE23
     assert labels.organs == tuple(range(1, 14))
     assert labels.tumor == 14
+    assert [labels.name_of(i) for i in labels.tubes] == ["aorta", "inferior_vena_cava", "esophagus"]
     assert labels.names == tuple(row[1] for row in FLARE23)
 
 

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from flare.geometry import Geometry, Orientation, Volume
 from flare.inference.predictor import Predictor
 from flare.inference.settings import BodyRule, InferenceSettings
+from flare.labels import LabelSet
 from flare.preprocessing import Intensity, normalise
 
 PATCH = (8, 16, 16)
@@ -241,6 +242,25 @@ def test_flare22_knows_the_long_vessels_by_the_class_list(labels):
         assert (
             predictor(one_hot, labels, settings, tuple(range(15))).predict(volume(truth)).windows == windows
         )
+
+
+def test_flare22_asks_for_tubes_and_not_for_how_classes_are_scored(labels, caplog):
+    """Liver scored over a slice range is no tube; aorta scored as a whole is one."""
+    settings = replace(DENSE, name="flare22")
+    turned = LabelSet(tuple(replace(c, slice_range=not c.slice_range) for c in labels.classes))
+    for organ, windows in (("aorta", 1), ("liver", 3)):
+        truth = np.full((8, 16, 32), labels.id_of(organ), dtype=np.int16)
+        assert (
+            predictor(one_hot, turned, settings, tuple(range(15))).predict(volume(truth)).windows == windows
+        )
+    assert not caplog.records
+    # a list of before names no tube: every window is looked at, and a line says so
+    plain = LabelSet.from_config(
+        {n: {k: v for k, v in c.items() if k != "tube"} for n, c in labels.to_config().items()}
+    )
+    truth = np.full((8, 16, 32), labels.id_of("aorta"), dtype=np.int16)
+    assert predictor(one_hot, plain, settings, tuple(range(15))).predict(volume(truth)).windows == 3
+    assert "none has tube=true" in caplog.text
 
 
 def test_only_the_largest_component_of_the_named_classes_stays(labels):

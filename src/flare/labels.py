@@ -23,6 +23,7 @@ class LabelClass:
         role: `organ` or `tumor`.
         tolerance_mm: Tolerance of the normalised surface distance.
         slice_range: Whether only slices between the reference's first and last are scored.
+        tube: Whether it is a long vessel or the esophagus (method section 8, `flare22`).
     """
 
     id: int
@@ -31,6 +32,7 @@ class LabelClass:
     role: str
     tolerance_mm: float
     slice_range: bool
+    tube: bool = False  # checkpoints of before carry no such key
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class LabelSet:
 
     @classmethod
     def from_config(cls, classes: Mapping[str, Mapping[str, Any]]) -> LabelSet:
-        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range}.
+        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}.
 
         Raises:
-            FlareError: If a class lacks a key, or ids, short names or roles are not as they must be.
+            FlareError: If a class lacks a key other than `tube`, or ids, short names or roles are not as they
+                must be.
         """
         for name, given in classes.items():
-            missing = [f.name for f in fields(LabelClass) if f.name not in (*given, "name")]
+            missing = [f.name for f in fields(LabelClass) if f.name not in (*given, "name", "tube")]
             if missing:
                 raise FlareError(f"classes.{name}: lacks {', '.join(missing)}")
         found = [
@@ -74,6 +77,7 @@ class LabelSet:
                 role=str(c["role"]),
                 tolerance_mm=float(c["tolerance_mm"]),
                 slice_range=bool(c["slice_range"]),
+                tube=bool(c.get("tube", False)),
             )
             for name, c in classes.items()
         ]
@@ -96,6 +100,11 @@ class LabelSet:
     def organs(self) -> tuple[int, ...]:
         """Ids of the organ classes, ascending."""
         return tuple(c.id for c in self.classes if c.role == "organ")
+
+    @property
+    def tubes(self) -> tuple[int, ...]:
+        """Ids of the long vessels and the esophagus, ascending."""
+        return tuple(c.id for c in self.classes if c.tube)
 
     @property
     def tumor(self) -> int | None:

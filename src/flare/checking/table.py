@@ -55,6 +55,7 @@ RULES: dict[str, Rule] = {
     "classes.*.id": whole(1, 255),
     "classes.*.tolerance_mm": NOT_NEGATIVE,
     "classes.*.slice_range": FLAG,
+    "classes.*.tube": FLAG,
     "data.sources": Rule(_are_sources, "a list of {match: <glob>, annotates: [<class>, ...]}"),
     "data.label_map": Rule(
         lambda value: value is None or isinstance(value, dict), "{<from>: <to>, ..., rest: 0}"

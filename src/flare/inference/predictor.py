@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from flare.labels import LabelSet
 from flare.preprocessing import Intensity, normalise, preprocess
 
 Network = Callable[[torch.Tensor], torch.Tensor]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ class Predictor:
         self.autocast_type = autocast_type(settings.precision, self.device)
         self._ids = np.asarray(outputs, dtype=np.uint8)
         self._cleaned = tuple(labels.organs) if settings.components == "organs" else ()
-        # the long vessels and the esophagus: the classes that annotators, too, follow over a stretch only
-        self._tubes = frozenset(entry.id for entry in labels.classes if entry.slice_range)
+        self._tubes = frozenset(labels.tubes)
+        if settings.name == "flare22" and not self._tubes:
+            log.warning("classes: none has tube=true, so that inference=flare22 narrows its search nowhere")
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: InferenceSettings) -> Predictor:
