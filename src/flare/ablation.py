@@ -86,10 +86,27 @@ def write_ablation(
         refused = _predict_baseline(name, rounds[-1].cfg, cohort, cases, place, executor)
         scores[name], failed = _score(rounds[-1].cfg, cases, refused, place, executor)
         failures += failed
-    plan = plan_rounds(rounds, cohort.cases)
-    known = {row["round"]: row for row in plan}
     common = common_cases(scores)
-    rows = [
+    told = f"mean over {len(common)} cases"
+    if len(common) < len(cases):
+        told += f" of {len(cases)}, those that every row has"
+        log.warning("table 5: %s; the others failed in some row", told)
+    plan = plan_rounds(rounds, cohort.cases)
+    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
+    rows = _rows(scores, common, plan, labels)
+    table = table5(rows, labels, run.root / "table5", note=" ".join(filter(None, notes)))
+    return Results(table, failures, len(common))
+
+
+def _rows(
+    scores: Mapping[str, Sequence[dict[str, Any]]],
+    common: set[str],
+    plan: Sequence[Mapping[str, Any]],
+    labels: LabelSet,
+) -> list[AblationRow]:
+    """Average what is common to all rows."""
+    known = {row["round"]: row for row in plan}
+    return [
         AblationRow(
             name,
             known[name]["cases"] if name in known else None,
@@ -98,13 +115,6 @@ def write_ablation(
         )
         for name, found in scores.items()
     ]
-    told = f"mean over {len(common)} cases"
-    if len(common) < len(cases):
-        told += f" of {len(cases)}, those that every row has"
-        log.warning("table 5: %s; the others failed in some row", told)
-    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
-    table = table5(rows, labels, run.root / "table5", note=" ".join(filter(None, notes)))
-    return Results(table, failures, len(common))
 
 
 def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
