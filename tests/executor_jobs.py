@@ -8,6 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 from flare.errors import CaseError, FlareError, NoRoomError
 
 
@@ -27,6 +29,21 @@ def misbehave(how: str) -> None:
     if how == "full raw":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     raise KeyError("missing")
+
+
+def fail_at(how: str, number: int) -> None:
+    """Fail in one of several ways, each with the case's own number in its text."""
+    if how == "memory" and number == 1:
+        raise MemoryError("no 1 GiB")
+    if how == "memory":
+        np.empty(2**60, np.uint8)
+    if how == "gone":
+        Path(f"/nowhere/{number}.nii.gz").read_bytes()
+    if how == "key":
+        raise KeyError(number)
+    if how == "case":
+        raise CaseError("a", f"/data/{number}.nii.gz has {number} slice")
+    raise CaseError("a", f"/data/{number}.nii.gz is no image")
 
 
 def die(record: Path, times: int = 0, after_s: float = 0.0, beside: Path | None = None) -> str:

@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from executor_jobs import die, die_later, double, misbehave, threads
+from executor_jobs import die, die_later, double, fail_at, misbehave, threads
 from flare.errors import FlareError, NoRoomError
 from flare.executor import LocalExecutor, Outcome, report_failures, run_cases, stop_on_faults
 
@@ -149,16 +149,94 @@ def test_from_its_config(pytestconfig: pytest.Config) -> None:
     assert (executor.workers, executor.retries) == (0, 1)
 
 
-def test_what_the_machine_failed_at_stops_a_training_and_refused_cases_do_not() -> None:
-    refused = Outcome("a", error="has one slice")
-    lonely = Outcome("c", error="its worker process died", is_fault=True)
-    stop_on_faults([refused, lonely], "train")
+def fault(case: str, error: str = "MemoryError: no 4 GiB", kind: str = "memory", **more: bool) -> Outcome:
+    return Outcome(case, error=error, is_fault=True, kind=kind, **more)
+
+
+def refused(case: str, kind: str) -> Outcome:
+    return Outcome(case, error=f"{case}.nii.gz is {kind}", kind=kind)
+
+
+def names(count: int, prefix: str = "c") -> list[str]:
+    return [f"{prefix}{number:03d}" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("cases", "failed", "share", "stops"),
+    [
+        (4, 2, 0.05, False),  # few never stop a run
+        (4, 3, 0.05, True),
+        (60, 3, 0.05, False),  # as many as allowed
+        (59, 3, 0.05, True),
+        (60, 4, 0.05, True),
+        (60, 4, 0.1, False),
+        (60, 60, 1.0, False),
+    ],
+)
+def test_more_faults_than_allowed_stop_a_run(cases: int, failed: int, share: float, stops: bool) -> None:
+    faults = [fault(case) for case in names(failed)]
+    if not stops:
+        return stop_on_faults(faults, "round=mo, predicting", names(cases), share)
     with pytest.raises(FlareError) as report:
-        stop_on_faults([refused, lonely, Outcome("b", error="died", is_fault=True, is_general=True)], "train")
-    assert str(report.value).splitlines() == [
-        "train: 1 failed by no fault of their files, so no training is started; start again when mended",
-        "  b: died",
-    ]
+        stop_on_faults(faults, "round=mo, predicting", names(cases), share)
+    (line,) = str(report.value).splitlines()
+    assert line.startswith(
+        f"round=mo, predicting: {failed} of {cases} cases failed by no fault of their files"
+    )
+    for said in (f"executor.max_failed={share:g}", f"{failed} x MemoryError: no 4 GiB (case c000)"):
+        assert said in line
+
+
+def test_the_most_frequent_reason_is_told() -> None:
+    """Whatever the reasons are, they count together; the commonest is named with its first case."""
+    rare = fault("a", "KeyError: 'b' (merge_case, line 3)", "KeyError merge:3")
+    common = [fault(case, f"OSError: /data/{case} is away", "error 2") for case in ("z", "y")]
+    with pytest.raises(FlareError, match=r"3 of 4 cases .* 2 x OSError: /data/y is away \(case y\)"):
+        stop_on_faults([rare, *common], "prepare", ["a", "x", "y", "z"], 0.05)
+
+
+def test_faults_of_other_steps_do_not_count() -> None:
+    stop_on_faults([fault(case) for case in names(5)], "caching", names(5, "other"), 0.05)
+
+
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_one_fault_that_all_would_meet_stops_a_run(share: float) -> None:
+    away = fault("b", "OSError: stale", "error 116", is_general=True)
+    with pytest.raises(FlareError, match=r"2 of 100 cases .* 1 x OSError: stale \(case b\)"):
+        stop_on_faults([fault("a"), away], "train", [*names(98), "a", "b"], share)
+
+
+def test_a_folder_refused_for_one_reason_stops_a_run() -> None:
+    groups = {"data.labels (l)": names(6), "data.sources (k*)": names(90, "k")}
+    bad = [refused(case, "turned") for case in names(3)]
+    stop_on_faults(bad, "prepare", names(100), 0.05, groups)  # half is not more than half
+    bad.append(refused("c003", "cut"))
+    stop_on_faults(bad, "prepare", names(100), 0.05, groups)  # more than half, for two reasons
+    bad.append(refused("c004", "turned"))
+    said = r"4 of 6 cases of data\.labels \(l\) .* 4 x c000\.nii\.gz is turned \(case c000\).*max_failed=1"
+    with pytest.raises(FlareError, match=said):
+        stop_on_faults(bad, "prepare", names(100), 0.05, groups)
+    stop_on_faults(bad, "prepare", names(100), 1.0, groups)
+
+
+def test_a_few_refused_files_never_stop_a_run() -> None:
+    bad = [refused(case, "turned") for case in names(2)]
+    stop_on_faults(bad, "prepare", names(2), 0.05, {"data.labels (l)": names(2)})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_failures_of_one_reason_share(workers: int) -> None:
+    """The texts differ by numbers and paths; the kind does not, and it comes back from a worker."""
+    executor = LocalExecutor(workers, retries=0)
+    hows = ("memory", "gone", "key", "case", "other case")
+    jobs = {f"{how} {number}": {"how": how, "number": number} for how in hows for number in (1, 2)}
+    found = collect(executor, fail_at, jobs)
+    executor.close()
+    assert len({outcome.error for outcome in found.values()}) == len(jobs)
+    kinds = {how: {found[f"{how} {number}"].kind for number in (1, 2)} for how in hows}
+    assert all(len(kind) == 1 for kind in kinds.values())
+    assert len(set.union(*kinds.values())) == len(hows)
+    assert {case.rstrip(" 12") for case, o in found.items() if o.is_fault} == {"memory", "gone", "key"}
 
 
 def test_failures_are_named_with_their_reasons() -> None:

@@ -267,10 +267,9 @@ def test_a_case_that_the_machine_failed_at_is_told_from_a_refused_one(
 
     with monkeypatch.context() as patch:
         patch.setattr("flare.prepare.cache.cache_image", cache_image)
-        cohort = prepare_cohort(build("data.interpolation=cubic"))
-    assert {f.case_id: f.is_fault for f in cohort.failures} == {"sound": True, "bad": False}
-    assert [c.id for c in cohort.cases] == ["good"]
-    assert cohort.intensity is None
+        with pytest.raises(FlareError, match=r"caching: 1 of 3 cases .* the share is away .*\(case sound\)"):
+            prepare_cohort(build("data.interpolation=cubic"))
+    assert {c.id for c in read_index(folder.index)} == {"good", "sound", "bad"}
     assert folder.statistics.read_text() == statistics
     assert {r["case"]: r["status"] for r in read_csv(folder.integrity)} == {
         "bad": "refused",

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from flare import training
 from flare.checkpoints import load_checkpoint, load_network
 from flare.errors import FlareError
-from flare.executor import Outcome
 from flare.files import read_csv, write_csv
 from flare.losses import DiceCELoss
 from flare.prepare import Cohort
@@ -281,20 +279,6 @@ def test_a_training_that_was_set_aside_is_not_done_again(
     assert folder.last.read_bytes() == whole
     assert_same_training(trained[1], folder)
     assert is_trained(folder, training_key(configuration(tmp_path, tmp_path), "data"))
-
-
-def test_no_training_starts_while_a_case_failed_for_the_machines_sake(
-    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed = replace(
-        cohort, failures=[Outcome("case1", error="its disk is away", is_fault=True, is_general=True)]
-    )
-    monkeypatch.setattr("flare.training.prepare_cohort", lambda cfg: failed)
-    with pytest.raises(
-        FlareError, match=r"no training is started; start again when mended\n  case1: its disk"
-    ):
-        train(configuration(cohort.folder.root.parent, tmp_path))
-    assert not any(tmp_path.iterdir())
 
 
 def test_two_trainings_of_one_round_refuse_each_other(cohort: Cohort, tmp_path: Path) -> None:

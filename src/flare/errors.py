@@ -33,3 +33,7 @@ class CaseError(FlareError):
     def __reduce__(self) -> tuple[type[CaseError], tuple[str, str]]:
         """Rebuild from both arguments when it comes back from a worker process."""
         return type(self), (self.case_id, self.reason)
+
+
+class AwayError(CaseError):
+    """A case's file is not there: no fault of its content, which may be as sound as ever."""

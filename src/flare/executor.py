@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from flare.errors import CaseError, FlareError, NoRoomError
+from flare.errors import AwayError, CaseError, FlareError, NoRoomError
 from flare.files import GENERAL_FAULTS, says_no_room
 from flare.outcomes import Outcome, report_failures, stop_on_faults
 from flare.progress import progress
@@ -28,6 +28,7 @@ __all__ = [
     "LocalExecutor",
     "Outcome",
     "build_executor",
+    "failed_share",
     "report_failures",
     "run_cases",
     "stop_on_faults",
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
 
+MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
 DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
 
 
@@ -74,6 +76,11 @@ def build_executor(cfg: DictConfig) -> Executor:
         raise
 
 
+def failed_share(cfg: DictConfig) -> float:
+    """Read `executor.max_failed`: the share of a step's cases that may fail by no fault of their files."""
+    return float(cfg.executor.get("max_failed", MAX_FAILED))
+
+
 def run_cases(
     function: Callable[..., Any], jobs: Mapping[str, Job], *, executor: Executor, description: str
 ) -> Iterator[Outcome]:
@@ -96,14 +103,16 @@ class LocalExecutor:
     Args:
         workers: Processes; null takes one per core; 0 runs in this process (on a GPU, or to debug).
         retries: How often a case whose worker died is tried again.
+        max_failed: Of the configuration; the steps judge by it, see `failed_share`.
     """
 
-    def __init__(self, workers: int | None, retries: int) -> None:
+    def __init__(self, workers: int | None, retries: int, max_failed: float = MAX_FAILED) -> None:
         for key, value in (("workers", workers), ("retries", retries)):
             if value is not None and (not isinstance(value, int) or value < 0):
                 raise FlareError(f"executor.{key}={value}: expected a whole number, 0 or more")
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.retries = retries
+        self.max_failed = max_failed
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
@@ -169,7 +178,7 @@ class LocalExecutor:
                     continue
             else:
                 self.close()
-                yield Outcome(case_id, error=DIED, is_fault=True)
+                yield Outcome(case_id, error=DIED, is_fault=True, kind=DIED)
 
 
 def _limit_threads(threads: int, level: int) -> None:
@@ -192,16 +201,16 @@ def _end_with_parent() -> None:
 def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
     """Run one case and turn an exception into text, which always survives the way back.
 
-    Only a `CaseError` says that the case is to blame. The caller adds the case id.
+    Only a `CaseError` that is no `AwayError` says that the case is to blame. The caller adds the case id.
     """
     try:
         return Outcome("", function(**job))
     except CaseError as error:
-        return Outcome("", error=error.reason)
+        return Outcome("", error=error.reason, is_fault=isinstance(error, AwayError), kind=_kind(error))
     except NoRoomError:
         raise
     except FlareError as error:
-        return Outcome("", error=str(error), is_fault=True, is_general=True)
+        return Outcome("", error=str(error), is_fault=True, is_general=True, kind=_kind(error))
     except (Exception, SystemExit) as error:
         if says_no_room(error):
             raise NoRoomError(f"a disk is full ({error}): make room and start again") from None
@@ -209,4 +218,14 @@ def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
         is_general = isinstance(error, OSError) and error.errno in GENERAL_FAULTS
-        return Outcome("", error=text, is_fault=True, is_general=is_general)
+        return Outcome("", error=text, is_fault=True, is_general=is_general, kind=_kind(error))
+
+
+def _kind(error: BaseException) -> str:
+    """What errors of one and the same reason share: their texts hold numbers and paths of their case."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"error {error.errno}"
+    if isinstance(error, MemoryError):  # met wherever memory happens to end
+        return "memory"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} {place.filename}:{place.lineno}"

@@ -22,7 +22,6 @@ GENERAL_FAULTS = (
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EROFS, errno.EMFILE, errno.ENFILE),
 )
-FAULTS = (*GENERAL_FAULTS, errno.ENOMEM)  # what a sound file cannot be read for
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 # ITK refuses an sform that is off by 1e-6; we check it ourselves and say what is wrong
@@ -13,7 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from flare import nifti
-from flare.errors import CaseError
+from flare.errors import AwayError, CaseError
 from flare.geometry import Geometry
 
 log = logging.getLogger(__name__)
@@ -52,12 +53,14 @@ def series_files(folder: Path, case: str) -> list[str]:
     """
     ids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if not ids:
+        _require_access(p for p in folder.iterdir() if _is_slice(p))
         raise CaseError(case, f"{folder} holds no readable DICOM series")
     if len(ids) > 1:
         raise CaseError(case, f"{folder} holds {len(ids)} DICOM series; give each a folder of its own")
     names = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), ids[0]))
     unread = {p.name for p in folder.iterdir() if _is_slice(p)} - {Path(n).name for n in names}
     if unread:
+        _require_access(folder / name for name in sorted(unread))
         raise CaseError(case, f"{folder} has slices that cannot be read: {', '.join(sorted(unread)[:5])}")
     return names
 
@@ -70,22 +73,40 @@ def is_dicom(path: Path) -> bool:
         with path.open("rb") as stream:
             stream.seek(128)
             return stream.read(4) == b"DICM"
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True  # nobody can say that it is none, and what is left out is missed by nobody
+
+
+def unreadable(path: Path, case: str, error: RuntimeError) -> CaseError | MemoryError:
+    """What an error of ITK says: memory that ran out is no fault of the file."""
+    if any(said in str(error) for said in ("bad_alloc", "allocate memory")):
+        return MemoryError(f"{path}: {reason(error)}")
+    return CaseError(case, f"{path} cannot be read: {reason(error)}")
+
+
+def _require_access(paths: Iterable[Path]) -> None:
+    """Let the system's own error out, if it is why ITK read nothing."""
+    for path in paths:
+        with path.open("rb"):
+            pass
 
 
 def _is_slice(path: Path) -> bool:
     """Whether a file of a DICOM folder is meant as a slice, be it damaged."""
-    if not path.is_file() or path.name.startswith("."):
+    if path.is_dir() or path.name.startswith("."):
         return False
-    return path.suffix.lower() == ".dcm" or path.stat().st_size == 0 or is_dicom(path)
+    is_gone = not path.exists()  # a link to what is away
+    return path.suffix.lower() == ".dcm" or is_gone or path.stat().st_size == 0 or is_dicom(path)
 
 
 def _header(path: Path, case: str) -> sitk.ImageFileReader:
     """A reader that has read the header: of the file, or of a series' first slice."""
     if not path.exists():
-        raise CaseError(case, f"{path} does not exist")
+        raise AwayError(case, f"{path} does not exist")
     name = series_files(path, case)[0] if path.is_dir() else str(path)
+    _require_access([Path(name)])
     if Path(name).stat().st_size == 0:
         raise CaseError(case, f"{path} is empty")
     if nifti.is_nifti(path):
@@ -95,7 +116,7 @@ def _header(path: Path, case: str) -> sitk.ImageFileReader:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise CaseError(case, f"{path} cannot be read: {reason(error)}") from None
+        raise unreadable(path, case, error) from None
     return reader
 
 
@@ -168,7 +189,7 @@ def _slice_positions(folder: Path, case: str) -> tuple[int, float, tuple[float, 
         try:
             reader.ReadImageInformation()
         except RuntimeError as error:
-            raise CaseError(case, f"{name} cannot be read: {reason(error)}") from None
+            raise unreadable(Path(name), case, error) from None
         positions.append(np.asarray(reader.GetOrigin())[:3])
         sizes.add(reader.GetSize()[:2])
     if len(positions) == 1:

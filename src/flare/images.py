@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from flare import metaimage, nifti
-from flare.errors import CaseError
+from flare.errors import CaseError, FlareError
 from flare.files import PARTIAL, atomic
 from flare.geometry import Geometry, Volume, orientation_to
-from flare.headers import is_dicom, read_geometry, reason, series_files
+from flare.headers import is_dicom, read_geometry, series_files, unreadable
 from flare.labels import LabelSet
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -71,7 +72,7 @@ def find_images(root: Path) -> list[Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for folder, inner, names in os.walk(root, followlinks=True):
+    for folder, inner, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:
             inner.clear()
@@ -83,6 +84,12 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from found
         if any(is_dicom(p) for p in files if p not in found):  # also where a mask lies beside the slices
             yield Path(folder)
+
+
+def _refuse_folder(error: OSError) -> None:
+    """Stop at a folder that cannot be listed: the scans in it would be left out without a word."""
+    if error.errno != errno.ENOENT:
+        raise FlareError(f"the folder {error.filename} cannot be searched for images: {error.strerror}")
 
 
 def read_image(path: Path, case: str | None = None) -> Volume:
@@ -239,4 +246,4 @@ def _read(path: Path, case: str) -> np.ndarray:
             return sitk.GetArrayFromImage(reader.Execute())
         return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except RuntimeError as error:
-        raise CaseError(case, f"{path} cannot be read: {reason(error)}") from None
+        raise unreadable(path, case, error) from None

@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 from flare.ablation import Results, write_ablation
 from flare.baselines import check_baselines
 from flare.checking import check_values
-from flare.errors import FlareError
-from flare.executor import Executor, Outcome, build_executor, report_failures, stop_on_faults
+from flare.executor import Executor, Outcome, build_executor, report_failures
 from flare.files import remove_partial
 from flare.journal import Journal
 from flare.labelling import build_training_set
@@ -45,8 +44,8 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
         `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
 
     Raises:
-        FlareError: Before any work if a round cannot be run; before a training if a general fault keeps cases
-            away; at the end if cases failed, with their reasons.
+        FlareError: Before any work if a round cannot be run; before a training if a step failed in
+            general, see `outcomes.stop_on_faults`; at the end if cases failed, with their reasons.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     rounds = compose_rounds(cfg.rounds or [], list(given))
@@ -109,7 +108,6 @@ def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, 
     started = time.monotonic()
     try:
         for number, item in enumerate(rounds):
-            stop_on_faults(failures, "iterate")
             spent = time.monotonic() - started
             left = f", about {spent / number * (len(rounds) - number) / 60:.0f} min left" if number else ""
             log.info("round %s, %d of %d%s", item.name, number + 1, len(rounds), left)
@@ -135,9 +133,11 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
 
     Returns:
         Cases that failed in some step, and why.
+
+    Raises:
+        FlareError: If a step failed in general, see `outcomes.stop_on_faults`.
     """
-    if cohort.intensity is None:
-        raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
+    intensity = cohort.require_intensity()
     folder = run.round(cfg.round.name)
     with lock(folder.root):
         remove_partial(folder.root, below=True)
@@ -145,7 +145,7 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
         if not is_trained(folder, training_key(cfg, training.key)):
             from flare.training import train_round  # torch, Lightning: only where there is something to train
 
-            train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
+            train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
         return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
 
 

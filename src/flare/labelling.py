@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from flare.cases import Case, select_cases
 from flare.errors import FlareError
-from flare.executor import Executor, Outcome, run_cases, stop_on_faults
+from flare.executor import Executor, Outcome, failed_share, run_cases, stop_on_faults
 from flare.files import config_hash, sha256
 from flare.inference.cohort import Predicted, predict_cases
 from flare.inference.components import fitted_classes
@@ -73,7 +73,7 @@ def build_training_set(
         merged = label_cases(cfg, chosen, run, executor)
         cached, failed = _cache(merged, prepared, run.round(cfg.round.name), executor)
         failures = [*merged.failures, *failed]
-        stop_on_faults(failures, f"round={cfg.round.name}")
+        stop_on_faults(failed, f"round={cfg.round.name}, caching labels", merged.labels, failed_share(cfg))
     items = {c.id: (prepared.image(c.id), cached[c.id][0]) for c in chosen if c.id in cached}
     if not items:
         raise FlareError(f"round={cfg.round.name}: no training case could be labelled: {failures[0].error}")
@@ -105,6 +105,9 @@ def label_cases(
 
     Returns:
         The merged labels on the original grids; `failures` holds those of both steps.
+
+    Raises:
+        FlareError: If either step failed in general, see `outcomes.stop_on_faults`.
     """
     labels = LabelSet.from_config(cfg.classes)
     folder = run.round(cfg.round.name)
@@ -114,6 +117,8 @@ def label_cases(
         digest = sha256(teacher.checkpoint)
         failures += _predict(cfg, teacher, digest, pupils, folder, executor).failures
         sources |= {case.id: PseudoSource(teacher.round, digest) for case in pupils}
+    step, ids = f"round={cfg.round.name}", [case.id for case in cases]
+    stop_on_faults(failures, f"{step}, predicting", ids, failed_share(cfg))
     failed = {f.case_id for f in failures}
     merged = merge_round(
         [c for c in cases if c.id not in failed],
@@ -124,6 +129,7 @@ def label_cases(
         teachers=sources,
         executor=executor,
     )
+    stop_on_faults(merged.failures, f"{step}, merging labels", ids, failed_share(cfg))
     merged.failures[:0] = failures
     return merged
 

@@ -21,7 +21,6 @@ from typing import IO
 import numpy as np
 
 from flare.errors import CaseError, NoRoomError
-from flare.files import FAULTS
 
 TYPES = {
     2: "u1",
@@ -181,8 +180,8 @@ def _opened(path: Path, case: str) -> Iterator[IO[bytes]]:
     except EOFError:
         raise CaseError(case, f"{path} is truncated: its gzip stream has no end") from None
     except (OSError, zlib.error) as error:
-        if getattr(error, "errno", None) in FAULTS:
-            raise
+        if getattr(error, "errno", None) is not None:
+            raise  # the system's: access, a path that is gone, a device; what the file holds has no number
         raise CaseError(case, f"{path} cannot be read: {error}") from None
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from flare.cases import Case
 from flare.evaluation.scores import failed_cases, score_folder
-from flare.executor import Executor, Outcome
+from flare.executor import Executor, Outcome, failed_share, stop_on_faults
 from flare.files import config_hash, read_json, sha256
 from flare.inference.cohort import Predicted, predict_cases, segmentation_path
 from flare.inference.components import fit_components, write_fit
@@ -47,12 +47,17 @@ def finish_round(
 
     Returns:
         Cases that failed, and why.
+
+    Raises:
+        FlareError: If a step failed in general, see `outcomes.stop_on_faults`.
     """
     chosen = held_out(cases, "validation")
     if not chosen:
         log.info("no labelled validation case: no validation score, and no fit of largest components")
         return []
     predicted = predict_split(cfg, chosen, folder, "validation", executor)
+    step = f"round={cfg.round.name}, predicting validation cases"
+    stop_on_faults(predicted.failures, step, [c.id for c in chosen], failed_share(cfg))
     failed = {f.case_id for f in predicted.failures}
     _, failures = score_split(
         cfg, [c for c in chosen if c.id not in failed], folder.root / "validation", executor
@@ -91,6 +96,9 @@ def score_split(
     Returns:
         The summary, and the cases that could not be scored; all are scored again the next time if
         one failed by no fault of its files.
+
+    Raises:
+        FlareError: If scoring failed in general, see `outcomes.stop_on_faults`; what was scored before stays.
     """
     labels = LabelSet.from_config(cfg.classes)
     label_map = read_label_map(cfg.data.label_map, labels)
@@ -112,6 +120,7 @@ def score_split(
             protocol=cfg.data.scoring.protocol,
             executor=executor,
             label_map=label_map,
+            max_failed=failed_share(cfg),
         )
         if not found["faults"]:
             journal.record("score", inputs, config, outputs)
@@ -147,6 +156,8 @@ def _fit(cfg: DictConfig, cases: Sequence[Case], folder: RoundFolder, executor: 
         if c.label is not None
     }
     fit, failures = fit_components(pairs, labels=labels, label_map=label_map, executor=executor)
+    step = f"round={cfg.round.name}, fitting components"
+    stop_on_faults(failures, step, pairs, failed_share(cfg))
     write_fit(folder.components, fit, checkpoint)
     if not failures:
         journal.record("components", inputs, config, {"components": folder.components})

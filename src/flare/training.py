@@ -18,7 +18,7 @@ from flare.cases import Case
 from flare.data.datamodule import FlareDataModule
 from flare.data.loaders import CaseArrays
 from flare.errors import FlareError
-from flare.executor import build_executor, report_failures, stop_on_faults
+from flare.executor import build_executor, report_failures
 from flare.files import read_csv, told_if_full
 from flare.labelling import TrainingSet, build_training_set
 from flare.labels import LabelSet
@@ -49,22 +49,20 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         As `train_round`.
 
     Raises:
-        FlareError: Before any work if the configuration cannot be trained; before the training if a
-            general fault keeps cases away; after it if single cases were refused, with every such case and
-            reason.
+        FlareError: Before any work if the configuration cannot be trained; before the training if a step
+            failed in general, see `outcomes.stop_on_faults`; after it if single cases were refused, with
+            every such case and reason.
     """
     run = run_folder(cfg)
     check_configuration(cfg, run)
     cohort = prepare_cohort(cfg)
-    stop_on_faults(cohort.failures, "train")
-    if cohort.intensity is None:
-        raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
+    intensity = cohort.require_intensity()
     folder = run.round(cfg.round.name)
     failures = list(cohort.failures)
     is_first = _is_first()
     with closing(build_executor(cfg)) as executor, lock(folder.root) if is_first else nullcontext():
         training = build_training_set(cfg, cohort.cases, run, executor)
-        result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=cohort.intensity)
+        result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
         failures += training.failures
         if is_first:
             failures += finish_round(cfg, cohort.cases, folder, executor)

@@ -56,6 +56,8 @@ RULES: dict[str, Rule] = {
     "classes.*.tolerance_mm": NOT_NEGATIVE,
     "classes.*.slice_range": FLAG,
     "classes.*.tube": FLAG,
+    "executor.max_failed": SHARE,
+    "data.accept_removed": FLAG,
     "data.sources": Rule(_are_sources, "a list of {match: <glob>, annotates: [<class>, ...]}"),
     "data.label_map": Rule(
         lambda value: value is None or isinstance(value, dict), "{<from>: <to>, ..., rest: 0}"

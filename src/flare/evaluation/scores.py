@@ -19,7 +19,7 @@ from flare.evaluation.lesions import find_lesions
 from flare.evaluation.metrics import PROTOCOLS, score_case
 from flare.evaluation.statistics import compare_runs, intervals, metrics_file
 from flare.evaluation.summary import metrics_columns, metrics_row, summarise
-from flare.executor import Executor, Outcome, build_executor, report_failures, run_cases
+from flare.executor import Executor, Outcome, build_executor, report_failures, run_cases, stop_on_faults
 from flare.files import write_csv, write_json
 from flare.images import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.labels import LabelSet
@@ -100,6 +100,7 @@ def score_folder(
     label_map: Mapping[Any, int] | None = None,
     details: bool = False,
     refused: Mapping[str, str] | None = None,
+    max_failed: float = 1.0,
 ) -> dict[str, Any]:
     """Score every reference's prediction; a missing prediction scores zero and is named.
 
@@ -113,6 +114,7 @@ def score_folder(
         label_map: `data.label_map`, applied to the references.
         details: Also `details.csv`, `lesions.csv` and confidence intervals.
         refused: Cases that are known to fail, and why.
+        max_failed: Share of the cases that may fail by no fault of their files; by default all are named.
 
     Returns:
         The summary; cases that could not be scored are under `failed` with the reason, and have no row;
@@ -134,6 +136,7 @@ def score_folder(
         if case not in failed
     }
     scored, unscored = _score_all(jobs, executor)
+    stop_on_faults(unscored, "scoring", jobs, max_failed)
     rows = [metrics_row(case, found.classes) for case, found in scored.items()]
     write_csv(output / "metrics.csv", rows, metrics_columns(labels))
     summary = {

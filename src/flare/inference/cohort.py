@@ -59,7 +59,7 @@ def predict_cases(
         components: Ids of the classes of which only the largest component is kept.
 
     Returns:
-        Rows and failures; of a failed case no segmentation is left.
+        Rows and failures; of a refused image no segmentation is left.
 
     Raises:
         FlareError: If the checkpoint is missing.
@@ -89,7 +89,7 @@ def predict_cases(
             journal.record(case, inputs[case], config, {"segmentation": target}, outcome.value)
             continue
         failures.append(outcome)
-        if case in journal:
+        if case in journal and not outcome.is_fault:
             target.unlink(missing_ok=True)  # an earlier result of ours, no longer that of this image
     failed = {outcome.case_id for outcome in failures}
     rows = [journal.values(case) for case in sorted(images) if case not in failed]

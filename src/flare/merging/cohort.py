@@ -101,7 +101,8 @@ def merge_round(
             teacher = teachers[case.id]
             maps[case.id] = Maps(case.label, prediction, case.annotated, teacher, pseudo_is_ours=True)
         else:
-            missing.append(Outcome(case.id, error=f"its teacher's prediction {prediction} does not exist"))
+            reason = f"its teacher's prediction {prediction} does not exist"
+            missing.append(Outcome(case.id, error=reason, is_fault=True, kind="no prediction"))
     return merge_cohort(
         maps,
         folder.labels,
@@ -135,7 +136,7 @@ def merge_cohort(
         label_map: Renumbering of the annotations' ids.
         rules: How to merge.
         executor: Where the cases are worked on.
-        refused: Cases that are known to fail; what was merged for them before is removed.
+        refused: Cases that are known to fail; what was merged before for those refused is removed.
     """
     remove_partial(output)
     inputs = {case: given.inputs() for case, given in maps.items()}
@@ -168,9 +169,10 @@ def merge_cohort(
         else:
             failures.append(outcome)
     failed = {f.case_id for f in failures}
-    for case in failed:
-        for path in _outputs(output, case).values():
-            path.unlink(missing_ok=True)
+    for failure in failures:
+        if not failure.is_fault:  # else what was merged before may be as good as ever
+            for path in _outputs(output, failure.case_id).values():
+                path.unlink(missing_ok=True)
     done = [case for case in maps if case not in failed]
     logger.info("labels: %d merged, %d unchanged, %d failed", len(jobs), len(maps) - len(jobs), len(failures))
     told = [read_json(_outputs(output, case)["provenance"]) for case in done]

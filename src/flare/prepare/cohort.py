@@ -11,11 +11,12 @@ from omegaconf import DictConfig
 
 from flare.cases import Case, write_index
 from flare.errors import FlareError
-from flare.executor import Outcome, report_failures
+from flare.executor import Outcome, report_failures, stop_on_faults
 from flare.journal import Journal
 from flare.labels import LabelSet
 from flare.prepare.analysis import Analysis, analyse_labels
 from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
+from flare.prepare.gone import require_present
 from flare.prepare.index import Index, build_index, check_folders
 from flare.prepare.integrity import FAILED, OK, REFUSED, WARNING, Finding, write_integrity
 from flare.prepare.layout import PreparedFolder
@@ -37,8 +38,7 @@ class Cohort:
         folder: Where everything lies.
         cases: The cases that can be used, by split and id.
         failures: The cases that were refused or failed, and why.
-        intensity: Statistics of the labelled training cases; None without any, or while a general fault
-            keeps cases away.
+        intensity: Statistics of the labelled training cases; None without any.
         processed: Ids of the cases that were read in this call; the others were unchanged.
     """
 
@@ -48,6 +48,17 @@ class Cohort:
     intensity: Intensity | None
     processed: list[str]
 
+    def require_intensity(self) -> Intensity:
+        """The statistics, without which no image can be normalised.
+
+        Raises:
+            FlareError: If there are none: naming the cases that failed, which may be why.
+        """
+        if self.intensity is None:
+            report_failures(self.failures, "no labelled training case is left, so nothing can be trained")
+            raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
+        return self.intensity
+
 
 def prepare(cfg: DictConfig) -> Cohort:
     """Prepare a cohort; refuse at the end, after all else is done, if any case was refused.
@@ -56,7 +67,7 @@ def prepare(cfg: DictConfig) -> Cohort:
         cfg: Groups `classes`, `data` and `executor`.
 
     Raises:
-        FlareError: If a case was refused, with every such case and reason; or a configuration cannot be.
+        FlareError: If a case was refused, with every such case and reason; or as `prepare_cohort`.
     """
     cohort = prepare_cohort(cfg)
     if not cohort.processed:
@@ -73,6 +84,10 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
 
     Returns:
         The cohort; refused cases are in `failures`, the rest is complete.
+
+    Raises:
+        FlareError: If a configuration cannot be; if files are gone that the last start saw; or if a step
+            failed in general, see `outcomes.stop_on_faults`: index and statistics stay as they were.
     """
     settings = Settings.from_config(cfg)
     check_folders(settings.data)
@@ -84,19 +99,28 @@ def _prepare(settings: Settings) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
     try:
         generate_if_phantom(settings)
-        index, analysis = _look(settings, settings.folder.journal("analysis"))
+        index = _list(settings)
+        if settings.data["name"] != "phantom":  # whose files are made again
+            accept_removed = bool(settings.data.get("accept_removed"))
+            require_present(index, settings.folder.seen, accept_removed=accept_removed)
+        analysis = _analyse(settings, index, settings.folder.journal("analysis"))
+        failures = [*_index_failures(index), *analysis.failures]
+        labelled = {e.id for e in index.entries if e.label is not None}
+        stop_on_faults(failures, "prepare, label analysis", labelled, settings.max_failed, index.groups)
         outcomes = read_cases(settings, analysis.cases)
     finally:
         settings.executor.close()
     unreadable = [o for o in outcomes if o.error is not None]
     refused = {o.case_id for o in unreadable}
     kept = replace(analysis, cases=[c for c in analysis.cases if c.id not in refused])
-    failures = [*_index_failures(index), *analysis.failures, *unreadable]
+    failures += unreadable
+    write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
+    for step, is_trained in (("checking held-out cases", False), ("caching", True)):
+        read = {c.id for c in analysis.cases if (c.split == "train") == is_trained}
+        stop_on_faults(failures, f"prepare, {step}", read, settings.max_failed, index.groups)
     write_index(settings.folder.index, kept.cases)
     write_label_analysis(settings.folder.label_analysis, kept, settings.labels)
-    write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
-    is_incomplete = any(f.is_general for f in failures)  # then statistics would leave out what is sound
-    intensity = None if is_incomplete else _statistics(settings, kept.cases)
+    intensity = _statistics(settings, kept.cases, failures)
     if outcomes:
         print_label_analysis(kept.cases, settings.labels)
     return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
@@ -119,7 +143,8 @@ def analyse(cfg: DictConfig) -> list[Case]:
 
         return planned_cases(_phantom_root(settings), **settings.data["phantom"])
     try:
-        index, analysis = _look(settings, settings.folder.journal("analysis", is_kept=False))
+        index = _list(settings)
+        analysis = _analyse(settings, index, settings.folder.journal("analysis", is_kept=False))
     finally:
         settings.executor.close()
     for failure in _index_failures(index) + analysis.failures:
@@ -141,23 +166,31 @@ def _phantom_root(settings: Settings) -> Path:
     return Path(settings.data["root"]).expanduser()
 
 
-def _look(settings: Settings, journal: Journal) -> tuple[Index, Analysis]:
-    """List the files and look into the labels."""
+def _list(settings: Settings) -> Index:
+    """List the files."""
     index = build_index(settings.data, settings.labels)
     if not index.entries and not index.problems:
         raise FlareError(
             f"data.root: no image in any of the cohort's folders below {settings.data.get('root')}"
         )
-    analysis = analyse_labels(
-        index.entries, settings.labels, settings.label_map, journal=journal, executor=settings.executor
+    return index
+
+
+def _analyse(settings: Settings, index: Index, journal: Journal) -> Analysis:
+    """Look into the labels."""
+    return analyse_labels(
+        index.entries,
+        settings.labels,
+        settings.label_map,
+        journal=journal,
+        executor=settings.executor,
     )
-    return index, analysis
 
 
 def _index_failures(index: Index) -> list[Outcome]:
     """The cases refused for their names, once each."""
     reasons = {p.id: p.reason for p in index.problems}
-    return [Outcome(case, error=reason) for case, reason in reasons.items()]
+    return [Outcome(case, error=reason, kind=reason.split(":")[0]) for case, reason in reasons.items()]
 
 
 def _findings(
@@ -178,13 +211,14 @@ def _findings(
     return found
 
 
-def _statistics(settings: Settings, cases: Sequence[Case]) -> Intensity | None:
+def _statistics(settings: Settings, cases: Sequence[Case], failures: Sequence[Outcome]) -> Intensity | None:
     """Pool the intensities of the labelled training cases."""
     path = settings.folder.statistics
     labelled = [c for c in cases if c.split == "train" and c.present]
     if not labelled:
         logger.warning("no labelled training case: there are no intensity statistics")
-        path.unlink(missing_ok=True)
+        if not any(f.is_fault for f in failures):  # else they may be as good as ever
+            path.unlink(missing_ok=True)
         return None
     histogram = pool(settings.folder.histogram(c.id) for c in labelled)
     return write_statistics(path, histogram, len(labelled), settings.data["percentiles"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flare.errors import FlareError
 from flare.images import case_id, find_images, strip_extension
 from flare.labels import LabelSet
-from flare.prepare.sources import annotated_by, read_sources
+from flare.prepare.sources import Source, read_sources, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +62,17 @@ class Problem:
 
 @dataclass
 class Index:
-    """What was found: cases that can be looked into, and cases refused for their names alone."""
+    """What was found.
+
+    Args:
+        entries: Cases that can be looked into.
+        problems: Cases refused for their names alone.
+        groups: Ids of the cases of each folder and declared source, by a name with its config key.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
@@ -88,16 +95,14 @@ def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
     root = _root(data)
     found = Index()
     for images_key, labels_key, split in FOLDERS:
-        images = _collect(root, data, images_key)
-        targets = _collect(root, data, labels_key, images) if labels_key else {}
+        images = _collect(found, root, data, images_key)
+        targets = _collect(found, root, data, labels_key, images) if labels_key else {}
         _pair(found, images, targets, split, must_have_label=images_key in REQUIRED)
     found.entries += _explicit(root, data.get("cases") or {})
     _refuse_duplicates(found)
-    found.entries = [
-        Entry(e.id, e.split, e.image, e.label, annotated_by(sources, e.id, (e.image, e.label)))
-        for e in sorted(found.entries, key=lambda e: (e.split != "train", e.split, e.id))
-    ]
+    found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
     found.problems.sort(key=lambda p: p.id)
+    _declare(found, sources)
     return found
 
 
@@ -142,8 +147,21 @@ def folders_of(root: Path, value: Any, key: str) -> list[Path]:
     return existing
 
 
+def _declare(found: Index, sources: Sequence[Source]) -> None:
+    """Give each case what its source declares, and each source its cases, the refused ones included."""
+    for number, entry in enumerate(found.entries):
+        source = source_of(sources, entry.id, (entry.image, entry.label))
+        if source is not None:
+            found.entries[number] = replace(entry, annotates=source.annotates)
+            found.groups[f"data.sources ({source.match})"].add(entry.id)
+    for problem in found.problems:
+        source = source_of(sources, problem.id, (problem.path,))
+        if source is not None:
+            found.groups[f"data.sources ({source.match})"].add(problem.id)
+
+
 def _collect(
-    root: Path, data: Mapping[str, Any], key: str, images: Mapping[str, Any] | None = None
+    found: Index, root: Path, data: Mapping[str, Any], key: str, images: Mapping[str, Any] | None = None
 ) -> dict[str, list[Path]]:
     """Paths below the folders of a key, by case id; a file reached twice counts once.
 
@@ -156,6 +174,7 @@ def _collect(
             whole = strip_extension(path.name)
             case = whole if images is not None and whole in images else case_id(path)
             by_id[case].setdefault(path.resolve(), path)
+            found.groups[f"data.{key} ({folder})"].add(case)
     return {case: list(paths.values()) for case, paths in by_id.items()}
 
 

@@ -48,6 +48,11 @@ class PreparedFolder:
         """Folder of the arrays at this spacing."""
         return self.root / ("spacing-" + "x".join(f"{s:g}" for s in self.spacing_mm))
 
+    @property
+    def seen(self) -> Path:
+        """The paths that the last start saw."""
+        return self.root / "journal" / "paths.json"
+
     def image(self, case_id: str) -> Path:
         """A case's image in the chunked store, int16 HU."""
         return self.arrays / "images" / f"{case_id}.b2nd"

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.checking import check_values
-from flare.executor import Executor, build_executor
+from flare.executor import Executor, build_executor, failed_share
 from flare.labels import LabelSet
 from flare.prepare.layout import PreparedFolder, prepared_folder
 from flare.prepare.sources import read_label_map, read_sources
@@ -26,6 +26,7 @@ class Settings:
         label_map: Renumbering of foreign label files.
         folder: Where results go.
         executor: Where the work on cases runs.
+        max_failed: Share of a step's cases that may fail by no fault of their files.
     """
 
     data: dict[str, Any]
@@ -33,6 +34,7 @@ class Settings:
     label_map: dict[str, int] | None
     folder: PreparedFolder
     executor: Executor
+    max_failed: float
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Settings:
@@ -46,7 +48,7 @@ class Settings:
         labels = LabelSet.from_config(cfg.classes)
         label_map = read_label_map(data.get("label_map"), labels)
         read_sources(data.get("sources"), labels)
-        return cls(data, labels, label_map, prepared_folder(cfg), build_executor(cfg))
+        return cls(data, labels, label_map, prepared_folder(cfg), build_executor(cfg), failed_share(cfg))
 
     @property
     def check_config(self) -> dict[str, Any]:

@@ -46,10 +46,8 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, labels: LabelSet) ->
     return tuple(sources)
 
 
-def annotated_by(
-    sources: Iterable[Source], case: str, paths: Iterable[Path | None]
-) -> tuple[int, ...] | None:
-    """Classes that the first matching source annotates; None if none matches.
+def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]) -> Source | None:
+    """The first source that matches a case; None if none does.
 
     Args:
         sources: In the order of the config.
@@ -60,8 +58,16 @@ def annotated_by(
     for source in sources:
         globs = (source.match, f"*/{source.match}")
         if fnmatch(case, source.match) or any(fnmatch(t, g) for t in texts for g in globs):
-            return source.annotates
+            return source
     return None
+
+
+def annotated_by(
+    sources: Iterable[Source], case: str, paths: Iterable[Path | None]
+) -> tuple[int, ...] | None:
+    """Classes that the source of a case annotates, see `source_of`; None if it has none."""
+    source = source_of(sources, case, paths)
+    return None if source is None else source.annotates
 
 
 def read_label_map(given: Mapping[Any, Any] | None, labels: LabelSet) -> dict[str, int] | None:
