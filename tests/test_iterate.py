@@ -205,9 +205,41 @@ def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
             again("labels.dilation_mm=60")
         return (run / "checkpoints" / "last.previous.ckpt").exists()
 
-    away = r"round=mo1: 1 failed .*no training is started.*\n  phantom_1001: OSError"
+    away = r"round=mo1, merging labels: 1 of 4 cases .* OSError.*the share is away.* \(case phantom_1001\)"
     assert not start(OSError(errno.EIO, "the share is away"), away)
     assert start(MemoryError("too large"), r"iterate: 1 failed, the rest is done.*\n  phantom_1001: Memory")
+
+
+@pytest.mark.parametrize(
+    ("function", "override", "step"),
+    [
+        ("flare.inference.cohort.predict_case", "restore=nearest", "predicting"),
+        ("flare.merging.cohort.merge_case", "labels.dilation_mm=60", "merging labels"),
+        ("flare.labelling.cache_merged", "labels.dilation_mm=60", "caching labels"),
+    ],
+)
+def test_no_round_trains_on_what_a_general_fault_left(
+    again: Callable[..., set[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    override: str,
+    step: str,
+) -> None:
+    outputs: Path = again.outputs  # type: ignore[attr-defined]
+    before = times(outputs, *WORK)
+
+    def fails(**_: object) -> None:
+        raise MemoryError("no 4 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flare.labelling.FORMAT", 0)  # all labels are to be cached again
+        patch.setattr(function, fails)
+        said = rf"^round=mo1, {step}: 4 of 4 cases .*executor\.max_failed=0\.05.*4 x MemoryError: no 4 GiB"
+        with pytest.raises(FlareError, match=said):
+            again(override)
+    after = times(outputs, *WORK)
+    assert before.keys() <= after.keys()  # nothing was removed
+    assert not [name for name in changed(before, after) if name.endswith((".ckpt", "training.csv"))]
 
 
 def test_a_teacher_of_another_spacing_or_class_list_is_refused(

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig
 
 from flare.cases import Case, write_index
-from flare.errors import FlareError
+from flare.errors import CaseError, FlareError
 from flare.files import read_csv, read_json
 from flare.geometry import Geometry, Orientation
 from flare.images import read_labels, write_labels
@@ -102,6 +102,27 @@ def test_the_keys_of_plain_folders_reach_the_rules(tmp_path: Path, folders: Any,
     put(tmp_path / "truth", "b", volume(x0=1))
     assert result() == [1, 0, 0, 14, 0]
     assert result("constrain_unlabeled=true") == [1, 0, 0, 0, 0]
+
+
+def test_a_fault_costs_no_labels_that_were_merged_and_a_refusal_does(
+    tmp_path: Path, folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "truth", "a", volume(x0=1))
+    put(tmp_path / "pseudo", "a", volume(x0=1))
+    folders()
+    merged = tmp_path / "out" / "a.nii.gz"
+    kept = merged.read_bytes()
+    errors = {"Permission denied": PermissionError(13, "Permission denied"), "cut": CaseError("a", "is cut")}
+    for said, error in errors.items():
+
+        def fails(error: Exception = error, **_: object) -> None:
+            raise error
+
+        assert merged.read_bytes() == kept
+        monkeypatch.setattr("flare.merging.cohort.merge_case", fails)
+        with pytest.raises(FlareError, match=rf"a: .*{said}"):
+            folders("dilation_mm=0.5")
+    assert not merged.exists()
 
 
 def test_foreign_ids_and_declared_classes(tmp_path: Path, folders: Any, labels: LabelSet) -> None:

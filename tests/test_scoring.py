@@ -1,6 +1,8 @@
 """What a trained round leaves on held-out cases: done once, and again where something failed."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from omegaconf import DictConfig
 
 from flare import ablation
 from flare.cases import Case
+from flare.errors import FlareError
 from flare.executor import Job, LocalExecutor, Outcome
 from flare.files import read_json, sha256
 from flare.geometry import Geometry
@@ -23,7 +26,7 @@ GEOMETRY = Geometry((4, 8, 8), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 
 
 
 class Flaky(LocalExecutor):
-    """The worker of one case dies the first time that a function runs."""
+    """The worker of one case, or of all for "", dies the first time that a function runs."""
 
     def __init__(self, case: str, function: str) -> None:
         super().__init__(workers=0, retries=0)
@@ -34,7 +37,7 @@ class Flaky(LocalExecutor):
         self.seen.append(function.__name__)
         is_first = self.seen.count(self.function) == 1 and function.__name__ == self.function
         for outcome in super().run(function, jobs):
-            dies = is_first and outcome.case_id == self.case
+            dies = is_first and self.case in ("", outcome.case_id)
             fault = Outcome(outcome.case_id, error="its worker process died", is_fault=True)
             yield fault if dies else outcome
 
@@ -101,6 +104,23 @@ def test_a_fit_that_failed_is_named_and_made_again(
         assert finish_round(cfg, cases, folder, executor) == []
         assert read_json(folder.components)["organs"]["liver"]["cases"] == 2
     assert executor.seen == ["score_files", "compare_case", "compare_case"]
+
+
+@pytest.mark.parametrize(
+    ("function", "step"), [("score_files", "scoring"), ("compare_case", "round=mo, fitting components")]
+)
+def test_a_step_that_failed_in_general_stops_the_run_and_leaves_no_half_result(
+    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder, function: str, step: str
+) -> None:
+    cfg = config("train", "round=mo")
+    more = [replace(cases[0], id=name) for name in ("c", "d")]
+    predictions = folder.root / "validation" / "predictions"
+    for case in more:
+        shutil.copy(predictions / "a.nii.gz", predictions / f"{case.id}.nii.gz")
+    with pytest.raises(FlareError, match=rf"^{step}: 4 of 4 cases .* 4 x its worker process died \(case a\)"):
+        finish_round(cfg, [*cases, *more], folder, Flaky("", function))
+    assert not folder.components.exists()
+    assert (folder.root / "validation" / "metrics.csv").exists() == (function == "compare_case")
 
 
 def test_another_checkpoint_is_fitted_anew(

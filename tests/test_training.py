@@ -281,6 +281,19 @@ def test_a_training_that_was_set_aside_is_not_done_again(
     assert is_trained(folder, training_key(configuration(tmp_path, tmp_path), "data"))
 
 
+def test_no_training_starts_on_what_a_general_fault_left(
+    cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_voxels(path: Path, case: str) -> None:
+        raise MemoryError(f"no {len(case)} GiB")
+
+    monkeypatch.setattr("flare.nifti.read_voxels", read_voxels)
+    cfg = configuration(cohort.folder.root.parent, tmp_path, f"paths.cache={tmp_path / 'new'}")
+    with pytest.raises(FlareError, match=r"^prepare, label analysis: 4 of 4 cases .* 4 x MemoryError: no "):
+        train(cfg)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
 def test_two_trainings_of_one_round_refuse_each_other(cohort: Cohort, tmp_path: Path) -> None:
     folder = run_folder(configuration(tmp_path, tmp_path)).round(None)
     with lock(folder.checkpoints), pytest.raises(FlareError, match="in use"):
