@@ -8,7 +8,6 @@ import pytest
 
 from flare.errors import FlareError
 from flare.evaluation.statistics import (
-    bootstrap_means,
     compare_runs,
     interval,
     intervals,
@@ -27,21 +26,36 @@ def rows(labels: LabelSet, scores: list[float], **cells: Any) -> list[dict[str, 
 
 def test_interval_of_many_cases_is_the_normal_one() -> None:
     scores = np.random.default_rng(1).normal(0.5, 0.1, (400, 1))
-    low, high = interval(bootstrap_means(scores)[:, 0]) or (0, 0)
+    low, high = interval(scores) or (0, 0)
     half = 1.96 * scores.std() / 20
     assert low == pytest.approx(scores.mean() - half, abs=0.002)
     assert high == pytest.approx(scores.mean() + half, abs=0.002)
 
 
 def test_equal_scores_have_an_interval_of_no_width() -> None:
-    assert interval(bootstrap_means(np.full((5, 1), 0.25))[:, 0]) == [0.25, 0.25]
+    assert interval(np.full((5, 1), 0.25)) == [0.25, 0.25]
 
 
 def test_cases_that_are_not_scored_take_no_part() -> None:
-    scores = np.array([[0.5, np.nan], [0.5, np.nan], [np.nan, np.nan]])
-    means = bootstrap_means(scores)
-    assert interval(means[:, 0]) == [0.5, 0.5]
-    assert interval(means[:, 1]) is None
+    scores = np.random.default_rng(2).random((20, 1))
+    assert interval(np.concatenate([scores, np.full((30, 1), np.nan)])) == interval(scores)
+    assert interval(np.array([[0.5], [np.nan]])) == [0.5, 0.5]  # one score has no spread
+    assert interval(np.full((3, 1), np.nan)) is None
+    assert interval(np.empty((0, 1))) is None
+
+
+def test_cases_are_drawn_whole_whatever_classes_they_score() -> None:
+    scores = np.random.default_rng(3).random((30, 2))
+    scores[:10, 1] = np.nan
+    low, high = interval(scores) or (0, 0)
+    draws = np.random.default_rng(4).integers(0, 30, (4000, 30))
+    means = np.nanmean(np.nanmean(scores[draws], axis=1), axis=1)
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.01)
+
+
+def test_the_same_scores_have_the_same_interval() -> None:
+    scores = np.random.default_rng(5).random((12, 3))
+    assert interval(scores) == interval(scores.copy())
 
 
 def test_intervals_name_every_class_and_the_organ_mean(labels: LabelSet) -> None:

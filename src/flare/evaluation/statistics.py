@@ -13,8 +13,8 @@ from flare.evaluation.metrics import MEASURES
 from flare.files import read_csv
 from flare.labels import LabelSet
 
-RESAMPLES = 2000
-LEVEL = 0.95
+# a batch of resamples lies in memory at once
+BOOTSTRAP = {"method": "percentile", "confidence_level": 0.95, "n_resamples": 2000, "batch": 200, "rng": 0}
 
 
 def score_matrix(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> np.ndarray:
@@ -23,30 +23,22 @@ def score_matrix(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> n
     return np.array(cells, dtype=float).reshape(len(rows), len(columns))
 
 
-def bootstrap_means(scores: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Column means of resampled cases.
+def interval(scores: np.ndarray) -> list[float] | None:
+    """The 95 % percentile bootstrap interval, over cases, of the mean of column means; the same every time.
 
     Args:
-        scores: `(cases, columns)`, NaN where not scored.
-        seed: Of the resampling.
-        resamples: How many.
+        scores: `(cases, columns)`, NaN where not scored. A case without any score takes no part.
 
     Returns:
-        `(resamples, columns)`; NaN where a resample holds no score of the column.
+        Low and high with four digits; None without a score.
     """
-    cases = len(scores)
-    weights = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples)
-    scored = ~np.isnan(scores)
-    with np.errstate(invalid="ignore"):
-        return (weights @ np.where(scored, scores, 0)) / (weights @ scored)
+    from scipy.stats import bootstrap
 
-
-def interval(samples: np.ndarray) -> list[float] | None:
-    """The percentile interval of bootstrap samples, four digits; None if there are none."""
-    known = samples[~np.isnan(samples)]
-    if not known.size:
-        return None
-    return np.round(np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]), 4).tolist()
+    scores = scores[~np.isnan(scores).all(axis=1)]
+    if len(scores) < 2:  # nothing to draw from
+        return np.round(np.repeat(_mean(scores), 2), 4).tolist() or None
+    found = bootstrap((scores.T,), lambda drawn, axis: _mean(_mean(drawn, axis), 0), axis=-1, **BOOTSTRAP)
+    return np.round(found.confidence_interval, 4).tolist()
 
 
 def intervals(
@@ -66,10 +58,10 @@ def intervals(
     names = [*(c.short for c in labels.classes), "organ_mean"]
     found: dict[str, dict[str, list[float] | None]] = {name: {} for name in names}
     for m in MEASURES:
-        means = bootstrap_means(score_matrix(rows, [f"{c.short}_{m}" for c in labels.classes]))
-        for c, samples in zip(labels.classes, means.T, strict=True):
-            found[c.short][m] = interval(samples)
-        found["organ_mean"][m] = interval(_mean(means[:, _organ_columns(labels)]))
+        scores = score_matrix(rows, [f"{c.short}_{m}" for c in labels.classes])
+        for c, column in zip(labels.classes, scores.T, strict=True):
+            found[c.short][m] = interval(column[:, None])
+        found["organ_mean"][m] = interval(scores[:, _organ_columns(labels)])
     return found
 
 
@@ -124,7 +116,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     from scipy.stats import wilcoxon
 
     difference = a - b
-    low, high = interval(bootstrap_means(difference[:, None])[:, 0]) or (None, None)
+    low, high = interval(difference[:, None]) or (None, None)
     return {
         "cases": len(a),
         "ours": round(float(a.mean()), 4),
@@ -140,8 +132,6 @@ def _organ_columns(labels: LabelSet) -> list[int]:
     return [i for i, c in enumerate(labels.classes) if c.id in labels.organs]
 
 
-def _mean(scores: np.ndarray) -> np.ndarray:
-    """Row means over what was scored; NaN where nothing was."""
-    scored = ~np.isnan(scores)
-    with np.errstate(invalid="ignore"):
-        return np.where(scored, scores, 0).sum(1) / scored.sum(1)
+def _mean(scores: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Means along an axis over what was scored; NaN where nothing was."""
+    return np.ma.filled(np.ma.masked_invalid(scores).mean(axis), np.nan)
