@@ -9,9 +9,8 @@ import time
 import pytest
 
 from flare.inference import sampler
-from flare.inference.sampler import ResourceSampler, Sample, descendants
+from flare.inference.sampler import ResourceSampler, Sample
 
-PROC = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
 WAIT = "import sys; block = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
 
 
@@ -42,16 +41,6 @@ def test_the_last_moment_is_too_short_to_be_the_peak(monkeypatch):
     assert watch.usage()["cpu_auc"] == 5.5
 
 
-def test_what_the_system_does_not_tell_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(sampler, "PROC", tmp_path)
-    with ResourceSampler(gpu=False) as watch:
-        pass
-    usage = watch.usage()
-    assert usage.pop("time_s") is not None
-    assert set(usage.values()) == {None}
-
-
-@PROC
 def test_work_and_memory_of_this_process_are_seen():
     with ResourceSampler(gpu=False, interval_s=0.02) as watch:
         block = mmap.mmap(-1, 100 << 20)  # pages that nobody had before
@@ -72,7 +61,6 @@ def test_work_and_memory_of_this_process_are_seen():
     assert usage["max_gpu_mb"] is usage["gpu_auc"] is None
 
 
-@PROC
 def test_only_processes_started_meanwhile_count():
     def start():
         child = subprocess.Popen([sys.executable, "-c", WAIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -80,10 +68,8 @@ def test_only_processes_started_meanwhile_count():
         return child
 
     with start() as earlier:
-        assert earlier.pid in descendants(os.getpid())
         with ResourceSampler(gpu=False, interval_s=0.02) as watch, start() as own:
             time.sleep(0.1)
-            assert own.pid in descendants(os.getpid())
             own.communicate()
         earlier.communicate()
     added = watch.usage()["ram_mb"] - watch.samples[0].ram_mb

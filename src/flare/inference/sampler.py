@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 INTERVAL_S = 0.1  # the challenge's
 MB = 2**20
-PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look: the clock and the CPU time spent so far, in seconds, and memory in MB; None if not known."""
+    """One look: the clock and the CPU time spent so far, in seconds, and memory in MB; None without a GPU."""
 
     at_s: float
-    cpu_s: float | None
-    ram_mb: float | None
+    cpu_s: float
+    ram_mb: float
     gpu_mb: float | None
 
 
@@ -41,12 +42,14 @@ class ResourceSampler:
     def __init__(self, *, gpu: bool, interval_s: float = INTERVAL_S) -> None:
         self.gpu, self.interval_s = gpu, interval_s
         self.samples: list[Sample] = []
-        self._others: set[int] = set()
+        self._others: set[psutil.Process] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> ResourceSampler:
-        self._others = descendants(os.getpid())  # workers that wait for other work are none of this case's
+        self._others = set(
+            psutil.Process().children(recursive=True)
+        )  # workers that wait for other work are none of this case's
         self._look()
         self._thread.start()
         return self
@@ -63,9 +66,12 @@ class ResourceSampler:
             self._look()
 
     def _look(self) -> None:
-        tree = {os.getpid()} | descendants(os.getpid()) - self._others
-        costs = [cost for process in tree if (cost := _cpu_and_ram(process)) is not None]
-        cpu_s, ram_mb = (sum(c[0] for c in costs), sum(c[1] for c in costs)) if costs else (None, None)
+        me = psutil.Process()
+        cpu_s = ram_mb = 0.0
+        for process in {me, *me.children(recursive=True)} - self._others:
+            with contextlib.suppress(psutil.Error), process.oneshot():  # it may have ended meanwhile
+                times = process.cpu_times()
+                cpu_s, ram_mb = cpu_s + times.user + times.system, ram_mb + process.memory_info().rss / MB
         self.samples.append(Sample(time.perf_counter(), cpu_s, ram_mb, _gpu_mb() if self.gpu else None))
 
     def usage(self) -> dict[str, float | None]:
@@ -74,42 +80,15 @@ class ResourceSampler:
         Returns:
             `time_s`; `max_gpu_mb`, `ram_mb` and `cpu_percent` (of all cores that the process may use), each
             the highest; `gpu_auc` and `ram_auc` (MB s) and `cpu_auc` (% s), the areas under the curves.
-            None where there is no GPU, or the system does not tell.
+            None where there is no GPU.
         """
         cpu = _cpu_percent(self.samples)
         usage: dict[str, float | None] = {"time_s": self.samples[-1].at_s - self.samples[0].at_s}
         usage["max_gpu_mb"], usage["gpu_auc"] = _peak_and_area([(s.at_s, s.gpu_mb) for s in self.samples])
         usage["cpu_percent"] = _cpu_peak(cpu, self.interval_s)
-        usage["cpu_auc"] = sum(length * percent for length, percent in cpu) if cpu else None
+        usage["cpu_auc"] = sum(length * percent for length, percent in cpu)
         usage["ram_mb"], usage["ram_auc"] = _peak_and_area([(s.at_s, s.ram_mb) for s in self.samples])
         return {key: None if value is None else round(value, 2) for key, value in usage.items()}
-
-
-def descendants(process: int) -> set[int]:
-    """List the processes that a process started, and those that they did; empty where Linux does not tell."""
-    found: set[int] = set()
-    waiting = [process]
-    while waiting:
-        for tasks in PROC.glob(f"{waiting.pop()}/task/*/children"):
-            try:
-                children = {int(child) for child in tasks.read_text().split()}
-            except OSError:  # the thread has ended meanwhile
-                continue
-            waiting += children - found
-            found |= children
-    return found
-
-
-def _cpu_and_ram(process: int) -> tuple[float, float] | None:
-    """Read the CPU seconds and resident MB of a process; None if it has ended or there is no /proc."""
-    try:
-        # the name, in brackets, may hold blanks; user and system time are fields 14 and 15 of proc(5)
-        fields = (PROC / str(process) / "stat").read_text().rpartition(")")[2].split()
-        pages = int((PROC / str(process) / "statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return None
-    ticks = int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / MB
 
 
 def _gpu_mb() -> float:
@@ -135,7 +114,7 @@ def _cpu_percent(samples: list[Sample]) -> list[tuple[float, float]]:
     return [
         (length, 100 * max(late.cpu_s - early.cpu_s, 0) / length / cores)
         for early, late in pairwise(samples)
-        if early.cpu_s is not None and late.cpu_s is not None and (length := late.at_s - early.at_s) > 0
+        if (length := late.at_s - early.at_s) > 0
     ]
 
 
