@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flare.evaluation.efficiency import table6, table7, table8
-from flare.evaluation.rendering import Cell, Column, Table, beside, number, to_latex, to_markdown
+from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_latex, to_markdown
 from flare.evaluation.tables import AblationRow, table4, table5
 from flare.files import read_csv
 from flare.labels import LabelSet
@@ -124,7 +124,7 @@ def test_table8_compares_scores_upwards_and_time_downwards(labels: LabelSet, tmp
 
 def test_a_single_value_is_not_the_best_and_ties_all_are() -> None:
     columns = [Column("name"), Column("a", "max"), Column("b", "min")]
-    rows = [[Cell("x"), number(1.0), number(2.0)], [Cell("y"), number(None), number(2.0)]]
+    rows = [[Cell("x"), cell(1.0), cell(2.0)], [Cell("y"), cell(None), cell(2.0)]]
     text = to_markdown([Table("t", columns, rows)])
     assert "| x | 1.00 | **2.00** |" in text
     assert "| y | - | **2.00** |" in text
@@ -133,10 +133,16 @@ def test_a_single_value_is_not_the_best_and_ties_all_are() -> None:
 @pytest.mark.parametrize("best", ["max", "min"])
 def test_what_is_not_finite_is_not_compared(best: str) -> None:
     values = (math.nan, 1.0, 2.0, math.inf, -math.inf)
-    rows = [[number(value)] for value in values]
+    rows = [[cell(value)] for value in values]
     text = to_markdown([Table("t", [Column("loss", best)], rows)])
     assert text.count("**") == 4  # the title and one number
     assert ("**2.00**" if best == "max" else "**1.00**") in text
+
+
+def test_a_table_without_rows_has_its_headings() -> None:
+    table = Table("t", [Column("name"), Column("a", "max")], [])
+    assert "| name | a |" in to_markdown([table])
+    assert "name & a" in to_latex([table])
 
 
 def test_latex_escapes_what_is_special() -> None:
@@ -146,6 +152,6 @@ def test_latex_escapes_what_is_special() -> None:
     assert r"1$\pm$2" in text
 
 
-def test_beside_compares_our_number() -> None:
+def test_beside_compares_our_cell() -> None:
     assert beside(1.0, 2.0) == Cell("1.00 (2.00)", 1.0)
     assert beside(None, 2.0) == Cell("- (2.00)", None)

@@ -74,7 +74,7 @@ def _table(table: Table) -> str:
     """A table as HTML, the best values in bold."""
     head = "".join(f"<th>{escape(c.heading)}</th>" for c in table.columns)
     rows = []
-    for row, best in zip(table.rows, table.best(), strict=True):
+    for row, best in zip(table.rows, table.best().to_numpy(), strict=True):
         cells = [
             f"<b>{escape(c.text)}</b>" if is_best else escape(c.text)
             for c, is_best in zip(row, best, strict=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.published import published
-from flare.evaluation.rendering import Cell, Column, Table, number, write_table
+from flare.evaluation.rendering import Column, Table, cell, write_table
 from flare.files import write_csv
 
 # up to these the challenge's ranking makes no difference (paper, section 3.1)
@@ -63,17 +63,10 @@ def table6(cases: Sequence[Mapping[str, Any]], stem: Path) -> list[dict[str, Any
         for source, group in (("ours", cases), ("paper", paper))
         for c in group
     ]
-    write_csv(stem.with_suffix(".csv"), lines)
-    heads = [Column("source"), Column("case"), Column("size"), *(Column(EFFICIENCY[k], "min") for k in keys)]
-    body = [
-        [Cell(ln["source"]), Cell(str(ln["case"])), Cell(ln["size"]), *(number(ln[k]) for k in keys)]
-        for ln in lines
-    ]
     title = (
         f"Efficiency per case (the challenge tolerates {TOLERANCE_S} s and {TOLERANCE_GB} GB of GPU memory)"
     )
-    write_table(stem, [Table(title, heads, body)])
-    return lines
+    return _write(lines, stem, title)
 
 
 def table7(ours: Mapping[str, float | None], stem: Path) -> list[dict[str, Any]]:
@@ -82,7 +75,7 @@ def table7(ours: Mapping[str, float | None], stem: Path) -> list[dict[str, Any]]
         {"source": source, **{k: values.get(k) for k in EFFICIENCY}}
         for source, values in (("ours", ours), ("paper", published()["table7"]))
     ]
-    return _two_rows(lines, EFFICIENCY, dict.fromkeys(EFFICIENCY, "min"), stem, "Average efficiency", 2)
+    return _write(lines, stem, "Average efficiency")
 
 
 def table8(
@@ -99,21 +92,13 @@ def table8(
     ours |= {f"tumor_{m}": (summary["tumor"] or {}).get(m) for m in MEASURES}
     ours |= {k: (efficiency or {}).get(k) for k in ("gpu_auc", "time_s")}
     lines = [{"source": "ours", **ours}, {"source": "paper", **published()["table8"]}]
-    heads = {k: EFFICIENCY.get(k, k.replace("_", " ")) for k in ours}
-    best = {k: "min" if k in EFFICIENCY else "max" for k in ours}
-    return _two_rows(lines, heads, best, stem, "Test cases", 4)
+    return _write(lines, stem, "Test cases", digits=4)
 
 
-def _two_rows(
-    lines: list[dict[str, Any]],
-    heads: Mapping[str, str],
-    best: Mapping[str, str],
-    stem: Path,
-    title: str,
-    digits: int,
-) -> list[dict[str, Any]]:
+def _write(lines: list[dict[str, Any]], stem: Path, title: str, digits: int = 2) -> list[dict[str, Any]]:
+    """Write ours and the paper's rows; of a score the highest is best, of a cost the lowest."""
     write_csv(stem.with_suffix(".csv"), lines)
-    columns = [Column("source"), *(Column(h, best[k]) for k, h in heads.items())]
-    body = [[Cell(ln["source"]), *(number(ln[k], digits) for k in heads)] for ln in lines]
-    write_table(stem, [Table(title, columns, body)])
+    heads = {k: EFFICIENCY.get(k, k.replace("_", " ")) for k in lines[0]}
+    columns = [Column(head, "min" if k in EFFICIENCY else "max") for k, head in heads.items()]
+    write_table(stem, [Table(title, columns, [[cell(ln[k], digits) for k in heads] for ln in lines])])
     return lines

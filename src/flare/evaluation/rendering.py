@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flare.files import write_text
 
-LATEX_SPECIAL = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "±": r"$\pm$"}
+if TYPE_CHECKING:
+    from pandas import DataFrame  # half a second to import, so only where tables are made
+
+MARKDOWN = {"tablefmt": "github", "index": False, "stralign": None, "disable_numparse": True}
 
 
 class Cell(NamedTuple):
@@ -48,91 +51,68 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
 
-    def best(self) -> list[list[bool]]:
-        """Which cells are the best, row by row; none where fewer than two finite values are compared."""
-        compared: dict[tuple[int | str, ...], list[float]] = {}
-        for row, cells in enumerate(self.rows):
-            for place, cell in enumerate(cells):
-                if self.columns[place].best and cell.value is not None and math.isfinite(cell.value):
-                    compared.setdefault(self._rivals(row, place), []).append(cell.value)
-        chosen = {"max": max, "min": min}
-        return [
-            [
-                len(values := compared.get(self._rivals(row, place), [])) > 1
-                and cell.value == chosen[self.columns[place].best](values)
-                for place, cell in enumerate(cells)
-            ]
-            for row, cells in enumerate(self.rows)
-        ]
+    @property
+    def texts(self) -> DataFrame:
+        """What the cells show, below their headings."""
+        from pandas import DataFrame
 
-    def _rivals(self, row: int, place: int) -> tuple[int | str, ...]:
-        """What a cell is compared with: those of its row that share a name, or its column."""
-        across = self.columns[place].across
-        return (across, row) if across else (place,)
+        return DataFrame(
+            [[c.text for c in row] for row in self.rows], columns=[c.heading for c in self.columns]
+        )
+
+    def best(self) -> DataFrame:
+        """Which cells are the best, as `texts`; none where fewer than two finite values are compared."""
+        import numpy as np
+        from pandas import DataFrame
+
+        places = range(len(self.columns))
+        values = DataFrame([[c.value for c in row] for row in self.rows], columns=places, dtype=float)
+        values, found = values.where(np.isfinite(values)), values.astype(bool) & False
+        rivals: dict[tuple[str, str | int], list[int]] = {}
+        for n, column in enumerate(self.columns):
+            if column.best:
+                rivals.setdefault((column.best, column.across or n), []).append(n)
+        for (best, across), group in rivals.items():
+            along = int(isinstance(across, str))  # the axis: columns that share a name, or down one column
+            block = values[group]
+            is_best = block.eq(block.agg(best, axis=along), axis=1 - along)
+            found[group] = is_best.mul(block.count(axis=along) > 1, axis=1 - along)
+        return found.set_axis(self.texts.columns, axis=1)
 
 
-def number(value: float | None, digits: int = 2) -> Cell:
-    """A cell with a number, or a dash."""
-    return Cell("-") if value is None else Cell(f"{value:.{digits}f}", value)
+def cell(value: str | float | None, digits: int = 2) -> Cell:
+    """A cell with a text, a number or a dash."""
+    if value is None or isinstance(value, str):
+        return Cell("-" if value is None else value)
+    return Cell(f"{value:.{digits}f}", value)
 
 
 def beside(ours: float | None, theirs: float | None, digits: int = 2) -> Cell:
     """A cell with our number, compared by it, and the paper's in brackets where it has one."""
-    cell = number(ours, digits)
-    return cell if theirs is None else Cell(f"{cell.text} ({theirs:.{digits}f})", cell.value)
+    found = cell(ours, digits)
+    return found if theirs is None else Cell(f"{found.text} ({theirs:.{digits}f})", found.value)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
     """Tables in Markdown, one after the other."""
-    parts = []
-    for table in tables:
-        lines = [
-            [c.heading for c in table.columns],
-            ["---"] * len(table.columns),
-            *(
-                [_bold(c.text, b, "**{}**") for c, b in zip(row, best, strict=True)]
-                for row, best in zip(table.rows, table.best(), strict=True)
-            ),
-        ]
-        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        parts.append(f"**{table.title}**\n\n{body}\n")
-    return "\n".join(parts)
+    bold = [t.texts.mask(t.best(), "**" + t.texts + "**").to_markdown(**MARKDOWN) for t in tables]
+    return "\n".join(f"**{t.title}**\n\n{text}\n" for t, text in zip(tables, bold, strict=True))
 
 
 def to_latex(tables: Sequence[Table]) -> str:
     """Tables in LaTeX (needs the package booktabs), one after the other."""
     parts = []
     for table in tables:
-        head = " & ".join(_escape(c.heading) for c in table.columns)
-        body = [
-            " & ".join(_bold(_escape(c.text), b, r"\textbf{{{}}}") for c, b in zip(row, best, strict=True))
-            for row, best in zip(table.rows, table.best(), strict=True)
-        ]
-        lines = [
-            r"\begin{table}",
-            rf"\caption{{{_escape(table.title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *(rf"{line} \\" for line in body),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+        marks = table.best().replace({True: "textbf:--rwrap", False: ""})
+        styler = table.texts.style.hide(axis="index").format(escape="latex")
+        styler = styler.format_index(escape="latex", axis="columns").apply(lambda _, m=marks: m, axis=None)
+        caption = re.sub(r"([&%$#_{}])", r"\\\1", table.title)
+        shape = "l" + "r" * (len(table.columns) - 1)
+        parts.append(styler.to_latex(hrules=True, caption=caption, column_format=shape))
+    return "\n".join(parts).replace("±", r"$\pm$")
 
 
 def write_table(stem: Path, tables: Sequence[Table]) -> None:
     """Write tables as `<stem>.md` and `<stem>.tex`."""
     write_text(stem.with_suffix(".md"), to_markdown(tables))
     write_text(stem.with_suffix(".tex"), to_latex(tables))
-
-
-def _bold(text: str, is_best: bool, pattern: str) -> str:
-    return pattern.format(text) if is_best else text
-
-
-def _escape(text: str) -> str:
-    return "".join(LATEX_SPECIAL.get(c, c) for c in text)

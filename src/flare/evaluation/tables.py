@@ -11,7 +11,7 @@ import numpy as np
 
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.published import published, published_round
-from flare.evaluation.rendering import Cell, Column, Table, beside, number, write_table
+from flare.evaluation.rendering import Cell, Column, Table, beside, cell, write_table
 from flare.files import write_csv
 from flare.labels import LabelClass, LabelSet
 
@@ -156,5 +156,5 @@ def _percent(score: float | None) -> float | None:
 
 
 def _spread(mean: float | None, std: float | None) -> Cell:
-    cell = number(mean)
-    return cell if std is None else Cell(f"{cell.text}±{std:.2f}", cell.value)
+    found = cell(mean)
+    return found if std is None else Cell(f"{found.text}±{std:.2f}", found.value)

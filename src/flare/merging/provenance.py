@@ -110,34 +110,31 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:
         sidecars: The sidecar of every case.
         labels: The class list.
     """
-    columns = ["class", "cases from ground truth", "cases from teacher", "ground truth", "pseudo", "merged"]
-    columns += ["tumor-bearing cases", "voxels overwritten by pseudo tumors"]
-    lines = [
-        f"{len(sidecars)} cases; voxels before (ground truth, pseudo) and after (merged)",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|---" * len(columns) + "|",
-    ]
+    from pandas import DataFrame
+
+    rows = []
     for name in labels.names:
         entries = [s["classes"][name] for s in sidecars]
         origin = Counter(
             e["source"] if e["source"] in (GROUND_TRUTH, NONE) else PSEUDO for e in entries if e["merged"]
         )
-        true = sum(e["before"].get(GROUND_TRUTH, 0) for e in entries)
         pseudo = sum(n for e in entries for s, n in e["before"].items() if s != GROUND_TRUTH)
-        merged = sum(e["merged"] for e in entries)
-        bearing = sum(name in s["tumor_bearing"] for s in sidecars)
-        overwritten = sum(e["overwritten_by_pseudo_tumor"] for e in entries)
-        cells = [
-            name,
-            origin[GROUND_TRUTH],
-            origin[PSEUDO],
-            *(f"{n:,}" for n in (true, pseudo, merged)),
-        ]
-        lines.append("| " + " | ".join(map(str, [*cells, bearing, overwritten])) + " |")
+        row = {
+            "class": name,
+            "cases from ground truth": origin[GROUND_TRUTH],
+            "cases from teacher": origin[PSEUDO],
+            "ground truth": f"{sum(e['before'].get(GROUND_TRUTH, 0) for e in entries):,}",
+            "pseudo": f"{pseudo:,}",
+            "merged": f"{sum(e['merged'] for e in entries):,}",
+            "tumor-bearing cases": sum(name in s["tumor_bearing"] for s in sidecars),
+            "voxels overwritten by pseudo tumors": sum(e["overwritten_by_pseudo_tumor"] for e in entries),
+        }
+        rows.append(row)
     fates = Counter(t["fate"] for s in sidecars for t in s["tumors"])
     tumors = ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])
-    return "\n".join([*lines, "", f"tumor components: {tumors or 'none judged'}"]) + "\n"
+    table = DataFrame(rows).to_markdown(tablefmt="github", index=False, stralign=None, disable_numparse=True)
+    told = f"{len(sidecars)} cases; voxels before (ground truth, pseudo) and after (merged)"
+    return f"{told}\n\n{table}\n\ntumor components: {tumors or 'none judged'}\n"
 
 
 def write_provenance(folder: Path, sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from flare.evaluation.rendering import Cell, Column, Table, number, to_markdown, write_table
+from flare.evaluation.rendering import Column, Table, cell, to_markdown, write_table
 from flare.files import write_csv, write_text
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, read_jobs
 
@@ -54,7 +54,7 @@ def show(jobs: Sequence[Job]) -> None:
     for column in table.columns:
         drawn.add_column(column.heading, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(cell.text for cell in row))
+        drawn.add_row(*(shown.text for shown in row))
     console.print(drawn)
 
 
@@ -83,11 +83,11 @@ def compare(jobs: Sequence[Job]) -> Table:
     columns += [Column(n, b) for n, b in zip(names, best, strict=True)]
     rows = [
         [
-            Cell(job.folder),
-            *(Cell(job.choices.get(k, "")) for k in choices),
-            Cell(job.status),
-            number(job.seconds, 0),
-            *(number(job.measures.get(n), 4) for n in names),
+            cell(job.folder),
+            *(cell(job.choices.get(k, "")) for k in choices),
+            cell(job.status),
+            cell(job.seconds, 0),
+            *(cell(job.measures.get(n), 4) for n in names),
         ]
         for job in jobs
     ]
