@@ -79,6 +79,10 @@ class Table:
             found[group] = is_best.mul(block.count(axis=along) > 1, axis=1 - along)
         return found.set_axis(self.texts.columns, axis=1)
 
+    def marked(self) -> list[tuple[list[str], list[bool]]]:
+        """Texts of each row, and which are the best."""
+        return list(zip(self.texts.to_numpy().tolist(), self.best().to_numpy().tolist(), strict=True))
+
 
 def cell(value: str | float | None, digits: int = 2) -> Cell:
     """A cell with a text, a number or a dash."""

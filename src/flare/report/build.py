@@ -24,6 +24,7 @@ from flare.report.agreement import SAMPLE, pseudo_label_quality
 from flare.report.drawing import data_address, to_svg
 from flare.report.gather import Facts, gather
 from flare.report.graph import draw_graph
+from flare.report.page import render
 from flare.report.palette import TARGETS, class_colours, title
 from flare.report.pictures import Shown, draw_cases, pack_cases, write_overview
 from flare.report.trends import trend
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).with_name("templates")
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
 
 
@@ -91,8 +91,9 @@ def build_report(
         "quality_figure": _svg(charts.label_quality(quality, facts.labels)),
         "shown": shown,
         "viewer": viewer_json(facts, volumes, shown),
+        "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
     }
-    write_text(page, render(context))
+    write_text(page, render("report.html", **context))
     write_overview(overview, facts, shown)
     size = page.stat().st_size / 1e6
     log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
@@ -156,25 +157,3 @@ def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequenc
     cases = [{"name": case, "rank": ranks.get(case, ""), **packed} for case, packed in volumes.items()]
     data = {"lookup": lookup_table(facts.labels), "cases": cases}
     return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called
-
-
-def render(context: dict[str, Any]) -> str:
-    """Fill the template; style, scripts and the viewer's library become part of the page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["fixed"] = lambda v, digits=1: "\N{EN DASH}" if v is None else f"{v:,.{digits}f}"
-    niivue = NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script")
-    return environment.get_template("report.html").render(
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "viewer.js").read_text(encoding="utf-8")),
-        niivue=Markup(niivue),
-        **context,
-    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +13,13 @@ from flare.labels import LabelSet
 from flare.report.agreement import Quality
 from flare.report.drawing import ACCENT, GREY, INK, PAPER, new_figure, style
 from flare.report.gather import RoundFacts
-from flare.report.palette import TARGETS, class_colours, title
+from flare.report.palette import TARGETS, Stroke, class_colours, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+FEW_POINTS = 40  # of a curve: each has a dot (ours)
 MIN_PLACES = 6  # of boxes side by side: a single one would fill the figure (ours)
 STAGES = ("read", "preprocess", "plan", "network", "restore", "write")
 STAGE_COLOURS = ("#9aa4b0", "#88c0a8", "#e0c060", "#2f6f9f", "#b07aa1", "#5f4b3b")
@@ -43,21 +46,48 @@ def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
 
 
 def _curve(axes: Axes, item: RoundFacts, key: str, colour: str) -> None:
-    points = [
-        (n + 1, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None and np.isfinite(v)
-    ]
-    if points:
-        marker = "o" if len(points) <= 40 else None
-        axes.plot(
-            *zip(*points, strict=True),
-            color=colour,
-            marker=marker,
-            markersize=3.5,
-            linewidth=1.5,
-            clip_on=False,
-        )
-    else:
+    points = [(n + 1.0, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None]
+    if not draw_curve(axes, points, colour):
         axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
+
+
+def draw_curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, dash: str = "-") -> bool:
+    """Draw the finite points as one curve, dots too where they are few; whether there are any."""
+    finite = [p for p in points if np.isfinite(p[1])]
+    if finite:
+        marker = "o" if len(finite) <= FEW_POINTS else None
+        look = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 3.5, "linewidth": 1.5}
+        axes.plot(*zip(*finite, strict=True), clip_on=False, **look)  # type: ignore[arg-type]
+    return bool(finite)
+
+
+def compared_curves(
+    points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
+) -> Figure:
+    """One curve a run over the steps, in its own stroke."""
+    with style():
+        figure = new_figure(5.2, 2.9)
+        axes = figure.subplots()
+        for name, found in points.items():
+            draw_curve(axes, found, *strokes[name][:2])
+        axes.set_xlabel("step")
+    return figure
+
+
+def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
+    """One bar a run, in its own colour, with its value."""
+    with style():
+        figure = new_figure(5.2, 0.6 + 0.36 * max(1, len(values)))
+        axes = figure.subplots()
+        bars = axes.barh(range(len(values)), list(values.values()), color=[strokes[n][0] for n in values])
+        axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+        axes.margins(x=0.15)
+        # the last part of each key: the whole name stands beside the picture
+        names = [fill(re.sub(r"[\w.]+\.(?=\w+=)", "", n), 28) for n in values]
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    return figure
 
 
 def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
+
 from flare.labels import LabelClass, LabelSet
 
 Colour = tuple[int, int, int]
+Stroke = tuple[str, str, str]  # `#rrggbb`, dashes for matplotlib and for CSS
 
 TUMOR = "#e61a33"
 # Found by search (ours): any two of these and the tumor's differ by more than 20 in CIELAB (delta E 1976)
@@ -29,12 +33,21 @@ TARGETS = {
     "tumor": "#b3263a",
     "organs_tumor": "#6b4a9c",
 }  # of rounds, by what they learn
+# of runs side by side: Okabe and Ito's colours (2008), told apart with any colour vision, yellow left out
+RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d2733")
+STROKES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS' name
 
 
 def class_colours(labels: LabelSet) -> dict[int, str]:
     """Class id -> `#rrggbb`; organs in the order of their ids, beyond 13 the colours come again."""
     colours = {id_: ORGANS[i % len(ORGANS)] for i, id_ in enumerate(labels.organs)}
     return colours if labels.tumor is None else {**colours, labels.tumor: TUMOR}
+
+
+def run_strokes(names: Iterable[str]) -> dict[str, Stroke]:
+    """Run -> colour and dashes, the same in every picture; of 21 runs no two are alike."""
+    kinds = [(colour, *stroke) for stroke in STROKES for colour in RUNS]
+    return dict(zip(names, cycle(kinds), strict=False))
 
 
 def rgb(colour: str) -> Colour:

@@ -1,4 +1,4 @@
-"""The command line of the dashboard.
+"""The command that compares the rounds of a run, or the jobs of a sweep: a page here, a report on W&B.
 
 python -m flare.dashboard run=outputs/demo
 python -m flare.dashboard run=outputs/demo/multirun/<time> online=true project=flare entity=team
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flare.errors import FlareError
@@ -68,23 +69,21 @@ def make_dashboard(
     Raises:
         FlareError: If there is nothing to show, or W&B refuses.
     """
-    from flare.dashboard.gather import gather
-    from flare.dashboard.page import write_files  # matplotlib: only once there is work
-    from flare.dashboard.spec import ablation_dashboard
+    from flare.report.comparison import write_comparison
+    from flare.sweeps.trainings import read_comparison
 
-    ablation = gather(run)
-    dashboard = ablation_dashboard(
-        project=project or ablation.project,
-        group=ablation.name,
-        logged=ablation.keys,
-        measures=ablation.measures,
-    )
-    paths = write_files(dashboard, ablation, output)
+    found = read_comparison(run)
+    found = replace(found, project=project or found.project, entity=entity or found.entity)
+    paths = write_comparison(found, output)
     log.info("wrote %s", paths["html"])
-    if online and not ablation.is_trained:
+    if online and not found.is_trained:
         raise FlareError("online=true: only trainings are logged to W&B, and nothing was trained here")
     if online:
-        from flare.dashboard.online import publish
+        from flare.report.online import publish
 
-        log.info("created %s", publish(dashboard, ablation, entity or ablation.entity))
+        log.info("created %s", publish(found))
     return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

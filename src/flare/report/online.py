@@ -1,24 +1,21 @@
-"""The dashboard as a report on W&B (needs the extra `dashboard` and a login)."""
+"""A comparison as a report on W&B (needs the extra `dashboard` and a login)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from flare.dashboard.gather import Ablation
-from flare.dashboard.spec import BARS, CASES, LINES, PICTURES, Dashboard, Panel
 from flare.errors import FlareError
 from flare.evaluation.rendering import Cell, Table, to_markdown
 from flare.records import is_public
+from flare.report.comparison import BARS, CASES, LINES, PICTURES, Comparison, Panel
 
 
-def publish(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> str:
+def publish(found: Comparison) -> str:
     """Create the report.
 
     Args:
-        dashboard: What to show.
-        ablation: The table beside the panels.
-        entity: Team or user; None is the account's default.
+        found: What to show, with the project and entity where.
 
     Returns:
         Its address.
@@ -26,7 +23,7 @@ def publish(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> str
     Raises:
         FlareError: If the extra is missing or W&B refuses.
     """
-    report = build_report(dashboard, ablation, entity)
+    report = build_report(found)
     try:
         report.save()
     except Exception as error:  # whatever the client raises: no login, no network, no rights
@@ -34,7 +31,7 @@ def publish(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> str
     return str(report.url)
 
 
-def build_report(dashboard: Dashboard, ablation: Ablation, entity: str | None) -> Any:
+def build_report(found: Comparison) -> Any:
     """Build the report without telling W&B: a table, then every section over the runs of the group.
 
     Raises:
@@ -44,24 +41,15 @@ def build_report(dashboard: Dashboard, ablation: Ablation, entity: str | None) -
         import wandb_workspaces.reports.v2 as wr
     except ImportError:
         raise FlareError("online=true needs wandb-workspaces: pip install 'flare[dashboard]'") from None
-    runs = wr.Runset(
-        entity=entity or "",
-        project=dashboard.project,
-        name=dashboard.group,
-        filters=f"Metric('group') == '{dashboard.group}'",
-    )
-    tables = [public_table(table) for table in ablation.tables]
+    place = {"project": found.project, "entity": found.entity or ""}
+    runs = wr.Runset(**place, name=found.name, filters=f"Metric('group') == '{found.name}'")
+    tables = [public_table(table) for table in found.tables]
     blocks: list[Any] = [wr.MarkdownBlock(text=to_markdown(tables))] if tables else []
-    for section in dashboard.sections:
+    for section in found.sections:
         panels = [_panel(wr, panel) for panel in section.panels]
         blocks += [wr.H2(section.title), wr.PanelGrid(runsets=[runs], panels=panels)]
-    return wr.Report(
-        project=dashboard.project,
-        entity=entity or "",
-        title=dashboard.title,
-        description=f"All runs of the group {dashboard.group}",
-        blocks=blocks,
-    )
+    told = f"All runs of the group {found.name}"
+    return wr.Report(**place, title=found.title, description=told, blocks=blocks)
 
 
 def public_table(table: Table) -> Table:
@@ -83,11 +71,10 @@ def public_table(table: Table) -> Table:
 
 def _panel(wr: Any, panel: Panel) -> Any:
     """A panel in W&B's terms."""
-    keys = list(panel.keys)
     made = {
-        LINES: lambda: wr.LinePlot(title=panel.title, x="trainer/global_step", y=keys),
-        BARS: lambda: wr.BarPlot(title=panel.title, metrics=keys),
-        PICTURES: lambda: wr.MediaBrowser(title=panel.title, media_keys=keys),
-        CASES: lambda: wr.WeavePanelSummaryTable(table_name=keys[0]),
+        LINES: lambda: wr.LinePlot(title=panel.title, x="trainer/global_step", y=[panel.key]),
+        BARS: lambda: wr.BarPlot(title=panel.title, metrics=[panel.key]),
+        PICTURES: lambda: wr.MediaBrowser(title=panel.title, media_keys=[panel.key]),
+        CASES: lambda: wr.WeavePanelSummaryTable(table_name=panel.key),
     }
     return made[panel.kind]()

@@ -1,0 +1,74 @@
+"""What a run of rounds or a sweep has left to compare: the curve of every training, and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flare.errors import FlareError
+from flare.evaluation.rendering import Column, Table, beside, cell
+from flare.files import read_csv
+from flare.report.comparison import Comparison, Rows
+from flare.sweeps.jobs import read_jobs
+from flare.sweeps.table import compare, shown, varied
+
+
+def read_comparison(run: Path) -> Comparison:
+    """Read a run of rounds (`outputs/<name>`) or a sweep (`outputs/<name>/multirun/<time>`).
+
+    The jobs of a sweep that trained nothing, such as one of `infer`, are compared by their measures.
+
+    Raises:
+        FlareError: If nothing was trained there and no job has begun.
+    """
+    jobs = read_jobs(run)
+    names = {job.folder: " ".join(f"{k}={job.choices.get(k)}" for k in varied(jobs)) for job in jobs}
+    folders = [(names[job.folder], run / job.folder) for job in jobs] or [("", run)]
+    found = [(name, sorted(folder.glob("rounds/*/training.csv"))) for name, folder in folders]
+    trained = [(name, path, len(paths) > 1) for name, paths in found for path in paths]
+    configs = [path.with_name("config.yaml") for _, path, _ in trained]
+    configs += [path for _, folder in folders if (path := folder / ".hydra" / "config.yaml").is_file()]
+    if not trained and not (jobs and configs):
+        raise FlareError(
+            f"run={run}: expected the folder of a run or of a sweep, found no training in it and no job"
+        )
+    curves: dict[str, Rows] = {}
+    for name, path, is_one_of_many in trained:
+        label = f"{name} {path.parent.name}".strip() if is_one_of_many or not name else name
+        curves[label] = [{k: float(v) for k, v in row.items() if v} for row in read_csv(path)]
+    if not trained:
+        curves = {names[job.folder]: [job.measures] for job in jobs if job.measures}
+    config: Any = OmegaConf.load(configs[0])
+    wandb = (config.logger or {}).get("wandb") or {}
+    return Comparison(
+        name=config.name,
+        project=wandb.get("project") or "flare",
+        entity=wandb.get("entity"),
+        curves=curves,
+        tables=[compare(jobs)] if jobs else _rounds(run / "table5.csv"),
+        measures=None if trained else shown(jobs),
+    )
+
+
+def _rounds(path: Path) -> list[Table]:
+    """Means of the ablation table, the paper's in brackets."""
+    rows = read_csv(path) if path.exists() else []
+    if not rows:
+        return []
+    keys = [key for key in rows[0] if key.startswith(("organ_mean_", "Lesion_", "Tumor_"))]
+    columns = [Column("round"), Column("cases"), *(Column(k.replace("_", " "), "max") for k in keys)]
+    body = [
+        [
+            cell(row["round"]),
+            cell(row["cases"] or None),
+            *(beside(_number(row[k]), _number(row.get(f"paper_{k}"))) for k in keys),
+        ]
+        for row in rows
+    ]
+    return [Table("Rounds, in percent, the paper's in brackets; best in bold", columns, body)]
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
