@@ -145,6 +145,15 @@ def test_a_table_without_rows_has_its_headings() -> None:
     assert "name & a" in to_latex([table])
 
 
+def test_two_columns_may_have_the_same_heading() -> None:
+    # a sweep over `objective`, each of whose jobs returns its objective
+    table = Table(
+        "t", [Column("loss", "min"), Column("loss", "max")], [[cell(1), cell(1)], [cell(2), cell(2)]]
+    )
+    assert to_markdown([table]).splitlines()[-2:] == ["| **1.00** | 1.00 |", "| 2.00 | **2.00** |"]
+    assert r"\textbf{1.00} & 1.00 \\" in to_latex([table])
+
+
 def test_latex_escapes_what_is_special() -> None:
     text = to_latex([Table("100 % of a_b", [Column("x & y")], [[Cell("1±2")]])])
     assert r"100 \% of a\_b" in text

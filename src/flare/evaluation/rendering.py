@@ -52,22 +52,25 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     @property
+    def headings(self) -> list[str]:
+        """What stands above the columns."""
+        return [c.heading for c in self.columns]
+
+    @property
     def texts(self) -> DataFrame:
-        """What the cells show, below their headings."""
+        """What the cells show; columns are numbered, since two may have the same heading."""
         from pandas import DataFrame
 
-        return DataFrame(
-            [[c.text for c in row] for row in self.rows], columns=[c.heading for c in self.columns]
-        )
+        return DataFrame([[c.text for c in row] for row in self.rows], columns=range(len(self.columns)))
 
     def best(self) -> DataFrame:
         """Which cells are the best, as `texts`; none where fewer than two finite values are compared."""
         import numpy as np
         from pandas import DataFrame
 
-        places = range(len(self.columns))
-        values = DataFrame([[c.value for c in row] for row in self.rows], columns=places, dtype=float)
-        values, found = values.where(np.isfinite(values)), values.astype(bool) & False
+        texts = self.texts
+        values = DataFrame([[c.value for c in row] for row in self.rows], columns=texts.columns, dtype=float)
+        values, found = values.where(np.isfinite(values)), texts.isna()
         rivals: dict[tuple[str, str | int], list[int]] = {}
         for n, column in enumerate(self.columns):
             if column.best:
@@ -75,9 +78,9 @@ class Table:
         for (best, across), group in rivals.items():
             along = int(isinstance(across, str))  # the axis: columns that share a name, or down one column
             block = values[group]
-            is_best = block.eq(block.agg(best, axis=along), axis=1 - along)
-            found[group] = is_best.mul(block.count(axis=along) > 1, axis=1 - along)
-        return found.set_axis(self.texts.columns, axis=1)
+            best_value = block.agg(best, axis=along).where(block.count(axis=along) > 1)
+            found[group] = block.eq(best_value, axis=1 - along)
+        return found
 
     def marked(self) -> list[tuple[list[str], list[bool]]]:
         """Texts of each row, and which are the best."""
@@ -99,8 +102,11 @@ def beside(ours: float | None, theirs: float | None, digits: int = 2) -> Cell:
 
 def to_markdown(tables: Sequence[Table]) -> str:
     """Tables in Markdown, one after the other."""
-    bold = [t.texts.mask(t.best(), "**" + t.texts + "**").to_markdown(**MARKDOWN) for t in tables]
-    return "\n".join(f"**{t.title}**\n\n{text}\n" for t, text in zip(tables, bold, strict=True))
+    parts = []
+    for table in tables:
+        bold = table.texts.mask(table.best(), "**" + table.texts + "**").set_axis(table.headings, axis=1)
+        parts.append(f"**{table.title}**\n\n{bold.to_markdown(**MARKDOWN)}\n")
+    return "\n".join(parts)
 
 
 def to_latex(tables: Sequence[Table]) -> str:
@@ -109,9 +115,10 @@ def to_latex(tables: Sequence[Table]) -> str:
     for table in tables:
         marks = table.best().replace({True: "textbf:--rwrap", False: ""})
         styler = table.texts.style.hide(axis="index").format(escape="latex")
-        styler = styler.format_index(escape="latex", axis="columns").apply(lambda _, m=marks: m, axis=None)
-        caption = re.sub(r"([&%$#_{}])", r"\\\1", table.title)
-        shape = "l" + "r" * (len(table.columns) - 1)
+        styler = styler.apply(lambda _, m=marks: m, axis=None)
+        caption, *headings = (re.sub(r"([&%$#_{}])", r"\\\1", t) for t in (table.title, *table.headings))
+        shape = "l" + "r" * (len(headings) - 1)
+        styler = styler.relabel_index(headings, axis="columns")
         parts.append(styler.to_latex(hrules=True, caption=caption, column_format=shape))
     return "\n".join(parts).replace("±", r"$\pm$")
 
