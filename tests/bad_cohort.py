@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bad_files import PIXDIM, SFORM_CODE, SROW, patch_bytes, truncate, write_array, write_series
+from bad_files import DIM, OFFSET, PIXDIM, SFORM_CODE, SROW, patch_bytes, truncate, write_array, write_series
 
 SHAPE = (10, 16, 20)
 SPACING_XYZ = (2.0, 2.0, 5.0)
@@ -83,6 +83,28 @@ def _uneven(path: Path) -> None:
     write_series(path, [(0, 0, z) for z in (0, 5, 10, 20)])
 
 
+def _nan_offset(path: Path) -> None:
+    patch_bytes(put(path, image()), (OFFSET, "<f", [float("nan")]))
+
+
+def _offset_inside(path: Path) -> None:
+    patch_bytes(put(path, image()), (OFFSET, "<f", [0.0]))
+
+
+def _huge(path: Path) -> None:
+    patch_bytes(put(path, image()), (DIM, "<4h", [3, 32767, 32767, 32767]))
+
+
+def _huge_slices(path: Path) -> None:
+    for slice_ in write_series(path, [(0, 0, z) for z in (0, 5, 10)]).iterdir():
+        content = slice_.read_bytes()
+        for tag, size in ((b"\x28\0\x10\0", 6), (b"\x28\0\x11\0", 8)):  # rows, columns; implicit
+            known = tag + b"\2\0\0\0" + size.to_bytes(2, "little")
+            assert known in content
+            content = content.replace(known, known[:-2] + b"\xff\xff")
+        slice_.write_bytes(content)
+
+
 # unlabelled images that must be refused: file name -> how it is made, what is said of it
 IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "text_0000.nii.gz": (_text, "no NIfTI file"),
@@ -98,6 +120,10 @@ IMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no_spacing_0000.nii": (_no_spacing, "spacing"),
     "one_slice_0000.nii.gz": (_one_slice, "at least 2"),
     "tilted_0000.nii": (_tilted, "gantry tilt"),
+    "nan_offset_0000.nii": (_nan_offset, "vox_offset nan"),
+    "offset_inside_0000.nii": (_offset_inside, "vox_offset 0; expected"),
+    "huge_0000.nii": (_huge, "expected at most"),
+    "huge_slices": (_huge_slices, "claims 8589672450 bytes of voxels"),
     "uneven": (_uneven, "uneven slice gaps, 5 to 10 mm"),
 }
 # labelled cases that must be refused for their label: case -> what is said of it

@@ -13,7 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 
 # offsets in a NIfTI-1 header: https://nifti.nimh.nih.gov/nifti-1
-DIM, DATATYPE, PIXDIM, SLOPE, QFORM_CODE, SFORM_CODE, QUATERNION, SROW = 40, 70, 76, 112, 252, 254, 256, 280
+DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, QFORM_CODE = 40, 70, 76, 108, 112, 252
+SFORM_CODE, QUATERNION, SROW = 254, 256, 280
 
 
 def write_array(

@@ -5,23 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from cohort_files import image_array, write
 from flare.errors import FlareError
 from flare.prepare.room import Estimate, duration, estimate, require_room, size
 
 
-def test_the_estimate_comes_from_headers(tmp_path: Path) -> None:
-    """6 x 8 x 10 voxels of 5 x 2 x 2 mm are 3 x 8 x 10 of 10 x 2 x 2 mm: 240 bytes, and labels no larger."""
-    image = write(tmp_path / "a.nii.gz", image_array())
-    found = estimate([image], [image], (10.0, 2.0, 2.0), workers=2)
-    assert found.cases == 2
-    assert found.disk_bytes == 480
-    assert found.seconds == pytest.approx((2 * 480 / 1e6 * 0.05 + 2 * 0.02) / 2)
+def test_the_estimate_comes_from_file_sizes(tmp_path: Path) -> None:
+    """1 MB packed is about a million voxels of 1.6 mm3, 200,000 of 8 mm3; a raw voxel takes two bytes."""
+    packed, raw = tmp_path / "a.nii.gz", tmp_path / "b.nii"
+    packed.write_bytes(bytes(10**6))  # no image at all: nothing looks into it
+    raw.write_bytes(bytes(10**6))
+    found = estimate([packed, raw], [packed], (2.0, 2.0, 2.0), workers=2)
+    assert found.cases == 3
+    assert found.disk_bytes == 300_000
+    assert found.seconds == pytest.approx((2.5 * 0.05 + 3 * 0.02) / 2)
 
 
-def test_an_unreadable_header_counts_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.nii.gz").write_bytes(b"")
-    assert estimate([tmp_path / "a.nii.gz"], [], (4.0, 1.2, 1.2), workers=1).disk_bytes == 0
+def test_no_case_counts_more_than_a_body(tmp_path: Path) -> None:
+    with (tmp_path / "a.nii").open("wb") as stream:
+        stream.truncate(10**12)  # sparse: takes no room
+    assert estimate([tmp_path / "a.nii"], [], (2.0, 2.0, 2.0), workers=1).disk_bytes == 30e6 / 8
+
+
+def test_a_series_counts_by_its_slices_and_a_missing_file_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for number in range(4):
+        (tmp_path / "s" / f"{number}.dcm").write_bytes(bytes(500_000))
+    paths = [tmp_path / "s", tmp_path / "gone.nii.gz"]
+    assert estimate(paths, [], (2.0, 2.0, 2.0), workers=1).disk_bytes == 200_000
 
 
 def test_too_little_room_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
-"""Images and label maps from and to disk, every refusal named; with `headers.py` all that uses SimpleITK."""
+"""Images and label maps from and to disk, every refusal named."""
 
 from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from flare import metaimage, nifti
-from flare.errors import CaseError, FlareError
+from flare.claims import BadFileError
+from flare.dicom import is_dicom, read_dicom
+from flare.errors import AwayError, CaseError, FlareError
 from flare.files import PARTIAL, atomic
 from flare.geometry import Geometry, Volume, orientation_to
-from flare.headers import is_dicom, read_geometry, series_files, unreadable
 from flare.labels import LabelSet
+from flare.nifti import is_nifti, read_nifti, require_whole
+from flare.nrrd import read_nrrd
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
@@ -107,14 +110,24 @@ def read_image(path: Path, case: str | None = None) -> Volume:
     """
     path = Path(path)
     case = case or case_id(path)
-    geometry = read_geometry(path, case)
-    array = nifti.read_voxels(path, case) if nifti.is_nifti(path) else _read(path, case)
+    if not path.exists():
+        raise AwayError(case, f"{path} does not exist")
+    if path.is_file() and path.stat().st_size == 0:
+        raise CaseError(case, f"{path} is empty")
+    is_scan = path.is_dir() or (is_dicom(path) and not is_nifti(path))
+    try:
+        read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
+        array, geometry = read(path, case)
+    except BadFileError as error:
+        raise CaseError(case, f"{path} {error}") from None
+    except (OSError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the system's: access, a path that is gone, a device; what the file holds has no number
+        raise CaseError(case, f"{path} cannot be read: {error}") from None
     if tuple(array.shape) != geometry.shape:
         raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
     if np.issubdtype(array.dtype, np.integer):
-        lowest, highest = int(array.min()), int(array.max())
-        limits = np.iinfo(np.int16)
-        fits = limits.min <= lowest and highest <= limits.max
+        fits = int(array.min()) >= -(2**15) and int(array.max()) < 2**15
         return Volume(array.astype(np.int16 if fits else np.float32, copy=False), geometry)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
@@ -213,13 +226,7 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
 
 
 def write_labels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
-    """Write a label map as compressed uint8 NIfTI, atomically.
-
-    Args:
-        path: `<case>.nii.gz`.
-        array: `(Z, Y, X)` class ids.
-        geometry: The grid it belongs to.
-    """
+    """Write a label map, `(Z, Y, X)` class ids of a grid, as compressed uint8 NIfTI, atomically."""
     write_image(path, array.astype(np.uint8), geometry)
 
 
@@ -231,19 +238,5 @@ def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     image.SetDirection(geometry.direction)
     with atomic(Path(path)) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=str(path).endswith(("gz", "nrrd", "mha")))
-        if nifti.is_nifti(path):
-            nifti.require_whole(temporary, array.nbytes)
-
-
-def _read(path: Path, case: str) -> np.ndarray:
-    """Voxels by ITK, `(Z, Y, X)`."""
-    if metaimage.is_metaimage(path):
-        metaimage.check_compression(path, case)
-    try:
-        if path.is_dir():
-            reader = sitk.ImageSeriesReader()
-            reader.SetFileNames(series_files(path, case))
-            return sitk.GetArrayFromImage(reader.Execute())
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    except RuntimeError as error:
-        raise unreadable(path, case, error) from None
+        if is_nifti(path):
+            require_whole(temporary, array.nbytes)

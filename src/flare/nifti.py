@@ -1,78 +1,35 @@
-"""NIfTI files read byte by byte.
+"""NIfTI files: header by nibabel, voxels from the same stream, and the checks that nibabel lacks.
 
-ITK fills what a truncated file lacks, turns NaN into 0 and a spacing of 0 into 1, all without a word.
+ITK fills what a truncated file lacks and takes a spacing of 0 for 1, nibabel reads voxels from inside the
+header if the offset says so, all without a word.
 
 Reference: https://nifti.nimh.nih.gov/nifti-1, `nifti1.h` and `nifti2.h`.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.quaternions import quat2mat
+from nibabel.spatialimages import HeaderDataError
 
-from flare.errors import CaseError, NoRoomError
+from flare.claims import BadFileError, opened, read_voxels, skip
+from flare.errors import NoRoomError
+from flare.geometry import Geometry
+from flare.headers import SNAP, checked_grid, require_3d, require_scalar
 
-TYPES = {
-    2: "u1",
-    4: "i2",
-    8: "i4",
-    16: "f4",
-    64: "f8",
-    256: "i1",
-    512: "u2",
-    768: "u4",
-    1024: "i8",
-    1280: "u8",
-}
-# struct formats and offsets of: dim, datatype, pixdim, vox_offset, scl_slope and scl_inter,
-# qform_code and sform_code, quaternion with offsets, sform
-FIELDS = {
-    348: (("8h", 40), ("h", 70), ("8f", 76), ("f", 108), ("2f", 112), ("2h", 252), ("6f", 256), ("12f", 280)),
-    540: (
-        ("8q", 16),
-        ("h", 12),
-        ("8d", 104),
-        ("q", 168),
-        ("2d", 176),
-        ("2i", 344),
-        ("6d", 352),
-        ("12d", 400),
-    ),
-}
-MAGICS = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
-HEADER_BYTES = 352  # of NIfTI-1, as ITK writes it
-DEFLATE_LIMIT = 1032  # no byte of a gzip file holds more
+Form = tuple[np.ndarray, np.ndarray]  # directions as columns, and origin, both LPS
 
-
-@dataclass(frozen=True)
-class Header:
-    """What is needed to read the voxels.
-
-    Args:
-        order: Byte order, `<` or `>`.
-        size: Voxels along x, y, z and what else there is.
-        datatype: NIfTI's code of the voxel type.
-        offset: Bytes before the first voxel.
-        slope: Factor of the stored values; 0 or not finite: none.
-        intercept: What is added to them.
-    """
-
-    order: str
-    size: tuple[int, ...]
-    datatype: int
-    offset: int
-    slope: float
-    intercept: float
+KINDS = {348: Nifti1Header, 540: Nifti2Header}  # by the first number of the file
+UNITS_MM = {1: 1000.0, 3: 0.001}  # metre and micron; everything else counts as millimetre
+TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def is_nifti(path: Path) -> bool:
@@ -80,117 +37,133 @@ def is_nifti(path: Path) -> bool:
     return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
-def read_header(path: Path, case: str) -> Header:
-    """Read a header and check the numbers that ITK would mend in silence.
-
-    Raises:
-        CaseError: If it is no NIfTI file, or spacing, position or directions are no proper numbers.
-    """
-    with _opened(path, case) as stream:
-        raw = stream.read(540)
-    length = next((n for n in FIELDS if raw[:4] in (struct.pack("<i", n), struct.pack(">i", n))), None)
-    if length is None or len(raw) < length:
-        raise CaseError(case, f"{path} is no NIfTI file, or its header is truncated")
-    where, magic = MAGICS[length]
-    if raw[where : where + len(magic)] != magic:
-        raise CaseError(case, f"{path} is no NIfTI file: its magic number is {raw[where : where + 4]!r}")
-    order = "<" if raw[:4] == struct.pack("<i", length) else ">"
-    dim, (datatype,), pixdim, (offset,), (slope, intercept), codes, qform, sform = (
-        struct.unpack_from(order + form, raw, at) for form, at in FIELDS[length]
-    )
-    if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
-        raise CaseError(
-            case, f"{path} has size {dim[1 : max(dim[0], 0) + 1]}; expected at least 1 voxel an axis"
-        )
-    spacing = pixdim[1 : min(dim[0], 3) + 1]
-    if not all(math.isfinite(s) and s > 0 for s in spacing):
-        raise CaseError(case, f"{path} has spacing {spacing} mm (x, y, z); expected more than 0")
-    for name, code, numbers in zip(("qform", "sform"), codes, (qform, sform), strict=True):
-        if code > 0 and not np.isfinite(numbers).all():
-            raise CaseError(case, f"{path} has a {name} that is not finite: {numbers}")
-    return Header(order, tuple(dim[1 : dim[0] + 1]), datatype, int(offset), slope, intercept)
-
-
-def read_voxels(path: Path, case: str) -> np.ndarray:
-    """Read all voxels, exactly as many as the header promises.
+def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
+    """Read a file whole, exactly as many voxels as the header promises.
 
     Returns:
-        `(Z, Y, X)`; the stored type, or float32 where the header scales it.
+        `(Z, Y, X)`, the stored type, or float32 where the header scales it; and the grid.
 
     Raises:
-        CaseError: If the file is truncated or damaged, or holds a type that is no plain number.
+        BadFileError: If the file is truncated, or its header contradicts itself or the file.
     """
-    header = read_header(path, case)
-    if header.datatype not in TYPES:
-        raise CaseError(case, f"{path} has NIfTI datatype {header.datatype}; expected one of {list(TYPES)}")
-    dtype = np.dtype(header.order + TYPES[header.datatype])
-    wanted = math.prod(header.size) * dtype.itemsize
-    if wanted > path.stat().st_size * DEFLATE_LIMIT:
-        raise CaseError(
-            case, f"{path} is truncated: it cannot hold the {wanted} bytes of {header.size} voxels"
-        )
-    buffer = np.empty(wanted, np.uint8)
-    with _opened(path, case) as stream:
-        stream.read(header.offset)
-        got = _fill(stream, buffer.data)
-        if got < wanted:
-            raise CaseError(case, f"{path} is truncated: {got} of {wanted} bytes of voxels")
-        stream.read(1)  # the checksum of a gzip file is looked at behind its last byte
-    stored = buffer.view(dtype).reshape(header.size[2::-1])
-    scaled = math.isfinite(header.slope) and header.slope != 0 and (header.slope, header.intercept) != (1, 0)
-    if not scaled:
-        return stored.astype(dtype.newbyteorder("="), copy=False)
+    with opened(path) as stream:
+        header = _read_header(stream)
+        dtype, offset, (slope, intercept) = _voxel_type(header), _voxel_offset(header), _scaling(header)
+        geometry = _grid(header, dtype, case)
+        skip(stream, offset - header.sizeof_hdr)
+        claimed = math.prod(geometry.shape) * dtype.itemsize
+        buffer = read_voxels(stream, claimed, offset, path.stat().st_size)
+    stored = buffer.view(dtype).reshape(geometry.shape)
+    if (slope, intercept) == (1, 0):
+        return stored.astype(dtype.newbyteorder("="), copy=False), geometry
     array = np.empty(stored.shape, np.float32)
-    for z, plane in enumerate(stored):  # slice by slice: float64 for the sum, not for the volume
-        array[z] = plane * np.float64(header.slope) + header.intercept
-    return array
+    with np.errstate(over="ignore", invalid="ignore"):  # who calls refuses what is not finite
+        for z, plane in enumerate(stored):  # slice by slice: float64 for the sum, not for the volume
+            array[z] = plane * np.float64(slope) + intercept
+    return array, geometry
+
+
+def _read_header(stream: IO[bytes]) -> Nifti1Header:
+    """The header, its kind and byte order by its first number; not mended by nibabel."""
+    first = stream.read(4)
+    kinds = {struct.pack(order + "i", n): (kind, order) for n, kind in KINDS.items() for order in "<>"}
+    kind, order = kinds.get(first, (None, ""))
+    if kind is None:
+        raise BadFileError(f"is no NIfTI file, or is truncated: it starts with {first!r}")
+    raw = first + stream.read(kind.sizeof_hdr - 4)
+    if len(raw) < kind.sizeof_hdr:
+        raise BadFileError(f"is truncated: {len(raw)} of {kind.sizeof_hdr} bytes of its header")
+    header = kind(raw, endianness=order, check=False)
+    if header["magic"].item() != kind.single_magic:
+        raise BadFileError(f"is no NIfTI file: its magic number is {header['magic'].item()!r}")
+    return header
+
+
+def _voxel_type(header: Nifti1Header) -> np.dtype:
+    """The type of a stored voxel."""
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        dtype = np.dtype(np.void)
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    if dtype.itemsize == 0 or (dtype.kind == "f" and dtype.itemsize > 8):
+        raise BadFileError(f"has NIfTI datatype {code}; expected numbers of 1 to 8 bytes")
+    if bits not in (0, 8 * dtype.itemsize):
+        raise BadFileError(f"has bitpix {bits} and NIfTI datatype {code}; expected {8 * dtype.itemsize} bits")
+    return dtype
+
+
+def _voxel_offset(header: Nifti1Header) -> int:
+    """Bytes before the first voxel."""
+    offset, least = float(header["vox_offset"]), header.single_vox_offset
+    if not (math.isfinite(offset) and offset.is_integer() and offset >= least):
+        raise BadFileError(f"has vox_offset {offset:g}; expected a whole number of bytes, at least {least}")
+    return int(offset)
+
+
+def _scaling(header: Nifti1Header) -> tuple[float, float]:
+    """Factor and summand of the stored values; a factor of 0 or NaN means none."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise BadFileError(f"has scl_slope {slope} and scl_inter {intercept}; expected finite numbers")
+    return slope, intercept
+
+
+def _grid(header: Nifti1Header, dtype: np.dtype, case: str) -> Geometry:
+    """The voxel grid, by ITK's choice of form.
+
+    The sform counts where it is the only one or that of the scanner, else the qform; without either, axes
+    are the patient's and the first voxel is at 0.
+    """
+    dim = [int(n) for n in header["dim"]]
+    size = dim[1 : dim[0] + 1]
+    if not 1 <= dim[0] <= 7 or min(size) < 1:
+        raise BadFileError(f"has size {tuple(size)}; expected at least 1 voxel an axis")
+    require_scalar({"c": 2, "V": len(dtype.names or "")}.get(dtype.kind, 1) * math.prod(size[4:]))
+    size = size[:3] if size[3:4] == [1] else size[:4]
+    require_3d(size)
+    unit = UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    qform, sform = _qform(header), _sform(header)
+    chosen = sform if qform is None or header["sform_code"] == 1 else qform
+    directions, origin = chosen or qform or (np.eye(3), np.zeros(3))
+    spacing = [float(s) * unit for s in header["pixdim"][1:4]]
+    stated = sform[0] if sform else directions
+    return checked_grid(size, spacing, origin * unit, directions, stated, case)
+
+
+def _sform(header: Nifti1Header) -> Form | None:
+    """Directions and origin of the sform; None where there is none."""
+    if header["sform_code"] <= 0:
+        return None
+    affine = header.get_sform().astype(float)
+    norms = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and (norms > 0).all()):
+        raise BadFileError(f"has an sform that is not finite, or has no length: {affine[:3].tolist()}")
+    return TO_LPS @ (affine[:3, :3] / norms), TO_LPS @ affine[:3, 3]
+
+
+def _qform(header: Nifti1Header) -> Form | None:
+    """Directions and origin of the qform; None where there is none."""
+    if header["qform_code"] <= 0:
+        return None
+    vector = np.array([header[f"quatern_{a}"] for a in "bcd"], float)
+    origin = np.array([header[f"qoffset_{a}"] for a in "xyz"], float)
+    square = float(vector @ vector)
+    if not (np.isfinite(origin).all() and square <= 1 + SNAP):
+        raise BadFileError(f"has a qform that is not finite or no rotation: {[*vector, *origin]}")
+    rotation = quat2mat([math.sqrt(max(0.0, 1 - square)), *vector])
+    rotation[:, 2] *= -1 if header["pixdim"][0] < 0 else 1
+    return TO_LPS @ rotation, TO_LPS @ origin
 
 
 def require_whole(path: Path, voxel_bytes: int) -> None:
-    """Refuse a file that was just written if it lacks voxels: ITK does not notice a full disk.
-
-    Args:
-        path: NIfTI-1, packed or not.
-        voxel_bytes: Size of the voxels.
-
-    Raises:
-        NoRoomError: If it is too short.
-    """
+    """Refuse a NIfTI-1 file that was just written if it lacks voxels: ITK does not notice a full disk."""
     size = path.stat().st_size
     if path.name.endswith(".gz"):
         with path.open("rb") as stream:
             stream.seek(-min(size, 4), os.SEEK_END)
             size = int.from_bytes(stream.read(), "little")  # a gzip file ends with its unpacked size
-    if (size - HEADER_BYTES - voxel_bytes) % 2**32:
+    if (size - Nifti1Header.single_vox_offset - voxel_bytes) % 2**32:
         raise NoRoomError(f"{path.name} cannot be written whole: is the disk full?")
-
-
-@contextmanager
-def _opened(path: Path, case: str) -> Iterator[IO[bytes]]:
-    """The file's content, unpacked where it is packed, whatever its name says."""
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if not packed:
-                yield file
-                return
-            with gzip.open(file) as stream:
-                yield stream  # type: ignore[misc]
-    except EOFError:
-        raise CaseError(case, f"{path} is truncated: its gzip stream has no end") from None
-    except (OSError, zlib.error) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the system's: access, a path that is gone, a device; what the file holds has no number
-        raise CaseError(case, f"{path} cannot be read: {error}") from None
-
-
-def _fill(stream: IO[bytes], view: memoryview) -> int:
-    """Read into a buffer until it is full or the stream ends; the number of bytes read."""
-    done = 0
-    while done < len(view):
-        count = stream.readinto(view[done:])  # type: ignore[attr-defined]
-        if not count:
-            break
-        done += count
-    return done
