@@ -89,7 +89,7 @@ def write(model: str, folder: str) -> None:
     from hydra.utils import instantiate
 
     from flare.cli import CONF
-    from flare.convert.command import convert
+    from flare.convert.export import export_folder
     from flare.convert.foreign import Foreign, write_checkpoint
     from flare.labels import LabelSet
 
@@ -106,7 +106,7 @@ def write(model: str, folder: str) -> None:
     foreign = Foreign(dict(instantiate(cfg.model.net).state_dict()), {}, values)
     labels, path = LabelSet.from_config(cfg.classes), Path(folder) / "ours.ckpt"
     write_checkpoint(foreign, path, labels=labels, targets="organs_tumor", name=None, given={})
-    convert(source=str(path), output=str(Path(folder) / "model"))
+    export_folder(path, Path(folder) / "model", fold=0)
     plans = Path(folder) / "model" / "plans.json"
     content = json.loads(plans.read_text())
     for configuration in content["configurations"].values():

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from flare.checkpoints import load_checkpoint, load_network
-from flare.convert.command import convert, main
+from flare.convert.command import main
 from flare.convert.layout import architecture, from_nnunet1, from_nnunet2, to_nnunet2, without_zeros
 from flare.errors import FlareError
 from nnunet_files import (
@@ -30,6 +33,20 @@ from nnunet_files import (
 
 
 @pytest.fixture
+def convert(config: Callable[..., DictConfig]) -> Callable[..., None]:
+    """The command with its configuration: `convert("round=mot3", source=...)`."""
+
+    def run(*overrides: str, **values: Any) -> None:
+        given = [f"{key}={value}".replace("'", "") for key, value in values.items()]
+        main(config("convert", *given, *overrides))
+
+    return run
+
+
+Convert = Callable[..., None]
+
+
+@pytest.fixture
 def names(labels: Any) -> list[str]:
     return ["background", *labels.names]
 
@@ -42,9 +59,9 @@ def image() -> Tensor:
 # --- in
 
 
-def test_nnunet1_with_its_plans(tmp_path: Path, image: Tensor) -> None:
+def test_nnunet1_with_its_plans(convert: Convert, tmp_path: Path, image: Tensor) -> None:
     state = nnunet1_state()
-    convert(source=str(write_model(tmp_path, state, plans1())), output=str(tmp_path / "in.ckpt"))
+    convert(source=write_model(tmp_path, state, plans1()), output=tmp_path / "in.ckpt")
     network, found = load_network(tmp_path / "in.ckpt")
     torch.testing.assert_close(network(image), reference(state, image, version=1), atol=1e-5, rtol=0)
     assert (found.spacing_mm, found.patch_size) == ((4.0, 1.2, 1.2), (8, 16, 16))
@@ -64,34 +81,28 @@ def test_nnunet1_of_three_convolutions_a_stage() -> None:
     assert (found["transposed_bias"], found["head_bias"]) == (False, False)
 
 
-def test_nnunet1_takes_the_stage_of_plans_that_fits(tmp_path: Path) -> None:
+def test_nnunet1_takes_the_stage_of_plans_that_fits(convert: Convert, tmp_path: Path) -> None:
     (tmp_path / "fold_0").mkdir()
     write_model(tmp_path / "fold_0")
     (tmp_path / "plans.pkl").write_bytes(pickle.dumps(plans1(), protocol=2))
-    convert(source=str(tmp_path), output=str(tmp_path / "in.ckpt"), round="mot3")
+    convert(source=tmp_path, output=tmp_path / "in.ckpt", round="mot3")
     found = load_checkpoint(tmp_path / "in.ckpt")
     assert (found.spacing_mm, found.round) == ((4.0, 1.2, 1.2), "mot3")
 
 
-def test_nnunet1_without_plans_names_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [f"source={write_model(tmp_path)}", f"output={tmp_path / 'in.ckpt'}"]
-    arguments += ["spacing_mm=[4,1.2,1.2]", "intensity={lower:-900,upper:300}"]
-    assert main(arguments) == 1
-    refusal = capsys.readouterr().err
-    assert refusal.count("\n") == 1
-    assert "patch_size, mirror_axes, interpolation, intensity.mean, intensity.std" in refusal
+def test_nnunet1_without_plans_names_what_is_missing(convert: Convert, tmp_path: Path) -> None:
+    paths = {"source": write_model(tmp_path), "output": tmp_path / "in.ckpt"}
+    some = ["spacing_mm=[4,1.2,1.2]", "intensity={lower:-900,upper:300}"]
+    with pytest.raises(FlareError, match=r"^patch_size, mirror_axes, interpolation, intensity.mean, inten"):
+        convert(*some, **paths)
     more = ["patch_size=[8,16,16]", "mirror_axes=[0,1,2]", "interpolation=linear", "intensity.mean=40"]
-    assert main([*arguments, *more, "intensity.std=90"]) == 0
+    convert(*some, *more, "intensity.std=90", **paths)
     assert load_checkpoint(tmp_path / "in.ckpt").intensity == GIVEN["intensity"]
 
 
-def test_nnunet2(tmp_path: Path, image: Tensor, names: list[str]) -> None:
+def test_nnunet2(convert: Convert, tmp_path: Path, image: Tensor, names: list[str]) -> None:
     state = nnunet2_state()
-    convert(
-        source=str(write_folder(tmp_path / "model", names, state=state)), output=str(tmp_path / "in.ckpt")
-    )
+    convert(source=write_folder(tmp_path / "model", names, state=state), output=tmp_path / "in.ckpt")
     network, found = load_network(tmp_path / "in.ckpt")
     torch.testing.assert_close(network(image), reference(state, image, version=2), atol=1e-5, rtol=0)
     net = found.config["model"]["net"]
@@ -104,10 +115,10 @@ def test_nnunet2(tmp_path: Path, image: Tensor, names: list[str]) -> None:
 # --- out and back
 
 
-def test_there_and_back_is_the_same_network(tmp_path: Path, image: Tensor) -> None:
-    convert(source=str(write_model(tmp_path, plans=plans1())), output=str(tmp_path / "in.ckpt"))
-    convert(source=str(tmp_path / "in.ckpt"), output=str(tmp_path / "model"))
-    convert(source=str(tmp_path / "model"), output=str(tmp_path / "back.ckpt"))
+def test_there_and_back_is_the_same_network(convert: Convert, tmp_path: Path, image: Tensor) -> None:
+    convert(source=write_model(tmp_path, plans=plans1()), output=tmp_path / "in.ckpt")
+    convert(source=tmp_path / "in.ckpt", output=tmp_path / "model")
+    convert(source=tmp_path / "model", output=tmp_path / "back.ckpt")
     ours, back = load_checkpoint(tmp_path / "in.ckpt"), load_checkpoint(tmp_path / "back.ckpt")
     assert back.config["model"] == ours.config["model"]
     assert back.state_dict.keys() == ours.state_dict.keys()
@@ -124,9 +135,9 @@ def test_there_and_back_is_the_same_network(tmp_path: Path, image: Tensor) -> No
         assert getattr(back, key) == getattr(ours, key)
 
 
-def test_the_folder_is_the_same_function(tmp_path: Path, image: Tensor) -> None:
-    convert(source=str(write_model(tmp_path, plans=plans1())), output=str(tmp_path / "in.ckpt"))
-    convert(source=str(tmp_path / "in.ckpt"), output=str(tmp_path / "Dataset023_X" / "model"))
+def test_the_folder_is_the_same_function(convert: Convert, tmp_path: Path, image: Tensor) -> None:
+    convert(source=write_model(tmp_path, plans=plans1()), output=tmp_path / "in.ckpt")
+    convert(source=tmp_path / "in.ckpt", output=tmp_path / "Dataset023_X" / "model")
     folder = tmp_path / "Dataset023_X" / "model"
     plans = json.loads((folder / "plans.json").read_text())
     kernels = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["kernel_sizes"]
@@ -152,13 +163,13 @@ def test_names_there_and_back() -> None:
 # --- refusals
 
 
-def test_truncated_files(tmp_path: Path) -> None:
+def test_truncated_files(convert: Convert, tmp_path: Path) -> None:
     path = write_model(tmp_path, plans=plans1())
     for damaged in (path, path.with_name(path.name + ".pkl")):
         whole = damaged.read_bytes()
         damaged.write_bytes(whole[: len(whole) // 2])
         with pytest.raises(FlareError, match="not a "):
-            convert(source=str(path), output=str(tmp_path / "in.ckpt"))
+            convert(source=path, output=tmp_path / "in.ckpt")
         damaged.write_bytes(whole)
     assert not (tmp_path / "in.ckpt").exists()
 
@@ -184,10 +195,10 @@ def changed(key: str, value: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (lambda s: {k: w for k, w in s.items() if "context.0.blocks.1" not in k}, "same number everywhere"),
     ],
 )
-def test_other_networks(tmp_path: Path, change: Callable[..., Any], words: str) -> None:
+def test_other_networks(convert: Convert, tmp_path: Path, change: Callable[..., Any], words: str) -> None:
     path = write_model(tmp_path, change(nnunet1_state()))
     with pytest.raises(FlareError, match=words) as refusal:
-        convert(source=str(path), output=str(tmp_path / "in.ckpt"), **GIVEN)
+        convert(source=path, output=tmp_path / "in.ckpt", **GIVEN)
     assert "\n" not in str(refusal.value)
 
 
@@ -199,34 +210,35 @@ def test_other_networks(tmp_path: Path, change: Callable[..., Any], words: str) 
         ({"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}, "strides"),
     ],
 )
-def test_other_architectures(tmp_path: Path, names: list[str], settings: dict, words: str) -> None:
+def test_other_architectures(
+    convert: Convert, tmp_path: Path, names: list[str], settings: dict, words: str
+) -> None:
     folder = write_folder(tmp_path / "model", names, plans2(**settings))
     with pytest.raises(FlareError, match=words):
-        convert(source=str(folder), output=str(tmp_path / "in.ckpt"))
+        convert(source=folder, output=tmp_path / "in.ckpt")
 
 
-def test_names_in_another_order_need_the_users_word(tmp_path: Path, names: list[str]) -> None:
+def test_names_in_another_order_need_the_users_word(
+    convert: Convert, tmp_path: Path, names: list[str]
+) -> None:
     names[2], names[13] = names[13], names[2]  # right and left kidney
     folder = write_folder(tmp_path / "model", names)
     with pytest.raises(FlareError, match="'left_kidney' where the class list has 'right_kidney'"):
-        convert(source=str(folder), output=str(tmp_path / "in.ckpt"))
-    convert(source=str(folder), output=str(tmp_path / "in.ckpt"), targets="organs_tumor")
+        convert(source=folder, output=tmp_path / "in.ckpt")
+    convert(source=folder, output=tmp_path / "in.ckpt", targets="organs_tumor")
 
 
-def test_names_as_others_write_them(tmp_path: Path, labels: Any) -> None:
+def test_names_as_others_write_them(convert: Convert, tmp_path: Path, labels: Any) -> None:
     shorts = ["Background", *(c.short for c in labels.classes[:-1]), "Tumor"]
     shorts[2] = "right kidney"
-    convert(source=str(write_folder(tmp_path / "model", shorts)), output=str(tmp_path / "in.ckpt"))
+    convert(source=write_folder(tmp_path / "model", shorts), output=tmp_path / "in.ckpt")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["source=x", "output=y", "colour=red"], "colour: no such key"),
         (["source=x"], "output: not given"),
-        (["x.model"], "expected key=value"),
         (["source=nowhere.model", "output=y"], "source=nowhere.model: no such file"),
-        (["source={model}", "output=y", "classes=mars"], "classes=mars"),
         (["source={model}", "output=y", "targets=organs"], "14 outputs, the network has 15"),
         (["source={model}", "output=y", "patch_size=[8,16]"], "patch_size: expected three"),
         (["source={model}", "output=y", "patch_size=[7,16,16]"], "patch_size: size 7 along z"),
@@ -234,12 +246,32 @@ def test_names_as_others_write_them(tmp_path: Path, labels: Any) -> None:
         (["source={model}", "output=y", "interpolation=sinc"], "interpolation"),
     ],
 )
-def test_refusals_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
-) -> None:
+def test_refusals_are_one_line(convert: Convert, tmp_path: Path, arguments: list[str], words: str) -> None:
     model = str(write_model(tmp_path, plans=plans1()))
-    assert main([a.replace("{model}", model) for a in arguments]) == 1
-    refusal = capsys.readouterr().err
-    assert words in refusal
-    assert refusal.count("\n") == 1
+    with pytest.raises(FlareError, match=words) as refusal:
+        convert(*(a.replace("{model}", model) for a in arguments))
+    assert "\n" not in str(refusal.value)
     assert not Path("y").exists()
+
+
+@pytest.mark.slow
+def test_the_command_leaves_its_output_alone(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "flare.convert", *arguments]
+        return subprocess.run(line, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
+
+    (tmp_path / "here").mkdir()
+    source = f"source={write_model(tmp_path, plans=plans1())}"
+    done = run(source, "output=in.ckpt", "round=mot3")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "wrote in.ckpt"), done.stderr
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["in.ckpt"]
+    for arguments, words in (
+        ([source], "output: not given; expected output=<path>"),
+        ([source, "output=y", "colour=red"], "Could not override 'colour'"),
+        ([source, "output=y", "classes=mars"], "classes/mars"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["in.ckpt"]

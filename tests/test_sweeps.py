@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from omegaconf import DictConfig
 
+from flare.errors import FlareError
 from flare.files import read_csv, write_csv
 from flare.inference.casework import predict_case
 from flare.inference.predictor import Prediction
@@ -133,20 +134,25 @@ def test_a_diverged_training_has_no_loss(tmp_path: Path) -> None:
     assert measure(tmp_path, float("nan")) == {"val/dsc_mean": 0.5}
 
 
-def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 1
-    assert main([f"sweep={tmp_path}"]) == 1
+def test_refusals_are_one_line(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    def refusal(*overrides: str) -> str:
+        with pytest.raises(FlareError) as caught:
+            main(config("sweeps", *overrides), overrides)
+        return str(caught.value)
+
+    sweep = f"sweep={tmp_path}"
+    assert refusal() == "sweep: not given; expected sweep=<path>"
+    assert refusal(sweep) == f"{sweep}: no job of a sweep has begun there"
     jobs()[0].write(tmp_path)
-    assert main([f"sweep={tmp_path}", "rerun=1"]) == 1
-    first, second, third = capsys.readouterr().err.splitlines()
-    assert third == "rerun=1: expected true or false"
-    assert first.startswith("sweep: not given")
-    assert "no job of a sweep" in second
+    assert refusal(sweep, "rerun=1") == "rerun=1: expected true or false"
+    assert refusal(sweep, "seed=1") == "seed=1: overrides are for rerun=true"
 
 
-def test_listing_tells_by_its_exit_code_whether_all_is_done(tmp_path: Path) -> None:
+def test_listing_tells_whether_all_is_done(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     for job in jobs():
         job.write(tmp_path)
-    assert main([f"sweep={tmp_path}"]) == 1
+    listing = config("sweeps", f"sweep={tmp_path}")
+    with pytest.raises(FlareError, match="1 of 3 jobs are not complete"):
+        main(listing, [])
     Job("10", "train", ["round=mot"], COMPLETED).write(tmp_path)
-    assert main([f"sweep={tmp_path}"]) == 0
+    main(listing, [])

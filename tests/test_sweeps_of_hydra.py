@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flare.cli import CONF
+from flare.errors import FlareError
 from flare.files import read_csv
 from flare.sweeps.alone import run_alone
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, read_jobs
@@ -87,7 +89,7 @@ def test_a_job_again_composes_and_runs_in_its_own_folder(experiment: str, tmp_pa
     }
 
 
-def test_a_killed_sweep_is_not_complete(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_sweep_is_not_complete(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "train.yaml").write_text(CONFIG)
     line = [sys.executable, "app.py", "-m", "x=1,9,3", "word=b"]
@@ -95,13 +97,19 @@ def test_a_killed_sweep_is_not_complete(tmp_path: Path, capfd: pytest.CaptureFix
     found = read_jobs(tmp_path / "sweep")
     assert [job.status for job in found] == [COMPLETED, RUNNING, PLANNED]
     assert found[2].overrides == ["x=3", "word=b"]
-    assert main([f"sweep={tmp_path / 'sweep'}"]) == 1
+    listing = [sys.executable, "-m", "flare.sweeps", "sweep=sweep"]
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(listing, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "sweep=sweep: 2 of 3 jobs are not complete" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before  # a listing leaves nothing
     told = " ".join(failures(found, tmp_path).split())
     assert "job 1 (x=9) is running or was killed - job 2 (x=3) has not begun To run" in told
 
 
 def test_jobs_that_never_began_run_as_well_but_trials_without_parameters_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Job("0", "train", ["lr=1"], COMPLETED).write(tmp_path)
     Job("1", "train", ["lr=2"], PLANNED).write(tmp_path)
@@ -114,7 +122,8 @@ def test_jobs_that_never_began_run_as_well_but_trials_without_parameters_do_not(
         Job("1", "train", ["lr=2"], COMPLETED).write(tmp_path)
 
     monkeypatch.setattr("flare.sweeps.rerun.subprocess.run", run)
-    assert main([f"sweep={tmp_path}", "rerun=true"]) == 1
+    with pytest.raises(FlareError, match="2 of 4 jobs are not complete"):
+        main(config("sweeps", f"sweep={tmp_path}", "rerun=true"), [])
     assert ran == ["hydra.sweep.subdir='1'"]
     text = (tmp_path / "sweep.md").read_text()
     assert "| 1 | 2 | completed |" in text

@@ -15,8 +15,11 @@ from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 
 from flare.checkpoints import load_network
 from flare.convert.command import convert
+from flare.convert.export import export_folder
+from flare.labels import LabelSet
 
 LIMIT = 1e-5
+LABELS = LabelSet.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
 PARAMETERS = {"medium": 22_560_704, "large": 84_935_424}  # of the paper's networks with 15 outputs
 
 
@@ -42,7 +45,7 @@ def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 def _in_1(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
     theirs = trained(generic_unet(size), seed=1)
     path = write_nnunet1(theirs, size, folder / "nnunet1")
-    convert(source=str(path), output=str(folder / "in.ckpt"))
+    convert(path, folder / "in.ckpt", labels=LABELS)
     ours, _ = load_network(folder / "in.ckpt")
     wrong = int(sum(p.numel() for p in ours.parameters()) != PARAMETERS[size])
     wrong += int(sum(p.numel() for p in theirs.parameters()) != PARAMETERS[size])
@@ -70,7 +73,7 @@ def _in_2(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
         "inference_allowed_mirroring_axes": (0, 1, 2),
     }
     torch.save(content, source / "fold_0" / "checkpoint_final.pth")
-    convert(source=str(source), output=str(folder / "in2.ckpt"))
+    convert(source, folder / "in2.ckpt", labels=LABELS)
     ours, _ = load_network(folder / "in2.ckpt")
     yield limited(
         f"{size}: PlainConvUNet in, all heads",
@@ -82,7 +85,7 @@ def _in_2(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
 
 def _out(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
     """Ours, as read from nnU-Net 1.7: (1,3,3) in the encoder, (3,3,3) in the decoder, no biases."""
-    convert(source=str(folder / "in.ckpt"), output=str(folder / "out"))
+    export_folder(folder / "in.ckpt", folder / "out", fold=0)
     ours, _ = load_network(folder / "in.ckpt")
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(folder / "out"), use_folds=(0,))
@@ -90,7 +93,7 @@ def _out(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
     yield limited(
         f"{size}: ours out, loaded by nnU-Net", NNUNET2, _difference([ours.eval()(image)], [theirs]), LIMIT
     )
-    convert(source=str(folder / "out"), output=str(folder / "back.ckpt"))
+    convert(folder / "out", folder / "back.ckpt", labels=LABELS)
     back, _ = load_network(folder / "back.ckpt")
     before, after = ours.state_dict(), back.state_dict()
     wrong = sum(key not in after or not torch.equal(w, after[key]) for key, w in before.items())

@@ -25,7 +25,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from rows import ABDOMEN, NNUNET2, Row, limited, stated
 
 from flare.cli import CONF
-from flare.convert.command import convert
+from flare.convert.export import export_folder
 from flare.convert.foreign import Foreign, write_checkpoint
 from flare.images import read_image
 from flare.inference.predictor import Predictor
@@ -46,7 +46,7 @@ def check() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_network(folder / "ours.ckpt")
-        convert(source=str(folder / "ours.ckpt"), output=str(folder / "model"))
+        export_folder(folder / "ours.ckpt", folder / "model", fold=0)
         case = preprocess(read_image(ABDOMEN), SPACING, "linear")
         array = normalise(case.array, Intensity.from_dict(INTENSITY))
         ours = predictor(folder / "ours.ckpt", "tta=tta8").average_maps(array)

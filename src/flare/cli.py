@@ -22,13 +22,18 @@ WORK = {
     "evaluate": ("flare.evaluation.scores", "evaluate"),
     "iterate": ("flare.iterate", "iterate"),
 }
+# as above, of `python -m flare.<command>`
+MODULES = {
+    "convert": ("flare.convert.command", "main"),
+    "sweeps": ("flare.sweeps.rerun", "main"),
+}
 
 
 def task(script: str) -> Callable[[DictConfig], Any]:
-    """What a script does with its configuration, under the script's name."""
+    """What a script or command does with its configuration, under its name."""
 
     def work(cfg: DictConfig) -> Any:
-        module, name = WORK[script]
+        module, name = (WORK | MODULES)[script]
         result = getattr(importlib.import_module(module), name)(cfg)
         return result["objective"] if script == "train" else result  # a sweep optimises a number
 
@@ -37,7 +42,7 @@ def task(script: str) -> Callable[[DictConfig], Any]:
 
 
 def run(script: str) -> Any:
-    """Compose `conf/<script>.yaml` with the command line and do the script's work."""
+    """Compose `conf/<script>.yaml` with the command line and do the work of the script or command."""
     return hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(task(script))()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -46,3 +47,15 @@ def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[s
     for key in list(node) if head == "*" else [head]:
         if key in node and not OmegaConf.is_missing(node, key):
             yield from _values(node[key], rest, f"{path}.{key}" if path else str(key))
+
+
+def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
+    """Paths that a command cannot do without.
+
+    Raises:
+        FlareError: Naming the first that is not given.
+    """
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key) or not cfg[key]:
+            raise FlareError(f"{key}: not given; expected {key}=<path>")
+    return [Path(cfg[key]) for key in keys]

@@ -1,9 +1,5 @@
 """`python -m flare.convert source=... output=...`, see `command`."""
 
-from __future__ import annotations
+from flare.cli import run
 
-import sys
-
-from flare.convert.command import main
-
-sys.exit(main(sys.argv[1:]))
+run("convert")

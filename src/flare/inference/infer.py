@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from flare.checking import check_values
+from flare.checking import check_values, given_paths
 from flare.errors import FlareError
 from flare.executor import Outcome, build_executor, report_failures
 from flare.files import write_csv
@@ -76,10 +76,7 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
 
 def _folders(cfg: DictConfig) -> tuple[Path, Path]:
     """Read `input` and `output`; refuse what cannot be, or would overwrite its own input."""
-    for key in ("input", "output"):
-        if OmegaConf.is_missing(cfg, key) or cfg[key] in (None, ""):  # "" would be the present folder
-            raise FlareError(f"{key}: not given; expected {key}=<path>")
-    source, output = Path(cfg.input).resolve(), Path(cfg.output).resolve()
+    source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
     if not source.exists():
         raise FlareError(f"input={cfg.input}: no such file or folder")
     if output.exists() and not output.is_dir():

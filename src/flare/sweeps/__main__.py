@@ -1,9 +1,5 @@
 """`python -m flare.sweeps sweep=... [rerun=true] [<overrides>]`, see `rerun`."""
 
-from __future__ import annotations
+from flare.cli import run
 
-import sys
-
-from flare.sweeps.rerun import main
-
-sys.exit(main(sys.argv[1:]))
+run("sweeps")

@@ -12,6 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from flare.checking import given_paths
 from flare.errors import FlareError
 from flare.sweeps.jobs import COMPLETED, Job, read_jobs
 from flare.sweeps.table import failures, show, write_sweep
@@ -19,34 +23,31 @@ from flare.sweeps.table import failures, show, write_sweep
 log = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """List or rerun as the command line says; a refusal is one line.
+def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
+    """List or rerun jobs as `conf/sweeps.yaml` and the command line say.
 
     Args:
-        arguments: `sweep=<folder>`, `rerun=true` to run unfinished jobs again, and overrides for these.
+        cfg: The composed configuration.
+        overrides: Its command line; by default the one that Hydra has read.
 
-    Returns:
-        The exit code: 1 if, at the end, a job is not complete.
+    Raises:
+        FlareError: If, at the end, a job is not complete.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    given = dict(a.split("=", 1) for a in arguments if a.startswith(("sweep=", "rerun=")))
-    extra = [a for a in arguments if not a.startswith(("sweep=", "rerun="))]
-    try:
-        jobs = _jobs(given.get("sweep"))
-        if given.get("rerun", "false").lower() not in ("true", "false"):
-            raise FlareError(f"rerun={given['rerun']}: expected true or false")
-        if given.get("rerun", "false").lower() == "true":
-            jobs = rerun(Path(given["sweep"]), extra)
-        elif extra:
-            raise FlareError(f"{extra[0]}: overrides are for rerun=true")
-    except FlareError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    (sweep,) = given_paths(cfg, "sweep")
+    overrides = HydraConfig.get().overrides.task if overrides is None else overrides
+    extra = [o for o in overrides if not o.startswith(("sweep=", "rerun="))]
+    jobs = _jobs(sweep)
+    if not isinstance(cfg.rerun, bool):
+        raise FlareError(f"rerun={cfg.rerun}: expected true or false")
+    if cfg.rerun:
+        jobs = rerun(sweep, extra)
+    elif extra:
+        raise FlareError(f"{extra[0]}: overrides are for rerun=true")
     show(jobs)
-    text = failures(jobs, Path(given["sweep"])).strip()
-    if text:
+    if text := failures(jobs, sweep).strip():
         log.error(text)
-    return 1 if text else 0
+        open_jobs = sum(job.status != COMPLETED for job in jobs)
+        raise FlareError(f"sweep={sweep}: {open_jobs} of {len(jobs)} jobs are not complete")
 
 
 def rerun(sweep: Path, extra: Sequence[str]) -> list[Job]:
@@ -61,11 +62,11 @@ def rerun(sweep: Path, extra: Sequence[str]) -> list[Job]:
     Returns:
         All jobs of the sweep, as they are then.
     """
-    for job in _jobs(str(sweep)):
+    for job in _jobs(sweep):
         if job.status != COMPLETED and job.overrides is not None:
             log.info("job %s again: %s", job.folder, " ".join(job.overrides))
-            given = [*job.overrides, *extra]
-            subprocess.run(command(job.script, given, sweep / job.folder), check=False)
+            line = command(job.script, [*job.overrides, *extra], sweep / job.folder)
+            subprocess.run(line, check=False)
     return write_sweep(sweep)
 
 
@@ -77,10 +78,8 @@ def command(script: str, overrides: Sequence[str], folder: Path) -> list[str]:
     return [sys.executable, "-c", code, *overrides, *place]
 
 
-def _jobs(sweep: str | None) -> list[Job]:
-    if not sweep:
-        raise FlareError("sweep: not given; expected sweep=<folder of a multirun>")
-    jobs = read_jobs(Path(sweep))
-    if not jobs:
+def _jobs(sweep: Path) -> list[Job]:
+    """All jobs of a sweep, of which there must be one."""
+    if not (jobs := read_jobs(sweep)):
         raise FlareError(f"sweep={sweep}: no job of a sweep has begun there")
     return jobs
