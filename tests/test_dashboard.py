@@ -125,32 +125,27 @@ def test_wandb_gets_no_folder_or_file_name_of_a_sweep(
 
 
 def test_online_without_a_login_is_refused_after_the_files_are_written(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Callable[..., DictConfig], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("NETRC", str(run / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert main([f"run={run}", "online=true"]) == 1
+    with pytest.raises(FlareError, match=r"^online=true: W&B refuses"):
+        main(config("dashboard", f"run={run}", "online=true"))
     assert (run / "dashboard.html").exists()
-    assert capsys.readouterr().err.startswith("online=true: W&B refuses")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["runs=x"], "runs: no such key"),
         ([], "run: not given"),
         (["run=/nowhere"], "run=/nowhere: expected the folder"),
         (["run=x", "online=maybe"], "online=maybe: expected true or false"),
     ],
 )
-def test_refusals_are_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(message)
-    assert error.count("\n") == 1
+def test_refusals_are_one_line(config: Callable[..., DictConfig], arguments: list[str], message: str) -> None:
+    with pytest.raises(FlareError, match=f"^{message}.*$"):
+        main(config("dashboard", *arguments))
 
 
 def test_no_two_runs_look_alike_and_each_looks_the_same_in_every_picture() -> None:

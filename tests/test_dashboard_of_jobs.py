@@ -1,9 +1,11 @@
 """The dashboard of a sweep that trained nothing: the table of its jobs and bars of what came out of them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from flare.dashboard import main
 from flare.errors import FlareError
@@ -34,8 +36,10 @@ def test_jobs_are_told_by_their_measures(sweep: Path) -> None:
     assert [row[2].text for row in found.tables[0].rows] == ["completed", "completed", "failed", "planned"]
 
 
-def test_files_show_a_bar_of_each_measure_and_the_table(sweep: Path) -> None:
-    assert main([f"run={sweep}"]) == 0
+def test_files_show_a_bar_of_each_measure_and_the_table(
+    config: Callable[..., DictConfig], sweep: Path
+) -> None:
+    main(config("dashboard", f"run={sweep}"))
     page = (sweep / "dashboard.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 1  # the means alone are shown
     assert "<b>0.7500</b>" in page
@@ -50,10 +54,10 @@ def test_files_show_a_bar_of_each_measure_and_the_table(sweep: Path) -> None:
 
 
 def test_a_report_of_jobs_that_were_not_logged_is_refused(
-    sweep: Path, capsys: pytest.CaptureFixture[str]
+    config: Callable[..., DictConfig], sweep: Path
 ) -> None:
-    assert main([f"run={sweep}", "online=true"]) == 1
-    assert capsys.readouterr().err.startswith("online=true: only trainings are logged")
+    with pytest.raises(FlareError, match=r"^online=true: only trainings are logged"):
+        main(config("dashboard", f"run={sweep}", "online=true"))
     assert (sweep / "dashboard.html").exists()
 
 

@@ -25,6 +25,7 @@ WORK = {
 # as above, of `python -m flare.<command>`
 MODULES = {
     "convert": ("flare.convert.command", "main"),
+    "dashboard": ("flare.dashboard", "main"),
     "sweeps": ("flare.sweeps.rerun", "main"),
 }
 

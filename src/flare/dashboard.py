@@ -7,48 +7,24 @@ python -m flare.dashboard run=outputs/demo/multirun/<time> online=true project=f
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from flare.checking import given_paths
 from flare.errors import FlareError
 
 log = logging.getLogger(__name__)
 
-KEYS = ("run", "output", "online", "project", "entity")
 
-
-def main(arguments: Sequence[str]) -> int:
-    """Make a dashboard as the command line says; a refusal is one line.
-
-    Args:
-        arguments: `key=value`.
-
-    Returns:
-        The exit code.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        given = dict(a.partition("=")[::2] for a in arguments)
-        unknown = [key for key in given if key not in KEYS]
-        if unknown:
-            raise FlareError(f"{unknown[0]}: no such key; expected key=value with one of {', '.join(KEYS)}")
-        if given.get("online", "false").lower() not in ("true", "false"):
-            raise FlareError(f"online={given['online']}: expected true or false")
-        if not given.get("run"):
-            raise FlareError("run: not given; expected run=<folder of a run or of a sweep>")
-        make_dashboard(
-            Path(given["run"]),
-            output=Path(given.get("output") or given["run"]),
-            online=given.get("online", "false").lower() == "true",
-            project=given.get("project"),
-            entity=given.get("entity"),
-        )
-    except FlareError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+def main(cfg: DictConfig) -> None:
+    """Make a dashboard as `conf/dashboard.yaml` and the command line say."""
+    (run,) = given_paths(cfg, "run")
+    if not isinstance(cfg.online, bool):
+        raise FlareError(f"online={cfg.online}: expected true or false")
+    output = Path(cfg.output)
+    make_dashboard(run, output=output, online=cfg.online, project=cfg.project, entity=cfg.entity)
 
 
 def make_dashboard(
@@ -86,4 +62,6 @@ def make_dashboard(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from flare.cli import run
+
+    run("dashboard")
