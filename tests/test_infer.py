@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hydra.types import RunMode
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from flare.errors import FlareError
 from flare.files import read_csv
@@ -31,7 +31,6 @@ CLASSES = [
 def checkpoint(tmp_path_factory):
     """A tiny network with random weights, stored as training stores it."""
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["model=tiny", *CLASSES])
@@ -259,7 +258,7 @@ def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint
 
 
 def test_a_job_of_a_sweep_takes_the_checkpoint_of_the_named_run(run, checkpoint, tmp_path, monkeypatch):
-    job = SimpleNamespace(mode=RunMode.MULTIRUN, runtime=SimpleNamespace(output_dir=str(tmp_path / "job")))
+    job = OmegaConf.create({"job": {"num": 0}, "runtime": {"output_dir": str(tmp_path / "job")}})
     monkeypatch.setattr("flare.runs.HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: job))
     last = tmp_path / "outputs" / "default" / "rounds" / "mo" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)

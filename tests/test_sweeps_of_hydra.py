@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from flare import cli
 from flare.cli import CONF
 from flare.errors import FlareError
 from flare.files import read_csv
-from flare.sweeps.alone import run_alone
+from flare.sweeps.callback import plan
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, read_jobs
-from flare.sweeps.planning import plan
 from flare.sweeps.rerun import command, main
 from flare.sweeps.table import failures
 
@@ -76,8 +76,9 @@ def test_a_job_again_composes_and_runs_in_its_own_folder(experiment: str, tmp_pa
         done.update(cfg=cfg, folder=hydra.runtime.output_dir, given=hydra.overrides.task)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flare.sweeps.alone.task", lambda script: work)
-        run_alone(job.script, line[3:])
+        patch.setattr(cli, "task", lambda script: work)
+        patch.setattr(sys, "argv", line[2:])
+        exec(line[2])
     assert done["folder"] == str(tmp_path / "sweep of mine" / "10")
     assert (done["cfg"].round.name, done["cfg"].seed) == ("mot", 7)
     (again,) = read_jobs(tmp_path / "sweep of mine")
@@ -124,7 +125,7 @@ def test_jobs_that_never_began_run_as_well_but_trials_without_parameters_do_not(
     monkeypatch.setattr("flare.sweeps.rerun.subprocess.run", run)
     with pytest.raises(FlareError, match="2 of 4 jobs are not complete"):
         main(config("sweeps", f"sweep={tmp_path}", "rerun=true"), [])
-    assert ran == ["hydra.sweep.subdir='1'"]
+    assert ran == [f"hydra.run.dir='{tmp_path / '1'}'"]
     text = (tmp_path / "sweep.md").read_text()
     assert "| 1 | 2 | completed |" in text
     assert "2 trials have not begun" in text

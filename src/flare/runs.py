@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flare.errors import FlareError
 from flare.journal import Journal
@@ -94,9 +93,14 @@ class RunFolder:
 
 def run_folder(cfg: DictConfig) -> RunFolder:
     """The run's folder: `paths.run`, or a job's own folder below the sweep's in a multirun."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if HydraConfig.initialized() and is_job(HydraConfig.get()):
         return RunFolder(Path(HydraConfig.get().runtime.output_dir))
     return named_run(cfg)
+
+
+def is_job(hydra: Any) -> bool:
+    """Whether this is a job of a sweep: it has a number, also when it runs again alone."""
+    return not OmegaConf.is_missing(hydra.job, "num")
 
 
 def named_run(cfg: DictConfig) -> RunFolder:

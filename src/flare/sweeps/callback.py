@@ -7,23 +7,27 @@ import fcntl
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flare.progress import console
+from flare.runs import is_job
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs
-from flare.sweeps.planning import plan
 from flare.sweeps.table import failures, show, write_sweep
 
 log = logging.getLogger(__name__)
+
+BY_NUMBER = {"subdir": "${hydra.job.num}"}
 
 
 class SweepTable(Callback):
@@ -57,14 +61,14 @@ class SweepTable(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Note that a job has begun: one that is killed stays so."""
-        if config.hydra.mode == RunMode.MULTIRUN:
+        if is_job(config.hydra):
             self.started = time.monotonic()
             sweep, job = _job(config)
             job.write(sweep)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note how a job ended and bring the table up to date."""
-        if config.hydra.mode != RunMode.MULTIRUN:
+        if not is_job(config.hydra):
             return
         sweep, job = _job(config)
         returned = job_return._return_value  # the property would raise it if it is an error
@@ -94,6 +98,38 @@ class SweepTable(Callback):
         console.print(f"the jobs compared: {self.sweep / 'sweep.md'}", markup=False, soft_wrap=True)
         if text := failures(jobs, self.sweep).strip():
             console.print(text, markup=False, soft_wrap=True)
+
+
+def plan(config: DictConfig) -> list[Job]:
+    """List the jobs of a sweep as it starts.
+
+    Args:
+        config: The sweep's, as Hydra gives it to callbacks.
+
+    Returns:
+        In the order of their numbers. None if the jobs' folders are not these (`hydra.sweep.subdir`), or if
+        the sweeper is neither Hydra's own nor one with a number of trials.
+    """
+    if OmegaConf.to_container(OmegaConf.masked_copy(config.hydra.sweep, "subdir")) != BY_NUMBER:
+        return []
+    script = config.hydra.job.config_name
+    return [Job(str(n), script, overrides, PLANNED) for n, overrides in enumerate(_overrides(config))]
+
+
+def _overrides(config: DictConfig) -> Sequence[list[str] | None]:
+    """Each job's command line; None where the sweeper chooses it later."""
+    sweeper = config.hydra.sweeper
+    if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return [None] * sweeper.get("n_trials", 0)
+    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    values: dict[str, list[str]] = {}  # of a key given twice the last counts
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    for item in parser.parse_overrides([*given, *config.hydra.overrides.task]):
+        swept = (
+            item.sweep_string_iterator() if item.is_sweep_override() else [item.get_value_element_as_str()]
+        )
+        values[item.get_key_element()] = [f"{item.get_key_element()}={value}" for value in swept]
+    return [list(job) for job in product(*values.values())]
 
 
 def _job(config: DictConfig) -> tuple[Path, Job]:

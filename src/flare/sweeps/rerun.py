@@ -71,10 +71,10 @@ def rerun(sweep: Path, extra: Sequence[str]) -> list[Job]:
 
 
 def command(script: str, overrides: Sequence[str], folder: Path) -> list[str]:
-    """The command line of one job, in the folder that the job has."""
-    code = f"import sys; from flare.sweeps.alone import run_alone; run_alone({script!r}, sys.argv[1:])"
-    folder = folder.resolve()
-    place = [f"hydra.sweep.dir='{folder.parent}'", f"hydra.sweep.subdir='{folder.name}'"]
+    """The command line of one job in its own folder; a sweeper would write over files of the sweep."""
+    code = f"from flare.cli import run; run({script!r})"
+    number = folder.name if folder.name.isdigit() else 0  # makes it a job: see runs.is_job
+    place = ["hydra.mode=RUN", f"hydra.job.num={number}", f"hydra.run.dir='{folder.resolve()}'"]
     return [sys.executable, "-c", code, *overrides, *place]
 
 
