@@ -16,13 +16,11 @@ import SimpleITK as sitk
 from flare.errors import FlareError
 from flare.executor import LocalExecutor
 from flare.phantom import generate_cohort, plan_cohort
-from flare.phantom.annotation import annotate
 from flare.phantom.case import draw_case, generate_case, place
-from flare.phantom.classes import CLASS_IDS, ORGANS
 from flare.phantom.painting import PHASES
 from flare.phantom.placement import room_positions
-from flare.phantom.plan import ORDERS
-from flare.phantom.tumors import Canvas, stamp_tumor
+from flare.phantom.plan import CLASS_IDS, ORDERS, ORGANS
+from flare.phantom.tumors import Canvas, annotate, stamp_tumor
 
 pytestmark = pytest.mark.slow  # whole programs
 
@@ -152,10 +150,16 @@ def test_tumor_cases_leave_the_tumor_out_of_its_organ(cohort: Path, cases: dict[
 def test_filled_style_draws_the_organ_over_its_tumor() -> None:
     whole = np.array([[[1, 1, 1, 3]]], np.uint8)
     truth = np.array([[[1, TUMOR, 1, 3]]], np.uint8)
-    kept = {"hosts": ["liver"], "order": ["spleen", *ORGANS], "count": 1}
-    assert annotate(truth, whole, style="some_organs_filled", **kept).tolist() == [[[1, 1, 1, 0]]]
-    assert annotate(truth, whole, style="some_organs", **kept).tolist() == [[[1, 0, 1, 0]]]
-    assert annotate(truth, whole, style="tumor_with_others", **kept).tolist() == [[[0, TUMOR, 0, 3]]]
+
+    def drawn(style: str) -> list[int]:
+        spec = {"style": style, "organ_order": ["spleen", *ORGANS], "organ_count": 1}
+        return annotate(truth, whole, ["liver"], spec).ravel().tolist()
+
+    assert drawn("some_organs_filled") == [1, 1, 1, 0]
+    assert drawn("some_organs") == [1, 0, 1, 0]
+    assert drawn("tumor_with_others") == [0, TUMOR, 0, 3]
+    assert drawn("tumor_with_host") == [1, TUMOR, 1, 3]
+    assert drawn("tumor_only") == [0, TUMOR, 0, 0]
 
 
 def test_test_cases_bear_a_tumor_of_the_promised_size(cohort: Path, cases: dict[str, Any]) -> None:

@@ -9,13 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
-from flare.phantom.classes import AMOS_IDS, TOTALSEGMENTATOR_IDS
 from flare.phantom.frame import BodyFrame, build_frame
 
 MARGIN_MM = 12.0  # how far outside an organ its distance is known
 PITCH_MM = 1.6  # in-plane grid of the distance maps; they are smooth, so finer gains nothing
 FAR = np.float32(-99.0)
-NUMBERINGS = {"amos": AMOS_IDS, "totalsegmentator": TOTALSEGMENTATOR_IDS}
+# what the pelvis holds besides (AMOS: bladder, prostate or uterus): painted as soft tissue, no class
+PELVIC = "pelvic_organs"
+# values of label maps; those of TotalSegmentator v2 (task `total`) that are not named are left to the body
+NUMBERINGS = {
+    "amos": {
+        1: "spleen", 2: "right_kidney", 3: "left_kidney", 4: "gallbladder", 5: "esophagus", 6: "liver",
+        7: "stomach", 8: "aorta", 9: "inferior_vena_cava", 10: "pancreas", 11: "right_adrenal_gland",
+        12: "left_adrenal_gland", 13: "duodenum", 14: PELVIC, 15: PELVIC,
+    },
+    "totalsegmentator": {
+        1: "spleen", 2: "right_kidney", 3: "left_kidney", 4: "gallbladder", 5: "liver", 6: "stomach",
+        7: "pancreas", 8: "right_adrenal_gland", 9: "left_adrenal_gland", 15: "esophagus", 19: "duodenum",
+        52: "aorta", 63: "inferior_vena_cava", 21: PELVIC,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,31 +124,25 @@ def load_anatomy(path: str, numbering: str) -> Anatomy:
         if boxes[number - 1] is not None:
             ids.setdefault(name, []).append(number)
     shapes = {
-        name: _organ_shape(labels, numbers, _union([boxes[n - 1] for n in numbers]), pitch)
+        name: _organ_shape(labels, numbers, [boxes[n - 1] for n in numbers], pitch)
         for name, numbers in ids.items()
     }
     top = (labels.shape[0] - 1) * pitch[0]
     return Anatomy(shapes, build_frame(shapes, float(top)), bottom_mm=0.0, top_mm=float(top))
 
 
-def _union(boxes: list[tuple[slice, ...]]) -> list[tuple[int, int]]:
-    """Smallest box around boxes, as (start, stop) an axis."""
-    return [(min(b[a].start for b in boxes), max(b[a].stop for b in boxes)) for a in range(3)]
-
-
 def _organ_shape(
-    labels: np.ndarray, ids: list[int], box: list[tuple[int, int]], pitch: np.ndarray
+    labels: np.ndarray, ids: list[int], boxes: list[tuple[slice, ...]], pitch: np.ndarray
 ) -> OrganShape:
-    """Signed distance of one organ, its stray voxels removed, in its box and a margin."""
+    """Signed distance of one organ, its stray voxels removed, in the box around its boxes and a margin."""
     import cc3d
     import edt
     from scipy import ndimage
 
     margin = np.ceil(MARGIN_MM / pitch).astype(int)
-    start = [max(0, low - m) for (low, _), m in zip(box, margin, strict=True)]
-    stop = [min(n, high + m) for (_, high), m, n in zip(box, margin, labels.shape, strict=True)]
-    crop = labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-    mask = np.isin(crop, ids)
+    start = [max(0, min(b[a].start for b in boxes) - margin[a]) for a in range(3)]
+    stop = [max(b[a].stop for b in boxes) + margin[a] for a in range(3)]
+    mask = np.isin(labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))], ids)
     parts = cc3d.connected_components(mask.astype(np.uint8))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-from flare.phantom.fields import RandomField
 from flare.phantom.frame import BodyFrame
+from flare.phantom.placement import RandomField
 
-
-class Tissue(IntEnum):
-    """What is painted outside the organs; values continue after the classes of a label map."""
-
-    AIR = 30
-    FAT = 31
-    MUSCLE = 32
-    CORTEX = 33
-    MARROW = 34
-    DISC = 35
-    LUNG = 36
-    HEART = 37
-    BOWEL_WALL = 38
-    BOWEL_FLUID = 39
-    GAS = 40
-    STOOL = 41
-    CANAL = 42
-    SKIN = 43
-
-
+# what is painted outside the organs; values continue after the classes of a label map
+Tissue = IntEnum(
+    "Tissue",
+    "AIR FAT MUSCLE CORTEX MARROW DISC LUNG HEART BOWEL_WALL BOWEL_FLUID GAS STOOL CANAL SKIN",
+    start=30,
+)
 VERTEBRA_MM = 34.0  # height of a vertebra and its disc
 RIB_MM = 27.0
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where positions inside the skin lie (mm), `(N,)` each but for `points`.
+
+    Args:
+        points: `(3, N)` in the label map, z y x.
+        u: To the right of the spine.
+        v: In front of the spine.
+        inner: How far inside the muscle wall, negative outside of it.
+        organ_depth: Distance to the nearest organ, negative outside.
+        frame: The person's frame.
+    """
+
+    points: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    inner: np.ndarray
+    organ_depth: np.ndarray
+    frame: BodyFrame
+
+    @property
+    def z(self) -> np.ndarray:
+        """Height."""
+        return self.points[0]
+
+    @property
+    def side(self) -> np.ndarray:
+        """Distance from the middle."""
+        return np.abs(self.u)
 
 
 def paint_body(
     points: np.ndarray,
     organ_depth: np.ndarray,
     frame: BodyFrame,
-    fields: dict[str, RandomField],
-    *,
-    fat_mm: float,
-    wall_mm: float,
-    bowel_gas: float,
+    fields: Mapping[str, RandomField],
+    spec: Mapping[str, Any],
 ) -> np.ndarray:
     """Give each position outside the organs its tissue.
 
@@ -50,9 +67,8 @@ def paint_body(
         organ_depth: `(N,)` distance to the nearest organ, negative outside.
         frame: The person's frame.
         fields: `bowel`, `content` and `wall` fields over the map.
-        fat_mm: Thickness of subcutaneous fat.
-        wall_mm: Thickness of the muscle wall.
-        bowel_gas: Share of the bowel that holds gas.
+        spec: `fat_mm` and `wall_mm`, thickness of subcutaneous fat and of the muscle wall; `bowel_gas`, the
+            share of the bowel that holds gas.
 
     Returns:
         `(N,)` uint8 `Tissue`.
@@ -64,16 +80,16 @@ def paint_body(
     v = points[1] - frame.along(points[0], frame.spine[:, 0])
     u = points[2] - frame.along(points[0], frame.spine[:, 1])
     wall = fields["wall"].sample(points)
-    fat = fat_mm * (1 + 0.18 * wall) * np.where(v < -20, 0.75, 1.0)
-    inner = depth - fat - wall_mm * (1 + 0.12 * wall)  # how far inside the wall
+    fat = spec["fat_mm"] * (1 + 0.18 * wall) * np.where(v < -20, 0.75, 1.0)
+    inner = depth - fat - spec["wall_mm"] * (1 + 0.12 * wall)
+    at = Inside(points, u, v, inner, organ_depth[inside], frame)
     body = np.full(len(inside), Tissue.FAT, np.uint8)
     body[(depth > fat) & (inner < 0)] = Tissue.MUSCLE
-    cavity = inner > 0
-    _paint_bowel(body, cavity, points, u, v, inner, organ_depth[inside], frame, fields, bowel_gas)
-    _paint_muscles(body, points[0], u, v, inner, frame)
-    _paint_chest(body, cavity, points, u, v, inner, organ_depth[inside], frame)
-    _paint_pelvis(body, points[0], np.abs(u), v, inner, frame)
-    _paint_spine(body, points[0], u, v, frame)
+    _paint_bowel(body, at, fields, spec["bowel_gas"])
+    _paint_muscles(body, at)
+    _paint_chest(body, at)
+    _paint_pelvis(body, at)
+    _paint_spine(body, at)
     body[depth < 2] = Tissue.SKIN
     tissue[inside] = body
     return tissue
@@ -84,11 +100,9 @@ def _ellipse(a: np.ndarray, b: np.ndarray, half_a: float, half_b: float) -> np.n
     return (a / np.float32(half_a)) ** 2 + (b / np.float32(half_b)) ** 2
 
 
-def _paint_muscles(
-    body: np.ndarray, z: np.ndarray, u: np.ndarray, v: np.ndarray, inner: np.ndarray, frame: BodyFrame
-) -> None:
+def _paint_muscles(body: np.ndarray, at: Inside) -> None:
     """Back muscles, quadratus, and the psoas, which thickens downwards."""
-    side = np.abs(u)
+    z, side, v, frame = at.z, at.side, at.v, at.frame
     grown = np.clip((frame.crest_mm + 120 - z) / 100, 0.05, 1).astype(np.float32)
     body[_ellipse(side - 30, v + 42, 27, 19) < 1] = Tissue.MUSCLE
     body[_ellipse((side - 24 - 14 * grown) / grown, (v - 1) / grown, 17, 21) < 1] = Tissue.MUSCLE
@@ -96,10 +110,10 @@ def _paint_muscles(
     body[quadratus & (_ellipse(side - 62, v + 20, 17, 10) < 1)] = Tissue.MUSCLE
 
 
-def _paint_spine(body: np.ndarray, z: np.ndarray, u: np.ndarray, v: np.ndarray, frame: BodyFrame) -> None:
+def _paint_spine(body: np.ndarray, at: Inside) -> None:
     """Vertebral bodies with discs, canal, arch, transverse and spinous processes."""
+    z, u, v, side, frame = at.z, at.u, at.v, at.side, at.frame
     level = np.mod(z / VERTEBRA_MM, 1)
-    side = np.abs(u)
     widen = 1 + np.clip((frame.crest_mm - 35 - z) / 45, 0, 1)  # the sacrum
     radius = _ellipse(u / widen.astype(np.float32), v, 22.5, 17)
     disc = (level < 0.22) & (z > frame.crest_mm - 40)
@@ -113,25 +127,16 @@ def _paint_spine(body: np.ndarray, z: np.ndarray, u: np.ndarray, v: np.ndarray, 
     body[ring < 0.42] = Tissue.CANAL
 
 
-def _paint_chest(
-    body: np.ndarray,
-    cavity: np.ndarray,
-    points: np.ndarray,
-    u: np.ndarray,
-    v: np.ndarray,
-    inner: np.ndarray,
-    organ_depth: np.ndarray,
-    frame: BodyFrame,
-) -> None:
+def _paint_chest(body: np.ndarray, at: Inside) -> None:
     """Lung bases above the diaphragm, the heart's lower surface, and ribs in the wall."""
-    z, side = points[0], np.abs(u)
-    roof = frame.roof_at(points[1], points[2])
+    z, u, v, side, inner, frame = at.z, at.u, at.v, at.side, at.inner, at.frame
+    roof = frame.roof_at(at.points[1], at.points[2])
     # the pleural recess reaches deepest behind
     recess = frame.top_mm - 30 - 60 * np.clip((60 - v) / 100, 0, 1)
-    above = cavity & (z > roof + 4) & (z > recess)
+    above = (inner > 0) & (z > roof + 4) & (z > recess)
     mediastinum = (side < 32) & (v > -12) & (v < 75)
     lung = above & ~mediastinum
-    body[lung] = np.where(organ_depth[lung] > -4, Tissue.MUSCLE, Tissue.LUNG)
+    body[lung] = np.where(at.organ_depth[lung] > -4, Tissue.MUSCLE, Tissue.LUNG)
     heart = _ellipse(u + 28, v - 95, 52, 45) + ((z - frame.top_mm - 15) / 45) ** 2
     body[above & (heart < 1.12)] = Tissue.FAT
     body[above & (heart < 1)] = Tissue.HEART
@@ -143,11 +148,10 @@ def _paint_chest(
     body[rib] = np.where(arc[rib] > 330, Tissue.DISC, np.where(hollow[rib], Tissue.MARROW, Tissue.CORTEX))
 
 
-def _paint_pelvis(
-    body: np.ndarray, z: np.ndarray, side: np.ndarray, v: np.ndarray, inner: np.ndarray, frame: BodyFrame
-) -> None:
+def _paint_pelvis(body: np.ndarray, at: Inside) -> None:
     """Iliac wings with muscle on both faces, hip joints below."""
-    below = frame.crest_mm - 5 - z
+    side, v, inner = at.side, at.v, at.inner
+    below = at.frame.crest_mm - 5 - at.z
     if not (below > 0).any():
         return
     reach = np.clip(below / 45, 0, 1)
@@ -169,35 +173,24 @@ def _paint_pelvis(
     body[joint < 22] = Tissue.MARROW
 
 
-def _paint_bowel(
-    body: np.ndarray,
-    cavity: np.ndarray,
-    points: np.ndarray,
-    u: np.ndarray,
-    v: np.ndarray,
-    inner: np.ndarray,
-    organ_depth: np.ndarray,
-    frame: BodyFrame,
-    fields: dict[str, RandomField],
-    bowel_gas: float,
-) -> None:
+def _paint_bowel(body: np.ndarray, at: Inside, fields: Mapping[str, RandomField], bowel_gas: float) -> None:
     """Small-bowel loops where a field is high, the colon at both flanks; gas rises to the front."""
-    z = points[0]
-    room = cavity & (inner > 4) & (organ_depth < -2.5) & (v > 12) & (z < frame.top_mm - 60)
+    top = at.frame.top_mm
+    room = (at.inner > 4) & (at.organ_depth < -2.5) & (at.v > 12) & (at.z < top - 60)
     chosen = np.flatnonzero(room)
     if not len(chosen):
         return
-    where = points[:, chosen]
+    where, v = at.points[:, chosen], at.v[chosen]
     loops = fields["bowel"].sample(where) + 0.25
     content = fields["content"].sample(where)
     # signed size of the colon: a tube along the inner wall, pinched by the field
-    flank = (np.abs(u[chosen]) > 70) & (v[chosen] < 75) & (z[chosen] < frame.top_mm - 95)
-    colon = np.where(flank, 19 + 3 * content - np.hypot(inner[chosen] - 24, v[chosen] - 38), -1)
+    flank = (at.side[chosen] > 70) & (v < 75) & (where[0] < top - 95)
+    colon = np.where(flank, 19 + 3 * content - np.hypot(at.inner[chosen] - 24, v - 38), -1)
     kind = np.full(len(chosen), Tissue.FAT, np.uint8)
     kind[loops > 0.35] = Tissue.BOWEL_WALL
     filled = loops > 0.62
     kind[filled] = Tissue.BOWEL_FLUID
-    gas_level = 2.2 - 2.6 * bowel_gas - 0.012 * (v[chosen] - 50)
+    gas_level = 2.2 - 2.6 * bowel_gas - 0.012 * (v - 50)
     kind[filled & (content > gas_level)] = Tissue.GAS
     kind[colon > 0] = Tissue.BOWEL_WALL
     kind[colon > 3] = np.where(content[colon > 3] > 0.8 - bowel_gas, Tissue.GAS, Tissue.STOOL)

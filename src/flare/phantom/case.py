@@ -10,34 +10,32 @@ import numpy as np
 
 from flare.files import config_hash, write_json
 from flare.geometry import Geometry
-from flare.phantom.anatomy import Anatomy, load_anatomy, sample_organs
-from flare.phantom.annotation import annotate
+from flare.phantom.anatomy import PELVIC, Anatomy, load_anatomy, sample_organs
 from flare.phantom.body import Tissue, paint_body
-from flare.phantom.classes import CLASS_IDS, PELVIC, TUMOR
-from flare.phantom.fields import RandomField, random_field
 from flare.phantom.painting import PELVIC_ID, acquire, draw_hu, paint
-from flare.phantom.placement import Warp, draw_warp, lay_out, room_positions, voxel_order
-from flare.phantom.tumors import Canvas, stamp_tumor
+from flare.phantom.placement import (
+    RandomField,
+    Warp,
+    draw_warp,
+    lay_out,
+    random_field,
+    room_positions,
+    voxel_order,
+)  # fmt: skip
+from flare.phantom.plan import CLASS_IDS, TUMOR
+from flare.phantom.tumors import Canvas, annotate, stamp_tumor
 
 SLAB_VOXELS = 1_500_000  # positions held at once; bounds memory whatever the matrix
 FIELD_LENGTHS_MM = {
-    "bowel": 9.0,
-    "content": 16.0,
-    "wall": 35.0,
-    "grain": 4.5,
-    "vessel_a": 8.0,
-    "vessel_b": 8.0,
-}
+    "bowel": 9.0, "content": 16.0, "wall": 35.0, "grain": 4.5, "vessel_a": 8.0, "vessel_b": 8.0,
+}  # fmt: skip
 NUMBERS = {**{name: number for name, number in CLASS_IDS.items() if name != TUMOR}, PELVIC: PELVIC_ID}
 # folders of image, label file and truth for each kind, as the challenge names them
 FOLDERS: dict[str, tuple[str, str | None, str | None]] = {
-    "organs_complete": ("imagesTr2200", "labelsTr2200", "truth"),
-    "tumor": ("imagesTr2200", "labelsTr2200", "truth"),
-    "partial": ("imagesTr2200", "labelsTr2200", "truth"),
+    **dict.fromkeys(("organs_complete", "tumor", "partial"), ("imagesTr2200", "labelsTr2200", "truth")),
     "unlabeled": ("unlabelTr1800", None, "truth"),
     "validation": ("imagesVal", "labelsVal", None),
-    "test": ("imagesTs", "labelsTs", None),
-    "extra": ("imagesTs", "labelsTs", None),
+    **dict.fromkeys(("test", "extra"), ("imagesTs", "labelsTs", None)),
 }
 
 
@@ -61,30 +59,16 @@ def generate_case(root: str, case_id: str, record: str, spec: Mapping[str, Any])
     images, labels, truth = FOLDERS[spec["kind"]]
     hosts = sorted({t["host"] for t in found if t["voxels"]})
     files: list[Path] = []
-    if truth:
-        files.append(Path(truth) / f"{case_id}.nii.gz")
-        write_labels(Path(root) / files[-1], order.apply(canvas.labels), stored)
-    if labels:
-        drawn = annotate(
-            canvas.labels,
-            whole,
-            style=spec["style"],
-            hosts=hosts,
-            order=spec["organ_order"],
-            count=spec["organ_count"],
-        )
-        files.append(Path(labels) / f"{case_id}.nii.gz")
+    for folder in filter(None, (truth, labels)):
+        drawn = canvas.labels if folder == truth else annotate(canvas.labels, whole, hosts, spec)
+        files.append(Path(folder) / f"{case_id}.nii.gz")
         write_labels(Path(root) / files[-1], order.apply(drawn), stored)
     files.append(Path(images) / f"{case_id}_0000.nii.gz")
     write_image(Path(root) / files[-1], order.apply(canvas.image), stored)
     made = {
-        "kind": spec["kind"],
+        **{key: spec[key] for key in ("kind", "phase", "voxel_order", "style", "seed")},
         "anatomy": Path(spec["anatomy"]).name,
-        "phase": spec["phase"],
-        "voxel_order": spec["voxel_order"],
         "tilted": any(spec["tilt_degrees"]),
-        "style": spec["style"],
-        "seed": spec["seed"],
         "tumors": found,
         "files": {f.as_posix(): (Path(root) / f).stat().st_size for f in files},
         "spec": config_hash(spec),
@@ -115,18 +99,7 @@ def place(rng: np.random.Generator, spec: Mapping[str, Any]) -> tuple[Anatomy, W
         path = str(Path(__file__).parent / "maps" / path)
     anatomy = load_anatomy(path, spec["numbering"])
     warp = draw_warp(rng, anatomy, deformation_mm=spec["deformation_mm"])
-    geometry = lay_out(
-        anatomy,
-        warp,
-        spacing_mm=tuple(spec["spacing_mm"]),
-        matrix=spec["matrix"],
-        in_plane_mm=tuple(spec["in_plane_mm"]),
-        margin_mm=spec["margin_mm"],
-        low_mm=anatomy.lowest_mm(tuple(CLASS_IDS)) - spec["below_mm"],
-        high_mm=anatomy.top_mm - spec["off_top_mm"],
-        tilt_degrees=tuple(spec["tilt_degrees"]),
-    )
-    return anatomy, warp, geometry
+    return anatomy, warp, lay_out(anatomy, warp, spec)
 
 
 def _paint(
@@ -149,15 +122,7 @@ def _paint(
         room = room_positions(geometry, start, stop)
         points = warp.to_map(room)
         organs, depth = sample_organs(anatomy, points, NUMBERS)
-        body = paint_body(
-            points,
-            depth,
-            anatomy.frame,
-            fields,
-            fat_mm=spec["fat_mm"],
-            wall_mm=spec["wall_mm"],
-            bowel_gas=spec["bowel_gas"],
-        )
+        body = paint_body(points, depth, anatomy.frame, fields, spec)
         painted = np.where(organs > 0, organs, body)
         values = paint(painted, points, depth, table, fields, phase=spec["phase"], gas_front_mm=gas_front_mm)
         _paint_table(values, painted, room, warp, anatomy)

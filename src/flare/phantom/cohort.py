@@ -21,19 +21,7 @@ SUMMARY = "cohort.json"
 RECORDS = ".cases"  # one small file a case, written after its last file
 
 
-def generate_cohort(
-    root: Path,
-    *,
-    size: str,
-    seed: int,
-    counts: Mapping[str, int],
-    grids: Mapping[str, Mapping[str, Any]],
-    tumors: Mapping[str, Any],
-    deformation_mm: float,
-    noise_hu: tuple[float, float],
-    extra_anatomy: str | Path | None,
-    executor: Executor,
-) -> None:
+def generate_cohort(root: Path, *, executor: Executor, **settings: Any) -> None:
     """Make the phantom cohort in the challenge's layout, or what is missing of it.
 
     A case whose specification and files are unchanged is left alone, so more cases can be asked for later;
@@ -41,32 +29,15 @@ def generate_cohort(
 
     Args:
         root: Folder of the cohort.
-        size: As for `plan_cohort`, like the next seven.
-        seed: See there.
-        counts: See there.
-        grids: See there.
-        tumors: See there.
-        deformation_mm: See there.
-        noise_hu: See there.
-        extra_anatomy: See there.
         executor: Runs the cases.
+        **settings: As for `plan_cohort`.
 
     Raises:
         FlareError: If settings mean nothing, or a case failed.
     """
     root = Path(root)
-    settings = {
-        "version": VERSION,
-        "size": size,
-        "seed": seed,
-        "counts": dict(counts),
-        "grids": {name: dict(grid) for name, grid in grids.items()},
-        "tumors": {**tumors, "hosts": dict(tumors["hosts"])},
-        "deformation_mm": deformation_mm,
-        "noise_hu": noise_hu,
-        "extra_anatomy": str(extra_anatomy) if extra_anatomy else None,
-    }
-    settings = json.loads(json.dumps(settings, default=list))  # as it reads back
+    settings["extra_anatomy"] = str(settings["extra_anatomy"]) if settings["extra_anatomy"] else None
+    settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as it reads back
     plan = plan_cohort(**{k: v for k, v in settings.items() if k != "version"})
     if _is_finished(root, settings, plan):
         return

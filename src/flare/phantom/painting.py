@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from flare.phantom.anatomy import PELVIC
 from flare.phantom.body import Tissue
-from flare.phantom.classes import CLASS_IDS, PELVIC
-from flare.phantom.fields import RandomField
+from flare.phantom.placement import RandomField
+from flare.phantom.plan import CLASS_IDS
 
 PHASES = ("native", "arterial", "portal")
 PELVIC_ID = 20  # in arrays of the generator only; never in a label file
@@ -105,27 +106,20 @@ def paint(
     rough[[Tissue.STOOL, Tissue.MARROW, Tissue.LUNG]] = (70, 35, 30)
     rough[Tissue.FAT] = 9
     values[solid] += grain * rough[painted[solid]]
-    _paint_vessels(values, painted, points, organ_depth, table, fields)
-    _paint_kidneys(values, painted, organ_depth, phase)
-    _paint_stomach(values, painted, points, organ_depth, fields, gas_front_mm)
-    return values
-
-
-def _paint_vessels(
-    values: np.ndarray,
-    painted: np.ndarray,
-    points: np.ndarray,
-    organ_depth: np.ndarray,
-    table: np.ndarray,
-    fields: Mapping[str, RandomField],
-) -> None:
-    """Liver vessels: where two fields are both near zero there is a tube, as bright as the vena cava."""
+    # liver vessels: where two fields are both near zero there is a tube, as bright as the vena cava
     liver = np.flatnonzero((painted == CLASS_IDS["liver"]) & (organ_depth > 6))
     where = points[:, liver]
-    first, second = fields["vessel_a"].sample(where), fields["vessel_b"].sample(where)
-    tube = np.hypot(first, second) < 0.2
-    target = 0.25 * table[CLASS_IDS["liver"]] + 0.75 * table[CLASS_IDS["inferior_vena_cava"]]
-    values[liver[tube]] = target
+    tube = np.hypot(fields["vessel_a"].sample(where), fields["vessel_b"].sample(where)) < 0.2
+    values[liver[tube]] = 0.25 * table[CLASS_IDS["liver"]] + 0.75 * table[CLASS_IDS["inferior_vena_cava"]]
+    _paint_kidneys(values, painted, organ_depth, phase)
+    # a wall around food and fluid; the patient lies on the back, so gas lies in front
+    lumen = np.flatnonzero((painted == CLASS_IDS["stomach"]) & (organ_depth > 4))
+    if len(lumen):
+        values[lumen] -= 22 + 8 * fields["content"].sample(points[:, lumen])
+        values[lumen[points[1, lumen] > gas_front_mm]] = -880
+    for name, depth in (("duodenum", 7.0), ("esophagus", 5.0)):
+        values[(painted == CLASS_IDS[name]) & (organ_depth > depth)] -= 25
+    return values
 
 
 def _paint_kidneys(values: np.ndarray, painted: np.ndarray, organ_depth: np.ndarray, phase: str) -> None:
@@ -136,25 +130,6 @@ def _paint_kidneys(values: np.ndarray, painted: np.ndarray, organ_depth: np.ndar
         values[kidney & (organ_depth < 6)] += contrast
         values[kidney & (organ_depth > 9)] -= contrast
         values[kidney & (organ_depth > 17)] -= 90
-
-
-def _paint_stomach(
-    values: np.ndarray,
-    painted: np.ndarray,
-    points: np.ndarray,
-    organ_depth: np.ndarray,
-    fields: Mapping[str, RandomField],
-    gas_front_mm: float,
-) -> None:
-    """A wall around food and fluid; the patient lies on the back, so gas lies in front."""
-    lumen = np.flatnonzero((painted == CLASS_IDS["stomach"]) & (organ_depth > 4))
-    if len(lumen):
-        content = fields["content"].sample(points[:, lumen])
-        values[lumen] -= 22 + 8 * content
-        values[lumen[points[1, lumen] > gas_front_mm]] = -880
-    for name, depth in (("duodenum", 7.0), ("esophagus", 5.0)):
-        inner = np.flatnonzero((painted == CLASS_IDS[name]) & (organ_depth > depth))
-        values[inner] -= 25
 
 
 def acquire(image: np.ndarray, rng: np.random.Generator, *, blur_vox: float, noise_hu: float) -> None:

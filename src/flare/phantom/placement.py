@@ -1,7 +1,8 @@
-"""Where a patient lies: the warp of an anatomy, and the scanner's voxel grid around it."""
+"""Smooth random fields, the warp of an anatomy that is made of them, and the scanner's voxel grid."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,55 @@ import numpy as np
 
 from flare.geometry import Geometry, Orientation, Shape
 from flare.phantom.anatomy import Anatomy
-from flare.phantom.classes import ORGANS
-from flare.phantom.fields import RandomField, random_field
+from flare.phantom.plan import CLASS_IDS, ORGANS
 
 REACH_MM = 330.0  # half the box in which a patient is defined
 SURVEY_MM = 9.0  # grid on which the field of view is laid out
+TABLE_MM = 12.0  # stored pitch of a field; below half its correlation length linear interpolation is smooth
 TO_LPS = np.array([-1.0, -1.0, 1.0])  # (x, y, z): right, anterior, superior to left, posterior, superior
+
+
+@dataclass(frozen=True)
+class RandomField:
+    """Gaussian noise of unit variance and a given correlation length, defined on all of a box.
+
+    Args:
+        origin_mm: First node (z, y, x).
+        pitch_mm: Distance of nodes.
+        values: `(Z, Y, X)` float32.
+    """
+
+    origin_mm: np.ndarray
+    pitch_mm: float
+    values: np.ndarray
+
+    def sample(self, points: np.ndarray) -> np.ndarray:
+        """Field values at `(3, N)` positions; beyond the box the edge is repeated."""
+        from scipy import ndimage
+
+        index = (points - self.origin_mm[:, None].astype(np.float32)) / np.float32(self.pitch_mm)
+        return ndimage.map_coordinates(self.values, index, order=1, mode="nearest")
+
+
+def random_field(
+    rng: np.random.Generator, low_mm: np.ndarray, high_mm: np.ndarray, length_mm: float
+) -> RandomField:
+    """Draw a field over a box.
+
+    Args:
+        rng: Source of randomness.
+        low_mm: Lower corner (z, y, x).
+        high_mm: Upper corner.
+        length_mm: Correlation length (standard deviation of the smoothing kernel).
+    """
+    from scipy import ndimage
+
+    pitch = min(TABLE_MM, length_mm / 1.2)
+    margin = 2 * pitch
+    shape = np.ceil((high_mm - low_mm + 2 * margin) / pitch).astype(int) + 1
+    values = rng.standard_normal(tuple(shape), dtype=np.float32)
+    values = ndimage.gaussian_filter(values, length_mm / pitch, mode="wrap")
+    return RandomField(np.asarray(low_mm) - margin, pitch, values / values.std())
 
 
 @dataclass(frozen=True)
@@ -87,68 +131,50 @@ def room_positions(geometry: Geometry, start: int, stop: int) -> np.ndarray:
     return out.reshape(3, -1)
 
 
-def lay_out(
-    anatomy: Anatomy,
-    warp: Warp,
-    *,
-    spacing_mm: tuple[float, float, float],
-    matrix: int | None,
-    in_plane_mm: tuple[float, float],
-    margin_mm: float,
-    low_mm: float,
-    high_mm: float,
-    tilt_degrees: tuple[float, float, float],
-) -> Geometry:
+def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
     """Choose the scanner's grid, in RAS voxel order but for a tilt.
 
     Its last slice lies below the upper end of the label map everywhere in the body: what is above is unknown.
+    Downwards it covers `below_mm` below the lowest organ, upwards all but `off_top_mm` of the map.
 
     Args:
         anatomy: The patient's anatomy.
         warp: The patient's warp.
-        spacing_mm: Voxel size (z, y, x); with `matrix` the in-plane size is what the field of view needs.
-        matrix: Rows and columns, or None for as many as the field of view needs.
-        in_plane_mm: Range of in-plane voxel sizes, used with `matrix`.
-        margin_mm: Air around the body; negative cuts the skin.
-        low_mm: Map height that shall be covered downwards.
-        high_mm: Map height above which nothing is scanned.
-        tilt_degrees: Rotation of the grid against the room about z, y, x.
+        spec: `spacing_mm` (z, y, x); `matrix`, rows and columns, or None for as many as the field of view
+            needs; with it the in-plane voxel size is what the field of view needs, within `in_plane_mm`;
+            `margin_mm` of air around the body (negative cuts the skin); `tilt_degrees` of the grid against
+            the room about z, y, x.
     """
-    axes = rotation(tilt_degrees)  # columns: directions of slice, row and column in the room (z, y, x)
+    axes = rotation(spec["tilt_degrees"])  # columns: slice, row and column in the room (z, y, x)
     ticks = np.arange(-REACH_MM, REACH_MM, SURVEY_MM)
     local = np.stack(np.meshgrid(ticks, ticks, ticks, indexing="ij")).reshape(3, -1)
     points = warp.to_map(axes @ local + warp.room_centre[:, None])
     body = anatomy.frame.skin_depth(points) > 0
-    above = body & (points[0] > min(high_mm, anatomy.top_mm))
+    above = body & (points[0] > anatomy.top_mm - spec["off_top_mm"])
     last = local[0, above].min() - SURVEY_MM
-    first = local[0, body & (points[0] > low_mm)].min()
+    lowest = anatomy.lowest_mm(tuple(CLASS_IDS)) - spec["below_mm"]
+    first = local[0, body & (points[0] > lowest)].min()
     scanned = body & (local[0] >= first) & (local[0] <= last)
-    low = local[1:, scanned].min(1) - margin_mm
-    high = local[1:, scanned].max(1) + margin_mm
-    low[0] -= max(0.0, 22.0 + min(margin_mm, 0.0))  # room for the table
-    rows, columns, pitch = _in_plane(high - low, spacing_mm[1], matrix, in_plane_mm)
-    slices = int((last - first) / spacing_mm[0]) + 1
+    margin, (thickness, pitch, _) = spec["margin_mm"], spec["spacing_mm"]
+    low, high = local[1:, scanned].min(1) - margin, local[1:, scanned].max(1) + margin
+    low[0] -= max(0.0, 22.0 + min(margin, 0.0))  # room for the table
+    if spec["matrix"] is None:
+        rows, columns = (int(n) for n in np.ceil((high - low) / pitch))
+    else:
+        rows = columns = spec["matrix"]
+        pitch = float(np.clip((high - low).max() / rows, *spec["in_plane_mm"]))
+    slices = int((last - first) / thickness) + 1
     plane = (low + high) / 2 - (np.array([rows, columns]) - 1) / 2 * pitch
     # slices are counted down from the last one, so that rounding is lost at the lower end
-    corner = np.array([last - (slices - 1) * spacing_mm[0], *plane])
+    corner = np.array([last - (slices - 1) * thickness, *plane])
     origin = axes @ corner + warp.room_centre
     direction = axes[::-1, ::-1] * TO_LPS[:, None]
     return Geometry(
         shape=(slices, rows, columns),
-        spacing_mm=(spacing_mm[0], pitch, pitch),
+        spacing_mm=(thickness, pitch, pitch),
         origin_mm=tuple(float(v) for v in origin[::-1] * TO_LPS),  # type: ignore[arg-type]
         direction=tuple(float(v) for v in direction.ravel()),
     )
-
-
-def _in_plane(
-    extent_mm: np.ndarray, pitch_mm: float, matrix: int | None, range_mm: tuple[float, float]
-) -> tuple[int, int, float]:
-    """Rows, columns and voxel size that cover a field of view."""
-    if matrix is not None:
-        return matrix, matrix, float(np.clip(extent_mm.max() / matrix, *range_mm))
-    rows, columns = np.ceil(extent_mm / pitch_mm).astype(int)
-    return int(rows), int(columns), pitch_mm
 
 
 def voxel_order(code: str) -> Orientation:

@@ -8,31 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from flare.errors import FlareError
-from flare.phantom.classes import ORGANS
 
 VERSION = 1  # raised when the generator makes other voxels of the same settings
 
+# the challenge's classes, numbered from 1
+ORGANS = (
+    "liver", "right_kidney", "spleen", "pancreas", "aorta", "inferior_vena_cava", "right_adrenal_gland",
+    "left_adrenal_gland", "gallbladder", "esophagus", "stomach", "duodenum", "left_kidney",
+)  # fmt: skip
+TUMOR = "tumor"
+CLASS_IDS = {name: number for number, name in enumerate((*ORGANS, TUMOR), start=1)}
+
 # First case number of each kind: growing one kind renames no case of another.
-FIRST_NUMBER = {
-    "organs_complete": 1,
-    "tumor": 1001,
-    "partial": 2001,
-    "unlabeled": 3001,
-    "validation": 4001,
-    "test": 5001,
-    "extra": 6001,
-}
+KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra")
+FIRST_NUMBER = {kind: 1000 * place + 1 for place, kind in enumerate(KINDS)}
 MAPS = ("amos_0001.nii.gz", "amos_0013.nii.gz")
 # Where the index axes i, j, k run to, and whether the grid is tilted against the room.
 ORDERS = (
-    ("RAS", False),
-    ("LPS", False),
-    ("LAS", True),
-    ("LPS", True),
-    ("SAR", False),
-    ("PLI", True),
+    ("RAS", False), ("LPS", False), ("LAS", True), ("LPS", True), ("SAR", False), ("PLI", True),
     ("RAS", True),
-)
+)  # fmt: skip
 TUMOR_STYLES = ("tumor_with_host", "tumor_with_others", "tumor_only")
 PARTIAL_STYLES = ("some_organs", "some_organs_filled")
 # How often a patient of the kind bears a tumor at all.
@@ -75,16 +70,19 @@ def plan_cohort(
         FlareError: If a key has a value that means nothing.
     """
     _check(size, counts, grids, tumors)
-    third = _label_map(extra_anatomy)
+    third = sorted(Path(extra_anatomy).glob("*_totalsegmentator.nii.gz")) if extra_anatomy else []
     plan = {}
     for kind, first in FIRST_NUMBER.items():
-        for k in range(counts.get(kind, 0) if kind != "extra" or third else 0):
+        # the shipped maps take turns
+        anatomies = [str(path) for path in third[:1]] if kind == "extra" else MAPS
+        for k in range(counts.get(kind, 0) if anatomies else 0):
             case_id = f"phantom_{first + k:04d}"
             draw = random.Random(f"{seed}/{case_id}")
             plan[case_id] = {
                 "kind": kind,
                 "seed": draw.randrange(2**31),
-                **_anatomy(kind, k, third),
+                "anatomy": anatomies[k % len(anatomies)],
+                "numbering": "totalsegmentator" if kind == "extra" else "amos",
                 **_scan(draw, kind, k, grids[size], noise_hu, deformation_mm),
                 **_findings(draw, kind, k, tumors),
             }
@@ -103,19 +101,6 @@ def _check(size: str, counts: Mapping[str, int], grids: Mapping[str, Any], tumor
     unknown = set(tumors["hosts"]) - {*ORGANS, "outside"}
     if unknown:
         raise FlareError(f"data.phantom.tumors.hosts: expected organs or outside, given {sorted(unknown)}")
-
-
-def _label_map(folder: str | Path | None) -> str | None:
-    """The TotalSegmentator label map of a folder, if there is one."""
-    found = sorted(Path(folder).glob("*_totalsegmentator.nii.gz")) if folder else []
-    return str(found[0]) if found else None
-
-
-def _anatomy(kind: str, k: int, third: str | None) -> dict[str, Any]:
-    """Whose anatomy it is: the shipped maps take turns."""
-    if kind == "extra":
-        return {"anatomy": str(third), "numbering": "totalsegmentator"}
-    return {"anatomy": MAPS[k % len(MAPS)], "numbering": "amos"}
 
 
 def _scan(
@@ -166,21 +151,14 @@ def _tumors(draw: random.Random, kind: str, tumors: Mapping[str, Any]) -> list[d
     """The first tumor, which is what the cohort promises, and perhaps one or two more."""
     hosts, weights = list(tumors["hosts"]), list(tumors["hosts"].values())
     flat = kind not in ("test", "extra") and draw.random() < tumors["isodense"]
-    found = [
-        {
-            "host": draw.choices(hosts, weights)[0],
-            "diameter_mm": round(draw.uniform(*tumors["diameter_mm"]), 1),
-            "contrast_hu": 0.0 if flat else round(draw.uniform(*tumors["contrast_hu"]), 1),
-            "minimum_mm": tumors["minimum_mm"],
-        }
-    ]
+
+    def one(diameter_mm: Any, contrast_hu: Any, minimum_mm: float) -> dict[str, Any]:
+        host = draw.choices(hosts, weights)[0]
+        diameter = round(draw.uniform(*diameter_mm), 1)
+        contrast = round(draw.uniform(*contrast_hu), 1) if contrast_hu else 0.0
+        return {"host": host, "diameter_mm": diameter, "contrast_hu": contrast, "minimum_mm": minimum_mm}
+
+    found = [one(tumors["diameter_mm"], None if flat else tumors["contrast_hu"], tumors["minimum_mm"])]
     while len(found) < 3 and draw.random() < tumors["secondary"]:
-        found.append(
-            {
-                "host": draw.choices(hosts, weights)[0],
-                "diameter_mm": round(draw.uniform(*tumors["secondary_diameter_mm"]), 1),
-                "contrast_hu": round(draw.uniform(0, tumors["contrast_hu"][1]), 1),
-                "minimum_mm": 0.0,
-            }
-        )
+        found.append(one(tumors["secondary_diameter_mm"], (0, tumors["contrast_hu"][1]), 0.0))
     return found

@@ -1,14 +1,15 @@
-"""Tumors: lobulated masses inside organs and a few outside, stamped into image and truth."""
+"""Tumors, lobulated masses stamped into image and truth, and the label files that annotators leave."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flare.phantom.body import Tissue
-from flare.phantom.classes import CLASS_IDS, TUMOR
+from flare.phantom.plan import CLASS_IDS, ORGANS, TUMOR
 
 OUTSIDE = "outside"
 # hosts a tumor goes to when its own is too thin for it, or cut off by the field of view
@@ -135,3 +136,35 @@ def _axes(rng: np.random.Generator) -> np.ndarray:
     """Relative half-axes of the ellipsoid, of unit volume."""
     axes = rng.uniform(0.8, 1.25, 3)
     return axes / axes.prod() ** (1 / 3)
+
+
+def annotate(
+    truth: np.ndarray, whole: np.ndarray, hosts: Sequence[str], spec: Mapping[str, Any]
+) -> np.ndarray:
+    """Make the label file of a case.
+
+    Args:
+        truth: `(Z, Y, X)` uint8, all classes.
+        whole: The same before tumors were put in.
+        hosts: Organs that bear a tumor.
+        spec: `organ_order`, all organs, those preferred first; `organ_count`, how many the annotators drew,
+            where the style leaves a choice; `style`: `complete`, all that is there; `tumor_only`;
+            `tumor_with_host`, the tumor, its organ without the tumor's voxels and a few others;
+            `tumor_with_others`, the tumor and organs that bear none; `some_organs`, where the tumor is in no
+            class; `some_organs_filled`, drawn whole, over the tumor.
+
+    Returns:
+        `(Z, Y, X)` uint8.
+    """
+    style, count = spec["style"], spec["organ_count"]
+    if style == "complete":
+        return truth
+    others = [name for name in spec["organ_order"] if name not in hosts]
+    bearing = [name for name in ORGANS if name in hosts]
+    organs = {
+        "tumor_only": [TUMOR],
+        "tumor_with_host": [*bearing, *others[:count], TUMOR],
+        "tumor_with_others": [*others[:count], TUMOR],
+    }.get(style, [*bearing, *others][:count])
+    source = whole if style == "some_organs_filled" else truth
+    return np.where(np.isin(source, [CLASS_IDS[name] for name in organs]), source, 0).astype(np.uint8)
