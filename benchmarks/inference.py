@@ -90,7 +90,8 @@ def write(model: str, folder: str) -> None:
 
     from flare.cli import CONF
     from flare.convert.export import export_folder
-    from flare.convert.foreign import Foreign, write_checkpoint
+    from flare.convert.foreign import write_checkpoint
+    from flare.convert.layout import Foreign
     from flare.labels import LabelSet
 
     with initialize_config_dir(str(CONF), version_base="1.3"):

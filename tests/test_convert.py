@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from flare.checkpoints import load_checkpoint, load_network
-from flare.convert.command import main
-from flare.convert.layout import architecture, from_nnunet1, from_nnunet2, to_nnunet2, without_zeros
+from flare.convert.foreign import main
+from flare.convert.layout import architecture, from_nnunet, to_nnunet2, without_zeros
 from flare.errors import FlareError
 from nnunet_files import (
     FEATURES,
@@ -72,7 +72,7 @@ def test_nnunet1_with_its_plans(convert: Convert, tmp_path: Path, image: Tensor)
 
 
 def test_nnunet1_of_three_convolutions_a_stage() -> None:
-    found = architecture(from_nnunet1(nnunet1_state(3)))
+    found = architecture(from_nnunet(nnunet1_state(3)))
     assert found["convolutions_per_stage"] == 3
     assert found["features"] == list(FEATURES)
     assert found["strides"] == [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
@@ -153,7 +153,7 @@ def test_the_folder_is_the_same_function(convert: Convert, tmp_path: Path, image
 
 
 def test_names_there_and_back() -> None:
-    ours = from_nnunet2(nnunet2_state())
+    ours = from_nnunet(nnunet2_state())
     again = to_nnunet2(ours)
     assert again.keys() == nnunet2_state().keys()
     assert all(torch.equal(w, again[name]) for name, w in nnunet2_state().items())

@@ -14,8 +14,8 @@ from peers import PATCH, SIZES, configuration, generic_unet, plain_conv_unet, pl
 from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 
 from flare.checkpoints import load_network
-from flare.convert.command import convert
 from flare.convert.export import export_folder
+from flare.convert.foreign import convert
 from flare.labels import LabelSet
 
 LIMIT = 1e-5

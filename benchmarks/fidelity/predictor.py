@@ -26,7 +26,8 @@ from rows import ABDOMEN, NNUNET2, Row, limited, stated
 
 from flare.cli import CONF
 from flare.convert.export import export_folder
-from flare.convert.foreign import Foreign, write_checkpoint
+from flare.convert.foreign import write_checkpoint
+from flare.convert.layout import Foreign
 from flare.images import read_image
 from flare.inference.predictor import Predictor
 from flare.inference.restore import restore_labels

@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from flare.cli import CONF
-from flare.convert.layout import from_nnunet1, from_nnunet2
+from flare.convert.layout import from_nnunet
 from flare.models.building import build_module
 from flare.preprocessing import Intensity
 from flare.schedules import PolyLR
@@ -43,10 +43,10 @@ Named = dict[str, np.ndarray]
 def check() -> Iterator[Row]:
     """The step of both networks against both nnU-Nets, then the curve."""
     for size in SIZES:
-        yield from _step(size, NNUNET1, trained(generic_unet(size), 1), from_nnunet1, loss_of_1, [])
+        yield from _step(size, NNUNET1, trained(generic_unet(size), 1), from_nnunet, loss_of_1, [])
     first = f"model.net.decoder_kernels={[[1, 3, 3], *[[3, 3, 3]] * 3]}".replace(" ", "")
     yield from _step(
-        "medium", NNUNET2, trained(plain_conv_unet("medium"), 2), from_nnunet2, loss_of_2, [*V2, first]
+        "medium", NNUNET2, trained(plain_conv_unet("medium"), 2), from_nnunet, loss_of_2, [*V2, first]
     )
     yield from _learning_rate()
 

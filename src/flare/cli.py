@@ -24,7 +24,7 @@ WORK = {
 }
 # as above, of `python -m flare.<command>`
 MODULES = {
-    "convert": ("flare.convert.command", "main"),
+    "convert": ("flare.convert.foreign", "main"),
     "dashboard": ("flare.dashboard", "main"),
     "sweeps": ("flare.sweeps.rerun", "main"),
 }

@@ -1,4 +1,4 @@
-"""`python -m flare.convert source=... output=...`, see `command`."""
+"""`python -m flare.convert source=... output=...`, see `foreign`."""
 
 from flare.cli import run
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from flare.checkpoints import Checkpoint, build_network, load_checkpoint, write_weights_file
 from flare.convert.layout import Weights, architecture, to_nnunet2
-from flare.convert.nnunet2 import CHECKPOINT, DEFAULT_RESAMPLING, REORIENTS, TORCH_RESAMPLING
+from flare.convert.nnunet import CHECKPOINT, DEFAULT_RESAMPLING, REORIENTS, RESAMPLING, TORCH_RESAMPLING
 from flare.errors import FlareError
 from flare.files import write_json
 
@@ -48,7 +48,14 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     network = architecture(checkpoint.state_dict)
     kernels = _common_kernels(network)
     weights = _padded(checkpoint.state_dict, kernels)
-    write_json(folder / "dataset.json", _dataset(checkpoint))
+    names = ["background", *(checkpoint.labels.name_of(c) for c in checkpoint.outputs[1:])]
+    dataset = {
+        "channel_names": {"0": "CT"},
+        "labels": {name: channel for channel, name in enumerate(names)},
+        "numTraining": 0,
+        "file_ending": ".nii.gz",
+    }
+    write_json(folder / "dataset.json", dataset)
     write_json(folder / "plans.json", _plans(checkpoint, network, kernels, folder))
     content = {
         "network_weights": to_nnunet2(weights),
@@ -83,22 +90,12 @@ def _padded(state: Mapping[str, torch.Tensor], kernels: list[list[int]]) -> Weig
     return weights
 
 
-def _dataset(checkpoint: Checkpoint) -> dict[str, Any]:
-    """`dataset.json`: what images and labels are."""
-    names = ["background", *(checkpoint.labels.name_of(c) for c in checkpoint.outputs[1:])]
-    return {
-        "channel_names": {"0": "CT"},
-        "labels": {name: channel for channel, name in enumerate(names)},
-        "numTraining": 0,
-        "file_ending": ".nii.gz",
-    }
-
-
 def _plans(
     checkpoint: Checkpoint, network: Mapping[str, Any], kernels: list[list[int]], folder: Path
 ) -> dict[str, Any]:
     """`plans.json`: all that nnU-Net's preprocessing and prediction ask for."""
-    statistics = checkpoint.intensity
+    statistics = dict(checkpoint.intensity)
+    intensity = {"percentile_00_5": statistics.pop("lower"), "percentile_99_5": statistics.pop("upper")}
     dataset = folder.parent.name if re.fullmatch(r"Dataset\d{3}_\w+", folder.parent.name) else DATASET
     return {
         "dataset_name": dataset,
@@ -111,14 +108,7 @@ def _plans(
         "configurations": {CONFIGURATION: _configuration(checkpoint, network, kernels)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {
-            "0": {
-                "mean": statistics["mean"],
-                "std": statistics["std"],
-                "percentile_00_5": statistics["lower"],
-                "percentile_99_5": statistics["upper"],
-            }
-        },
+        "foreground_intensity_properties_per_channel": {"0": statistics | intensity},
     }
 
 
@@ -127,16 +117,11 @@ def _configuration(
 ) -> dict[str, Any]:
     """The one configuration of the plans."""
     stages = len(network["features"])
-    default = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    linear = {"is_seg": False, "force_separate_z": False}
-    images = {
-        "linear": (TORCH_RESAMPLING, linear),
-        "cubic": (DEFAULT_RESAMPLING, default | {"force_separate_z": False}),
-        "nnunet": (DEFAULT_RESAMPLING, default),
-    }
-    if checkpoint.interpolation not in images:
+    if checkpoint.interpolation not in RESAMPLING:
         raise FlareError(f"source: resamples by {checkpoint.interpolation!r}, which nnU-Net has not")
-    function, arguments = images[checkpoint.interpolation]
+    function, apart = RESAMPLING[checkpoint.interpolation]
+    linear = {"is_seg": False, "force_separate_z": False}
+    cubic = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": apart}
     return {
         "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -147,7 +132,7 @@ def _configuration(
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
         "resampling_fn_data": function,
-        "resampling_fn_data_kwargs": arguments,
+        "resampling_fn_data_kwargs": linear if function == TORCH_RESAMPLING else cubic,
         "resampling_fn_seg": DEFAULT_RESAMPLING,
         "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
         "resampling_fn_probabilities": TORCH_RESAMPLING,  # as `restore=trilinear`

@@ -1,17 +1,26 @@
-"""A network of another project in our terms, and the checkpoint that is made of it."""
+"""The converter: a network of nnU-Net as a checkpoint of ours, or a checkpoint of ours as a model folder.
+
+python -m flare.convert source=model_final_checkpoint.model output=teacher.ckpt
+python -m flare.convert source=nnUNetTrainer__nnUNetPlans__3d_fullres output=teacher.ckpt fold=0
+python -m flare.convert source=outputs/flare23/rounds/mot3/checkpoints/last.ckpt output=<model folder>
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from flare.checking import given_paths
 from flare.checkpoints import KEY, write_weights_file
-from flare.convert.layout import Weights, architecture
+from flare.convert.export import export_folder
+from flare.convert.layout import Foreign, architecture
+from flare.convert.nnunet import read_network
 from flare.errors import FlareError
 from flare.labels import TARGETS, LabelSet
 from flare.models.unet import UNet, check_patch_size
@@ -31,26 +40,58 @@ VALUES = {
 }
 
 
-@dataclass(frozen=True)
-class Foreign:
-    """A network as its own project has left it.
+def main(cfg: DictConfig) -> None:
+    """Convert as `conf/convert.yaml` and the command line say."""
+    source, output = given_paths(cfg, "source", "output")
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(VALUES)))
+    plain["intensity"] = {k: v for k, v in plain["intensity"].items() if v is not None}
+    convert(
+        source,
+        output,
+        labels=LabelSet.from_config(cfg.classes),
+        targets=cfg.targets,
+        name=cfg.round.name,
+        fold=cfg.fold,
+        **{k: v for k, v in plain.items() if v not in (None, {})},
+    )
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    labels: LabelSet,
+    targets: str | None = None,
+    name: str | None = None,
+    fold: str | int | None = None,
+    **values: Any,
+) -> None:
+    """Convert a checkpoint; what it is decides which way.
 
     Args:
-        weights: By our names, float32.
-        origin: Where it comes from, as plain values: program, trainer, hash of the file.
-        values: Those of `VALUES` that its files say.
-        channel_names: Names of its outputs, background first; None where its files have none.
+        source: As in `conf/convert.yaml`, like `output` and `fold`.
+        output: See there.
+        labels: The class list, for networks that come in.
+        targets: What the outputs are, or None to tell by their number. Given, it also vouches for names in
+            the source that are not those of the classes.
+        name: Round that the checkpoint stands for, or None.
+        fold: See there.
+        **values: What the source does not say, or says wrongly: see `VALUES`.
+
+    Raises:
+        FlareError: If the source cannot be converted, with the reason.
     """
-
-    weights: Weights
-    origin: dict[str, Any]
-    values: dict[str, Any]
-    channel_names: tuple[str, ...] | None = None
-
-    @property
-    def outputs(self) -> int:
-        """Number of output channels."""
-        return int(self.weights["heads.0.weight"].shape[0])
+    if not source.exists():
+        raise FlareError(f"source={source}: no such file or folder")
+    if source.suffix == ".ckpt":
+        inapplicable = [k for k, v in {"targets": targets, "round": name, **values}.items() if v is not None]
+        if inapplicable:
+            raise FlareError(f"{inapplicable[0]}: the checkpoint says it itself; leave it out for an export")
+        export_folder(source, output, fold=0 if fold is None else fold)
+    else:
+        network = read_network(source, fold)
+        write_checkpoint(network, output, labels=labels, targets=targets, name=name, given=values)
+    log.info("wrote %s", output)
 
 
 def write_checkpoint(
@@ -67,13 +108,10 @@ def write_checkpoint(
     Args:
         network: What was read.
         path: The file to write.
-        labels: The class list that the outputs belong to.
-        targets: What the outputs are, or None to tell by their number.
-        name: Round that the checkpoint stands for, or None.
+        labels: As for `convert`, like `targets` and `name`.
+        targets: See there.
+        name: See there.
         given: Values of `VALUES` that the user adds or corrects.
-
-    Raises:
-        FlareError: If something is missing or does not fit together, naming the key.
     """
     arguments = architecture(network.weights)
     if arguments.pop("input_channels") != 1:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,31 +39,56 @@ OURS = {
 }
 
 
-def from_nnunet1(state: Mapping[str, Tensor]) -> Weights:
-    """Rename the weights of nnU-Net 1.x's `Generic_UNet`.
+@dataclass(frozen=True)
+class Foreign:
+    """A network as its own project has left it.
+
+    Args:
+        weights: By our names, float32.
+        origin: Where it comes from, as plain values: program, trainer, hash of the file.
+        values: Those of `foreign.VALUES` that its files say.
+        channel_names: Names of its outputs, background first; None where its files have none.
+    """
+
+    weights: Weights
+    origin: dict[str, Any]
+    values: dict[str, Any]
+    channel_names: tuple[str, ...] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Number of output channels."""
+        return int(self.weights["heads.0.weight"].shape[0])
+
+
+def from_nnunet(state: Mapping[str, Tensor]) -> Weights:
+    """Rename the weights of nnU-Net 1.x's `Generic_UNet` or v2's `PlainConvUNet`; float32 copies.
 
     Raises:
-        FlareError: If a key is none of that network's.
+        FlareError: If a key is none of these networks'.
     """
-    found = _matches(state, NNUNET1, again=None)
+    found: dict[str, dict[str, str]] = {}
     first_parts: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for match in found.values():
-        if match.get("part") == "0":
+    for key in state:
+        plain = key.removeprefix("module.").removeprefix("_orig_mod.")  # several GPUs; torch.compile
+        if re.fullmatch(NNUNET2_AGAIN, plain):
+            continue
+        match = next((m for p in (*NNUNET1, *NNUNET2) if (m := re.fullmatch(p, plain))), None)
+        if match is None:
+            raise FlareError(f"source: weights {key!r} belong to another network than nnU-Net's plain U-Net")
+        found[key] = {k: v for k, v in match.groupdict().items() if v is not None}
+        if found[key].get("part") == "0":
             first_parts[match["side"], match["stage"]].add(match["block"])
-    for match in found.values():
-        # a stage of two parts: the last convolution stands in a part of its own
-        if match.get("part") == "1":
-            match["block"] = str(int(match["block"]) + len(first_parts[match["side"], match["stage"]]))
-    return _renamed(state, found)
-
-
-def from_nnunet2(state: Mapping[str, Tensor]) -> Weights:
-    """Rename the weights of nnU-Net v2's `PlainConvUNet`.
-
-    Raises:
-        FlareError: If a key is none of that network's.
-    """
-    return _renamed(state, _matches(state, NNUNET2, again=NNUNET2_AGAIN))
+    weights = {}
+    for key, parts in found.items():
+        side, stage = parts["side"], parts["stage"]
+        name = f"{OURS.get(side, side)}.{stage}."
+        if "block" in parts:
+            # a stage of two parts: the last convolution stands in a part of its own
+            before = len(first_parts[side, stage]) if parts.get("part") == "1" else 0
+            name += f"blocks.{int(parts['block']) + before}.{OURS.get(parts['layer'], parts['layer'])}."
+        weights[name + parts["kind"]] = state[key].detach().float().clone()
+    return weights
 
 
 def to_nnunet2(weights: Mapping[str, Tensor]) -> Weights:
@@ -82,33 +108,6 @@ def to_nnunet2(weights: Mapping[str, Tensor]) -> Weights:
             names += [f"decoder.{name}" for name in names]
         state.update(dict.fromkeys(names, tensor))
     return state
-
-
-def _matches(
-    state: Mapping[str, Tensor], patterns: Iterable[str], *, again: str | None
-) -> dict[str, dict[str, str]]:
-    """Take keys apart; refuse what no pattern knows."""
-    found = {}
-    for key in state:
-        plain = key.removeprefix("module.").removeprefix("_orig_mod.")  # several GPUs; torch.compile
-        if again and re.fullmatch(again, plain):
-            continue
-        match = next((m for p in patterns if (m := re.fullmatch(p, plain))), None)
-        if match is None:
-            raise FlareError(f"source: weights {key!r} belong to another network than nnU-Net's plain U-Net")
-        found[key] = {k: v for k, v in match.groupdict().items() if v is not None}
-    return found
-
-
-def _renamed(state: Mapping[str, Tensor], found: Mapping[str, Mapping[str, str]]) -> Weights:
-    """Put our names together from the parts; float32 copies."""
-    weights = {}
-    for key, match in found.items():
-        name = f"{OURS.get(match['side'], match['side'])}.{match['stage']}."
-        if "block" in match:
-            name += f"blocks.{match['block']}.{OURS.get(match['layer'], match['layer'])}."
-        weights[name + match["kind"]] = state[key].detach().float().clone()
-    return weights
 
 
 def without_zeros(weights: Weights) -> Weights:
