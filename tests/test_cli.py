@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from flare import cli
 
@@ -44,6 +45,16 @@ def test_scripts_and_commands_do_the_same_work(script: str) -> None:
     assert f'config_name="{script}"' in text
     assert len(text.splitlines()) <= 60
     assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("name", list(cli.MODULES))
+def test_a_module_has_a_configuration_and_leaves_no_folder(name: str) -> None:
+    module, function = cli.MODULES[name]
+    assert callable(getattr(importlib.import_module(module), function))
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        hydra = compose(name, return_hydra_config=True).hydra
+    assert (hydra.run.dir, hydra.output_subdir) == (".", None)
+    assert "file" not in hydra.job_logging.handlers
 
 
 def test_a_command_works_in_any_folder(tmp_path: Path) -> None:

@@ -248,7 +248,6 @@ def test_nothing_above_the_label_map_is_shown(spec: Callable[..., dict[str, Any]
     inside = anatomy.frame.skin_depth(points) > 0
     assert inside.any()
     assert points[0, inside].max() <= anatomy.top_mm + 1e-3
-    assert anatomy.highest_mm(("liver",)) <= anatomy.top_mm
 
 
 def test_organs_keep_a_patients_volume(spec: Callable[..., dict[str, Any]]) -> None:

@@ -45,6 +45,12 @@ class OrganShape:
     pitch_mm: np.ndarray
     distance_mm: np.ndarray
 
+    @property
+    def lowest_mm(self) -> float:
+        """Height z of the organ's first slice."""
+        present = np.flatnonzero((self.distance_mm > 0).any(axis=(1, 2)))
+        return float(self.origin_mm[0] + self.pitch_mm[0] * present[0])
+
     def sample(self, points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distance at those points that lie in the box.
 
@@ -73,16 +79,11 @@ class Anatomy:
 
     shapes: Mapping[str, OrganShape]
     frame: BodyFrame
-    bottom_mm: float
     top_mm: float
 
     def lowest_mm(self, names: tuple[str, ...]) -> float:
         """Lower end of the named organs."""
-        return min(_span(self.shapes[n])[0] for n in names if n in self.shapes)
-
-    def highest_mm(self, names: tuple[str, ...]) -> float:
-        """Upper end of the named organs."""
-        return max(_span(self.shapes[n])[1] for n in names if n in self.shapes)
+        return min(self.shapes[name].lowest_mm for name in names if name in self.shapes)
 
     def front_mm(self, name: str, share: float) -> float:
         """Height y in front of which this share of an organ lies."""
@@ -90,12 +91,6 @@ class Anatomy:
         counts = (shape.distance_mm > 0).sum(axis=(0, 2))[::-1].cumsum()
         rows = int(np.searchsorted(counts, share * counts[-1]))
         return float(shape.origin_mm[1] + shape.pitch_mm[1] * (len(counts) - 1 - rows))
-
-
-def _span(shape: OrganShape) -> tuple[float, float]:
-    """First and last z (mm) at which the organ is present."""
-    present = np.flatnonzero((shape.distance_mm > 0).any(axis=(1, 2)))
-    return tuple(float(shape.origin_mm[0] + shape.pitch_mm[0] * p) for p in (present[0], present[-1]))  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=3)
@@ -128,7 +123,7 @@ def load_anatomy(path: str, numbering: str) -> Anatomy:
         for name, numbers in ids.items()
     }
     top = (labels.shape[0] - 1) * pitch[0]
-    return Anatomy(shapes, build_frame(shapes, float(top)), bottom_mm=0.0, top_mm=float(top))
+    return Anatomy(shapes, build_frame(shapes, float(top)), top_mm=float(top))
 
 
 def _organ_shape(

@@ -21,7 +21,7 @@ from flare.phantom.placement import (
     random_field,
     room_positions,
     voxel_order,
-)  # fmt: skip
+)
 from flare.phantom.plan import CLASS_IDS, TUMOR
 from flare.phantom.tumors import Canvas, annotate, stamp_tumor
 

@@ -118,7 +118,8 @@ def _grow(
     stop = np.minimum(centre + half + 1, canvas.labels.shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
     grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
-    offset = (grid - centre) * canvas.spacing_mm / (radius * _axes(rng))
+    axes = rng.uniform(0.8, 1.25, 3)  # relative half-axes of the ellipsoid, brought to unit volume
+    offset = (grid - centre) * canvas.spacing_mm / (radius * (axes / axes.prod() ** (1 / 3)))
     length = np.linalg.norm(offset, axis=-1)
     unit = offset / np.maximum(length, 1e-6)[..., None]
     surface = np.ones(length.shape)
@@ -130,12 +131,6 @@ def _grow(
     # gas in a hollow organ stays gas; what bulges out displaces soft tissue
     allowed = (own & (image > SOFT_HU[0])) | free
     return box, (length <= surface) & allowed
-
-
-def _axes(rng: np.random.Generator) -> np.ndarray:
-    """Relative half-axes of the ellipsoid, of unit volume."""
-    axes = rng.uniform(0.8, 1.25, 3)
-    return axes / axes.prod() ** (1 / 3)
 
 
 def annotate(
