@@ -41,7 +41,7 @@ def test_jobs_of_a_sweep_have_folders_of_their_own_and_a_refused_one_ends_no_oth
     assert "round=mot needs its teacher's checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
     (sweep,) = (tmp_path / "outputs" / "demo" / "multirun").iterdir()
-    found = {p.relative_to(sweep).parts[0]: p.parts[-3] for p in sweep.rglob("last.ckpt")}
+    found = {p.relative_to(sweep).parts[0]: p.parts[-3] for p in sweep.rglob("checkpoints/last.ckpt")}
     assert found == {"1": "mo", "2": "mt"}
     assert not (tmp_path / "outputs" / "demo" / "rounds").exists()
     logs = [*sweep.rglob("*.log"), *sweep.rglob("logs/**/*.csv"), *sweep.rglob("hparams.yaml")]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,12 @@ def folder(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> RoundFol
 
 @pytest.fixture(scope="module")
 def runs(folder: RoundFolder) -> list[OfflineRun]:
-    return read_offline(folder.root / "logs")
+    return in_order(run for logs in folder.checkpoints.glob("*/logs") for run in read_offline(logs))
+
+
+def in_order(runs: Iterable[OfflineRun]) -> list[OfflineRun]:
+    """Runs as they began, which their folders' names tell."""
+    return sorted(runs, key=lambda run: run.folder.name)
 
 
 def documented(section: str) -> set[str]:
@@ -165,7 +171,7 @@ def test_tensorboard_has_numbers_and_pictures(cohort: Cohort, tmp_path: Path) ->
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     _, folder = train_tiny(cohort, tmp_path, "logger=tensorboard", "trainer.max_epochs=1")
-    events = EventAccumulator(str(folder.root / "logs" / "tensorboard"))
+    events = EventAccumulator(str(next(folder.checkpoints.glob("*/logs/tensorboard"))))
     events.Reload()
     tags = events.Tags()
     assert {"lr", "train/loss", "train/dice", "val/dsc/liver", "val/nsd_mean"} <= set(tags["scalars"])

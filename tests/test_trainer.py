@@ -15,7 +15,7 @@ from flare.callbacks import EpochProgress, Throughput, TrainingTable
 from flare.errors import FlareError
 from flare.inference import hardware
 from flare.models.depths import depths_under_kernel
-from flare.runs import RoundFolder
+from flare.runs import TrainingFolder
 from flare.saving import AtomicCheckpointIO, Checkpoints
 
 
@@ -147,7 +147,7 @@ def test_depths_are_those_of_encoder_and_decoder(config: Callable[..., DictConfi
 
 def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     cfg = config("train", "trainer=cpu", "trainer.precision=32", "trainer.max_epochs=3")
-    built = trainer.build_trainer(cfg, RoundFolder(tmp_path), has_validation=False)
+    built = trainer.build_trainer(cfg, TrainingFolder(tmp_path), has_validation=False)
     assert (built.max_epochs, built.limit_train_batches, built.gradient_clip_val) == (3, 250, 12)
     assert built.limit_val_batches == 0
     assert built.default_root_dir == str(tmp_path)
@@ -162,16 +162,22 @@ def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tm
     [
         ("trainer=gpu", r"^trainer\.accelerator=gpu: this machine has none; expected auto or cpu$"),
         ("trainer.accelerator=mps", r"^trainer\.accelerator=mps: this machine has none"),
-        ("trainer.devices=0", r"^trainer: Lightning refuses it: .*devices.*0"),
-        ("+trainer.strategy=foo", r"^trainer: Lightning refuses it: .*foo"),
+        ("trainer.devices=0", r"^trainer: pytorch_lightning.Trainer refuses it: .*devices.*0"),
+        ("+trainer.strategy=foo", r"^trainer: pytorch_lightning.Trainer refuses it: .*foo"),
     ],
 )
 def test_a_trainer_that_this_machine_cannot_have_is_refused_in_one_line(
-    override: str, message: str, config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+    override: str,
+    message: str,
+    config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for kind in (trainer.CUDAAccelerator, trainer.MPSAccelerator):
         monkeypatch.setattr(kind, "is_available", lambda: False)
-    trainer.check_trainer(config("train", "trainer=cpu"))
+    folder = TrainingFolder(tmp_path)
+    trainer.build_trainer(config("train", "trainer=cpu"), folder, has_validation=True)
     with pytest.raises(FlareError, match=message) as refused:
-        trainer.check_trainer(config("train", "trainer=cpu", override))
+        trainer.build_trainer(config("train", "trainer=cpu", override), folder, has_validation=True)
     assert "\n" not in str(refused.value)
+    assert not any(tmp_path.iterdir())

@@ -1,24 +1,28 @@
 """A round trained on a tiny cohort: what it leaves, that it resumes to the bit, and what it refuses."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from flare import training
+from flare import labelling, training
 from flare.checkpoints import load_checkpoint, load_network
 from flare.errors import FlareError
+from flare.executor import build_executor
 from flare.files import read_csv, write_csv
+from flare.iterate import run_round
 from flare.losses import DiceCELoss
 from flare.prepare import Cohort
-from flare.resuming import is_trained, training_key
 from flare.runs import RoundFolder, lock, run_folder
 from flare.training import check_configuration, train
 from tiny_round import TINY, configuration, train_tiny, write_cohort
@@ -102,26 +106,32 @@ def test_a_checkpoint_loads_safely_and_carries_what_inference_needs(trained: Tra
     assert network(torch.zeros(1, 1, 8, 16, 16)).shape == (1, 15, 8, 16, 16)
 
 
-def test_a_round_stopped_in_an_epoch_ends_with_the_same_bits(
-    trained: Trained, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class StoppedError(Exception):
-        pass
+class StoppedError(Exception):
+    """A training ends between two steps."""
 
+
+def stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let a training stop after some steps."""
     forward, calls = DiceCELoss.forward, []
 
-    def until_the_fifth_of_six(self: DiceCELoss, *inputs: Any) -> Any:
+    def stopping(self: DiceCELoss, *inputs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) > steps:
             raise StoppedError
         return forward(self, *inputs)
 
+    patch.setattr(DiceCELoss, "forward", stopping)
+
+
+def test_a_round_stopped_in_an_epoch_ends_with_the_same_bits(
+    trained: Trained, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(DiceCELoss, "forward", until_the_fifth_of_six)
+        stop_after(patch, steps=4)
         with pytest.raises(StoppedError):
             train_tiny(cohort, tmp_path)
     torch.rand(7)  # whatever else global generators were used for
-    _, resumed = train_tiny(cohort, tmp_path, "ckpt_path=auto")
+    _, resumed = train_tiny(cohort, tmp_path)  # the same command
     assert_same_training(trained[1], resumed)
 
 
@@ -156,8 +166,7 @@ def start_process(cohort: Cohort, outputs: Path, *overrides: str) -> subprocess.
 def test_a_killed_process_resumes_to_the_same_bits_with_workers(
     trained: Trained, cohort: Cohort, tmp_path: Path
 ) -> None:
-    overrides = ("data.workers=2", "ckpt_path=auto")
-    process = start_process(cohort, tmp_path / "out", *overrides)
+    process = start_process(cohort, tmp_path / "out", "data.workers=2")
     folder = RoundFolder(tmp_path / "out" / "default" / "rounds" / "all")
     deadline = time.monotonic() + 120
     while not folder.last.exists() and time.monotonic() < deadline:
@@ -165,7 +174,7 @@ def test_a_killed_process_resumes_to_the_same_bits_with_workers(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     wait_for_lock(folder)
-    _, resumed = train_tiny(cohort, tmp_path / "out", *overrides)
+    _, resumed = train_tiny(cohort, tmp_path / "out", "data.workers=2")
     assert_same_training(trained[1], resumed)
 
 
@@ -222,6 +231,38 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
         (["round=mo1", "model=tiny"], "python train.py round=mo name=default"),
         (["restore=cubic"], "restore=cubic"),
         (["objective=val/dice"], "objective=val/dice: expected null or one of lr, train/loss"),
+        (
+            ["model.optimizer._target_=torch.optim.AdamW"],
+            r"^model\.optimizer: torch\.optim\.AdamW does not take momentum, nesterov, "
+            r"it takes params, lr, betas.*; "
+            r"leave out with ~model\.optimizer\.momentum ~model\.optimizer\.nesterov$",
+        ),
+        (
+            ["model.optimizer._target_=torch.optim.Nope"],
+            r"^model\.optimizer: torch\.optim\.Nope refuses it: [^\n]*$",
+        ),
+        (
+            ["model.optimizer.momentum=0"],
+            r"^model\.optimizer: torch\.optim\.SGD refuses it: Nesterov [^\n]*$",
+        ),
+        (["model.optimizer._target_=torch.nn.Identity"], r"^model\.optimizer: .*expected an optimizer"),
+        (
+            ["model.scheduler._target_=torch.optim.lr_scheduler.StepLR"],
+            r"^model\.scheduler: .*StepLR does not take power, decay_epochs, it takes optimizer, step_size",
+        ),
+        (
+            [
+                "model.scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+                "~model.scheduler.power",
+                "~model.scheduler.decay_epochs",
+            ],
+            r"^model\.scheduler: .*expected a schedule of epochs",
+        ),
+        (["+callbacks.throughput.window=3"], r"^callbacks\.throughput: .*Throughput does not take window"),
+        (["+callbacks.own={window: 3}"], r"^callbacks\.own: expected a section with a _target_$"),
+        (["+logger.csv.window=3"], r"^logger\.csv: .*CSVLogger does not take window"),
+        (["logger.csv._target_=nowhere.Logger"], r"^logger\.csv: nowhere\.Logger refuses it: [^\n]*$"),
+        (["+loss.window=3"], r"^loss: flare\.losses\.DiceCELoss does not take window"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(
@@ -239,7 +280,7 @@ def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_pa
     pupil = ("round=mo1", "model=tiny", *TINY[3:7], "round.init=teacher", f"paths.outputs={tmp_path}")
     named = run_folder(configuration(tmp_path, tmp_path)).round("mo")
     named.checkpoints.mkdir(parents=True)
-    os.link(folder.last, named.last)
+    shutil.copy(folder.last, named.last)
     run = run_folder(configuration(tmp_path, tmp_path))
     with pytest.raises(FlareError, match=r"round.teacher=mo: .* is a checkpoint of round None"):
         check_configuration(configuration(tmp_path, tmp_path, *pupil), run)
@@ -265,20 +306,36 @@ def test_what_refuses_late_leaves_a_finished_round_as_it_is(
     assert {name for name in changed(before, times(tmp_path, "*")) if not name.endswith(".lock")} == set()
 
 
-def test_a_training_that_was_set_aside_is_not_done_again(
+def test_a_finished_training_is_found_again_after_another_and_not_done_again(
     trained: Trained, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained[1].root.parents[2], tmp_path / "out")
     folder = RoundFolder(tmp_path / "out" / trained[1].root.relative_to(trained[1].root.parents[2]))
     whole = folder.last.read_bytes()
-    once = ("ckpt_path=auto", "model.optimizer.lr=0.01", "trainer.limit_train_batches=1")
-    train_tiny(cohort, tmp_path / "out", *once, validate=False)
-    assert folder.last.read_bytes() != whole
+    for once in ((), ("ckpt_path=null",)):
+        once += ("model.optimizer.lr=0.01", "trainer.limit_train_batches=1")
+        train_tiny(cohort, tmp_path / "out", *once, validate=False)
+        assert folder.last.read_bytes() != whole
     monkeypatch.setattr(DiceCELoss, "forward", None)  # no step is done
-    train_tiny(cohort, tmp_path / "out", "ckpt_path=auto")
+    result, _ = train_tiny(cohort, tmp_path / "out")
+    assert result["objective"] == trained[0]["objective"]
     assert folder.last.read_bytes() == whole
     assert_same_training(trained[1], folder)
-    assert is_trained(folder, training_key(configuration(tmp_path, tmp_path), "data"))
+    assert len(list(folder.checkpoints.glob("*/last.ckpt"))) == 3
+
+
+def test_restarts_of_two_settings_resume_each_at_its_own_step(cohort: Cohort, tmp_path: Path) -> None:
+    """Each start is stopped in its second epoch further on."""
+    for restart in range(6):
+        settings = (f"model.optimizer.lr={(0.05, 0.01)[restart % 2]}", "trainer.max_epochs=9")
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, steps=4)
+            with pytest.raises(StoppedError):
+                train_tiny(cohort, tmp_path, *settings, validate=False)
+        folder = run_folder(configuration(tmp_path, tmp_path)).round(None)
+        done = torch.load(folder.last, weights_only=True)["global_step"]
+        assert (done, len(read_csv(folder.training_csv))) == (3 * (restart // 2 + 1), restart // 2 + 1)
+    assert len(list(folder.checkpoints.glob("*/last.ckpt"))) == 2
 
 
 def test_no_training_starts_on_what_a_general_fault_left(
@@ -304,3 +361,35 @@ def test_a_training_that_goes_wrong_ends_before_its_weights_are_kept(cohort: Coh
     with pytest.raises(FlareError, match=r"the loss of epoch \d is nan.*model.optimizer.lr"):
         train_tiny(cohort, tmp_path, "model.optimizer.lr=1e30", "trainer.gradient_clip_val=null")
     assert not list(tmp_path.rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize("by", ["train", "iterate"])
+def test_no_worker_process_waits_through_a_training(
+    by: str, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: dict[str, int] = {}
+    make_labels, fit = labelling.build_training_set, pl.Trainer.fit
+
+    def make_labels_in_a_process(*arguments: Any) -> labelling.TrainingSet:
+        (outcome,) = arguments[3].run(os.getpid, {"case": {}})
+        assert outcome.value not in (None, os.getpid())
+        alive["before"] = len(multiprocessing.active_children())
+        return make_labels(*arguments)
+
+    def watched(self: pl.Trainer, *arguments: Any, **keywords: Any) -> None:
+        alive["while"] = len(multiprocessing.active_children())
+        fit(self, *arguments, **keywords)
+
+    cfg = configuration(cohort.folder.root.parent, tmp_path, "trainer.max_epochs=1", "executor.workers=1")
+    monkeypatch.setattr(pl.Trainer, "fit", watched)
+    monkeypatch.setattr(
+        f"flare.{'training' if by == 'train' else by}.build_training_set", make_labels_in_a_process
+    )
+    folder = run_folder(cfg).round(None)
+    if by == "train":
+        train(cfg)
+    else:
+        with closing(build_executor(cfg)) as executor:
+            assert run_round(cfg, cohort, run_folder(cfg), executor) == []
+    assert alive == {"before": 1, "while": 0}
+    assert (folder.root / "validation" / "summary.json").is_file()  # for which it has workers again

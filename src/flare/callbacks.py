@@ -16,7 +16,7 @@ from rich.progress import Progress
 from flare.files import read_csv, write_csv
 from flare.labels import LabelSet
 from flare.progress import progress
-from flare.runs import RoundFolder
+from flare.runs import TrainingFolder
 from flare.saving import MONITOR, Checkpoints
 
 __all__ = ["Checkpoints", "EpochProgress", "Throughput", "TrainingTable"]
@@ -119,7 +119,7 @@ class TrainingTable(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the rows of the epochs before this one."""
-        path = RoundFolder(Path(trainer.default_root_dir)).training_csv
+        path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
         known = read_csv(path) if path.exists() else []
         self.rows = [row for row in known if int(row["epoch"]) < trainer.current_epoch]
 
@@ -135,5 +135,5 @@ class TrainingTable(Callback):
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self.rows.append(row | {name: f"{float(metrics[name]):.6g}" for name in names if name in metrics})
         if trainer.is_global_zero:
-            path = RoundFolder(Path(trainer.default_root_dir)).training_csv
+            path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
             write_csv(path, self.rows, ["epoch", "step", *self.columns])

@@ -58,7 +58,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the workers."""
+        """Let go of the workers; a later `run` takes new ones."""
         ...
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,36 @@ def atomic(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
             os.rmdir(folder)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether two paths name one file, or one is a copy of the other that `name_file` has made."""
+    if not (path.exists() and other.exists()):
+        return False
+    return path.samefile(other) or (stat_key(path) == stat_key(other) and sha256(path) == sha256(other))
+
+
+def name_file(name: Path, file: Path, *, link: bool = True) -> None:
+    """Give a file a second name, replacing at once what has the name.
+
+    A symbolic link relative to its folder, which can be moved with the file; where the file system makes
+    none (shares, memory sticks), a hard link, and where that cannot be, a copy.
+
+    Args:
+        name: The second name.
+        file: The file; a hard link or a copy does not follow it when it is replaced.
+        link: Whether a symbolic link will do; a name that must survive the file needs a hard link or a copy.
+    """
+    target = os.path.relpath(file, name.parent)
+    if os.readlink(name) == target if name.is_symlink() else is_same_file(name, file):
+        return
+    with atomic(name) as temporary:
+        if link:
+            with suppress(OSError):
+                return temporary.symlink_to(target)
+        with suppress(OSError):
+            return os.link(file.resolve(), temporary)
+        shutil.copy2(file, temporary)
 
 
 def remove_partial(folder: Path, *, below: bool = False) -> None:

@@ -22,7 +22,7 @@ from flare.prepare.index import check_folders
 from flare.prepare.settings import Settings
 from flare.records import plain_config, record_environment
 from flare.report import write_report
-from flare.resuming import is_trained, training_key
+from flare.resuming import find_training, is_trained, make_current, training_key
 from flare.round_plan import plan_rounds, print_plan, write_plan
 from flare.rounds import Round, check_rounds, compose_rounds
 from flare.runs import RunFolder, lock, run_folder
@@ -142,9 +142,13 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
     with lock(folder.root):
         remove_partial(folder.root, below=True)
         training = build_training_set(cfg, cohort.cases, run, executor)
-        if not is_trained(folder, training_key(cfg, training.key)):
+        known = find_training(folder, training_key(cfg, training.key))
+        if known is not None and is_trained(known):
+            make_current(known)
+        else:
             from flare.training import train_round  # torch, Lightning: only where there is something to train
 
+            executor.close()  # its processes would wait through the whole training, with their memory
             train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
         return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
 

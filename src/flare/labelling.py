@@ -21,7 +21,7 @@ from flare.merging.cohort import MergedCohort, merge_round
 from flare.merging.settings import MergeRules, PseudoSource
 from flare.prepare.layout import PreparedFolder, prepared_folder
 from flare.prepare.sources import read_label_map
-from flare.runs import RoundFolder, RunFolder
+from flare.runs import RoundFolder, RunFolder, round_of
 from flare.teachers import UNLABELED, Teacher, require_teacher, teachers_of
 
 FORMAT = 1  # raised when what is cached changes, so that labels cached before are redone
@@ -152,7 +152,7 @@ def _predict(
     executor: Executor,
 ) -> Predicted:
     """Predict cases with one teacher, post-processed as was fitted on it in its own round."""
-    fitted = RoundFolder(teacher.checkpoint.parent.parent).components
+    fitted = round_of(teacher.checkpoint).components
     return predict_cases(
         teacher.checkpoint,
         {c.id: c.image for c in cases},

@@ -1,21 +1,28 @@
-"""Where a training starts: from the beginning, or exactly where it was interrupted."""
+"""Where a training starts: from the beginning, or exactly where it was interrupted.
+
+Each training of a round has a folder of its own, named after its key. Finding it again is a lookup; no start
+moves, replaces or deletes what another one has left. `checkpoints/last.ckpt`, `checkpoints/best.ckpt` and
+`training.csv` of the round are names of the current training's files.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from flare.errors import FlareError
-from flare.files import config_hash, read_json, write_json
+from flare.files import config_hash, is_same_file, name_file, remove_partial, sha256
+from flare.journal import Journal
 from flare.records import public_config
-from flare.runs import RoundFolder
+from flare.runs import RoundFolder, TrainingFolder
 
 log = logging.getLogger(__name__)
 
+UNKNOWN = "unknown"  # trainings of which only files were found
 # keys of the trainer that say what is shown and when, not what the weights become
 NOT_IDENTITY = (
     "log_every_n_steps",
@@ -41,127 +48,135 @@ def training_key(cfg: DictConfig, data_key: str) -> str:
     return config_hash([*decisive, own, config["labels"]["targets"], trainer, data_key])
 
 
-def starting_point(ckpt_path: str | None, folder: RoundFolder, key: str) -> Path | None:
-    """Decide what a training resumes from; nothing is touched yet, see `begin`.
+@dataclass(frozen=True)
+class Start:
+    """Where a training writes, and the checkpoint from which it goes on; None is the beginning."""
+
+    training: TrainingFolder
+    checkpoint: Path | None
+
+
+def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
+    """Decide where a training starts; nothing is touched yet, see `begin`.
 
     Args:
-        ckpt_path: null starts from the beginning; `last` resumes the round; `auto` resumes it if what lies
-            there, or was set aside by the training after it, is this very training, and starts from the
-            beginning otherwise; else a path.
+        ckpt_path: `auto` resumes the latest training of this key, and starts from the beginning where there
+            is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
+            current checkpoint, a path from that file. What goes on from weights of another key is a training
+            of its own, which `auto` does not take for one of this key; the same command resumes it, too.
         folder: The round's folder.
         key: Of this training, see `training_key`.
-
-    Returns:
-        A checkpoint, or None to start from the beginning.
 
     Raises:
         FlareError: If there is nothing to resume.
     """
     if ckpt_path is None:
-        return None
-    note = _read_note(folder)
+        return Start(_unused(folder, key), None)
     if ckpt_path == "auto":
-        candidates = {"key": folder.last, "previous": previous(folder.last)}
-        return next((p for name, p in candidates.items() if note.get(name) == key and p.exists()), None)
+        return _go_on(folder, key, None)
     path = folder.last if ckpt_path == "last" else Path(ckpt_path)
     if not path.is_file():
         raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
-    if note.get("key") != key:
-        log.warning(
-            "ckpt_path was trained on other data or with another configuration: the round will not count as "
-            "trained with this one, and ckpt_path=auto (iterate) will train it from the beginning"
-        )
-    return path
+    source = next((found for found in _trainings(folder) if is_same_file(path, found.last)), None)
+    if source is not None and re.split(r"[.-]", source.root.name)[0] == key:
+        return Start(source, source.last)
+    log.warning(
+        "ckpt_path was trained on other data or with another configuration: the round will not count as "
+        "trained with this one, and ckpt_path=auto (iterate) will train it from the beginning"
+    )
+    origin = path if source is None else source.last
+    return _go_on(folder, f"{key}-from-{sha256(path)[:8]}", origin)
 
 
-def begin(folder: RoundFolder, key: str, start: Path | None) -> Path | None:
-    """Note which training begins and move what an earlier one left out of its way, or bring it back.
+def _go_on(folder: RoundFolder, name: str, origin: Path | None) -> Start:
+    """Resume the latest training of a name, or begin one at `origin`."""
+    training = find_training(folder, name)
+    return Start(training, training.last) if training else Start(_unused(folder, name), origin)
 
-    Call it when everything that could refuse has been built.
 
-    Args:
-        folder: The round's folder.
-        key: Of the training that begins.
-        start: From `starting_point`.
+def find_training(folder: RoundFolder, name: str) -> TrainingFolder | None:
+    """The latest training of a name that has a checkpoint to resume from; the name is its key."""
+    return next((found for found in reversed(_attempts(folder, name)) if found.last.exists()), None)
 
-    Returns:
-        The checkpoint to resume from, where it lies now.
+
+def _attempts(folder: RoundFolder, name: str) -> list[TrainingFolder]:
+    """The trainings of one name in the order in which they began: `name`, `name.2`, `name.3`, ..."""
+    further = re.compile(re.escape(name) + r"(\.\d+)?")
+    found = [training for training in _trainings(folder) if further.fullmatch(training.root.name)]
+    return sorted(found, key=_number)
+
+
+def _number(training: TrainingFolder) -> int:
+    return int(training.root.suffix[1:] or 1)
+
+
+def _trainings(folder: RoundFolder) -> list[TrainingFolder]:
+    """All trainings of a round."""
+    return [TrainingFolder(path) for path in folder.checkpoints.glob("[!.]*") if path.is_dir()]
+
+
+def _unused(folder: RoundFolder, name: str) -> TrainingFolder:
+    """The folder of a new training: that of one which left no weights, or a further one."""
+    attempts = _attempts(folder, name)
+    if not attempts:
+        return TrainingFolder(folder.checkpoints / name)
+    if attempts[-1].last.exists() or attempts[-1].best.exists():
+        return TrainingFolder(folder.checkpoints / f"{name}.{_number(attempts[-1]) + 1}")
+    return attempts[-1]
+
+
+def begin(start: Start) -> None:
+    """Make the folder of a training that begins, and make it current if it has weights already.
+
+    Call it when everything that could refuse has been built. Killed at any moment, every checkpoint is
+    where it was or has one more name.
     """
-    note = _read_note(folder)
-    if start is None:
-        _start_afresh(folder, key)
-    elif start == previous(folder.last) and note.get("previous") == key:
-        _bring_back(folder, key)
-        return folder.last
-    elif start != folder.last or note.get("key") != key:
-        _write_note(folder, {**note, "key": None})  # its weights come from two trainings and are neither's
-    return start
+    training = start.training
+    remove_partial(training.round.checkpoints, below=True)
+    remove_partial(training.round.root)
+    _adopt(training.round)
+    training.root.mkdir(parents=True, exist_ok=True)
+    if start.checkpoint is not None and start.checkpoint != training.last:
+        origin = TrainingFolder(start.checkpoint.resolve().parent)
+        for name, file in ((training.training_csv, origin.training_csv), (training.best, origin.best)):
+            if file.exists():
+                name_file(name, file, link=False)
+    make_current(training)
 
 
-def previous(path: Path) -> Path:
-    """Where a file of the training before this one is set aside."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
+def _adopt(folder: RoundFolder) -> None:
+    """Give files that are no training's, put under the round's names by hand, a folder of their own."""
+    known = [training.names for training in _trainings(folder)]
+    for name, file in _unused(folder, UNKNOWN).names.items():
+        is_known = name.is_symlink() or any(is_same_file(name, files[name]) for files in known)
+        if name.exists() and not is_known:
+            log.warning("%s is of no training known here; it is kept as %s", name, file)
+            name_file(file, name, link=False)
 
 
-def _start_afresh(folder: RoundFolder, key: str) -> None:
-    """Set the files of an earlier training aside; those set aside before are given up.
+def make_current(training: TrainingFolder) -> None:
+    """Let the round's names lead to a training's files.
 
-    Killed at any moment, no checkpoint is taken for one of another training.
+    A training without a checkpoint to resume from leaves the names to the one before.
     """
-    note = _read_note(folder)
-    if folder.last.exists():
-        note = {"previous": note.get("key")}
-        for path in _results(folder):
-            previous(path).unlink(missing_ok=True)
-        _write_note(folder, note)
-        for path in _results(folder):
-            if path.exists():
-                kept = previous(path)
-                log.warning("a training of this round begins again; %s is kept as %s", path.name, kept.name)
-                os.replace(path, kept)
-    folder.best.unlink(missing_ok=True)  # left alone by a training that was killed before its first last one
-    _write_note(folder, {**note, "key": key})
-
-
-def _bring_back(folder: RoundFolder, key: str) -> None:
-    """Exchange the files of the training that was set aside and of the one that lies in its place."""
-    log.warning("this training was set aside before; it is brought back")
-    other = _read_note(folder).get("key")
-    _write_note(folder, {})  # killed meanwhile, neither is known
-    for path in _results(folder):
-        between = path.with_name(f"{path.stem}.between{path.suffix}")
-        for source, target in ((path, between), (previous(path), path), (between, previous(path))):
-            if source.exists():
-                os.replace(source, target)
-    _write_note(folder, {"key": key, "previous": other})
-
-
-def _results(folder: RoundFolder) -> tuple[Path, ...]:
-    """The files that belong to one training, the checkpoint that a training resumes from first."""
-    return folder.last, folder.best, folder.training_csv
-
-
-def mark_trained(folder: RoundFolder, key: str) -> None:
-    """Note that the training of this key is complete and what it left, unless it began as another's."""
-    if _read_note(folder).get("key") != key:
+    if not training.last.exists() and training.round.last.exists():
         return
-    folder.journal("train").record("train", {"key": key}, {}, {"checkpoint": folder.last})
+    for name, file in training.names.items():
+        if file.exists():
+            name_file(name, file)
+        else:
+            name.unlink(missing_ok=True)  # a name alone: the file is in the folder of its training
 
 
-def is_trained(folder: RoundFolder, key: str) -> bool:
-    """Whether the training of this key is complete and its last checkpoint is still what it left."""
-    return folder.journal("train").is_current("train", {"key": key}, {})
+def mark_trained(training: TrainingFolder) -> None:
+    """Note that a training is complete, and what it left."""
+    _journal(training).record("train", {}, {}, {"checkpoint": training.last})
 
 
-def _read_note(folder: RoundFolder) -> dict[str, Any]:
-    """Keys of the training in a folder (`key`) and of the one set aside (`previous`), where known."""
-    path = _note(folder)
-    return read_json(path) if path.exists() else {}
+def is_trained(training: TrainingFolder) -> bool:
+    """Whether a training is complete and its last checkpoint is still what it left."""
+    return _journal(training).is_current("train", {}, {})
 
 
-def _write_note(folder: RoundFolder, note: dict[str, Any]) -> None:
-    write_json(_note(folder), note)
-
-
-def _note(folder: RoundFolder) -> Path:
-    return folder.checkpoints / "training.json"
+def _journal(training: TrainingFolder) -> Journal:
+    return Journal(training.root / "journal.jsonl")

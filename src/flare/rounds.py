@@ -73,7 +73,7 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     unknown = [name for name in names if name not in known]
     if unknown:
         raise FlareError(f"rounds: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
-    rounds = {name: Round(name, _compose([*forwarded, f"round={name}", "ckpt_path=auto"])) for name in names}
+    rounds = {name: Round(name, _compose([*forwarded, f"round={name}"])) for name in names}
     ordered: list[Round] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:

@@ -32,17 +32,17 @@ class RoundFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of `last.ckpt` and `best.ckpt`."""
+        """Folder of the round's trainings, a folder each, and of the names of the current one's files."""
         return self.root / "checkpoints"
 
     @property
     def last(self) -> Path:
-        """The last checkpoint: the teacher of later rounds."""
+        """The current training's last checkpoint: the teacher of later rounds."""
         return self.checkpoints / "last.ckpt"
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation DSC."""
+        """The current training's checkpoint with the best validation DSC."""
         return self.checkpoints / "best.ckpt"
 
     @property
@@ -67,7 +67,7 @@ class RoundFolder:
 
     @property
     def training_csv(self) -> Path:
-        """Loss, learning rate and validation scores by epoch."""
+        """The current training's loss, learning rate and validation scores by epoch."""
         return self.root / "training.csv"
 
     @property
@@ -78,6 +78,53 @@ class RoundFolder:
     def journal(self, step: str) -> Journal:
         """What is done of one step of this round."""
         return Journal(self.root / "journal" / f"{step}.jsonl")
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """Everything one training of a round leaves: `checkpoints/<training>`, where no other training writes."""
+
+    root: Path
+
+    @property
+    def round(self) -> RoundFolder:
+        """The folder of its round."""
+        return RoundFolder(self.root.parent.parent)
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint from which it resumes."""
+        return self.root / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation DSC."""
+        return self.root / "best.ckpt"
+
+    @property
+    def training_csv(self) -> Path:
+        """Loss, learning rate and validation scores by epoch."""
+        return self.root / "training.csv"
+
+    @property
+    def logs(self) -> Path:
+        """What its loggers write."""
+        return self.root / "logs"
+
+    @property
+    def names(self) -> dict[Path, Path]:
+        """Its files by the names that they have in the round while it is the current training."""
+        return {
+            self.round.last: self.last,
+            self.round.best: self.best,
+            self.round.training_csv: self.training_csv,
+        }
+
+
+def round_of(checkpoint: Path) -> RoundFolder:
+    """The round whose checkpoint a file is, under whichever of its names."""
+    folders = checkpoint.absolute().parents
+    return RoundFolder(next((f.parent for f in folders if f.name == "checkpoints"), folders[1]))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from flare.checkpoints import read_weights_file, write_weights_file
-from flare.files import remove_partial
-from flare.runs import RoundFolder
+from flare.resuming import make_current
+from flare.runs import TrainingFolder
 
 MONITOR = "val/dsc_mean"
 
@@ -45,7 +45,7 @@ class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`, from which a round resumes and which teaches the next, and `best.ckpt`.
 
     The best is the one of the highest mean validation DSC; there is none without validation. Both lie in the
-    trainer's `default_root_dir`, which is the folder of the round.
+    trainer's `default_root_dir`, which is the folder of the training, and have names in the round's.
 
     Args:
         every_n_epochs: How often the last one is written; the end of a round always is.
@@ -56,11 +56,6 @@ class Checkpoints(Checkpoint):
         self.best = -math.inf
         self.is_validated = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove what a killed process left half written."""
-        if trainer.is_global_zero:
-            remove_partial(RoundFolder(Path(trainer.default_root_dir)).checkpoints)
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that the scores are of this epoch; Lightning keeps older ones among its metrics."""
         self.is_validated = True
@@ -70,7 +65,7 @@ class Checkpoints(Checkpoint):
 
         The best comes first: killed in between, the resumed epoch finds the same score and saves it again.
         """
-        folder = RoundFolder(Path(trainer.default_root_dir))
+        folder = TrainingFolder(Path(trainer.default_root_dir))
         score = float(trainer.callback_metrics.get(MONITOR, -math.inf)) if self.is_validated else -math.inf
         self.is_validated = False
         if score > self.best:
@@ -79,6 +74,8 @@ class Checkpoints(Checkpoint):
         done = trainer.current_epoch + 1
         if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
             trainer.save_checkpoint(folder.last)
+        if trainer.is_global_zero:
+            make_current(folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must remember."""

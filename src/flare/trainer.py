@@ -8,19 +8,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 from flare.callbacks import TrainingTable
+from flare.checking.parts import build_part
 from flare.errors import FlareError
 from flare.inference.hardware import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.labels import LabelSet
 from flare.messages import hide_messages
 from flare.models.building import build_network
 from flare.models.depths import depths_under_kernel
-from flare.runs import RoundFolder
+from flare.runs import TrainingFolder
 from flare.saving import AtomicCheckpointIO
 from flare.tracking.identity import RunIds, build_loggers
 
@@ -31,23 +30,31 @@ PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-
 
 
 def build_trainer(
-    cfg: DictConfig, folder: RoundFolder, *, has_validation: bool, ckpt_path: Path | None = None
+    cfg: DictConfig, folder: TrainingFolder, *, has_validation: bool, ckpt_path: Path | None = None
 ) -> pl.Trainer:
-    """Build the trainer of a round.
+    """Build the trainer of a round with its callbacks and loggers; no file is written.
 
     Args:
         cfg: Configuration of `train`; groups `trainer`, `callbacks` and `logger`.
-        folder: The round's folder; callbacks find it as the trainer's `default_root_dir`.
+        folder: The training's folder; callbacks find it as the trainer's `default_root_dir`.
         has_validation: Whether there are labelled validation cases.
         ckpt_path: What the training resumes from; trackers go on in its runs.
+
+    Raises:
+        FlareError: If this machine cannot have it, or a part of it cannot be built, with its key.
     """
     hide_messages()
-    callbacks = [instantiate(settings) for settings in (cfg.callbacks or {}).values()]
-    loggers = build_loggers(cfg, folder.root / "logs", ckpt_path)
+    accelerator = str(cfg.trainer.accelerator)
+    wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
+    if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
+        raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
+    callbacks = [build_part(part, f"callbacks.{name}") for name, part in (cfg.callbacks or {}).items()]
+    loggers = build_loggers(cfg, folder.logs, ckpt_path)
     callbacks += [TrainingTable(LabelSet.from_config(cfg.classes)), RunIds(loggers)]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
-    return instantiate(
+    return build_part(
         cfg.trainer,
+        "trainer",
         callbacks=callbacks,
         logger=list(loggers.values()),
         plugins=[AtomicCheckpointIO()],
@@ -56,34 +63,6 @@ def build_trainer(
         enable_progress_bar=False,  # ours is a callback
         **arguments,
     )
-
-
-def check_trainer(cfg: DictConfig) -> None:
-    """Refuse, before any work, a trainer that this machine cannot have.
-
-    Args:
-        cfg: Configuration of `train`; group `trainer`.
-
-    Raises:
-        FlareError: Naming the key, or in Lightning's words.
-    """
-    hide_messages()
-    accelerator = str(cfg.trainer.accelerator)
-    wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
-    if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
-        raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
-    precision = choose_precision(cfg)
-    try:
-        instantiate(
-            cfg.trainer,
-            precision=precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-        )
-    except InstantiationException as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise FlareError(f"trainer: Lightning refuses it: {reason}") from None
 
 
 def choose_precision(cfg: DictConfig) -> str:

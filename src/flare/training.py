@@ -22,19 +22,19 @@ from flare.executor import build_executor, report_failures
 from flare.files import read_csv, told_if_full
 from flare.labelling import TrainingSet, build_training_set
 from flare.labels import LabelSet
-from flare.models.building import build_loss, build_module, build_network
+from flare.models.building import build_loss, build_module, build_network, check_optimizer
 from flare.models.transfer import check_architecture, check_teacher, start_from_teacher
 from flare.models.unet import check_patch_size
 from flare.prepare import prepare_cohort
 from flare.prepare.settings import Settings
 from flare.preprocessing import Intensity
 from flare.records import record_environment
-from flare.resuming import begin, mark_trained, starting_point, training_key
+from flare.resuming import begin, find_start, is_trained, make_current, mark_trained, training_key
 from flare.rounds import check_labels
-from flare.runs import RoundFolder, RunFolder, lock, run_folder
+from flare.runs import RoundFolder, RunFolder, TrainingFolder, lock, run_folder
 from flare.scoring import finish_round
 from flare.teachers import read_teacher, require_teacher
-from flare.trainer import build_trainer, check_trainer
+from flare.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     is_first = _is_first()
     with closing(build_executor(cfg)) as executor, lock(folder.root) if is_first else nullcontext():
         training = build_training_set(cfg, cohort.cases, run, executor)
+        executor.close()  # its processes would wait through the whole training, with their memory
         result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
         failures += training.failures
         if is_first:
@@ -93,7 +94,8 @@ def check_configuration(
         network = build_network(cfg)
     check_patch_size(list(cfg.data.patch_size), network.divisors)
     build_loss(cfg)
-    check_trainer(cfg)
+    check_optimizer(cfg, network)
+    build_trainer(cfg, TrainingFolder(run.round(cfg.round.name).checkpoints / "checked"), has_validation=True)
     check_labels(cfg)
     columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns
     if cfg.objective is not None and cfg.objective not in columns:
@@ -139,30 +141,38 @@ def train_round(
     folder = run.round(cfg.round.name)
     is_first = _is_first()  # the processes of one training share its folder
     with lock(folder.checkpoints) if is_first else nullcontext():
-        key = training_key(cfg, training.key)
-        ckpt_path = starting_point(cfg.ckpt_path, folder, key)
+        start = find_start(cfg.ckpt_path, folder, training_key(cfg, training.key))
+        if start.checkpoint is not None and is_trained(start.training):
+            log.info(
+                "%s is trained to its end; ckpt_path=null trains it afresh, beside it", start.training.root
+            )
+            if is_first:
+                make_current(start.training)
+            return _result(folder, cfg.objective)
         pl.seed_everything(int(cfg.seed), verbose=False)
         validation = [case for case in cases if case.split == "validation" and case.is_labeled]
         if not validation:
             log.info("no labelled validation case: no validation, and no best checkpoint")
-        trainer = build_trainer(cfg, folder, has_validation=bool(validation), ckpt_path=ckpt_path)
+        trainer = build_trainer(
+            cfg, start.training, has_validation=bool(validation), ckpt_path=start.checkpoint
+        )
         # Lightning leaves validation out on a process without a case, and the others would wait for it
         validation *= math.ceil(trainer.world_size / max(len(validation), 1))
         items = {case: CaseArrays(*paths) for case, paths in training.items.items()}
         data = FlareDataModule(cfg, items, validation=validation, intensity=intensity)
         module = build_module(cfg, intensity)
-        is_taught = cfg.round.init == "teacher" and ckpt_path is None
+        is_taught = cfg.round.init == "teacher" and start.checkpoint is None
         teacher = read_teacher(cfg, run) if is_taught else None
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round)
             start_from_teacher(module.net, teacher, labels=module.labels, targets=cfg.labels.targets)
-        if is_first:  # everything that can refuse is built: only now files of an earlier training may move
-            ckpt_path = begin(folder, key, ckpt_path)
+        if is_first:  # everything that can refuse is built: only now files are touched
+            begin(start)
             record_environment(folder.root, cfg)
         with told_if_full(folder.root):
-            trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+            trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         if is_first:
-            mark_trained(folder, key)
+            mark_trained(start.training)
     return _result(folder, cfg.objective)
 
 

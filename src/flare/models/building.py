@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from flare.checking.parts import build_part, refusing
 from flare.data.draws import mirror_axes
-from flare.errors import FlareError
 from flare.inference.hardware import autocast_type
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
@@ -33,8 +33,7 @@ def build_network(cfg: DictConfig) -> UNet:
     Raises:
         FlareError: If `model.net` is no network.
     """
-    with own_refusals():
-        return instantiate(cfg.model.net)
+    return build_part(cfg.model.net, "model.net")
 
 
 def build_loss(cfg: DictConfig) -> DiceCELoss:
@@ -43,19 +42,29 @@ def build_loss(cfg: DictConfig) -> DiceCELoss:
     Raises:
         FlareError: If a value of `loss` is out of range.
     """
-    with own_refusals():
-        return instantiate(cfg.loss, classes=cfg.classes, targets=cfg.labels.targets)
+    return build_part(cfg.loss, "loss", classes=cfg.classes, targets=cfg.labels.targets)
 
 
-@contextmanager
-def own_refusals() -> Iterator[None]:
-    """Let a refusal of ours through as it is, which Hydra would wrap into several lines."""
-    try:
-        yield
-    except InstantiationException as error:
-        if isinstance(error.__cause__, FlareError):
-            raise error.__cause__ from None
-        raise
+def check_optimizer(cfg: DictConfig, network: nn.Module) -> None:
+    """Build optimizer and scheduler of a network as the training will, without its memory.
+
+    Args:
+        cfg: Configuration of `train`; `model.optimizer` and `model.scheduler`.
+        network: Of which the shapes count alone.
+
+    Raises:
+        FlareError: If one of them cannot be built, or is none.
+    """
+    # on the CPU, since some optimizers refuse `meta`; one number stands for all of a parameter
+    parameters = [nn.Parameter(torch.zeros(()).expand(p.shape)) for p in network.parameters()]
+    with refusing(cfg.model.optimizer, "model.optimizer"):
+        optimizer = instantiate(cfg.model.optimizer)(parameters)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"expected an optimizer of torch, found {type(optimizer).__name__}")
+    with refusing(cfg.model.scheduler, "model.scheduler"):
+        scheduler = instantiate(cfg.model.scheduler)(optimizer)
+        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+            raise TypeError(f"expected a schedule of epochs alone, found {type(scheduler).__name__}")
 
 
 def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:

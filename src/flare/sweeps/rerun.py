@@ -1,7 +1,7 @@
 """List the jobs of a sweep, and run those again alone that failed or were killed.
 
 python -m flare.sweeps sweep=outputs/demo/multirun/<time>
-python -m flare.sweeps sweep=outputs/demo/multirun/<time> rerun=true ckpt_path=auto
+python -m flare.sweeps sweep=outputs/demo/multirun/<time> rerun=true
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rerun(sweep: Path, extra: Sequence[str]) -> list[Job]:
 
     Args:
         sweep: The sweep's folder.
-        extra: Further overrides, such as `ckpt_path=auto`.
+        extra: Further overrides, such as `trainer=cpu`.
 
     Returns:
         All jobs of the sweep, as they are then.

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from flare.checking.parts import build_part
 from flare.checkpoints import read_weights_file
 
 KEY = "run_ids"  # entry of a Lightning checkpoint: name in `logger` -> id
@@ -42,17 +42,16 @@ def build_loggers(cfg: DictConfig, folder: Path, ckpt_path: Path | None) -> dict
         cfg: Group `logger`.
         folder: Where they write.
         ckpt_path: What the training resumes from; its runs are continued.
+
+    Raises:
+        FlareError: If one cannot be built, with its key.
     """
     configured: Mapping[str, Any] = cfg.logger or {}
-    remembering = {name for name, c in configured.items() if hasattr(get_class(c._target_), "run_id")}
-    known: dict[str, str] = {}
+    common = {"save_dir": str(folder)}
+    loggers = {name: build_part(part, f"logger.{name}", **common) for name, part in configured.items()}
+    remembering = {name for name, logger in loggers.items() if hasattr(type(logger), "run_id")}
     if ckpt_path is not None and remembering:
         known = read_weights_file(ckpt_path).get(KEY, {})
-    return {
-        name: instantiate(
-            c,
-            save_dir=str(folder),
-            **({"run_id": known[name]} if name in remembering and name in known else {}),
-        )
-        for name, c in configured.items()
-    }
+        for name in remembering & set(known):
+            loggers[name] = build_part(configured[name], f"logger.{name}", **common, run_id=known[name])
+    return loggers
