@@ -55,8 +55,8 @@ MEANINGLESS = [
     "trainer.precision=foo",
     "trainer.max_epochs=0",
     "trainer.check_val_every_n_epoch=0",
-    "model.optimizer.lr=-1",
-    "model.optimizer.lr=.nan",
+    "optimizer.lr=-1",
+    "optimizer.lr=.nan",
     "classes.liver.tolerance_mm=-1",
     "classes.liver.id=x",
     "classes.liver=5",
@@ -125,6 +125,7 @@ def test_what_is_shipped_is_sound(group: str, name: str) -> None:
 def test_every_key_of_the_table_is_one_of_a_configuration(composed: DictConfig) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         scripts = [composed, *(compose(name) for name in ("iterate", "evaluate", "merge_labels"))]
+        scripts.append(compose("train", ["scheduler=cosine"]))
     for pattern in RULES.keys() - {"trainer.accumulate_grad_batches"}:  # Lightning's, not ours to list
         key = pattern.replace("classes.*", "classes.liver").replace("grids.*", "grids.demo")
         key = key.replace("counts.*", "counts.tumor").replace("hosts.*", "hosts.liver")

@@ -139,7 +139,7 @@ def test_which_choice_wins(
 ) -> None:
     cfg = config("train", *overrides)
     assert len(cfg.model.net.features) == features
-    assert cfg.model.optimizer.lr == lr
+    assert cfg.optimizer.lr == lr
 
 
 def test_an_experiment_keeps_what_its_round_is(config: Callable[..., DictConfig]) -> None:
@@ -184,10 +184,10 @@ def test_rounds_build(config: Callable[..., DictConfig], experiment: str, name: 
     network = build_net(cfg)
     assert network.heads[-1].out_channels == OUTPUTS[name]
     assert all(n % d == 0 for n, d in zip(cfg.data.patch_size, network.divisors, strict=True))
-    optimizer = instantiate(cfg.model.optimizer)(network.parameters())
-    scheduler = instantiate(cfg.model.scheduler)(optimizer)
+    optimizer = instantiate(cfg.optimizer)(network.parameters())
+    scheduler = instantiate(cfg.scheduler)(optimizer)
     assert isinstance(optimizer, torch.optim.SGD)
-    assert scheduler.get_last_lr() == [cfg.model.optimizer.lr]
+    assert scheduler.get_last_lr() == [cfg.optimizer.lr]
     loss = instantiate(cfg.loss, classes=cfg.classes, targets=cfg.labels.targets)
     assert isinstance(loss, torch.nn.Module)
 

@@ -24,16 +24,16 @@ COMMON = {
     "data.batch_size": 2,
     "data.patch_size": [32, 128, 192],
     "trainer.max_epochs": 1500,
-    "model.optimizer._target_": "torch.optim.SGD",
-    "model.optimizer.nesterov": True,
-    "model.optimizer.momentum": 0.99,
-    "model.optimizer.lr": 0.01,
-    "model.scheduler.power": 0.9,
-    "model.scheduler.decay_epochs": 1500,  # the tables print 1000, where epochs end in complex numbers
+    "optimizer._target_": "torch.optim.SGD",
+    "optimizer.nesterov": True,
+    "optimizer.momentum": 0.99,
+    "optimizer.lr": 0.01,
+    "scheduler.power": 0.9,
+    "scheduler.decay_epochs": 1500,  # the tables print 1000, where epochs end in complex numbers
     "loss.dice_weight": 1.0,
     "loss.ce_weight": 1.0,
     # nnU-Net 1.7, which the paper trains with (Table 1)
-    "model.optimizer.weight_decay": 3e-5,
+    "optimizer.weight_decay": 3e-5,
     "trainer.limit_train_batches": 250,
     "trainer.gradient_clip_val": 12,
     "trainer.precision": "16-mixed",

@@ -112,7 +112,7 @@ def test_wandb_gets_no_folder_or_file_name_of_a_sweep(
             f"data.root=/data/patients/{patient}",
             f"round.checkpoint={patient}.ckpt",
             f"+trainer.profiler=/logs/{patient}",
-            f"model.optimizer.lr=0.{number}",
+            f"optimizer.lr=0.{number}",
         ]
         Job(str(number), "train", overrides, COMPLETED, 1.0).write(tmp_path)
     found = read_comparison(tmp_path)
@@ -121,7 +121,7 @@ def test_wandb_gets_no_folder_or_file_name_of_a_sweep(
     assert "smith" not in text
     assert "jones" not in text
     assert "| 0 | - | - | 0.0 | completed | 1 |" in text
-    assert "| job | round.checkpoint | trainer.profiler | model.optimizer.lr | status |" in text
+    assert "| job | round.checkpoint | trainer.profiler | optimizer.lr | status |" in text
 
 
 def test_online_without_a_login_is_refused_after_the_files_are_written(

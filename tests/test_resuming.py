@@ -242,7 +242,7 @@ def test_a_complete_training_is_known_until_its_checkpoint_changes(folder: Round
     [
         "seed=1",
         "model=large",
-        "model.optimizer.lr=0.02",
+        "optimizer.lr=0.02",
         "trainer.max_epochs=2",
         "data.patch_size=[32,128,160]",
         "data.augmentation.noise.probability=0.2",

@@ -106,7 +106,7 @@ def test_the_record_of_a_run(config: Callable[..., DictConfig], tmp_path: Path) 
     stored = OmegaConf.load(tmp_path / "new" / "config.yaml")
     assert stored.paths.run == f"{tmp_path}/trial"
     assert stored.round.name == "mo"
-    assert stored.model.scheduler.decay_epochs == 1500  # resolved
+    assert stored.scheduler.decay_epochs == 1500  # resolved
     environment = read_json(tmp_path / "new" / "environment.json")
     assert environment["libraries"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -184,7 +184,7 @@ def test_files_are_private_by_key_or_by_value(key: str, value: Any) -> None:
         ("objective", "val/dsc_mean"),
         ("round.teacher", "mot1"),
         ("callbacks.checkpoint._target_", "flare.callbacks.Checkpoints"),
-        ("model.optimizer.lr", "0.01"),
+        ("optimizer.lr", "0.01"),
         ("data", "flare23"),
         ("data.spacing_mm", "[4,1.2,1.2]"),
         ("labels.source", "ground_truth"),

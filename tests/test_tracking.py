@@ -42,7 +42,7 @@ def folder(cohort: Cohort, tmp_path_factory: pytest.TempPathFactory) -> RoundFol
     """A round of two epochs, interrupted after the first and resumed."""
     outputs = tmp_path_factory.mktemp("outputs")
     first = (*WANDB, "name=trial", "round=mot", "model=tiny", *TINY[3:7], "labels.source=ground_truth")
-    train_tiny(cohort, outputs, *first, "trainer.max_epochs=1", "model.scheduler.decay_epochs=2")
+    train_tiny(cohort, outputs, *first, "trainer.max_epochs=1", "scheduler.decay_epochs=2")
     return train_tiny(cohort, outputs, *first, "trainer.max_epochs=2", "ckpt_path=last")[1]
 
 
@@ -102,7 +102,7 @@ def test_the_configuration_is_plain_and_no_path_is_anywhere(
 ) -> None:
     config = runs[0].config
     assert config["data"]["patch_size"] == [8, 16, 16]
-    assert config["model"]["optimizer"]["lr"] == 0.05
+    assert config["optimizer"]["lr"] == 0.05
     assert "paths" not in config
     assert "root" not in config["data"]
     for run in runs:
@@ -181,7 +181,7 @@ def test_tensorboard_has_numbers_and_pictures(cohort: Cohort, tmp_path: Path) ->
 
 def test_mlflow_goes_on_in_its_run(cohort: Cohort, tmp_path: Path) -> None:
     common = ("logger=mlflow", "name=trial", "validation.nsd=false")
-    train_tiny(cohort, tmp_path, *common, "trainer.max_epochs=1", "model.scheduler.decay_epochs=2")
+    train_tiny(cohort, tmp_path, *common, "trainer.max_epochs=1", "scheduler.decay_epochs=2")
     # another configuration, which MLflow would refuse
     train_tiny(cohort, tmp_path, *common, "ckpt_path=last")
     (losses,) = (tmp_path / "trial" / "mlflow").glob("*/*/metrics/train/loss")

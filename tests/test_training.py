@@ -139,7 +139,7 @@ def test_a_round_continued_after_its_first_epoch_ends_with_the_same_bits(
     trained: Trained, cohort: Cohort, tmp_path: Path
 ) -> None:
     # E of the schedule stays 2: only the end of the training moves
-    train_tiny(cohort, tmp_path, "trainer.max_epochs=1", "model.scheduler.decay_epochs=2")
+    train_tiny(cohort, tmp_path, "trainer.max_epochs=1", "scheduler.decay_epochs=2")
     _, continued = train_tiny(cohort, tmp_path, "ckpt_path=last")
     assert_same_training(trained[1], continued)
 
@@ -212,7 +212,7 @@ def test_without_labelled_validation_cases_there_is_no_best(cohort: Cohort, tmp_
 
 
 def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path) -> None:
-    once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "model.optimizer.lr=0")
+    once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "optimizer.lr=0")
     train_tiny(cohort, tmp_path, *once, "round=mo", "model=tiny", "seed=1", *TINY[3:7], validate=False)
     pupil = ("round=mo1", "model=tiny", *TINY[3:7], "labels.source=ground_truth")
     _, taught = train_tiny(cohort, tmp_path, *once, *pupil, "round.init=teacher", validate=False)
@@ -232,20 +232,20 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
         (["restore=cubic"], "restore=cubic"),
         (["objective=val/dice"], "objective=val/dice: expected null or one of lr, train/loss"),
         (
-            ["model.optimizer._target_=torch.optim.AdamW"],
+            ["optimizer._target_=torch.optim.AdamW"],
             r"^model\.optimizer: torch\.optim\.AdamW does not take momentum, nesterov, "
             r"it takes params, lr, betas.*; "
             r"leave out with ~model\.optimizer\.momentum ~model\.optimizer\.nesterov$",
         ),
         (
-            ["model.optimizer._target_=torch.optim.Nope"],
+            ["optimizer._target_=torch.optim.Nope"],
             r"^model\.optimizer: torch\.optim\.Nope refuses it: [^\n]*$",
         ),
         (
-            ["model.optimizer.momentum=0"],
+            ["optimizer.momentum=0"],
             r"^model\.optimizer: torch\.optim\.SGD refuses it: Nesterov [^\n]*$",
         ),
-        (["model.optimizer._target_=torch.nn.Identity"], r"^model\.optimizer: .*expected an optimizer"),
+        (["optimizer._target_=torch.nn.Identity"], r"^model\.optimizer: .*expected an optimizer"),
         (
             ["model.scheduler._target_=torch.optim.lr_scheduler.StepLR"],
             r"^model\.scheduler: .*StepLR does not take power, decay_epochs, it takes optimizer, step_size",
@@ -313,7 +313,7 @@ def test_a_finished_training_is_found_again_after_another_and_not_done_again(
     folder = RoundFolder(tmp_path / "out" / trained[1].root.relative_to(trained[1].root.parents[2]))
     whole = folder.last.read_bytes()
     for once in ((), ("ckpt_path=null",)):
-        once += ("model.optimizer.lr=0.01", "trainer.limit_train_batches=1")
+        once += ("optimizer.lr=0.01", "trainer.limit_train_batches=1")
         train_tiny(cohort, tmp_path / "out", *once, validate=False)
         assert folder.last.read_bytes() != whole
     monkeypatch.setattr(DiceCELoss, "forward", None)  # no step is done
@@ -327,7 +327,7 @@ def test_a_finished_training_is_found_again_after_another_and_not_done_again(
 def test_restarts_of_two_settings_resume_each_at_its_own_step(cohort: Cohort, tmp_path: Path) -> None:
     """Each start is stopped in its second epoch further on."""
     for restart in range(6):
-        settings = (f"model.optimizer.lr={(0.05, 0.01)[restart % 2]}", "trainer.max_epochs=9")
+        settings = (f"optimizer.lr={(0.05, 0.01)[restart % 2]}", "trainer.max_epochs=9")
         with pytest.MonkeyPatch.context() as patch:
             stop_after(patch, steps=4)
             with pytest.raises(StoppedError):
@@ -358,8 +358,8 @@ def test_two_trainings_of_one_round_refuse_each_other(cohort: Cohort, tmp_path: 
 
 
 def test_a_training_that_goes_wrong_ends_before_its_weights_are_kept(cohort: Cohort, tmp_path: Path) -> None:
-    with pytest.raises(FlareError, match=r"the loss of epoch \d is nan.*model.optimizer.lr"):
-        train_tiny(cohort, tmp_path, "model.optimizer.lr=1e30", "trainer.gradient_clip_val=null")
+    with pytest.raises(FlareError, match=r"the loss of epoch \d is nan.*optimizer.lr"):
+        train_tiny(cohort, tmp_path, "optimizer.lr=1e30", "trainer.gradient_clip_val=null")
     assert not list(tmp_path.rglob("last.ckpt"))
 
 

@@ -44,7 +44,9 @@ def training_key(cfg: DictConfig, data_key: str) -> str:
     trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
     # who labels the unlabelled cases reaches the weights by their labels alone, which are in `data_key`
     own = {name: value for name, value in config["round"].items() if name != "unlabeled_teacher"}
-    decisive = [config[name] for name in ("model", "loss", "data", "classes", "seed")]
+    decisive = [
+        config[name] for name in ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
+    ]
     return config_hash([*decisive, own, config["labels"]["targets"], trainer, data_key])
 
 

@@ -89,8 +89,8 @@ def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
     return SegmentationModule(
         build_network(cfg),
         build_loss(cfg),
-        optimizer=instantiate(cfg.model.optimizer),
-        scheduler=instantiate(cfg.model.scheduler),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
         predictor=partial(make_predictor, carried=carried, settings=InferenceSettings.from_config(cfg)),
         carried=carried,
         label_map=read_label_map(cfg.data.label_map, LabelSet.from_config(cfg.classes)),

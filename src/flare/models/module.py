@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -76,7 +76,13 @@ class SegmentationModule(pl.LightningModule):
         """Make the optimizer and its schedule."""
         optimizer = self.make_optimizer(self.net.parameters())
         scheduler = self.make_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        # a schedule that waits for a plateau waits for the loss's
+        schedule: LRSchedulerConfigType = {
+            "scheduler": scheduler,
+            "interval": "epoch",
+            "monitor": "train/loss",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
         """Tell the loggers which configuration this is, without paths."""
@@ -106,7 +112,7 @@ class SegmentationModule(pl.LightningModule):
         if not math.isfinite(loss):
             raise FlareError(
                 f"the loss of epoch {self.current_epoch + 1} is {loss}; the last checkpoint is from before. "
-                "Lower model.optimizer.lr, or set trainer.precision=32"
+                "Lower optimizer.lr, or set trainer.precision=32"
             )
 
     def on_validation_epoch_start(self) -> None:

@@ -131,7 +131,7 @@ def efficiency_table(rounds: Sequence[RoundFacts]) -> list[Row]:
 
 def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[tuple[str, str]]:
     """The choices that a reader asks for first, from the last round's configuration."""
-    data, optimizer, trainer = config["data"], config["model"]["optimizer"], config["trainer"]
+    data, optimizer, trainer = config["data"], config["optimizer"], config["trainer"]
     augmentation = data.get("augmentation") or {}
     used = [
         k.replace("_", " ") for k, v in augmentation.items() if isinstance(v, dict) and v.get("probability")
@@ -140,7 +140,7 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[t
         ("Spacing (z, y, x)", f"{_times(data['spacing_mm'])} mm"),
         ("Patch, batch", f"{_times(data['patch_size'])} voxels, {data['batch_size']} a batch"),
         ("Network features", _times(config["model"]["net"]["features"], " - ")),
-        ("Optimizer", f"lr {optimizer.get('lr')}, momentum {optimizer.get('momentum')}"),
+        ("Optimizer", ", ".join(f"{k} {v}" for k, v in optimizer.items() if not k.startswith("_"))),
         (
             "Length",
             f"{_times([trainer['max_epochs'], trainer['limit_train_batches']])} iterations a round",
