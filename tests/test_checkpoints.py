@@ -11,10 +11,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from flare.checkpoints import KEY, build_network, load_checkpoint, load_network, read_weights_file
+from flare.checkpoints import KEY, load_checkpoint, read_weights_file
 from flare.cli import CONF
 from flare.errors import FlareError
 from flare.files import sha256
+from flare.models.rebuild import build_network, load_network
 from flare.models.unet import UNet
 from flare.records import public_config
 

@@ -15,10 +15,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from flare.checkpoints import load_checkpoint, load_network
+from flare.checkpoints import load_checkpoint
 from flare.convert.foreign import main
 from flare.convert.layout import architecture, from_nnunet, to_nnunet2, without_zeros
 from flare.errors import FlareError
+from flare.models.rebuild import load_network
 from nnunet_files import (
     FEATURES,
     GIVEN,

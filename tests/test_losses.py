@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
+from flare.cli import CONF
 from flare.errors import FlareError
-from flare.losses import DiceCELoss, dice_and_ce, reduce_target, supervision_weights
+from flare.losses import AnyLoss, DiceCELoss, dice_and_ce, reduce_target, supervision_weights
+from flare.models.building import build_loss
 
 CLASSES: dict[str, dict[str, Any]] = {
     "liver": {"id": 1, "short": "Liver", "role": "organ", "tolerance_mm": 5, "slice_range": False},
@@ -176,3 +179,71 @@ def test_no_target_value_gives_nan_when_a_class_is_absent_everywhere() -> None:
     parts.loss.backward()
     assert parts.dice.item() == pytest.approx(1 / (1 + 1e-3), abs=1e-5)  # smooth / (smooth + guard)
     assert torch.isfinite(logits.grad).all()
+
+
+def chosen(*overrides: str) -> Any:
+    """The loss that a configuration builds."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return build_loss(compose("train", list(overrides)))
+
+
+def two_resolutions(seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Logits of 15 outputs at two resolutions, and a target that has every class in each of them."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(0, 15, (2, 8, 16, 16), generator=generator, dtype=torch.uint8)
+    sizes = [(8, 16, 16), (4, 8, 8)]
+    return [torch.randn(2, 15, *size, generator=generator) for size in sizes], target
+
+
+# 1 - Dice instead of -Dice; Tversky at 0.5, 0.5 is Dice with twice its smoothing, and no cross entropy
+SAME_FORMULA = [
+    (["loss=monai_dice_ce"], []),
+    (["loss=monai_dice_ce", "loss.loss.lambda_ce=0.5"], ["loss.ce_weight=0.5"]),
+    (["loss=monai_dice_ce", "loss.loss.batch=false"], ["loss.batch_dice=false"]),
+    (["loss=tversky", "loss.loss.alpha=0.5", "loss.loss.beta=0.5"], ["loss.smooth=2e-5", "loss.ce_weight=0"]),
+    (["loss=dice_focal", "loss.loss.lambda_focal=0"], ["loss.ce_weight=0"]),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), SAME_FORMULA)
+@pytest.mark.parametrize("lowest", ["true", "false"])
+def test_monais_losses_equal_ours_where_the_formula_is_the_same(
+    theirs: list[str], ours: list[str], lowest: str
+) -> None:
+    found = []
+    for overrides in (theirs, ours):
+        outputs, target = two_resolutions(0)
+        for logits in outputs:
+            logits.requires_grad_()
+        value = chosen(*overrides, f"loss.supervise_lowest={lowest}")(outputs, target).loss
+        value.backward()
+        found.append((value.item(), outputs))
+    assert found[0][0] == pytest.approx(found[1][0] + 1, abs=1e-6)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert (one.grad is None) == (other.grad is None) == (lowest == "false" and one.shape[2] == 4)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-6)
+
+
+def test_a_loss_of_torch_is_put_over_the_resolutions() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train")
+    cfg.loss = {"_target_": "torch.nn.CrossEntropyLoss"}
+    outputs, target = two_resolutions(1)
+    built = build_loss(cfg)
+    assert isinstance(built, AnyLoss)
+    parts = built([*outputs, outputs[1]], target)
+    reduced = reduce_target(target, (4, 8, 8))
+    expected = [F.cross_entropy(o, t.long()).item() for o, t in ((outputs[0], target), (outputs[1], reduced))]
+    assert parts.loss.item() == pytest.approx(2 / 3 * expected[0] + 1 / 3 * expected[1], rel=1e-6)
+    assert (parts.dice, parts.ce) == (None, None)
+
+
+def test_arguments_that_a_loss_lacks_are_refused_in_one_line() -> None:
+    with pytest.raises(FlareError, match=r"^loss: .*focus") as refusal:
+        chosen("loss=tversky", "+loss.loss.focus=1")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_target_is_reduced_to_sizes_that_do_not_divide_it() -> None:
+    assert reduce_target(torch.arange(5.0).view(1, 1, 1, 5), (1, 1, 3)).flatten().tolist() == [0, 2, 4]

@@ -16,12 +16,13 @@ import pytorch_lightning as pl
 import torch
 
 from flare import labelling, training
-from flare.checkpoints import load_checkpoint, load_network
+from flare.checkpoints import load_checkpoint
 from flare.errors import FlareError
 from flare.executor import build_executor
 from flare.files import read_csv, write_csv
 from flare.iterate import run_round
 from flare.losses import DiceCELoss
+from flare.models.rebuild import load_network
 from flare.prepare import Cohort
 from flare.runs import RoundFolder, lock, run_folder
 from flare.training import check_configuration, train

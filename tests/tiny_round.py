@@ -37,6 +37,13 @@ TINY = [
     "trainer.check_val_every_n_epoch=1",
     "trainer.precision=32",
 ]
+SMALL_DYNUNET = [
+    "model.net.network.filters=[4,6,8]",
+    "model.net.network.kernel_size=[[1,3,3],[3,3,3],[3,3,3]]",
+    "model.net.network.strides=[[1,1,1],[1,2,2],[2,2,2]]",
+    "model.net.network.upsample_kernel_size=[[1,2,2],[2,2,2]]",
+    "model.net.network.deep_supr_num=1",
+]
 
 
 def write_case(root: Path, name: str, seed: int, *, split: str = "Tr2200") -> None:
@@ -66,8 +73,10 @@ def write_cohort(root: Path) -> Cohort:
 def configuration(root: Path, outputs: Path, *overrides: str) -> DictConfig:
     """Compose `train` for the tiny cohort."""
     own = [f"data.root={root}", f"paths.outputs={outputs}", f"paths.cache={root / 'cache'}"]
+    # stages of our own network are no other's
+    tiny = [o for o in TINY if not o.startswith("model.net.")] if "model=dynunet" in overrides else TINY
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*TINY, *own, *overrides])
+        return compose("train", [*tiny, *own, *overrides])
 
 
 def train_tiny(

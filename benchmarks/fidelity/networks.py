@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from peers import PATCH, SIZES, configuration, generic_unet, plain_conv_unet, plans, trained, write_nnunet1
 from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 
-from flare.checkpoints import load_network
 from flare.convert.export import export_folder
 from flare.convert.foreign import convert
 from flare.labels import LabelSet
+from flare.models.rebuild import load_network
 
 LIMIT = 1e-5
 LABELS = LabelSet.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))

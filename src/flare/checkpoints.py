@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
-from torch import nn
 
 from flare.errors import FlareError
 from flare.files import atomic, sha256
 from flare.labels import LabelSet
 
 KEY = "flare"  # entry of a Lightning checkpoint that holds what inference needs
-NETWORKS = ("flare.models.", "monai.networks.")  # a checkpoint may name a class, not run code
 
 
 @dataclass(frozen=True)
@@ -136,45 +133,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config=carried["config"],
         git_revision=carried["git_revision"],
     )
-
-
-def build_network(checkpoint: Checkpoint) -> nn.Module:
-    """Build the checkpoint's network with its weights, in `eval()` mode.
-
-    Raises:
-        FlareError: If the config names anything but a network class, or the weights do not fit.
-    """
-    where = f"checkpoint={checkpoint.path}"
-    arguments = dict(checkpoint.config["model"]["net"])
-    arguments.pop("_convert_", None)
-    network_class = _network_class(str(arguments.pop("_target_")), where)
-    arguments |= {"classes": checkpoint.classes, "targets": checkpoint.targets}
-    try:
-        network = network_class(**arguments)
-    except TypeError as error:
-        raise FlareError(
-            f"{where}: model.net does not fit {network_class.__name__}: {_line(error)}"
-        ) from None
-    try:
-        network.load_state_dict(checkpoint.state_dict)
-    except RuntimeError as error:
-        raise FlareError(f"{where}: weights do not fit its model.net: {_line(error)}") from None
-    return network.eval()
-
-
-def _network_class(target: str, where: str) -> type[nn.Module]:
-    """The class that a checkpoint names, if it is a network of ours or MONAI's."""
-    try:
-        found = get_class(target) if target.startswith(NETWORKS) else None
-    except Exception as error:  # whatever an import may raise
-        raise FlareError(f"{where}: cannot build {target!r}: {_line(error)}") from None
-    # what such a module imports from elsewhere is reached under its name, too
-    if found is None or not issubclass(found, nn.Module) or not found.__module__.startswith(NETWORKS):
-        raise FlareError(f"{where}: refuses to build {target!r}; expected a network of {NETWORKS}")
-    return found
-
-
-def load_network(path: Path) -> tuple[nn.Module, Checkpoint]:
-    """Read a checkpoint and build its network."""
-    checkpoint = load_checkpoint(path)
-    return build_network(checkpoint), checkpoint

@@ -5,7 +5,7 @@ Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,17 +22,84 @@ class LossParts(NamedTuple):
     """The loss to minimise and what it is made of.
 
     Attributes:
-        loss: Scalar: weighted cross entropy minus weighted Dice.
-        dice: Scalar: mean soft Dice of the foreground outputs, 1 is perfect.
-        ce: Scalar: mean cross entropy.
+        loss: Scalar.
+        dice: Scalar: mean soft Dice of the foreground outputs, 1 is perfect; None of a loss that has none.
+        ce: Scalar: mean cross entropy; None of a loss that has none.
     """
 
     loss: Tensor
-    dice: Tensor
-    ce: Tensor
+    dice: Tensor | None = None
+    ce: Tensor | None = None
 
 
-class DiceCELoss(nn.Module):
+class DeepSupervision(nn.Module):
+    """A loss over the resolutions of deep supervision; a subclass says what it is at one of them.
+
+    Args:
+        supervise_lowest: Whether the lowest resolution counts too (the authors' code for the medium
+            network: yes; nnU-Net: no).
+    """
+
+    def __init__(self, *, supervise_lowest: bool) -> None:
+        super().__init__()
+        self.supervise_lowest = supervise_lowest
+
+    def weights(self, count: int) -> tuple[float, ...]:
+        """Give the weight of each of `count` resolutions, highest first."""
+        return supervision_weights(count, supervise_lowest=self.supervise_lowest)
+
+    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Compare `(B, C, Z, Y, X)` logits with a `(B, Z, Y, X)` target of the same resolution."""
+        raise NotImplementedError
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> LossParts:
+        """Compare the logits of every resolution with the target reduced to it.
+
+        Args:
+            outputs: `(B, C, Z, Y, X)` logits of each resolution, highest first.
+            target: `(B, Z, Y, X)` index of the right output per voxel.
+
+        Returns:
+            The loss and its parts, weighted over the resolutions.
+        """
+        weighted = []
+        for logits, weight in zip(outputs, self.weights(len(outputs)), strict=True):
+            if weight > 0:
+                parts = self.compare(logits, reduce_target(target, logits.shape[2:]))
+                weighted.append([part if part is None else weight * part for part in parts])
+        totals = (None if part[0] is None else sum(part) for part in zip(*weighted, strict=True))
+        return LossParts(*totals)  # type: ignore[arg-type]
+
+
+class AnyLoss(DeepSupervision):
+    """A loss of PyTorch, MONAI or the user's own, in float32 also under autocast.
+
+    Args:
+        loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
+            scalar.
+        target_channel: Whether it takes the target as `(B, 1, Z, Y, X)`, like MONAI's, or without channel.
+        supervise_lowest: Whether the lowest resolution counts too.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        target_channel: bool = False,
+        supervise_lowest: bool = False,
+    ) -> None:
+        super().__init__(supervise_lowest=supervise_lowest)
+        self.loss = loss
+        self.target_channel = target_channel
+
+    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Compare at one resolution."""
+        with torch.autocast(logits.device.type, enabled=False):
+            index = target.long()
+            return LossParts(self.loss(logits.float(), index[:, None] if self.target_channel else index))
+
+
+class DiceCELoss(DeepSupervision):
     """Cross entropy minus Dice without background, summed over the resolutions of deep supervision.
 
     Everything is computed in float32, also under autocast. Batch Dice is over the patches that one process
@@ -46,8 +113,7 @@ class DiceCELoss(nn.Module):
         smooth: Added to Dice's numerator and denominator.
         batch_dice: Whether voxels are counted over all patches together or per patch.
         class_weights: Weight of single classes by name in the mean of Dice; a class not named has 1.
-        supervise_lowest: Whether the lowest resolution counts too (the authors' code for the medium
-            network: yes; nnU-Net: no).
+        supervise_lowest: Whether the lowest resolution counts too.
 
     Raises:
         FlareError: If a weight names no class of the list or is negative, or no weight is left.
@@ -67,37 +133,18 @@ class DiceCELoss(nn.Module):
         class_weights: Mapping[str, float] | None,
         supervise_lowest: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(supervise_lowest=supervise_lowest)
         self.dice_weight = dice_weight
         self.ce_weight = ce_weight
         self.smooth = smooth
         self.batch_dice = batch_dice
-        self.supervise_lowest = supervise_lowest
         weights = _output_weights(LabelSet.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def weights(self, count: int) -> tuple[float, ...]:
-        """Give the weight of each of `count` resolutions, highest first."""
-        return supervision_weights(count, supervise_lowest=self.supervise_lowest)
-
-    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> LossParts:
-        """Compare the logits of every resolution with the target reduced to it.
-
-        Args:
-            outputs: `(B, C, Z, Y, X)` logits of each head, highest resolution first.
-            target: `(B, Z, Y, X)` index of the right output per voxel.
-
-        Returns:
-            The loss and its two parts, weighted over the resolutions.
-        """
-        dice = ce = target.new_zeros((), dtype=torch.float32)
-        for logits, weight in zip(outputs, self.weights(len(outputs)), strict=True):
-            if weight == 0:
-                continue
-            reduced = reduce_target(target, logits.shape[2:])
-            dices, mean_ce = dice_and_ce(logits, reduced, smooth=self.smooth, batch_dice=self.batch_dice)
-            dice = dice + weight * (dices[1:] * self.class_weights).sum()
-            ce = ce + weight * mean_ce
+    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Compare at one resolution: weighted cross entropy minus weighted Dice."""
+        dices, ce = dice_and_ce(logits, target, smooth=self.smooth, batch_dice=self.batch_dice)
+        dice = (dices[1:] * self.class_weights).sum()
         return LossParts(self.ce_weight * ce - self.dice_weight * dice, dice, ce)
 
 
@@ -156,11 +203,13 @@ def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
 
     Args:
         target: `(B, Z, Y, X)` of any type.
-        size: Voxels along Z, Y, X; each divides the target's.
+        size: Voxels along Z, Y, X.
 
     Returns:
         `(B, *size)`; of each group the voxel at or above its centre, as nnU-Net's resampling picks it.
     """
+    if any(full % reduced for full, reduced in zip(target.shape[1:], size, strict=True)):
+        return F.interpolate(target[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
     steps = [full // reduced for full, reduced in zip(target.shape[1:], size, strict=True)]
     z, y, x = (slice(step // 2, None, step) for step in steps)
     return target[:, z, y, x]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flare.cases import Case, select_cases
 from flare.files import write_csv
+from flare.models.names import describe_network
 from flare.progress import console
 from flare.rounds import Round
 
@@ -36,7 +37,7 @@ def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
             "unlabeled_teacher": r.unlabeled_teacher,
             "targets": r.cfg.labels.targets,
             "model": r.cfg.model.name,
-            "features": " ".join(map(str, r.cfg.model.net.features)),
+            "network": describe_network(r.cfg.model.net),
             "init": r.cfg.round.init if r.teacher else "fresh",
             "epochs": r.cfg.trainer.max_epochs,
             "iterations": r.cfg.trainer.limit_train_batches,
@@ -83,7 +84,7 @@ def tell_starts(plan: Sequence[Mapping[str, Any]]) -> str:
 
 def print_plan(plan: Sequence[Row]) -> None:
     """Show the plan."""
-    hidden = ["features", "iterations", "patch", "restore"]
+    hidden = ["network", "iterations", "patch", "restore"]
     if not any(row["unlabeled_teacher"] for row in plan):
         hidden.append("unlabeled_teacher")
     table = Table(title="rounds", title_justify="left")

@@ -24,7 +24,7 @@ from flare.labelling import TrainingSet, build_training_set
 from flare.labels import LabelSet
 from flare.models.building import build_loss, build_module, build_network, check_optimizer
 from flare.models.transfer import check_architecture, check_teacher, start_from_teacher
-from flare.models.unet import check_patch_size
+from flare.models.zoo import check_network
 from flare.prepare import prepare_cohort
 from flare.prepare.settings import Settings
 from flare.preprocessing import Intensity
@@ -92,7 +92,12 @@ def check_configuration(
     Settings.from_config(cfg).executor.close()
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
         network = build_network(cfg)
-    check_patch_size(list(cfg.data.patch_size), network.divisors)
+    check_network(
+        network,
+        batch_size=int(cfg.data.batch_size),
+        patch_size=list(cfg.data.patch_size),
+        outputs=len(LabelSet.from_config(cfg.classes).outputs(cfg.labels.targets)),
+    )
     build_loss(cfg)
     check_optimizer(cfg, network)
     build_trainer(cfg, TrainingFolder(run.round(cfg.round.name).checkpoints / "checked"), has_validation=True)

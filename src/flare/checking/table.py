@@ -27,6 +27,10 @@ def _are_sources(value: Any) -> bool:
     )
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _are_axes(value: Any) -> bool:
     return isinstance(value, list) and all(axis in ("z", "y", "x") for axis in value)
 
@@ -48,6 +52,7 @@ AUGMENTATIONS = {  # ranges of each section of data.augmentation
 # key -> rule; `*` stands for any key; a key that a configuration lacks is not asked for
 RULES: dict[str, Rule] = {
     "seed": whole(0, 2**32 - 1),
+    "allow": Rule(_are_names, "a list of dotted names"),
     "dry_run": FLAG,
     "protocol": choice("flare23", "corrected", "present"),
     "round.init": choice("fresh", "teacher"),

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flare.checkpoints import load_network
 from flare.geometry import Shape, Spacing, Volume, pad_to
 from flare.inference.accumulate import Accumulator, Blended, covered_box
 from flare.inference.body import find_body
@@ -23,6 +22,7 @@ from flare.inference.tta import average_over_flips, flips
 from flare.inference.visits import Verdict, judge_flare22, walk
 from flare.inference.windows import Row, Start, plan_windows, window_slices
 from flare.labels import LabelSet
+from flare.models.rebuild import load_network
 from flare.preprocessing import Intensity, normalise, preprocess
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -104,7 +104,7 @@ class Predictor:
         Raises:
             FlareError: If the file is no checkpoint of ours.
         """
-        network, checkpoint = load_network(path)
+        network, checkpoint = load_network(path, settings.networks)
         return cls(
             network.to(choose_device(settings.device)),
             labels=checkpoint.labels,

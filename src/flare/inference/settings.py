@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.checking import check_values
+from flare.models.names import chosen_networks
 
 GROUPS = ("inference", "tta", "restore", "engine")
 
@@ -47,6 +48,7 @@ class InferenceSettings:
             and only in pseudo labels, or `organs`, of every organ always.
         measure: Whether the efficiency of each case is measured, one case at a time.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
+        networks: Dotted names that a checkpoint may build beside our networks and MONAI's.
     """
 
     name: str
@@ -62,10 +64,11 @@ class InferenceSettings:
     components: str = "fitted"
     measure: bool = False
     device: str = "auto"
+    networks: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, cfg: DictConfig | Mapping[str, Any]) -> InferenceSettings:
-        """Read `inference.*`, `tta`, `restore` and `engine` of a configuration.
+        """Read `inference.*`, `tta`, `restore`, `engine` and whose networks to trust from a configuration.
 
         Raises:
             FlareError: If a value is none of the choices or out of range, naming the key.
@@ -84,10 +87,11 @@ class InferenceSettings:
             precision=str(inference["precision"]),
             components=str(inference["components"]),
             measure=bool(inference["measure"]),
+            networks=chosen_networks(cfg),
             body=BodyRule(**{key: float(value) for key, value in inference["body"].items()}),
         )
 
     def identity(self) -> dict[str, Any]:
-        """Give what decides the result, as plain values: all but place, memory and costs of the work."""
-        outside = ("memory_mb", "device", "measure")
+        """Give what decides the result, as plain values: all but place, memory, costs and trust."""
+        outside = ("memory_mb", "device", "measure", "networks")
         return {key: value for key, value in asdict(self).items() if key not in outside}

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from flare.checking.parts import build_part, refusing
 from flare.data.draws import mirror_axes
@@ -19,37 +19,39 @@ from flare.inference.hardware import autocast_type
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
 from flare.labels import LabelSet
-from flare.losses import DiceCELoss
+from flare.losses import AnyLoss, DeepSupervision
 from flare.models.module import SegmentationModule
-from flare.models.unet import UNet
+from flare.models.zoo import build
 from flare.prepare.sources import read_label_map
 from flare.preprocessing import Intensity
 from flare.records import git_revision, public_config
 
 
-def build_network(cfg: DictConfig) -> UNet:
+def build_network(cfg: DictConfig) -> nn.Module:
     """Build the network of a round with fresh weights.
 
     Raises:
         FlareError: If `model.net` is no network.
     """
-    return build_part(cfg.model.net, "model.net")
+    net, classes = (OmegaConf.to_container(node, resolve=True) for node in (cfg.model.net, cfg.classes))
+    return build(net, classes=classes, targets=cfg.labels.targets)  # type: ignore[arg-type]
 
 
-def build_loss(cfg: DictConfig) -> DiceCELoss:
-    """Build the loss of a round.
+def build_loss(cfg: DictConfig) -> DeepSupervision:
+    """Build the loss of a round; a loss of a single resolution is put over all of them.
 
     Raises:
-        FlareError: If a value of `loss` is out of range.
+        FlareError: If a value of `loss` is out of range, or makes no loss.
     """
-    return build_part(cfg.loss, "loss", classes=cfg.classes, targets=cfg.labels.targets)
+    loss = build_part(cfg.loss, "loss")
+    return loss if isinstance(loss, DeepSupervision) else AnyLoss(loss)
 
 
 def check_optimizer(cfg: DictConfig, network: nn.Module) -> None:
     """Build optimizer and scheduler of a network as the training will, without its memory.
 
     Args:
-        cfg: Configuration of `train`; `model.optimizer` and `model.scheduler`.
+        cfg: Configuration of `train`; `optimizer` and `scheduler`.
         network: Of which the shapes count alone.
 
     Raises:
@@ -57,14 +59,14 @@ def check_optimizer(cfg: DictConfig, network: nn.Module) -> None:
     """
     # on the CPU, since some optimizers refuse `meta`; one number stands for all of a parameter
     parameters = [nn.Parameter(torch.zeros(()).expand(p.shape)) for p in network.parameters()]
-    with refusing(cfg.model.optimizer, "model.optimizer"):
-        optimizer = instantiate(cfg.model.optimizer)(parameters)
+    with refusing(cfg.optimizer, "optimizer"):
+        optimizer = instantiate(cfg.optimizer)(parameters)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"expected an optimizer of torch, found {type(optimizer).__name__}")
-    with refusing(cfg.model.scheduler, "model.scheduler"):
-        scheduler = instantiate(cfg.model.scheduler)(optimizer)
-        if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
-            raise TypeError(f"expected a schedule of epochs alone, found {type(scheduler).__name__}")
+    with refusing(cfg.scheduler, "scheduler"):
+        scheduler = instantiate(cfg.scheduler)(optimizer)
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"expected a schedule of torch, found {type(scheduler).__name__}")
 
 
 def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:

@@ -18,17 +18,17 @@ from flare.checkpoints import KEY
 from flare.data.loaders import Batch
 from flare.errors import FlareError
 from flare.labels import LabelSet
-from flare.losses import DiceCELoss, LossParts
+from flare.losses import DeepSupervision
 from flare.messages import hide_messages
-from flare.models.unet import UNet
 from flare.models.validation import CasePredictor, Scores, Segmented, mean_scores, score_case, segment_case
+from flare.models.zoo import unsupervised
 
 
 class SegmentationModule(pl.LightningModule):
     """Trains a network on patches and validates it on whole cases.
 
-    Heads to which the loss gives no weight are frozen: nnU-Net never touches them either, and processes
-    that train together need every other parameter to have a gradient.
+    Heads to which the loss gives no weight, and whatever else it does not reach, are frozen: nnU-Net never
+    touches them either, and processes that train together need every other parameter to have a gradient.
 
     Args:
         net: The bare network.
@@ -43,8 +43,8 @@ class SegmentationModule(pl.LightningModule):
 
     def __init__(
         self,
-        net: UNet,
-        loss: DiceCELoss,
+        net: nn.Module,
+        loss: DeepSupervision,
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
@@ -65,8 +65,8 @@ class SegmentationModule(pl.LightningModule):
         self.labels = LabelSet.from_config(carried["classes"])
         self.outputs = self.labels.outputs(carried["targets"])
         self.scores: dict[str, Scores] = {}
-        for head, weight in zip(reversed(net.heads), loss.weights(len(net.heads)), strict=True):
-            head.requires_grad_(weight > 0)
+        for parameter in unsupervised(net, carried["patch_size"], loss.weights):
+            parameter.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Hide Lightning's messages in every process that trains."""
@@ -91,9 +91,9 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch and log it and its parts."""
-        parts: LossParts = self.loss(self.net(batch["image"]), batch["target"])
+        parts = self.loss(self.net(batch["image"]), batch["target"])
         self.log_dict(
-            {"train/loss": parts.loss, "train/dice": parts.dice, "train/ce": parts.ce},
+            {f"train/{name}": value for name, value in parts._asdict().items() if value is not None},
             on_step=False,
             on_epoch=True,
             batch_size=len(batch["image"]),

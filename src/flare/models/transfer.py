@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flare.checkpoints import Checkpoint
 from flare.errors import FlareError
 from flare.labels import LabelSet
-from flare.models.unet import UNet
-
-HEADS = "heads."
+from flare.models.zoo import head_axes
 
 
-def start_from_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
     """Copy a teacher's weights into a network of the same architecture, in place.
 
     A head has one row a class; the rows of classes that the teacher does not know keep their fresh
@@ -32,15 +30,17 @@ def start_from_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, 
     outputs = labels.outputs(targets)
     pairs = [(outputs.index(c), teacher.outputs.index(c)) for c in outputs if c in teacher.outputs]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    axes = head_axes(network)
     with torch.no_grad():
         for key, weights in network.state_dict().items():
-            if key.startswith(HEADS):
-                weights[ours] = teacher.state_dict[key][theirs].to(weights)
+            if key in axes:
+                rows = teacher.state_dict[key].movedim(axes[key], 0)[theirs]
+                weights.movedim(axes[key], 0)[ours] = rows.to(weights)
             else:
                 weights.copy_(teacher.state_dict[key])
 
 
-def check_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+def check_teacher(network: nn.Module, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
     """Refuse a teacher whose weights cannot be copied; heads may differ in their number of classes.
 
     Args:
@@ -61,7 +61,7 @@ def check_teacher(network: UNet, teacher: Checkpoint, *, labels: LabelSet, targe
             )
 
 
-def check_architecture(network: UNet, state: dict[str, Tensor], teacher: str) -> None:
+def check_architecture(network: nn.Module, state: dict[str, Tensor], teacher: str) -> None:
     """Refuse weights of other layers; heads may differ in their number of classes.
 
     Args:
@@ -72,7 +72,8 @@ def check_architecture(network: UNet, state: dict[str, Tensor], teacher: str) ->
     Raises:
         FlareError: Naming the first layer that differs.
     """
-    ours, theirs = _shapes(network.state_dict()), _shapes(state)
+    axes = head_axes(network)
+    ours, theirs = _shapes(network.state_dict(), axes), _shapes(state, axes)
     different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if different:
         key = different[0]
@@ -82,6 +83,6 @@ def check_architecture(network: UNet, state: dict[str, Tensor], teacher: str) ->
         )
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(state: dict[str, Tensor], axes: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor, of a head without its classes."""
-    return {key: tuple(w.shape[1:] if key.startswith(HEADS) else w.shape) for key, w in state.items()}
+    return {k: tuple(n for axis, n in enumerate(w.shape) if axis != axes.get(k)) for k, w in state.items()}

@@ -11,6 +11,7 @@ from flare.cases import SPLITS
 from flare.labels import LabelSet
 from flare.merging.outcome import GROUND_TRUTH, NONE
 from flare.merging.provenance import FATES
+from flare.models.names import describe_network
 from flare.prepare.analysis_report import kind_counts
 from flare.report.agreement import COMPARISONS, Quality
 from flare.report.charts import mean_of
@@ -139,7 +140,7 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[t
     return [
         ("Spacing (z, y, x)", f"{_times(data['spacing_mm'])} mm"),
         ("Patch, batch", f"{_times(data['patch_size'])} voxels, {data['batch_size']} a batch"),
-        ("Network features", _times(config["model"]["net"]["features"], " - ")),
+        ("Network", f"{config['model']['name']}: {describe_network(config['model']['net'])}"),
         ("Optimizer", ", ".join(f"{k} {v}" for k, v in optimizer.items() if not k.startswith("_"))),
         (
             "Length",

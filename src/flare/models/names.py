@@ -1,0 +1,41 @@
+"""What a network's configuration names, read without importing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def named_targets(config: Any) -> Iterator[Any]:
+    """Give every `_target_` of a configuration, that of the network itself and those within its arguments."""
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield config["_target_"]
+        for value in config.values():
+            yield from named_targets(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from named_targets(value)
+
+
+def chosen_networks(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give what the user's configuration lets a checkpoint build, beyond our networks and MONAI's.
+
+    Args:
+        cfg: Configuration of any script, resolved or not.
+
+    Returns:
+        The dotted names in `allow`, and those that the user's own `model.net` has.
+    """
+    net = (cfg.get("model") or {}).get("net")
+    plain = OmegaConf.to_container(net) if OmegaConf.is_config(net) else net
+    return tuple(sorted({str(name) for name in (*(cfg.get("allow") or ()), *named_targets(plain))}))
+
+
+def describe_network(net: Mapping[str, Any]) -> str:
+    """Name a network in few words: its class, and its features where the configuration lists them."""
+    inner = net.get("network", net)
+    features = inner.get("features") or inner.get("filters") or ()
+    return " ".join([str(inner["_target_"]).rpartition(".")[2], *map(str, features)])

@@ -1,0 +1,237 @@
+"""Networks of others, MONAI's first of all, that round and checkpoint take like our own.
+
+Whoever has to know how a network divides its patch, which of its weights belong to single classes, or what
+deep supervision reaches, asks here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from flare.errors import FlareError
+from flare.labels import TARGETS, LabelSet
+from flare.models.unet import UNet, check_patch_size
+
+OWN = "flare.models."
+
+
+class Adapted(nn.Module):
+    """A network that knows nothing of classes: it is told its number of outputs, and they are put in order.
+
+    `eval()` gives the logits alone, `train()` a list of them, highest resolution first, as `UNet` does. The
+    network itself may give a tensor, a list or tuple of them, or in training a stack `(B, N, C, Z, Y, X)`
+    (MONAI's DynUNet).
+
+    Args:
+        classes: The class list of the configuration, name to properties.
+        targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
+        network: Configuration of the network, `_target_` and arguments.
+        outputs_as: The network's argument that takes the number of outputs; None for a network whose
+            arguments say it otherwise, by `classes` and `targets`, say.
+
+    Raises:
+        FlareError: If `network` does not make a network.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, Mapping[str, Any]],
+        targets: str,
+        *,
+        network: Mapping[str, Any],
+        outputs_as: str | None,
+    ) -> None:
+        super().__init__()
+        self.labels = LabelSet.from_config(classes)
+        self.targets = targets
+        self.settings = dict(network)
+        self.outputs_as = outputs_as
+        self.network = self._make(len(self.labels.outputs(targets)), targets)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Segment a batch of patches.
+
+        Args:
+            image: `(B, 1, Z, Y, X)` normalised intensities.
+
+        Returns:
+            In `eval()` mode `(B, classes, Z, Y, X)` logits; in `train()` mode a list of logits.
+        """
+        outputs = _as_list(self.network(image))
+        return outputs if self.training else outputs[0]
+
+    def head_axes(self) -> dict[str, int]:
+        """Tell which weights have a row for each class: those that another number of classes resizes.
+
+        Raises:
+            FlareError: If an axis is resized that does not count the classes.
+        """
+        count = len(self.labels.outputs(self.targets))
+        other = next((t for t in TARGETS if self._count(t) not in (0, count)), self.targets)
+        with torch.device("meta"):
+            resized = self._make(count + 1, other).state_dict()
+        axes = {}
+        for key, weights in self.network.state_dict().items():
+            pairs = zip(weights.shape, resized[key].shape, strict=True)
+            changed = [axis for axis, (here, there) in enumerate(pairs) if here != there]
+            if changed:
+                axes[f"network.{key}"] = changed[0]
+                if len(changed) > 1 or weights.shape[changed[0]] != count:
+                    raise FlareError(f"round.init=teacher: rows of {key} are not the classes; expected fresh")
+        return axes
+
+    def _count(self, targets: str) -> int:
+        """Number of outputs, 0 if the class list has none of these classes."""
+        try:
+            return len(self.labels.outputs(targets))
+        except FlareError:
+            return 0
+
+    def _make(self, count: int, targets: str) -> nn.Module:
+        """Make the network for so many outputs, or for these targets if it counts them."""
+        given: dict[str, Any] = {}
+        if self.outputs_as is not None:
+            given[self.outputs_as] = count
+        elif "targets" in self.settings:
+            given["targets"] = targets
+        try:
+            return make(self.settings, **given)
+        except FlareError:
+            if torch.get_default_device().type != "meta":
+                raise
+        with torch.device("cpu"):  # a network that computes with values while it is made
+            return make(self.settings, **given).to("meta")
+
+
+def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
+    """Instantiate a network.
+
+    Args:
+        net: Its configuration.
+        given: Arguments beside those.
+
+    Raises:
+        FlareError: If its class or its arguments make no network.
+    """
+    name = str(net.get("_target_"))
+    try:
+        network = instantiate(net, _convert_="all", **given)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FlareError):
+            raise error.__cause__ from None
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise FlareError(f"model.net does not fit {name.rpartition('.')[2]}: {reason}") from None
+    if not isinstance(network, nn.Module):
+        raise FlareError(f"model.net._target_={name}: gives a {type(network).__name__}, expected a network")
+    return network
+
+
+def build(net: Mapping[str, Any], *, classes: Mapping[str, Mapping[str, Any]], targets: str) -> nn.Module:
+    """Build a round's network with fresh weights.
+
+    Args:
+        net: `model.net`; a network that is not ours is adapted.
+        classes: The class list of the configuration, name to properties.
+        targets: What the round trains.
+
+    Raises:
+        FlareError: If it is no network.
+    """
+    if str(net.get("_target_")).startswith(OWN):
+        return make(net, classes=classes, targets=targets)
+    return Adapted(classes, targets, network=net, outputs_as=None)
+
+
+def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[int], outputs: int) -> None:
+    """Refuse a network that does not give logits of every class for a patch of this size.
+
+    Args:
+        network: Its weights are not looked at and may be on the meta device.
+        batch_size: Patches of a batch.
+        patch_size: Voxels along Z, Y, X.
+        outputs: Number of outputs that the round trains, background included.
+
+    Raises:
+        FlareError: Naming the key to change.
+    """
+    if isinstance(network, UNet):
+        check_patch_size(patch_size, network.divisors)
+        return
+    shape = (batch_size, 1, *patch_size)
+    try:
+        trained, _ = _try(network, shape, "meta")
+    except FlareError:
+        raise
+    except Exception:  # there are networks that compute with values: without weights they need a device
+        try:
+            trained, _ = _try(network, shape, "cpu")
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FlareError(
+                f"data.patch_size: {tuple(patch_size)} does not fit model.net: {reason}"
+            ) from None
+    expected = (batch_size, outputs, *patch_size)
+    sizes = [tuple(logits.shape) for logits in trained]
+    if sizes[0] != expected or any(size[:2] != expected[:2] for size in sizes):
+        raise FlareError(
+            f"model.net: gives {sizes}, expected {expected} first and as many classes in each; a network "
+            "that takes their number is told by model.net.outputs_as, see conf/model/adapted.yaml"
+        )
+
+
+def head_axes(network: nn.Module) -> dict[str, int]:
+    """Tell which entries of a network's state have a row for each class, and along which axis."""
+    if isinstance(network, Adapted):
+        return network.head_axes()
+    return {key: 0 for key in network.state_dict() if key.startswith("heads.")}
+
+
+def unsupervised(
+    network: nn.Module, patch_size: Sequence[int], weights: Callable[[int], Sequence[float]]
+) -> list[nn.Parameter]:
+    """Give the parameters that no loss reaches, such as heads of resolutions that count nothing.
+
+    Args:
+        network: To be trained.
+        patch_size: Voxels along Z, Y, X.
+        weights: Gives the weight of each of so many resolutions, highest first.
+
+    Returns:
+        Those parameters; none of a network that cannot be followed without values.
+    """
+    try:
+        outputs, followed = _try(network, (2, 1, *patch_size), "meta")
+        counted = zip(outputs, weights(len(outputs)), strict=True)
+        sum(logits.sum() for logits, weight in counted if weight > 0).backward()  # type: ignore[union-attr]
+    except FlareError:
+        raise
+    except Exception:  # whatever a network of others may raise on the meta device
+        return []
+    pairs = zip(network.parameters(), followed.parameters(), strict=True)
+    return [parameter for parameter, twin in pairs if twin.grad is None]
+
+
+def _try(network: nn.Module, shape: Sequence[int], device: str) -> tuple[list[Tensor], nn.Module]:
+    """Run a copy of a network, in `train()` mode and with empty weights, on an empty batch."""
+    twins: dict[int, Any] = {id(b): torch.zeros_like(b, device=device) for b in network.buffers()}
+    for p in network.parameters():
+        twins[id(p)] = nn.Parameter(torch.zeros_like(p, device=device), requires_grad=p.requires_grad)
+    twin = copy.deepcopy(network, twins).train()
+    with torch.random.fork_rng(devices=[]):
+        return _as_list(twin(torch.zeros(tuple(shape), device=device))), twin
+
+
+def _as_list(outputs: Any) -> list[Tensor]:
+    """Give the logits of each resolution, highest first, in whichever form a network has them."""
+    if isinstance(outputs, Tensor):
+        return list(outputs.unbind(1)) if outputs.ndim == 6 else [outputs]
+    if isinstance(outputs, list | tuple) and outputs and all(isinstance(o, Tensor) for o in outputs):
+        return list(outputs)
+    raise FlareError(f"model.net: gives a {type(outputs).__name__}, expected logits or a list of them")
