@@ -42,6 +42,7 @@ def write_cases(folder: Path, count: int = 3) -> list[tuple[str, CaseArrays]]:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PatchDataset:
     settings = OmegaConf.to_container(OmegaConf.load(CONFIG), resolve=False)["augmentation"]
+    settings["extra"] = [{"_target_": "torchio.RandomGhosting", "intensity": [1, 2]}]
     return PatchDataset(
         cases=write_cases(tmp_path_factory.mktemp("cache")),
         intensity=INTENSITY,
@@ -58,7 +59,7 @@ def unchanged(dataset: PatchDataset) -> PatchDataset:
         name: {**section, "probability": 0.0} if isinstance(section, dict) else section
         for name, section in dataset.augmenter.settings.items()
     }
-    return replace(dataset, augmenter=Augmenter(PATCH, settings))
+    return replace(dataset, augmenter=Augmenter(PATCH, {**settings, "extra": []}))
 
 
 def sampler(**changes: Any) -> StepSampler:

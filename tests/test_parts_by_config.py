@@ -1,4 +1,4 @@
-"""Rounds of others' parts: a network and losses of MONAI's, torch's optimizers."""
+"""Rounds of others' parts: a network and losses of MONAI's, torch's optimizers, TorchIO's transforms."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ OTHERS = [
     "optimizer=adamw",
     "optimizer.lr=0.003",
     "scheduler=cosine",
+    "data.augmentation.extra=[{_target_: torchio.RandomGhosting, p: 0.5}]",
 ]
 
 
@@ -90,7 +91,7 @@ def test_monais_network_goes_through_the_scripts(tmp_path: Path) -> None:
     run = tmp_path / "demo"
     assert [row["round"] for row in read_csv(run / "table5.csv")] == ["mo", "mo1"]
     report = (run / "report.html").read_text()
-    for part in ("DynUNet 4 6 8", "lr 0.003"):
+    for part in ("DynUNet 4 6 8", "lr 0.003", "RandomGhosting"):
         assert part in report
     before = times(tmp_path, "*.ckpt", "*.nii.gz")
     again = script("iterate", *rounds, cwd=tmp_path)

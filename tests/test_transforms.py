@@ -70,7 +70,7 @@ def test_the_global_generator_is_left_alone() -> None:
     expected = torch.rand(4)
     torch.manual_seed(3)
     volume, label = np.zeros(PATCH, dtype=np.float32), np.zeros(PATCH, dtype=np.uint8)
-    augmenter = Augmenter(PATCH, certain())
+    augmenter = Augmenter(PATCH, certain(extra=[{"_target_": "torchio.RandomNoise"}]))
     augmenter.apply(reader(volume, label, []), augmenter.draw(np.random.default_rng(1)))
     assert torch.equal(torch.rand(4), expected)
 
@@ -201,7 +201,8 @@ def test_everything_at_once_gives_a_patch_with_known_classes_only() -> None:
     label = rng.choice([0, 3, 14], PATCH).astype(np.uint8)
     for dummy_2d in (True, False):
         for how in ("linear", "cubic"):
-            augmenter = Augmenter(PATCH, certain(dummy_2d=dummy_2d, image_interpolation=how))
+            extra = [{"_target_": "torchio.RandomGamma"}]
+            augmenter = Augmenter(PATCH, certain(dummy_2d=dummy_2d, image_interpolation=how, extra=extra))
             drawn = augmenter.draw(np.random.default_rng(1))
             assert all(value is not None for value in vars(drawn).values())
             image, target = augmenter.apply(reader(volume, label, []), drawn)
@@ -231,3 +232,62 @@ def test_what_comes_from_outside_the_volume_is_zero() -> None:
 def test_an_unknown_interpolation_is_refused_by_its_key(key: str) -> None:
     with pytest.raises(FlareError, match=rf"data\.augmentation\.{key}"):
         Augmenter(PATCH, settings(**{key: "septic"}))
+
+
+def extra_applied(
+    extra: list[dict[str, Any]], seed: int = 1, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A patch with one bright organ after nothing but the transforms of `extra`."""
+    label = np.zeros(PATCH, dtype=np.uint8)
+    label[2:4, 4:10, 5:20] = 3
+    augmenter = Augmenter(PATCH, settings(extra=extra), spacing_mm)
+    return augmenter.apply(reader(label.astype(np.float32), label, []), Augmentation(extra=seed))
+
+
+def test_extra_transforms_repeat_with_their_seed_alone() -> None:
+    ghosts = [{"_target_": "torchio.RandomGhosting", "intensity": [1, 2]}]
+    image, label = extra_applied(ghosts)
+    torch.rand(5)
+    np.random.rand(5)
+    again, _ = extra_applied(ghosts)
+    other, _ = extra_applied(ghosts, seed=2)
+    assert torch.equal(image, again)
+    assert not torch.equal(image, other)
+    assert torch.equal(label == 3, extra_applied([])[1] == 3)  # the anatomy stays where it is
+    assert image.shape == label.shape == PATCH
+    assert (image.dtype, label.dtype) == (torch.float32, torch.uint8)
+
+
+def test_extra_spatial_transforms_move_the_labels_too() -> None:
+    flipped, label = extra_applied(
+        [{"_target_": "torchio.RandomFlip", "axes": ["LR"], "flip_probability": 1}]
+    )
+    before, _ = extra_applied([])
+    assert torch.equal(flipped, before.flip(2))  # left and right lie along x
+    assert torch.equal(label == 3, flipped == 3)
+
+
+def test_extra_transforms_count_in_millimetres() -> None:
+    shift = {"_target_": "torchio.RandomAffine", "scales": 0, "degrees": 0, "default_pad_value": 0}
+    moved, _ = extra_applied([{**shift, "translation": [6, 6, 0, 0, 0, 0]}], spacing_mm=(4.0, 2.0, 3.0))
+    before, _ = extra_applied([])
+    columns = [int(image.amax((0, 1)).nonzero()[0]) for image in (before, moved)]
+    assert abs(columns[1] - columns[0]) == 2  # 6 mm along x, voxels of 3 mm
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"_target_": "torchio.RandomGhosts"}, r"data.augmentation.extra\[0\]: .*RandomGhosts"),
+        ({"_target_": "torchio.RandomNoise", "sigma": 1}, r"data.augmentation.extra\[0\]: .*sigma"),
+        ({"_target_": "torch.nn.Identity"}, r"torch.nn.Identity is no transform of TorchIO"),
+    ],
+)
+def test_what_is_no_transform_is_refused(extra: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlareError, match=message):
+        Augmenter(PATCH, settings(extra=[extra]))
+
+
+def test_a_transform_that_changes_the_size_is_refused() -> None:
+    with pytest.raises(FlareError, match=r"data.augmentation.extra: gives \(8, 24, 30\) voxels"):
+        extra_applied([{"_target_": "torchio.Crop", "cropping": [1, 1, 0, 0, 0, 0]}])

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.callbacks import TrainingTable
 from flare.cases import Case
-from flare.data.datamodule import FlareDataModule
+from flare.data.datamodule import FlareDataModule, build_augmenter
 from flare.data.loaders import CaseArrays
 from flare.errors import FlareError
 from flare.executor import build_executor, report_failures
@@ -100,6 +100,7 @@ def check_configuration(
     )
     build_loss(cfg)
     check_optimizer(cfg, network)
+    build_augmenter(cfg)
     build_trainer(cfg, TrainingFolder(run.round(cfg.round.name).checkpoints / "checked"), has_validation=True)
     check_labels(cfg)
     columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns

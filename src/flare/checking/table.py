@@ -31,6 +31,10 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _are_transforms(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(t, dict) and "_target_" in t for t in value)
+
+
 def _are_axes(value: Any) -> bool:
     return isinstance(value, list) and all(axis in ("z", "y", "x") for axis in value)
 
@@ -84,6 +88,9 @@ RULES: dict[str, Rule] = {
     "data.augmentation.rotation.degrees_2d": NOT_NEGATIVE,
     "data.augmentation.blur.channel_probability": SHARE,
     "data.augmentation.low_resolution.channel_probability": SHARE,
+    "data.augmentation.extra": Rule(
+        _are_transforms, "a list of transforms such as {_target_: torchio.RandomGhosting}"
+    ),
     "data.augmentation.mirror.axes": Rule(_are_axes, "a list of some of z, y, x"),
     **{f"data.augmentation.{name}.probability": SHARE for name in AUGMENTATIONS},
     **{f"data.augmentation.{n}.{key}": r for n, rules in AUGMENTATIONS.items() for key, r in rules.items()},

@@ -57,7 +57,7 @@ class FlareDataModule(pl.LightningDataModule):
             intensity=intensity,
             outputs=labels.outputs(cfg.labels.targets),
             sampling=sampling or foreground_sampling(cfg),
-            augmenter=Augmenter(_patch_size(cfg), _plain(cfg.data.augmentation)),
+            augmenter=build_augmenter(cfg),
             seed=int(cfg.seed),
         )
         self.loader: StepLoader | None = None
@@ -159,6 +159,16 @@ def foreground_sampling(cfg: DictConfig) -> ForegroundSampling:
         classes=labels.outputs(cfg.labels.targets)[1:],
         tumor=labels.tumor,
     )
+
+
+def build_augmenter(cfg: DictConfig) -> Augmenter:
+    """Build the augmentation of a round's patches.
+
+    Raises:
+        FlareError: If a value of `data.augmentation` is out of range, or makes no transform.
+    """
+    z, y, x = (float(size) for size in cfg.data.spacing_mm)
+    return Augmenter(_patch_size(cfg), _plain(cfg.data.augmentation), (z, y, x))
 
 
 def _patch_size(cfg: DictConfig) -> Shape:

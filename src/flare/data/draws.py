@@ -61,6 +61,7 @@ class Augmentation:
         gamma_inverted: Exponent applied to the negated image.
         gamma: Exponent.
         mirror: Axes to flip, 0 is z.
+        extra: Seed of the transforms of `data.augmentation.extra`.
     """
 
     rotation: tuple[float, float, float] | None = None
@@ -74,6 +75,7 @@ class Augmentation:
     gamma_inverted: float | None = None
     gamma: float | None = None
     mirror: tuple[int, ...] = ()
+    extra: int | None = None
 
     @property
     def is_spatial(self) -> bool:
@@ -114,6 +116,7 @@ def draw_augmentation(rng: np.random.Generator, settings: Mapping[str, Any]) -> 
         gamma_inverted=_around_one(rng, gamma["range"]) if (gamma := section("gamma_inverted")) else None,
         gamma=_around_one(rng, gamma["range"]) if (gamma := section("gamma")) else None,
         mirror=_mirror(rng, settings["mirror"]),
+        extra=_seed(rng) if settings.get("extra") else None,
     )
 
 

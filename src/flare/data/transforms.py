@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torchio as tio
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from pytorch_lightning.utilities.seed import isolate_rng
 from scipy import ndimage
 from torch import Tensor
+from torchio.transforms import Transform
 
 from flare.data.draws import Augmentation, draw_augmentation, mirror_axes
 from flare.data.spatial import (
@@ -24,7 +29,7 @@ from flare.data.spatial import (
     source_box,
 )
 from flare.errors import FlareError
-from flare.geometry import Shape
+from flare.geometry import Shape, Spacing
 
 # Reads image and labels between two corners (z, y, x), counted from the first voxel of the patch.
 BoxReader = Callable[[Shape, Shape], tuple[np.ndarray, np.ndarray]]
@@ -37,13 +42,16 @@ class Augmenter:
     Args:
         patch_size: Voxels along Z, Y, X.
         settings: `cfg.data.augmentation` as plain values.
+        spacing_mm: Voxel size along Z, Y, X, for transforms that count in millimetres.
 
     Raises:
-        FlareError: If an interpolation or a mirror axis is unknown.
+        FlareError: If an interpolation or a mirror axis is unknown, or `extra` makes no transforms.
     """
 
     patch_size: Shape
     settings: Mapping[str, Any]
+    spacing_mm: Spacing = (1.0, 1.0, 1.0)
+    extra: tuple[Transform, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         for key, known in (
@@ -55,6 +63,7 @@ class Augmenter:
                     f"data.augmentation.{key}: expected one of {list(known)}, given {self.settings[key]!r}"
                 )
         mirror_axes(self.settings)
+        object.__setattr__(self, "extra", build_extra(self.settings.get("extra") or ()))
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw what happens to a patch."""
@@ -83,7 +92,51 @@ class Augmenter:
             grid -= torch.tensor(lower[-len(grid) :]).view(-1, *[1] * (grid.ndim - 1))
             image = resample_image(image, grid, how)
             label = resample_label(label, grid, self.settings["label_interpolation"])
-        return mirror(change_intensity(image, drawn, dummy_2d=two_d), label, drawn.mirror)
+        image, label = mirror(change_intensity(image, drawn, dummy_2d=two_d), label, drawn.mirror)
+        return (image, label) if drawn.extra is None else self._apply_extra(image, label, drawn.extra)
+
+    def _apply_extra(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Apply the transforms of `extra`, in TorchIO's order of axes (x, y, z) and in millimetres."""
+        affine = np.diag([*self.spacing_mm[::-1], 1.0])
+        subject = tio.Subject(
+            image=tio.ScalarImage(tensor=image.permute(2, 1, 0)[None].contiguous(), affine=affine),
+            label=tio.LabelMap(tensor=label.permute(2, 1, 0)[None].contiguous(), affine=affine),
+        )
+        # they draw from the global generators, which others use, too
+        with isolate_rng(include_cuda=False):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            for transform in self.extra:
+                subject = transform(subject)
+        changed, ids = (subject[name].data[0].permute(2, 1, 0) for name in ("image", "label"))
+        if changed.shape != image.shape or ids.shape != image.shape:
+            raise FlareError(
+                f"data.augmentation.extra: gives {tuple(changed.shape)} voxels, expected {tuple(image.shape)}"
+            )
+        return changed.float(), ids.to(label.dtype)
+
+
+def build_extra(settings: Sequence[Mapping[str, Any]]) -> tuple[Transform, ...]:
+    """Build the transforms of `data.augmentation.extra`.
+
+    Args:
+        settings: Configuration of each, `_target_` and arguments.
+
+    Raises:
+        FlareError: If one of them is no transform of TorchIO.
+    """
+    transforms = []
+    for index, given in enumerate(settings):
+        key = f"data.augmentation.extra[{index}]"
+        try:
+            transform = instantiate(given, _convert_="all")
+        except InstantiationException as error:
+            raise FlareError(f"{key}: {' '.join(str(error.__cause__ or error).split())[:200]}") from None
+        if not isinstance(transform, Transform):
+            raise FlareError(f"{key}: {given.get('_target_')} is no transform of TorchIO")
+        transforms.append(transform)
+    return tuple(transforms)
 
 
 def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> Tensor:

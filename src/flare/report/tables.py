@@ -137,6 +137,7 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[t
     used = [
         k.replace("_", " ") for k, v in augmentation.items() if isinstance(v, dict) and v.get("probability")
     ]
+    used += [str(extra["_target_"]).rpartition(".")[2] for extra in augmentation.get("extra") or ()]
     return [
         ("Spacing (z, y, x)", f"{_times(data['spacing_mm'])} mm"),
         ("Patch, batch", f"{_times(data['patch_size'])} voxels, {data['batch_size']} a batch"),
