@@ -20,6 +20,7 @@ import damaged_files
 from bad_files import DIM, OFFSET, patch_bytes, write_series
 from damaged_files import FORMATS, HU, SERIES
 from flare.errors import CaseError
+from flare.executor import LocalExecutor
 from flare.images import read_image
 
 MOST = 64 << 20  # bytes that reading files of some kilobytes may take
@@ -144,6 +145,7 @@ LIES: dict[str, Callable[[Path], Path]] = {
     "mha packed": lambda p: lied(p, "a.mha", *DIMS),
     "mha packed, a slice more": lambda p: lied(p, "a.mha", b"DimSize = 8 7 6", b"DimSize = 8 7 7"),
     "mha packed, its size": lambda p: lied(p, "a.mha", b"DataSize = ", b"DataSize = 9999999"),
+    "mha packed, no size": lambda p: lied(p, "a.mha", b"DataSize = ", b"DataSize = 1e300 "),
     "mha dimensions": lambda p: lied(p, "a.mha", b"NDims = 3", b"NDims = 99999"),
     "dicom": lambda p: large_slices(p / "a"),
     "dicom JPEG2000": lambda p: large_slices(p / "a", "JPEG2000"),
@@ -169,6 +171,21 @@ def test_a_header_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
         ("dicom frames", "claims 95999904 bytes"),
     ):
         assert said in found[paths[lie]]["refused"][0], (lie, found[paths[lie]]["refused"])
+
+
+def test_what_is_wrong_tells_reasons_apart(tmp_path: Path) -> None:
+    """Files of one fault count as refused for one reason, of two faults for two."""
+    jobs = {}
+    for number in (1, 2):
+        for lie in ("nifti", "nifti far offset", "mha", "mha dimensions"):
+            folder = tmp_path / f"{number}" / lie
+            folder.mkdir(parents=True)
+            jobs[f"{lie} {number}"] = {"path": LIES[lie](folder)}
+    outcomes = LocalExecutor(workers=0, retries=0).run(read_image, jobs)
+    kinds = {o.case_id: o.kind for o in outcomes}
+    assert all(kinds[f"{lie[:-2]} 1"] == kinds[f"{lie[:-2]} 2"] for lie in kinds)
+    assert kinds["nifti 1"] == kinds["mha 1"]  # both claim more than the file holds
+    assert len(set(kinds.values())) == 3
 
 
 def test_a_damaged_slice_is_named_with_what_is_wrong(tmp_path: Path) -> None:

@@ -227,5 +227,7 @@ def _kind(error: BaseException) -> str:
         return f"error {error.errno}"
     if isinstance(error, MemoryError):  # met wherever memory happens to end
         return "memory"
+    if isinstance(error, CaseError) and error.__cause__ is not None:  # what it was said of is told there
+        error = error.__cause__
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} {place.filename}:{place.lineno}"

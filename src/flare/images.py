@@ -119,11 +119,11 @@ def read_image(path: Path, case: str | None = None) -> Volume:
         read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
         array, geometry = read(path, case)
     except BadFileError as error:
-        raise CaseError(case, f"{path} {error}") from None
+        raise CaseError(case, f"{path} {error}") from error
     except (OSError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the system's: access, a path that is gone, a device; what the file holds has no number
-        raise CaseError(case, f"{path} cannot be read: {error}") from None
+        raise CaseError(case, f"{path} cannot be read: {error}") from error
     if tuple(array.shape) != geometry.shape:
         raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
     if np.issubdtype(array.dtype, np.integer):

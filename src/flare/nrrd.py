@@ -62,8 +62,10 @@ def _require_voxels(
         voxel_bytes: Bytes of one.
     """
     claimed = voxels * voxel_bytes
-    packed = fields.get("compresseddatasize", "")
-    require_held(int(packed[:20]) if packed.isdecimal() else 0, held)
+    packed = fields.get("compresseddatasize", "0")
+    if re.fullmatch("[0-9]{1,19}", packed) is None:
+        raise BadFileError(f"has CompressedDataSize {packed[:20]}; expected a number of bytes")
+    require_held(int(packed), held)
     encoding = fields.get("encoding", "text" if fields.get("binarydata") == "false" else "raw")
     if encoding in ("gzip", "gz") or fields.get("compresseddata") == "true":
         require_held(claimed, held * DEFLATE_RATIO)
