@@ -167,7 +167,7 @@ def write_good(images: Path, labels: Path) -> None:
     corner = (SPACING_XYZ[0] * (SHAPE[2] - 1), 0.0, SPACING_XYZ[2] * (SHAPE[0] - 1))
     flips = {"direction": (-1, 0, 0, 0, 1, 0, 0, 0, -1), "origin": corner}
     put(labels / "flipped.nii.gz", np.ascontiguousarray(label()[::-1, :, ::-1]), **flips)
-    sform = (-2, 0.0004, 0, 0, 0, -2, 0, 0, 0, 0, 5, 0)
+    sform = (-2, 0.00006, 0, 0, 0, -2, 0, 0, 0, 0, 5, 0)
     for path in (images / "nearly_0000.nii",):
         patch_bytes(path, (SFORM_CODE, "<h", [1]), (SROW, "<12f", sform))
 
