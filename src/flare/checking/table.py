@@ -129,6 +129,8 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": optional(NOT_NEGATIVE),
     "trainer.log_every_n_steps": whole(0),
     "trainer.num_sanity_val_steps": whole(-1),
+    "model.optimizer": Rule(lambda value: False, "the key optimizer instead, a group of its own"),
+    "model.scheduler": Rule(lambda value: False, "the key scheduler instead, a group of its own"),
     "optimizer.lr": NOT_NEGATIVE,
     "optimizer.momentum": SHARE,
     "optimizer.nesterov": FLAG,
