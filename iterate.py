@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 @hydra.main(version_base="1.3", config_path="conf", config_name="iterate")
 def main(cfg: DictConfig) -> object:
     """Do the work in `flare.iterate` and return its result."""
-    from flare.iterate import iterate
+    from flare.rounds.iterate import iterate
 
     return iterate(cfg)
 

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from flare.data.augment import Augmenter
 from flare.data.patches import read_box
-from flare.data.transforms import Augmenter
 
 CONFIG = Path(__file__).parents[1] / "conf" / "data" / "default.yaml"
 PATCH = (32, 128, 192)  # paper, Tables 2 and 3

@@ -18,9 +18,9 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from flare.images import read_image
-from flare.prepare.cache import cache_image
-from flare.preprocessing import preprocess
+from flare.core.preprocessing import preprocess
+from flare.core.volumes import read_image
+from flare.data.cache import cache_image
 
 PATCH = (32, 128, 192)  # paper, Tables 2 and 3
 SPACING_MM = (4.0, 1.2, 1.2)

@@ -92,7 +92,7 @@ def write(model: str, folder: str) -> None:
     from flare.convert.export import export_folder
     from flare.convert.foreign import write_checkpoint
     from flare.convert.layout import Foreign
-    from flare.labels import LabelSet
+    from flare.core.classes import LabelSet
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={model}"])
@@ -118,9 +118,9 @@ def write(model: str, folder: str) -> None:
 
 def run(name: str, folder: Path, image: Path, slices: int) -> dict[str, Any]:
     """Segment the scan once, without flips, and say how long it took and how much memory at most."""
-    from flare.geometry import Volume
-    from flare.images import read_image
-    from flare.preprocessing import Intensity, normalise, preprocess
+    from flare.core.geometry import Volume
+    from flare.core.preprocessing import Intensity, normalise, preprocess
+    from flare.core.volumes import read_image
 
     volume = read_image(image)
     if slices:

@@ -25,8 +25,8 @@ import surface_distance
 from omegaconf import OmegaConf
 from scipy import ndimage
 
+from flare.core.classes import LabelSet
 from flare.evaluation.metrics import score_case
-from flare.labels import LabelSet
 
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "src" / "flare" / "phantom" / "maps" / "amos_0001.nii.gz"

@@ -16,17 +16,15 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flare.cases import Case, read_index
 from flare.cli import CONF
+from flare.core.cases import Case, read_index, read_label_map
+from flare.core.classes import LabelSet
+from flare.core.geometry import Orientation, Volume, reorient_to_ras
+from flare.core.volumes import match_grid, read_image, read_labels, write_image
 from flare.evaluation.metrics import score_case
-from flare.geometry import Orientation, Volume, reorient_to_ras
-from flare.images import match_grid, read_image, read_labels, write_image
 from flare.inference.infer import infer
-from flare.labels import LabelSet
-from flare.prepare.layout import prepared_folder
-from flare.prepare.sources import read_label_map
-from flare.runs import run_folder
-from flare.training import train
+from flare.rounds.train import train
+from flare.runs.folders import prepared_folder, run_folder
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

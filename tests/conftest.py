@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 
-from flare.labels import LabelSet
+from flare.core.classes import LabelSet
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

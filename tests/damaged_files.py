@@ -24,8 +24,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from bad_files import unchanged_locale, write_array, write_series
-from flare.errors import CaseError
-from flare.images import read_image
+from flare.core.errors import CaseError
+from flare.core.volumes import read_image
 
 ROOM = 1 << 30  # bytes that a process may take beyond what it has before it reads
 EXTREMES = (

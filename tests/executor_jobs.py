@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flare.errors import CaseError, FlareError, NoRoomError
+from flare.core.errors import CaseError, FlareError, NoRoomError
 
 
 def double(number: int) -> int:

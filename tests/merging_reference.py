@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from flare.labels import LabelSet
+from flare.core.classes import LabelSet
 
 Voxel = tuple[int, int, int]
 

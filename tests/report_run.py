@@ -9,22 +9,21 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flare.ablation import Results
-from flare.cases import Case, select_cases
 from flare.cli import CONF
+from flare.core.cases import Case, select_cases
+from flare.core.classes import LabelSet
+from flare.core.files import write_csv
+from flare.core.volumes import read_image, write_labels
 from flare.evaluation.tables import AblationRow, table5
-from flare.executor import LocalExecutor
-from flare.files import write_csv
-from flare.images import read_image, write_labels
-from flare.labels import LabelSet
-from flare.merging.cohort import merge_round
-from flare.merging.settings import MergeRules, PseudoSource
-from flare.prepare import Cohort, prepare_cohort
-from flare.records import record_environment
-from flare.round_plan import plan_rounds, write_plan
-from flare.rounds import Round, compose_rounds
-from flare.runs import RoundFolder, RunFolder, run_folder
-from flare.scoring import held_out, score_split
+from flare.merging.merge import merge_round
+from flare.merging.rules import MergeRules, PseudoSource
+from flare.prepare.cohort import Cohort, prepare_cohort
+from flare.rounds.ablation import Results
+from flare.rounds.graph import Round, compose_rounds, plan_rounds, write_plan
+from flare.rounds.score import held_out, score_split
+from flare.runs.folders import RoundFolder, RunFolder, run_folder
+from flare.runs.records import record_environment
+from flare.runs.work import LocalExecutor
 from tiny_round import TINY, write_case
 
 SECONDS = {

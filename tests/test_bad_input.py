@@ -19,17 +19,17 @@ import bad_cohort
 from bad_cohort import GOOD, LABELS, REFUSED, image, label, put
 from bad_files import truncate
 from flare.baselines.untrained import save_untrained
-from flare.cases import read_index
-from flare.errors import FlareError
+from flare.core.cases import read_index
+from flare.core.errors import FlareError
+from flare.core.files import read_csv, read_json
+from flare.core.preprocessing import Intensity
+from flare.core.volumes import read_image
 from flare.evaluation.scores import evaluate
-from flare.files import read_csv, read_json
-from flare.images import read_image
 from flare.inference.infer import infer
-from flare.iterate import iterate
-from flare.merging.merge import merge
-from flare.prepare import prepare
-from flare.preprocessing import Intensity
-from flare.training import train
+from flare.merging.folders import merge
+from flare.prepare.cohort import prepare
+from flare.rounds.iterate import iterate
+from flare.rounds.train import train
 from tiny_run import NETWORK, configuration, script, start
 
 pytestmark = pytest.mark.slow  # whole programs

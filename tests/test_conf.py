@@ -239,7 +239,8 @@ def test_scripts_answer_without_heavy_imports() -> None:
     """`--cfg`, `--help` and a finished `make demo` end in seconds."""
     code = (
         "import sys\n"
-        "import flare.cli, flare.rounds, flare.runs, flare.journal, flare.executor, flare.cases\n"
+        "import flare.cli, flare.core.cases, flare.rounds.graph, flare.runs.folders\n"
+        "import flare.runs.journal, flare.runs.work\n"
         "print([m for m in ('torch', 'monai', 'torchio', 'matplotlib', 'pytorch_lightning', 'scipy') "
         "if m in sys.modules])\n"
     )

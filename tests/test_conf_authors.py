@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flare.inference.settings import InferenceSettings
-from flare.rounds import compose_rounds
+from flare.rounds.graph import compose_rounds
 
 pytestmark = pytest.mark.slow  # whole programs
 

@@ -8,12 +8,12 @@ import pytest
 
 import bad_cohort
 from bad_cohort import put
-from flare.checkpoints import load_checkpoint
-from flare.files import read_csv
-from flare.images import read_image
-from flare.iterate import iterate
+from flare.core.files import read_csv
+from flare.core.volumes import read_image
 from flare.prepare.cohort import generate_if_phantom
 from flare.prepare.settings import Settings
+from flare.rounds.iterate import iterate
+from flare.runs.checkpoints import load_checkpoint
 from tiny_run import FEW, NETWORK, SETTINGS, configuration, script
 
 HOSPITAL = """

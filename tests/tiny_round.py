@@ -8,13 +8,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from flare.cli import CONF
-from flare.geometry import Geometry
-from flare.images import write_image, write_labels
-from flare.labelling import TrainingSet
-from flare.prepare import Cohort, prepare_cohort
-from flare.prepare.layout import prepared_folder
-from flare.runs import RoundFolder, run_folder
-from flare.training import train_round
+from flare.core.geometry import Geometry
+from flare.core.volumes import write_image, write_labels
+from flare.prepare.cohort import Cohort, prepare_cohort
+from flare.rounds.label import TrainingSet
+from flare.rounds.train import train_round
+from flare.runs.folders import RoundFolder, prepared_folder, run_folder
 
 LIVER, SPLEEN, TUMOR = 1, 3, 14
 SHAPE = (12, 24, 28)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from flare.cli import CONF
-from flare.iterate import iterate
+from flare.rounds.iterate import iterate
 
 ROOT = CONF.parent
 NETWORK = [

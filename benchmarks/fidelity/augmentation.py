@@ -17,9 +17,9 @@ from batchgenerators.augmentations import color_augmentations, noise_augmentatio
 from omegaconf import OmegaConf
 from rows import BATCHGENERATORS, ROOT, Row, counted, limited
 
+from flare.data.augment import apply_gamma, change_intensity, lower_resolution, scale_contrast
 from flare.data.draws import Augmentation, Noise, draw_augmentation
 from flare.data.spatial import smooth
-from flare.data.transforms import apply_gamma, change_intensity, lower_resolution, scale_contrast
 
 DRAWS = 2000
 METHOD = "method, section 7"

@@ -15,7 +15,7 @@ from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 
 from flare.convert.export import export_folder
 from flare.convert.foreign import convert
-from flare.labels import LabelSet
+from flare.core.classes import LabelSet
 from flare.models.rebuild import load_network
 
 LIMIT = 1e-5

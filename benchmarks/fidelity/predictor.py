@@ -28,14 +28,13 @@ from flare.cli import CONF
 from flare.convert.export import export_folder
 from flare.convert.foreign import write_checkpoint
 from flare.convert.layout import Foreign
-from flare.images import read_image
+from flare.core.classes import LabelSet
+from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
+from flare.core.volumes import read_image
 from flare.inference.predictor import Predictor
 from flare.inference.restore import restore_labels
 from flare.inference.settings import InferenceSettings
-from flare.labels import LabelSet
 from flare.models.unet import UNet
-from flare.preprocessing import Intensity, normalise, preprocess
-from flare.resampling import resample, resampled_shape
 
 SPACING, PATCH = (4.0, 2.4, 2.4), (32, 96, 96)
 INTENSITY = {"lower": -900.0, "upper": 300.0, "mean": 20.0, "std": 150.0}

@@ -16,11 +16,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from peers import configuration, plans
 from rows import ABDOMEN, ABDOMEN_LABELS, NNUNET2, Row, counted, limited, stated
 
-from flare.geometry import Orientation, Volume
-from flare.images import read_image, write_image
+from flare.core.geometry import Orientation, Volume
+from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
+from flare.core.volumes import read_image, write_image
 from flare.prepare.statistics import foreground_histogram, intensity_of
-from flare.preprocessing import Intensity, normalise, preprocess
-from flare.resampling import resample, resampled_shape
 
 SPACING = (4.0, 1.2, 1.2)
 

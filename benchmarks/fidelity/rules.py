@@ -10,8 +10,8 @@ from nnunet.postprocessing.connected_components import remove_all_but_the_larges
 from omegaconf import OmegaConf
 from rows import NNUNET1, ROOT, Row, counted
 
+from flare.core.classes import LabelSet
 from flare.inference.components import keep_largest
-from flare.labels import LabelSet
 from flare.prepare.analysis import kind_of
 
 CASES = 10_000

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from omegaconf import OmegaConf
 from rows import ROOT, SURFACE_DISTANCE, Row, counted
 
+from flare.core.classes import LabelSet
 from flare.evaluation.metrics import score_case
-from flare.labels import LabelSet
 
 PAIRS = 200
 

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader
 
 from flare.cli import CONF
 from flare.convert.layout import from_nnunet
-from flare.models.building import build_module
-from flare.preprocessing import Intensity
-from flare.schedules import PolyLR
+from flare.core.preprocessing import Intensity
+from flare.models.losses import PolyLR
+from flare.training.build import build_module
 
 LIMIT = 1e-5
 EPOCHS = (0, 500, 999, 1000, 1001, 1499)

@@ -15,12 +15,12 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
 
 # script -> module and function that does its work, imported when it runs
 WORK = {
-    "prepare": ("flare.prepare", "prepare"),
-    "train": ("flare.training", "train"),
+    "prepare": ("flare.prepare.cohort", "prepare"),
+    "train": ("flare.rounds.train", "train"),
     "infer": ("flare.inference.infer", "infer"),
-    "merge_labels": ("flare.merging.merge", "merge"),
+    "merge_labels": ("flare.merging.folders", "merge"),
     "evaluate": ("flare.evaluation.scores", "evaluate"),
-    "iterate": ("flare.iterate", "iterate"),
+    "iterate": ("flare.rounds.iterate", "iterate"),
 }
 # as above, of `python -m flare.<command>`
 MODULES = {

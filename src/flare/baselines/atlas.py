@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import SimpleITK as sitk
 
-from flare.geometry import Spacing
+from flare.core.geometry import Spacing
 
 SAMPLES = 0.2  # share of voxels that the similarity is computed on
 ITERATIONS = 80

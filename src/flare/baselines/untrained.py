@@ -7,9 +7,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from flare.checkpoints import KEY, write_weights_file
-from flare.models.building import build_module
-from flare.preprocessing import Intensity
+from flare.core.preprocessing import Intensity
+from flare.runs.checkpoints import KEY, write_weights_file
+from flare.training.build import build_module
 
 
 def save_untrained(cfg: DictConfig, intensity: Intensity, path: Path) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from flare.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 from flare.convert.layout import Weights, architecture, to_nnunet2
 from flare.convert.nnunet import CHECKPOINT, DEFAULT_RESAMPLING, REORIENTS, RESAMPLING, TORCH_RESAMPLING
-from flare.errors import FlareError
-from flare.files import write_json
+from flare.core.errors import FlareError
+from flare.core.files import write_json
 from flare.models.rebuild import build_network
+from flare.runs.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainer"

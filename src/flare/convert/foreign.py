@@ -16,17 +16,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flare.checking import given_paths
-from flare.checkpoints import KEY, write_weights_file
 from flare.convert.export import export_folder
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import read_network
-from flare.errors import FlareError
-from flare.labels import TARGETS, LabelSet
+from flare.core.classes import TARGETS, LabelSet
+from flare.core.errors import FlareError
+from flare.core.limits import given_paths
+from flare.core.preprocessing import ORDERS, Intensity
 from flare.models.unet import UNet, check_patch_size
-from flare.preprocessing import Intensity
-from flare.records import git_revision
-from flare.resampling import ORDERS
+from flare.runs.checkpoints import KEY, write_weights_file
+from flare.runs.records import git_revision
 
 log = logging.getLogger(__name__)
 

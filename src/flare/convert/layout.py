@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flare.errors import FlareError
+from flare.core.errors import FlareError
 
 Weights = dict[str, Tensor]
 

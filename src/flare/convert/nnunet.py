@@ -15,8 +15,8 @@ import torch
 
 from flare.convert.layout import Foreign, Weights, architecture, from_nnunet, without_zeros
 from flare.convert.reading import read_pickle, read_torch
-from flare.errors import FlareError
-from flare.files import read_json, sha256
+from flare.core.errors import FlareError
+from flare.core.files import read_json, sha256
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flare.checkpoints import read_weights_file
-from flare.errors import FlareError
+from flare.core.errors import FlareError
+from flare.runs.checkpoints import read_weights_file
 
 NUMBERS = "biufc"  # kinds of numpy types that are taken: no objects, strings or records
 

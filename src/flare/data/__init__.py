@@ -1,1 +1,1 @@
-"""Training patches: which voxels are read, how they are augmented, in which order they come."""
+"""Training patches: the cache, which voxels are read, how they are augmented, in which order they come."""

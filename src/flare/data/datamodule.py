@@ -9,14 +9,14 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flare.cases import Case
+from flare.core.cases import Case
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.geometry import Shape
+from flare.core.preprocessing import Intensity
+from flare.data.augment import Augmenter
 from flare.data.loaders import CaseArrays, PatchDataset, StepLoader, StepSampler
 from flare.data.patches import ForegroundSampling, PatchSampling
-from flare.data.transforms import Augmenter
-from flare.errors import FlareError
-from flare.geometry import Shape
-from flare.labels import LabelSet
-from flare.preprocessing import Intensity
 
 
 class FlareDataModule(pl.LightningDataModule):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.errors import FlareError
+from flare.core.errors import FlareError
 
 AXES = ("z", "y", "x")
 SEEDS = 2**31  # seeds drawn for noise fields lie below

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from flare.core.geometry import Shape
+from flare.core.preprocessing import Intensity, normalise
+from flare.data.augment import Augmenter
+from flare.data.cache import open_array
 from flare.data.patches import PatchSampling, read_box
-from flare.data.transforms import Augmenter
-from flare.geometry import Shape
-from flare.prepare.cache import open_array
-from flare.preprocessing import Intensity, normalise
 
 
 class CaseArrays(NamedTuple):

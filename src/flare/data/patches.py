@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from flare.geometry import Shape
-from flare.prepare.cache import Stored
+from flare.core.geometry import Shape
+from flare.data.cache import Stored
 
 
 class PatchSampling(Protocol):

@@ -10,8 +10,8 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from flare.core.geometry import Shape
 from flare.data.draws import Augmentation, Elastic
-from flare.geometry import Shape
 
 IMAGE_INTERPOLATIONS = ("linear", "cubic")
 LABEL_INTERPOLATIONS = ("nearest", "linear")

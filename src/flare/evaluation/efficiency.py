@@ -7,10 +7,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from flare.core.files import write_csv
 from flare.evaluation.metrics import MEASURES
-from flare.evaluation.published import published
-from flare.evaluation.rendering import Column, Table, cell, write_table
-from flare.files import write_csv
+from flare.evaluation.rendering import Column, Table, cell, published, write_table
 
 # up to these the challenge's ranking makes no difference (paper, section 3.1)
 TOLERANCE_S, TOLERANCE_GB = 15, 4

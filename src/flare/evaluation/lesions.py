@@ -10,8 +10,8 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from flare.geometry import Spacing
-from flare.labels import LabelSet
+from flare.core.classes import LabelSet
+from flare.core.geometry import Spacing
 from flare.merging.components import Component, bounding_box, shell_of
 
 SIZES_MM = (10.0, 20.0)  # limits between small, middle and large (ours)

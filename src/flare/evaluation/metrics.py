@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from flare.errors import FlareError
+from flare.core.classes import LabelClass, LabelSet
+from flare.core.errors import FlareError
+from flare.core.geometry import Spacing
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
-from flare.geometry import Spacing
-from flare.labels import LabelClass, LabelSet
 
 MEASURES = ("DSC", "NSD")
 PROTOCOLS = ("flare23", "corrected", "present")

@@ -1,17 +1,38 @@
-"""Tables as people read them: Markdown and LaTeX, the best values in bold."""
+"""The paper's Tables 4 to 8, to print beside our own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flare.files import write_text
+from omegaconf import OmegaConf
+
+from flare.core.files import write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # half a second to import, so only where tables are made
+
+PATH = Path(__file__).with_name("published.yaml")
+
+
+@cache
+def published() -> dict[str, Any]:
+    """All tables by name, `table4` to `table8`, as plain values; layout and units are in the file."""
+    return OmegaConf.to_container(OmegaConf.load(PATH))  # type: ignore[return-value]
+
+
+def published_round(name: str) -> dict[str, Any]:
+    """The paper's Table 5 for one round: `training_images`, `DSC` and `NSD` (short -> percent).
+
+    Returns:
+        Empty for a name that the paper's table does not have.
+    """
+    return published()["table5"].get(name, {})
+
 
 MARKDOWN = {"tablefmt": "github", "index": False, "stralign": None, "disable_numparse": True}
 

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from flare.checking import check_values
-from flare.errors import FlareError
-from flare.evaluation.details import CaseScores, write_details
+from flare.core.cases import read_label_map
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import write_csv, write_json
+from flare.core.limits import check_values
+from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.evaluation.lesions import find_lesions
 from flare.evaluation.metrics import PROTOCOLS, score_case
 from flare.evaluation.statistics import compare_runs, intervals, metrics_file
-from flare.evaluation.summary import metrics_columns, metrics_row, summarise
-from flare.executor import Executor, Outcome, build_executor, report_failures, run_cases, stop_on_faults
-from flare.files import write_csv, write_json
-from flare.images import find_images, match_grid, read_labels, strip_extension, unique_cases
-from flare.labels import LabelSet
-from flare.prepare.sources import read_label_map
+from flare.evaluation.summary import CaseScores, metrics_columns, metrics_row, summarise, write_details
+from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
+from flare.runs.work import Executor, build_executor, run_cases
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from flare.errors import FlareError
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import read_csv
 from flare.evaluation.metrics import MEASURES
-from flare.files import read_csv
-from flare.labels import LabelSet
 
 # a batch of resamples lies in memory at once
 BOOTSTRAP = {"method": "percentile", "confidence_level": 0.95, "n_resamples": 2000, "batch": 200, "rng": 0}

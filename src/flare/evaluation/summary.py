@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flare.core.classes import LabelSet
+from flare.core.files import read_csv, write_csv
+from flare.evaluation.lesions import Lesion, detection, size_class
 from flare.evaluation.metrics import MEASURES, ClassScore, rounded
-from flare.files import read_csv
-from flare.labels import LabelSet
 
 Row = dict[str, Any]
 
@@ -70,3 +72,72 @@ def summarise(rows: Sequence[Row], labels: LabelSet) -> dict[str, Any]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     return rounded(float(np.mean(values))) if values else None  # type: ignore[arg-type]
+
+
+DETAIL_COLUMNS = (
+    "case",
+    "class",
+    "DSC",
+    "NSD",
+    "HD95_mm",
+    "reference_ml",
+    "prediction_ml",
+    "volume_error_ml",
+)
+
+
+LESION_COLUMNS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC")
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """All that is known of one case.
+
+    Args:
+        classes: Short name -> scores.
+        lesions: Tumors of both sides; None where they are not asked for, or where the protocol does not
+            score the tumor.
+    """
+
+    classes: Mapping[str, ClassScore]
+    lesions: Sequence[Lesion] | None = field(default=None)
+
+
+def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
+    """Write `details.csv` (one row a case and class) and `lesions.csv` (one row a lesion).
+
+    Returns:
+        For the summary: `distances` (short -> mean HD95 and over how many cases, mean and mean absolute
+        volume error in ml) and `lesions`.
+    """
+    rows = [_row(case, short, s) for case, found in scored.items() for short, s in found.classes.items()]
+    write_csv(output / "details.csv", rows, DETAIL_COLUMNS)
+    cases = {case: found.lesions for case, found in scored.items() if found.lesions is not None}
+    lesions = [
+        {"case": case, "size": size_class(x.diameter_mm), **asdict(x), "DSC": x.dsc}
+        for case, found in cases.items()
+        for x in found
+    ]
+    write_csv(output / "lesions.csv", lesions, LESION_COLUMNS)
+    shorts = dict.fromkeys(row["class"] for row in rows)
+    distances = {short: _means([row for row in rows if row["class"] == short]) for short in shorts}
+    return {"distances": distances, "lesions": detection(cases)}
+
+
+def _row(case: str, short: str, s: ClassScore) -> dict[str, Any]:
+    error = None if s.prediction_ml is None or s.reference_ml is None else s.prediction_ml - s.reference_ml
+    values = (s.dsc, s.nsd, s.hd95_mm, s.reference_ml, s.prediction_ml, error)
+    return dict(zip(DETAIL_COLUMNS, (case, short, *values), strict=True))
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of one class over the cases that have the value and score the class."""
+    scored = [row for row in rows if row["DSC"] is not None]
+    hd95 = [row["HD95_mm"] for row in scored if row["HD95_mm"] is not None]
+    errors = [row["volume_error_ml"] for row in scored if row["volume_error_ml"] is not None]
+    return {
+        "HD95_mm": float(np.mean(hd95)) if hd95 else None,
+        "HD95_cases": len(hd95),
+        "volume_error_ml": float(np.mean(errors)) if errors else None,
+        "absolute_volume_error_ml": float(np.mean(np.abs(errors))) if errors else None,
+    }

@@ -14,7 +14,7 @@ import edt
 import numpy as np
 from scipy.spatial import KDTree
 
-from flare.geometry import Spacing
+from flare.core.geometry import Spacing
 
 Corner = tuple[int, int, int]
 Normal = tuple[float, float, float]

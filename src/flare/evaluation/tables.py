@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.classes import LabelClass, LabelSet
+from flare.core.files import write_csv
+from flare.evaluation.efficiency import table8, write_efficiency
 from flare.evaluation.metrics import MEASURES
-from flare.evaluation.published import published, published_round
-from flare.evaluation.rendering import Cell, Column, Table, beside, cell, write_table
-from flare.files import write_csv
-from flare.labels import LabelClass, LabelSet
+from flare.evaluation.rendering import (
+    Cell,
+    Column,
+    Table,
+    beside,
+    cell,
+    published,
+    published_round,
+    write_table,
+)
+from flare.evaluation.summary import only_learned
 
 SPLITS = ("public", "online", "testing")
 
@@ -158,3 +168,34 @@ def _percent(score: float | None) -> float | None:
 def _spread(mean: float | None, std: float | None) -> Cell:
     found = cell(mean)
     return found if std is None else Cell(f"{found.text}±{std:.2f}", found.value)
+
+
+def write_round_tables(
+    folder: Path,
+    *,
+    scores: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    inference: Sequence[Mapping[str, Any]],
+    labels: LabelSet,
+    targets: str,
+) -> None:
+    """Write tables 4 and 8, and 6 and 7 where the efficiency was measured.
+
+    What the round does not learn stays empty.
+
+    Args:
+        folder: Where they go.
+        scores: The rows of `metrics.csv`.
+        summary: What `flare.evaluation.scores` gives.
+        inference: The rows of `inference.csv`.
+        labels: The classes.
+        targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
+    """
+    table4(only_learned(scores, labels, targets), labels, folder / "table4")
+    efficiency = write_efficiency(inference, folder)
+    summary = dict(summary)
+    if targets == "tumor":
+        summary["organ_mean"] = dict.fromkeys(MEASURES)
+    if targets == "organs":
+        summary["tumor"] = None
+    table8(summary, folder / "table8", efficiency=efficiency)

@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes
 
-from flare.geometry import Spacing
+from flare.core.geometry import Spacing
 from flare.inference.settings import BodyRule
 
 GRID_MM = 2.4  # in-plane distance of the samples looked at: every second voxel at 1.2 mm (ours)

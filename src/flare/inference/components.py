@@ -10,10 +10,11 @@ from typing import Any
 import cc3d
 import numpy as np
 
-from flare.executor import Executor, Outcome, run_cases
-from flare.files import read_json, write_json
-from flare.images import match_grid, read_labels
-from flare.labels import LabelSet
+from flare.core.classes import LabelSet
+from flare.core.files import read_json, write_json
+from flare.core.volumes import match_grid, read_labels
+from flare.runs.outcomes import Outcome
+from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,17 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.checking import check_values, given_paths
-from flare.errors import FlareError
-from flare.executor import Outcome, build_executor, report_failures
-from flare.files import write_csv
-from flare.images import find_images, unique_cases
-from flare.inference.cohort import predict_cases
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import write_csv
+from flare.core.limits import check_values, given_paths
+from flare.core.volumes import find_images, unique_cases
+from flare.inference.predict import predict_cases
 from flare.inference.settings import InferenceSettings
-from flare.journal import Journal
-from flare.labels import LabelSet
-from flare.runs import lock, named_run
+from flare.runs.folders import lock, named_run
+from flare.runs.journal import Journal
+from flare.runs.outcomes import Outcome, report_failures
+from flare.runs.work import build_executor
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def check_checkpoint(cfg: DictConfig, path: Path) -> None:
     Raises:
         FlareError: Naming the key, what the checkpoint has and what was expected.
     """
-    from flare.checkpoints import load_checkpoint  # torch: only once there is work
+    from flare.runs.checkpoints import load_checkpoint  # torch: only once there is work
 
     checkpoint = load_checkpoint(path)
     theirs, ours = _classes(checkpoint.labels), _classes(LabelSet.from_config(cfg.classes))

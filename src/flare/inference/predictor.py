@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from flare.geometry import Shape, Spacing, Volume, pad_to
-from flare.inference.accumulate import Accumulator, Blended, covered_box
+from flare.core.classes import LabelSet
+from flare.core.geometry import Shape, Spacing, Volume, pad_to
+from flare.core.preprocessing import Intensity, normalise, preprocess
+from flare.inference.blend import Accumulator, Blended, average_over_flips, covered_box, flips
 from flare.inference.body import find_body
 from flare.inference.components import keep_largest
 from flare.inference.hardware import autocast_type, choose_device
 from flare.inference.restore import interpolated_axes, restore_labels
 from flare.inference.settings import InferenceSettings
-from flare.inference.stopwatch import Stopwatch
-from flare.inference.tta import average_over_flips, flips
 from flare.inference.visits import Verdict, judge_flare22, walk
 from flare.inference.windows import Row, Start, plan_windows, window_slices
-from flare.labels import LabelSet
 from flare.models.rebuild import load_network
-from flare.preprocessing import Intensity, normalise, preprocess
 
 Network = Callable[[torch.Tensor], torch.Tensor]
+
 
 log = logging.getLogger(__name__)
 
@@ -232,3 +232,17 @@ class Predictor:
     def _judge(self, row: Row, maps: torch.Tensor) -> Verdict:
         """Ask the rule of `flare22` about the central window of a row."""
         return judge_flare22(row, self._ids[maps.max(0).indices.cpu().numpy()], self._tubes)
+
+
+@dataclass
+class Stopwatch:
+    """Wall time by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Close a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self.started
+        self.started = now

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from flare.geometry import Shape, Spacing
-from flare.inference.accumulate import Blended
-from flare.inference.axes import Axis
-from flare.preprocessing import is_anisotropic
+from flare.core.geometry import Axis, Shape, Spacing
+from flare.core.preprocessing import is_anisotropic
+from flare.inference.blend import Blended
 
 VARIANTS = ("trilinear", "nnunet", "nearest")
 BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.checking import check_values
+from flare.core.limits import check_values
 from flare.models.names import chosen_networks
 
 GROUPS = ("inference", "tta", "restore", "engine")

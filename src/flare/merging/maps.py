@@ -1,15 +1,65 @@
-"""The two maps of one case as the merging rules see them."""
+"""Sets of class ids as tables of 256 booleans, which index a whole uint8 map at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from flare.labels import LabelSet
-from flare.merging.tables import table
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+
+
+def table(ids: Iterable[int]) -> np.ndarray:
+    """256 booleans, true at these class ids."""
+    found = np.zeros(256, dtype=bool)
+    found[list(ids)] = True
+    return found
+
+
+def present(values: np.ndarray) -> np.ndarray:
+    """256 booleans, true at the values that occur in a uint8 array."""
+    found = np.zeros(256, dtype=bool)
+    found[values.ravel()] = True
+    return found
+
+
+def annotated_classes(ground_truth: np.ndarray | None, declared: Collection[int] | None) -> frozenset[int]:
+    """Class ids that a ground truth annotates: what its source declares, otherwise the classes present."""
+    if ground_truth is None:
+        return frozenset()
+    if declared is not None:
+        return frozenset(declared)
+    return frozenset(np.flatnonzero(present(ground_truth)).tolist()) - {0}
+
+
+def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, labels: LabelSet) -> None:
+    """Refuse maps that cannot be merged.
+
+    Raises:
+        FlareError: If one is not uint8 `(Z, Y, X)`, holds values outside the class list, or shapes differ.
+    """
+    known = table((0, *labels.ids))
+    for name, volume in (("ground truth", ground_truth), ("pseudo labels", pseudo)):
+        if volume is None:
+            continue
+        if volume.dtype != np.uint8 or volume.ndim != 3:
+            raise FlareError(f"{name}: expected uint8 (Z, Y, X), given {volume.dtype} {volume.shape}")
+        foreign = np.flatnonzero(present(volume) & ~known).tolist()
+        if foreign:
+            raise FlareError(f"{name}: values {foreign} are outside the class list {[0, *labels.ids]}")
+    if ground_truth is not None and ground_truth.shape != pseudo.shape:
+        raise FlareError(
+            f"ground truth {ground_truth.shape} and pseudo labels {pseudo.shape} differ in shape"
+        )
+
+
+def tally(values: np.ndarray, ids: Iterable[int]) -> dict[int, int]:
+    """How often each of these ids occurs among uint8 values; ids that do not occur are left out."""
+    counts = np.bincount(values, minlength=256)
+    return {c: int(counts[c]) for c in ids if counts[c]}
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Networks, which know no Lightning, and the module that trains them."""
+"""Networks and losses: pure torch, no Lightning."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from hydra.utils import get_class
 from torch import nn
 
-from flare.checkpoints import Checkpoint, load_checkpoint
-from flare.errors import FlareError
+from flare.core.errors import FlareError
 from flare.models.names import named_targets
 from flare.models.zoo import build
+from flare.runs.checkpoints import Checkpoint, load_checkpoint
 
 NETWORKS = ("flare.models.", "monai.networks.nets.")
 

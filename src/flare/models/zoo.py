@@ -15,8 +15,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from flare.errors import FlareError
-from flare.labels import TARGETS, LabelSet
+from flare.core.classes import TARGETS, LabelSet
+from flare.core.errors import FlareError
 from flare.models.unet import UNet, check_patch_size
 
 OWN = "flare.models."

@@ -5,8 +5,3 @@ Deformation and painting are ours. Measured on a case of 66 x 120 x 161 voxels, 
 `RandomLabelsToImage` 0.46 s (ours 0.05 s, with texture, vessels and organ walls), its import 2.5 s a worker.
 `RandomBlur` and `RandomNoise` are as quick as ours (0.05 s against 0.07 s), but their noise is white.
 """
-
-from flare.phantom.cohort import generate_cohort, planned_cases
-from flare.phantom.plan import plan_cohort
-
-__all__ = ["generate_cohort", "plan_cohort", "planned_cases"]

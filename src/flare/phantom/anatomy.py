@@ -106,8 +106,8 @@ def load_anatomy(path: str, numbering: str) -> Anatomy:
     """
     from scipy import ndimage
 
-    from flare.geometry import reorient_to_ras
-    from flare.images import read_image
+    from flare.core.geometry import reorient_to_ras
+    from flare.core.volumes import read_image
 
     volume, _ = reorient_to_ras(read_image(Path(path)))
     pitch = np.asarray(volume.geometry.spacing_mm, dtype=float)

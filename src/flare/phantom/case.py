@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flare.files import config_hash, write_json
-from flare.geometry import Geometry
+from flare.core.files import config_hash, write_json
+from flare.core.geometry import Geometry
 from flare.phantom.anatomy import PELVIC, Anatomy, load_anatomy, sample_organs
 from flare.phantom.body import Tissue, paint_body
 from flare.phantom.painting import PELVIC_ID, acquire, draw_hu, paint
@@ -51,7 +51,7 @@ def generate_case(root: str, case_id: str, record: str, spec: Mapping[str, Any])
     Returns:
         The record: kind, what was put in, and every file with its size.
     """
-    from flare.images import write_image, write_labels
+    from flare.core.volumes import write_image, write_labels
 
     canvas, whole, geometry, found = draw_case(spec)
     order = voxel_order(spec["voxel_order"])

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flare.cases import Case
-from flare.files import config_hash, read_json, remove_partial, write_json
+from flare.core.cases import Case
+from flare.core.files import config_hash, read_json, remove_partial, write_json
 from flare.phantom.plan import VERSION, plan_cohort
 
 if TYPE_CHECKING:
-    from flare.executor import Executor
+    from flare.runs.work import Executor
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,9 @@ def _make(root: Path, plan: Mapping[str, Any], executor: Executor) -> None:
     """Make the cases of a plan."""
     if not plan:
         return
-    from flare.executor import report_failures, run_cases
     from flare.phantom.case import FOLDERS, generate_case
+    from flare.runs.outcomes import report_failures
+    from flare.runs.work import run_cases
 
     for name in {RECORDS, *(name for row in FOLDERS.values() for name in row if name)}:
         remove_partial(root / name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.geometry import Geometry, Orientation, Shape
+from flare.core.geometry import Geometry, Orientation, Shape
 from flare.phantom.anatomy import Anatomy
 from flare.phantom.plan import CLASS_IDS, ORGANS
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare.errors import FlareError
+from flare.core.errors import FlareError
 
 VERSION = 1  # raised when the generator makes other voxels of the same settings
 

@@ -9,25 +9,31 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from flare.cases import Case, write_index
-from flare.errors import FlareError
-from flare.executor import Outcome, report_failures, stop_on_faults
-from flare.journal import Journal
-from flare.labels import LabelSet
-from flare.prepare.analysis import Analysis, analyse_labels
-from flare.prepare.analysis_report import print_label_analysis, write_label_analysis
+from flare.core.cases import Case, write_index
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.preprocessing import Intensity
+from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
 from flare.prepare.gone import require_present
 from flare.prepare.index import Index, build_index, check_folders
-from flare.prepare.integrity import FAILED, OK, REFUSED, WARNING, Finding, write_integrity
-from flare.prepare.layout import PreparedFolder
-from flare.prepare.reading import read_cases, recorded_warnings
+from flare.prepare.read import (
+    FAILED,
+    OK,
+    REFUSED,
+    WARNING,
+    Finding,
+    read_cases,
+    recorded_warnings,
+    write_integrity,
+)
 from flare.prepare.settings import Settings
 from flare.prepare.statistics import pool, write_statistics
-from flare.preprocessing import Intensity
-from flare.progress import console
-from flare.runs import lock
+from flare.runs.folders import PreparedFolder, lock
+from flare.runs.journal import Journal
+from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
+from flare.runs.work import console
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def analyse(cfg: DictConfig) -> list[Case]:
     """
     settings = Settings.from_config(cfg)
     if settings.data["name"] == "phantom":
-        from flare.phantom import planned_cases
+        from flare.phantom.cohort import planned_cases
 
         return planned_cases(_phantom_root(settings), **settings.data["phantom"])
     try:
@@ -157,7 +163,7 @@ def analyse(cfg: DictConfig) -> list[Case]:
 def generate_if_phantom(settings: Settings) -> None:
     """Make the embedded cohort before it is indexed, if it is the one that was asked for."""
     if settings.data["name"] == "phantom":
-        from flare.phantom import generate_cohort
+        from flare.phantom.cohort import generate_cohort
 
         generate_cohort(_phantom_root(settings), **settings.data["phantom"], executor=settings.executor)
 
@@ -216,7 +222,7 @@ def _statistics(settings: Settings, cases: Sequence[Case], failures: Sequence[Ou
     path = settings.folder.statistics
     labelled = [c for c in cases if c.split == "train" and c.present]
     if not labelled:
-        logger.warning("no labelled training case: there are no intensity statistics")
+        log.warning("no labelled training case: there are no intensity statistics")
         if not any(f.is_fault for f in failures):  # else they may be as good as ever
             path.unlink(missing_ok=True)
         return None

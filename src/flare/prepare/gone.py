@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from flare.errors import FlareError
-from flare.files import read_json, write_json
+from flare.core.errors import FlareError
+from flare.core.files import read_json, write_json
 from flare.prepare.index import Index
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 NAMED = 10  # paths that a message names
 
@@ -44,7 +44,7 @@ def require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
             "with data.accept_removed=true. Nothing in the cache was removed"
         )
     if gone:
-        logger.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
+        log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
     there = {c: {role: p for role, p in paths.items() if _is_there(Path(p))} for c, paths in now.items()}
     if there != known:
         write_json(seen, there)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flare.errors import FlareError
-from flare.images import case_id, find_images, strip_extension
-from flare.labels import LabelSet
-from flare.prepare.sources import Source, read_sources, source_of
+from flare.core.cases import Source, read_sources, source_of
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.volumes import case_id, find_images, strip_extension
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # config keys of the folders of each group of cases: images, labels, split
 FOLDERS = (
@@ -143,7 +143,7 @@ def folders_of(root: Path, value: Any, key: str) -> list[Path]:
                 f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
             )
         else:
-            logger.warning("data.%s: its folder does not exist, so the cohort goes without", key)
+            log.warning("data.%s: its folder does not exist, so the cohort goes without", key)
     return existing
 
 

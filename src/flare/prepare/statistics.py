@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flare.errors import FlareError
-from flare.files import atomic, read_json, write_json
-from flare.preprocessing import Intensity
+from flare.core.errors import FlareError
+from flare.core.files import atomic, read_json, write_json
+from flare.core.preprocessing import Intensity
 
 LOWEST_HU = -32768  # histograms hold one bin a whole HU over the range of int16
 BINS = 65536

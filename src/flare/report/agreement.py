@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from flare.cases import Case, select_cases
-from flare.executor import Executor, run_cases
-from flare.images import case_id, find_images, match_grid, read_labels
-from flare.labels import LabelSet
-from flare.prepare.sources import read_label_map
-from flare.rounds import Round
-from flare.runs import RunFolder
+from flare.core.cases import Case, read_label_map, select_cases
+from flare.core.classes import LabelSet
+from flare.core.volumes import case_id, find_images, match_grid, read_labels
+from flare.rounds.graph import Round
+from flare.runs.folders import RunFolder
+from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flare.labels import LabelSet
+from flare.core.classes import LabelSet
+from flare.core.pictures import TARGETS, Stroke, class_colours, title
 from flare.report.agreement import Quality
-from flare.report.drawing import ACCENT, GREY, INK, PAPER, new_figure, style
-from flare.report.gather import RoundFacts
-from flare.report.palette import TARGETS, Stroke, class_colours, title
+from flare.report.facts import RoundFacts
+from flare.report.figures import ACCENT, GREY, INK, PAPER, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

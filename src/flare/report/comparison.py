@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from flare.core.files import write_json, write_text
+from flare.core.pictures import Stroke, run_strokes
 from flare.evaluation.rendering import Cell, Column, Table, cell, to_markdown
-from flare.files import write_json, write_text
 from flare.report.charts import compared_bars, compared_curves
-from flare.report.drawing import to_svg
-from flare.report.page import render
-from flare.report.palette import Stroke, run_strokes
+from flare.report.figures import render, to_svg
 
 Rows = list[dict[str, float]]
 LINES, BARS, PICTURES, CASES = "lines", "bars", "pictures", "cases"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flare.errors import FlareError
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flare.core.errors import FlareError
+from flare.core.files import sha256
 from flare.evaluation.rendering import Cell, Table, to_markdown
-from flare.records import is_public
 from flare.report.comparison import BARS, CASES, LINES, PICTURES, Comparison, Panel
+from flare.runs.folders import RunFolder
+from flare.runs.journal import Journal
+from flare.runs.records import is_public
 
 
 def publish(found: Comparison) -> str:
@@ -78,3 +85,34 @@ def _panel(wr: Any, panel: Panel) -> Any:
         CASES: lambda: wr.WeavePanelSummaryTable(table_name=panel.key),
     }
     return made[panel.kind]()
+
+
+STEP = "table5"
+
+
+def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, Any]]) -> None:
+    """Send `table5.csv`, `.md` and `.tex` to W&B, if that is a logger of the run.
+
+    It goes into a run of its own, of job type `ablation` in the experiment's group, always the same.
+
+    Args:
+        cfg: Configuration of `iterate`; does nothing without `logger.wandb`.
+        run: The run's folder.
+        table: Rows of the table.
+    """
+    settings = (cfg.logger or {}).get("wandb")
+    if settings is None or not table:
+        return
+    journal = Journal(run.root / "journal" / "tracking.jsonl")
+    files = [run.root / f"table5{suffix}" for suffix in (".csv", ".md", ".tex")]
+    inputs = {path.name: sha256(path) for path in files}
+    config = {"project": settings.project, "entity": settings.entity, "group": settings.group}
+    if journal.is_current(STEP, inputs, config):
+        return
+    run_id = journal.values(STEP)["run_id"] if STEP in journal else None
+    chosen = OmegaConf.to_container(settings, resolve=True) | {"job_type": "ablation", "run_id": run_id}  # type: ignore[operator]
+    logger = instantiate(chosen, save_dir=str(run.root / "logs"))
+    with logger.running():
+        logger.log_files(f"{cfg.name}-table5", "table", files, table)
+        run_id = logger.run_id
+    journal.record(STEP, inputs, config, {}, {"run_id": run_id})

@@ -1,30 +1,222 @@
-"""A page from its template: style, scripts and pictures become part of it, nothing is loaded."""
+"""From a run's folder to its page: gather, compare, draw, and fill the template."""
 
 from __future__ import annotations
 
+import json
+import logging
+import time
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-TEMPLATES = Path(__file__).with_name("templates")
+from omegaconf import DictConfig, OmegaConf
+
+from flare.core.cases import KINDS
+from flare.core.files import config_hash, sha256, stat_key, write_text
+from flare.core.pictures import TARGETS, class_colours, title
+from flare.prepare.analysis import plot_label_analysis
+from flare.prepare.cohort import Cohort
+from flare.report import charts, tables
+from flare.report.agreement import SAMPLE, pseudo_label_quality
+from flare.report.facts import Facts, gather
+from flare.report.figures import data_address, draw_graph, render, to_svg, trend
+from flare.report.pictures import Shown, draw_cases, lookup_table, pack_cases, write_overview
+from flare.rounds.graph import Round, tell_starts
+from flare.runs.folders import RunFolder
+from flare.runs.journal import Journal
+from flare.runs.records import public_config
+from flare.runs.work import Executor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flare.rounds.ablation import Results
+
+log = logging.getLogger(__name__)
 
 
-def render(template: str, **context: Any) -> str:
-    """Fill a template.
+NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
+
+
+def build_report(
+    cfg: DictConfig,
+    rounds: Sequence[Round],
+    cohort: Cohort,
+    run: RunFolder,
+    results: Results,
+    executor: Executor,
+    *,
+    truth: Path | None,
+    page: Path,
+    overview: Path,
+) -> None:
+    """Write the page and the picture for a README.
 
     Args:
-        template: Its file.
-        context: What it shows; a name that it lacks is an error.
+        cfg: Configuration of `iterate`.
+        rounds: The rounds, trained.
+        cohort: The prepared cohort.
+        run: The run's folder.
+        results: The ablation table, and the cases that failed.
+        executor: Where cases are compared and drawn.
+        truth: Folder of complete labels of the training cases, where there is one.
+        page: The HTML file to write.
+        overview: The PNG file to write.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    started = time.monotonic()
+    failed = [f.case_id for f in results.failures]
+    facts = gather(cfg, rounds, cohort, run, results.table, failed, results.compared)
+    quality = pseudo_label_quality(
+        rounds, cohort.cases, run, labels=facts.labels, truth=truth, executor=executor
     )
-    environment.filters["fixed"] = lambda v, digits=1: "\N{EN DASH}" if v is None else f"{v:,.{digits}f}"
-    environment.globals["part"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-    return environment.get_template(template).render(**context)
+    predictions = run.round(facts.last.name).root / facts.split / "predictions"
+    shown = draw_cases(facts, cfg, predictions, executor)
+    volumes = pack_cases(facts, cfg, predictions, executor)
+    context = {
+        **_figures(facts),
+        **_tables(facts),
+        "facts": facts,
+        "starts": tell_starts([r.plan for r in facts.rounds]),
+        "today": date.today().isoformat(),
+        "settings": tables.settings_table(public_config(rounds[-1].cfg), facts.last.plan),
+        "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].cfg))),
+        "has_truth": truth is not None,
+        "sample": SAMPLE,
+        "quality": tables.quality_table(quality, facts.labels),
+        "quality_figure": _svg(charts.label_quality(quality, facts.labels)),
+        "shown": shown,
+        "viewer": viewer_json(facts, volumes, shown),
+        "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
+    }
+    write_text(page, render("report.html", **context))
+    write_overview(overview, facts, shown)
+    size = page.stat().st_size / 1e6
+    log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
+
+
+def _figures(facts: Facts) -> dict[str, Any]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.svg"
+        plot_label_analysis(path, facts.cases, facts.labels)
+        completeness = data_address(path.read_bytes(), "image/svg+xml")
+    return {
+        "graph": draw_graph(facts.rounds),
+        "completeness": completeness,
+        "curves": to_svg(charts.learning_curves(facts.rounds)),
+        "trend": _svg(trend(facts)),
+        "boxes": to_svg(charts.class_boxes(facts.last, facts.labels)) if tables.ranked(facts) else None,
+        "seconds": to_svg(charts.seconds_by_stage(facts.rounds))
+        if any(r.seconds for r in facts.rounds)
+        else None,
+    }
+
+
+def _svg(figure: Figure | None) -> str | None:
+    return None if figure is None else to_svg(figure)
+
+
+def _tables(facts: Facts) -> dict[str, Any]:
+    colours = class_colours(facts.labels)
+    return {
+        "kinds": KINDS,
+        "cohort": tables.cohort_table(facts),
+        "classes": [(c, title(c), colours[c.id]) for c in facts.labels.classes],
+        "targets": TARGETS,
+        "ablation": [(m, tables.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
+        "provenance": tables.provenance_table(facts.rounds, facts.labels),
+        "efficiency": tables.efficiency_table(facts.rounds),
+        "headline": headline(facts),
+    }
+
+
+def headline(facts: Facts) -> list[tuple[str, float]]:
+    """The figures that stand at the top: the last round's, and the best baseline beside the first of them."""
+    last = next((row for row in facts.table if row["round"] == facts.last.name), {})
+    tumor = "" if facts.labels.tumor is None else f"{facts.labels.by_id(facts.labels.tumor).short}_DSC"
+    known = [(k, n) for k, n in (("organ_mean_DSC", "organ"), (tumor, "tumor")) if last.get(k) is not None]
+    found = [(f"{name} DSC of {facts.last.name.upper()}", last[key]) for key, name in known]
+    trained = {r.name for r in facts.rounds}
+    for key, name in known[:1]:
+        baselines = [r for r in facts.table if r["round"] not in trained and r[key] is not None]
+        if baselines:
+            best = max(baselines, key=lambda r: r[key])
+            found.append((f"{name} DSC of the best baseline ({best['round']})", best[key]))
+    return found
+
+
+def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequence[Shown]) -> str | None:
+    """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
+    if not volumes:
+        return None
+    ranks = {s.case: s.rank for s in shown}
+    cases = [{"name": case, "rank": ranks.get(case, ""), **packed} for case, packed in volumes.items()]
+    data = {"lookup": lookup_table(facts.labels), "cases": cases}
+    return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called
+
+
+FORMAT = 5  # raised when the page changes, so that pages made before are made again
+
+
+def write_report(
+    cfg: DictConfig,
+    rounds: Sequence[Round],
+    cohort: Cohort,
+    run: RunFolder,
+    results: Results,
+    executor: Executor,
+) -> Path:
+    """Make the page of a run, or find it made.
+
+    Args:
+        cfg: Configuration of `iterate`.
+        rounds: The rounds, trained, in the order in which they ran.
+        cohort: The prepared cohort.
+        run: The run's folder; gets `report.html` and `figures/`.
+        results: The ablation table and the cases that failed.
+        executor: Where cases are compared and drawn.
+
+    Returns:
+        The page.
+    """
+    truth = _truth_folder(cfg)
+    outputs = {"page": run.root / "report.html", "overview": run.root / "figures" / "overview.png"}
+    journal = Journal(run.root / "journal" / "report.jsonl")
+    inputs: dict[str, Path | str] = {"run": config_hash(_state(cfg, rounds, cohort, run, truth))}
+    config = {
+        "format": FORMAT,
+        "config": public_config(cfg),
+        "rounds": [public_config(r.cfg) for r in rounds],
+        "failed": sorted((f.case_id, str(f.error)) for f in results.failures),
+    }
+    if not journal.is_current("report", inputs, config):
+        build_report(cfg, rounds, cohort, run, results, executor, truth=truth, **outputs)
+        journal.record("report", inputs, config, outputs)
+    return outputs["page"]
+
+
+def _state(
+    cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFolder, truth: Path | None
+) -> dict[str, Any]:
+    """What the page is made from: small files by their content, volumes by the journals that made them."""
+    split = cfg.data.scoring.split
+    patterns = (
+        "training.csv",
+        "environment.json",
+        "labels/provenance.csv",
+        "journal/*.jsonl",
+        f"{split}/journal.jsonl",
+        f"{split}/metrics.csv",
+    )
+    paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
+    paths += [p for r in rounds for name in patterns for p in sorted(run.round(r.name).root.glob(name))]
+    paths.append(cohort.folder.index)
+    found: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
+    return found | ({} if truth is None else {str(truth): stat_key(truth)})
+
+
+def _truth_folder(cfg: DictConfig) -> Path | None:
+    """Complete labels of the training cases, which only a made-up cohort has; never trained on."""
+    folder = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"
+    return folder if folder is not None and folder.is_dir() else None

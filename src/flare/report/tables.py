@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from flare.cases import SPLITS
-from flare.labels import LabelSet
-from flare.merging.outcome import GROUND_TRUTH, NONE
-from flare.merging.provenance import FATES
+from flare.core.cases import SPLITS
+from flare.core.classes import LabelSet
+from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
-from flare.prepare.analysis_report import kind_counts
+from flare.prepare.analysis import kind_counts
 from flare.report.agreement import COMPARISONS, Quality
 from flare.report.charts import mean_of
-from flare.report.gather import Facts, RoundFacts
+from flare.report.facts import Facts, RoundFacts
 
 Row = dict[str, Any]
 

@@ -20,8 +20,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from flare.progress import console
-from flare.runs import is_job
+from flare.runs.folders import is_job
+from flare.runs.work import console
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs
 from flare.sweeps.table import failures, show, write_sweep
 

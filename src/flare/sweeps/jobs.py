@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flare.files import read_csv, read_json, write_json
+from flare.core.files import read_csv, read_json, write_json
 
 FILE = "job.json"
 PLANNED, RUNNING, COMPLETED, FAILED = "planned", "running", "completed", "failed"

@@ -15,8 +15,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flare.checking import given_paths
-from flare.errors import FlareError
+from flare.core.errors import FlareError
+from flare.core.limits import given_paths
 from flare.sweeps.jobs import COMPLETED, Job, read_jobs
 from flare.sweeps.table import failures, show, write_sweep
 

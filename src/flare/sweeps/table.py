@@ -9,8 +9,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from flare.core.files import write_csv, write_text
 from flare.evaluation.rendering import Column, Table, cell, to_markdown, write_table
-from flare.files import write_csv, write_text
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, read_jobs
 
 # shown to people: means, the tumor, the loss, what a case costs; the csv has every number
@@ -47,7 +47,7 @@ def show(jobs: Sequence[Job]) -> None:
     """Show the comparison on the console."""
     from rich.table import Table as Shown
 
-    from flare.progress import console
+    from flare.runs.work import console
 
     table = compare(jobs)
     drawn = Shown(title=table.title, title_justify="left")

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flare.errors import FlareError
+from flare.core.errors import FlareError
+from flare.core.files import read_csv
 from flare.evaluation.rendering import Column, Table, beside, cell
-from flare.files import read_csv
 from flare.report.comparison import Comparison, Rows
 from flare.sweeps.jobs import read_jobs
 from flare.sweeps.table import compare, shown, varied

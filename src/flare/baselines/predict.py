@@ -1,0 +1,195 @@
+"""Predict held-out cases with a baseline; what is done and unchanged is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from flare.core.cases import Case, select_cases
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import config_hash
+from flare.core.geometry import Spacing
+from flare.core.preprocessing import Intensity, preprocess, resample
+from flare.core.volumes import read_image, write_labels
+from flare.inference.predict import predict_cases, segmentation_path
+from flare.inference.settings import InferenceSettings
+from flare.runs.folders import PreparedFolder, prepared_folder
+from flare.runs.journal import Journal
+from flare.runs.outcomes import Outcome
+from flare.runs.work import Executor, run_cases
+
+BASELINES = ("untrained", "thresholds", "atlas")
+FORMAT = 1  # raised when a baseline changes, so that earlier predictions are redone
+Pair = tuple[Path, Path]
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Refuse what is no baseline.
+
+    Raises:
+        FlareError: Naming it.
+    """
+    for name in names:
+        if name not in BASELINES:
+            raise FlareError(f"baselines: expected some of {list(BASELINES)}, given {name!r}")
+
+
+def predict_baseline(
+    name: str,
+    cfg: DictConfig,
+    *,
+    cohort: Sequence[Case],
+    intensity: Intensity,
+    held_out: Sequence[Case],
+    folder: Path,
+    executor: Executor,
+) -> list[Outcome]:
+    """Predict held-out cases with one baseline into `<folder>/predictions`.
+
+    Args:
+        name: `untrained` (the network of `cfg` with fresh weights), `thresholds` or `atlas`.
+        cfg: Configuration of the last round.
+        cohort: The prepared cohort; the latter two learn from its annotated training cases.
+        intensity: Statistics of the cohort.
+        held_out: Cases to predict.
+        folder: The baseline's folder.
+        executor: Where the cases are worked on.
+
+    Returns:
+        Cases that failed, and why.
+    """
+    check_baselines([name])
+    if name == "untrained":
+        return _untrained(cfg, intensity, held_out, folder, executor)
+    prepared = prepared_folder(cfg)
+    complete = select_cases(cohort, "organs_complete")
+    known = complete if name == "atlas" else select_cases(cohort, "labeled")
+    pairs = {c.id: (prepared.image(c.id), prepared.labels(c.id)) for c in known}
+    if not pairs:
+        raise FlareError(f"baselines: {name} needs annotated training cases, and there are none")
+    return _from_pairs(name, cfg, pairs, prepared, held_out, folder, executor)
+
+
+def _untrained(
+    cfg: DictConfig, intensity: Intensity, cases: Sequence[Case], folder: Path, executor: Executor
+) -> list[Outcome]:
+    """Predict with the weights a round would start from."""
+    checkpoint = folder / "untrained.ckpt"
+    journal = Journal(folder / "journal" / "weights.jsonl")
+    config = {"model": dict(cfg.model.net), "seed": cfg.seed, "intensity": intensity.to_dict()}
+    if not journal.is_current("untrained", {}, config):
+        from flare.baselines.untrained import save_untrained
+
+        save_untrained(cfg, intensity, checkpoint)
+        journal.record("untrained", {}, config, {"checkpoint": checkpoint})
+    predicted = predict_cases(
+        checkpoint,
+        {c.id: c.image for c in cases},
+        folder / "predictions",
+        settings=InferenceSettings.from_config(cfg),
+        executor=executor,
+        journal=Journal(folder / "journal" / "predict.jsonl"),
+    )
+    return predicted.failures
+
+
+def _from_pairs(
+    name: str,
+    cfg: DictConfig,
+    pairs: dict[str, Pair],
+    prepared: PreparedFolder,
+    cases: Sequence[Case],
+    folder: Path,
+    executor: Executor,
+) -> list[Outcome]:
+    """Predict with a baseline that learns from annotated training cases."""
+    cache = prepared.journal("cache")
+    learned = config_hash([[cache.output_hash(c, k) for k in ("image", "labels")] for c in pairs])
+    shared: dict[str, Any] = {"spacing_mm": prepared.spacing_mm}
+    function: Callable[..., None] = predict_by_atlas
+    if name == "thresholds":
+        priors = folder / "priors.json"
+        classes = LabelSet.from_config(cfg.classes).ids
+        learned, failures = _fit_once(priors, learned, pairs, classes, prepared.spacing_mm, executor)
+        if failures:
+            reason = f"thresholds could not be fitted, {len(failures)} training cases failed"
+            return [*failures, *(Outcome(c.id, error=reason, is_fault=True) for c in cases)]
+        function = predict_by_thresholds
+        shared["priors"] = priors
+    else:
+        shared["atlases"] = list(pairs.values())
+    journal = Journal(folder / "journal" / "predict.jsonl")
+    config = {"name": name, "format": FORMAT, "spacing_mm": prepared.spacing_mm}
+    inputs: dict[str, dict[str, Path | str]] = {c.id: {"image": c.image, "learned": learned} for c in cases}
+    targets = {c.id: segmentation_path(folder / "predictions", c.id) for c in cases}
+    jobs: dict[str, dict[str, Any]] = {
+        c.id: {"case": c.id, "image": c.image, "target": targets[c.id], **shared}
+        for c in cases
+        if not journal.is_current(c.id, inputs[c.id], config)
+    }
+    failures = []
+    for outcome in run_cases(function, jobs, executor=executor, description=name):
+        if outcome.error is None:
+            case = outcome.case_id
+            journal.record(case, inputs[case], config, {"segmentation": targets[case]})
+        else:
+            failures.append(outcome)
+    return failures
+
+
+def _fit_once(
+    path: Path,
+    learned: str,
+    pairs: dict[str, Pair],
+    classes: Sequence[int],
+    spacing_mm: Spacing,
+    executor: Executor,
+) -> tuple[str, list[Outcome]]:
+    """Fit the thresholds into a file, if anything changed; returns its hash and the cases that failed."""
+    journal = Journal(path.parent / "journal" / "fit.jsonl")
+    inputs = {"learned": learned}
+    config = {"format": FORMAT, "classes": list(classes), "spacing_mm": spacing_mm}
+    if not journal.is_current("fit", inputs, config):
+        from flare.baselines.thresholds import fit_priors, write_priors
+
+        priors, failures = fit_priors(pairs, classes, spacing_mm, executor)
+        if failures:
+            return "", failures
+        write_priors(path, priors)
+        journal.record("fit", inputs, config, {"priors": path})
+    return journal.output_hash("fit", "priors"), []
+
+
+def predict_by_thresholds(case: str, image: Path, target: Path, priors: Path, spacing_mm: Spacing) -> None:
+    """Segment one case by a fit that `write_priors` wrote, and write it in its own geometry."""
+    from flare.baselines.thresholds import read_priors, segment_by_thresholds
+
+    known = read_priors(priors)
+    _segment(case, image, target, spacing_mm, lambda hu: segment_by_thresholds(hu, known, spacing_mm))
+
+
+def predict_by_atlas(
+    case: str, image: Path, target: Path, atlases: Sequence[Pair], spacing_mm: Spacing
+) -> None:
+    """Segment one case by the vote of atlases, one in memory at a time, and write it in its own geometry."""
+    from flare.baselines.atlas import vote
+    from flare.data.cache import open_array
+
+    read = ((open_array(i)[:, :, :], open_array(labels)[:, :, :]) for i, labels in atlases)
+    _segment(case, image, target, spacing_mm, lambda hu: vote(hu, read, spacing_mm))
+
+
+def _segment(
+    case: str, image: Path, target: Path, spacing_mm: Spacing, segment: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """Bring a case to the training grid, segment it there, and write the result in the case's geometry."""
+    volume = read_image(image, case)
+    done = preprocess(volume, spacing_mm, "linear")
+    found = segment(done.array)
+    native = done.orientation.invert(resample(found, done.ras.shape, "nearest"))
+    write_labels(target, native, volume.geometry)

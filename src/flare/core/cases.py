@@ -1,0 +1,192 @@
+"""Cases: what a cohort's index holds, and what a source of labels declares to annotate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import read_csv, write_csv
+
+SPLITS = ("train", "validation", "test")
+
+
+KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
+
+
+SELECTIONS = ("organs_complete", "tumor", "labeled", "all")
+
+
+COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One CT scan.
+
+    Args:
+        id: Unique in the cohort.
+        image: Image file or DICOM folder.
+        label: Its annotation, if it has one.
+        split: `train`, `validation` (model selection, component fit) or `test` (scored once, at the end).
+        kind: Label completeness, see method section 2.
+        present: Class ids with at least one annotated voxel.
+        annotated: Class ids that its annotation covers: `present`, or what its source declares.
+    """
+
+    id: str
+    image: Path
+    label: Path | None
+    split: str
+    kind: str
+    present: tuple[int, ...]
+    annotated: tuple[int, ...]
+
+    @property
+    def is_labeled(self) -> bool:
+        """Whether it has an annotation file."""
+        return self.label is not None
+
+
+def write_index(path: Path, cases: Sequence[Case]) -> None:
+    """Write a cohort's index, one row a case."""
+    rows = [
+        {
+            "case": c.id,
+            "split": c.split,
+            "kind": c.kind,
+            "present": " ".join(map(str, c.present)),
+            "annotated": " ".join(map(str, c.annotated)),
+            "image": c.image,
+            "label": c.label,
+        }
+        for c in cases
+    ]
+    write_csv(path, rows, COLUMNS)
+
+
+def read_index(path: Path) -> list[Case]:
+    """Read a cohort's index.
+
+    Raises:
+        FlareError: If the cohort was not prepared.
+    """
+    if not Path(path).exists():
+        raise FlareError(f"{path} does not exist: run `python prepare.py` with the same data first")
+    return [
+        Case(
+            id=row["case"],
+            image=Path(row["image"]),
+            label=Path(row["label"]) if row["label"] else None,
+            split=row["split"],
+            kind=row["kind"],
+            present=tuple(map(int, row["present"].split())),
+            annotated=tuple(map(int, row["annotated"].split())),
+        )
+        for row in read_csv(path)
+    ]
+
+
+def select_cases(cases: Sequence[Case], which: str) -> list[Case]:
+    """The training cases of a round, in index order (method section 3).
+
+    Args:
+        cases: The cohort.
+        which: `organs_complete`, `tumor`, `labeled` (every case with an annotation) or `all`.
+    """
+    train = [c for c in cases if c.split == "train"]
+    if which == "all":
+        return train
+    if which == "labeled":
+        return [c for c in train if c.is_labeled]
+    if which in ("organs_complete", "tumor"):
+        return [c for c in train if c.kind == which]
+    raise FlareError(f"labels.cases: expected one of {list(SELECTIONS)}, given {which!r}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where labels come from.
+
+    Args:
+        match: Glob that a case id or one of the case's paths matches.
+        annotates: Ids of the classes that this source annotates wherever they exist, so that an absent
+            one is absent from the patient.
+    """
+
+    match: str
+    annotates: tuple[int, ...]
+
+
+def read_sources(given: Sequence[Mapping[str, Any]] | None, labels: LabelSet) -> tuple[Source, ...]:
+    """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`.
+
+    Raises:
+        FlareError: If an item lacks a key or names an unknown class.
+    """
+    sources = []
+    for number, item in enumerate(given or ()):
+        if set(item) != {"match", "annotates"}:
+            raise FlareError(
+                f"data.sources[{number}]: expected the keys match and annotates, given {sorted(item)}"
+            )
+        try:
+            annotates = tuple(sorted(labels.id_of(str(name)) for name in item["annotates"]))
+        except FlareError as error:
+            raise FlareError(f"data.sources[{number}].annotates: {error}") from None
+        sources.append(Source(str(item["match"]), annotates))
+    return tuple(sources)
+
+
+def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]) -> Source | None:
+    """The first source that matches a case; None if none does.
+
+    Args:
+        sources: In the order of the config.
+        case: The case id.
+        paths: Its image and label; a glob matches a path's end as well as the whole.
+    """
+    texts = [p.as_posix() for p in paths if p is not None]
+    for source in sources:
+        globs = (source.match, f"*/{source.match}")
+        if fnmatch(case, source.match) or any(fnmatch(t, g) for t in texts for g in globs):
+            return source
+    return None
+
+
+def annotated_by(
+    sources: Iterable[Source], case: str, paths: Iterable[Path | None]
+) -> tuple[int, ...] | None:
+    """Classes that the source of a case annotates, see `source_of`; None if it has none."""
+    source = source_of(sources, case, paths)
+    return None if source is None else source.annotates
+
+
+def read_label_map(given: Mapping[Any, Any] | None, labels: LabelSet) -> dict[str, int] | None:
+    """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
+
+    Returns:
+        Text of the id (or `rest`) to class id, as `images.read_labels` takes it; None if nothing is mapped.
+
+    Raises:
+        FlareError: If a key is no whole number or a value no class.
+    """
+    if not given:
+        return None
+    table = {}
+    for key, value in given.items():
+        text = str(key).strip()
+        if text != "rest" and not text.lstrip("-").isdigit():
+            raise FlareError(f"data.label_map: expected whole numbers or `rest` as keys, given {key!r}")
+        name = str(value).strip()
+        target = int(name) if name.lstrip("-").isdigit() else labels.id_of(name)
+        if target not in (0, *labels.ids):
+            raise FlareError(
+                f"data.label_map.{text}: expected one of {[0, *labels.ids]} or a class name, given {value!r}"
+            )
+        table[text] = target
+    return table

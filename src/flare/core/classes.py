@@ -1,0 +1,151 @@
+"""The class list: names, ids, roles and scoring rules, and the output channels of a round's targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from flare.core.errors import FlareError
+
+TARGETS = ("organs", "tumor", "organs_tumor")
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class of a label map.
+
+    Args:
+        id: Value in the label files, 1 to 255.
+        name: The name in configs and logs.
+        short: The name in tables, as the challenge's script has it.
+        role: `organ` or `tumor`.
+        tolerance_mm: Tolerance of the normalised surface distance.
+        slice_range: Whether only slices between the reference's first and last are scored.
+        tube: Whether it is a long vessel or the esophagus (method section 8, `flare22`).
+    """
+
+    id: int
+    name: str
+    short: str
+    role: str
+    tolerance_mm: float
+    slice_range: bool
+    tube: bool = False  # checkpoints of before carry no such key
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a project, ordered by id, without the background.
+
+    Another hospital's organs are another file in `conf/classes`. At most one class is a tumor.
+    """
+
+    classes: tuple[LabelClass, ...]
+
+    def __post_init__(self) -> None:
+        ids = [c.id for c in self.classes]
+        if len(set(ids)) != len(ids) or any(not 1 <= i <= 255 for i in ids):
+            raise FlareError(f"classes: ids must be distinct and in 1..255, given {ids}")
+        shorts = [c.short for c in self.classes]
+        if len(set(shorts)) != len(shorts):
+            raise FlareError(f"classes: short names must be distinct, they name columns; given {shorts}")
+        for c in self.classes:
+            if c.role not in ("organ", "tumor"):
+                raise FlareError(f"classes.{c.name}.role: expected organ or tumor, given {c.role!r}")
+        if sum(c.role == "tumor" for c in self.classes) > 1:
+            raise FlareError("classes: at most one class may have the role tumor")
+
+    @classmethod
+    def from_config(cls, classes: Mapping[str, Mapping[str, Any]]) -> LabelSet:
+        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}.
+
+        Raises:
+            FlareError: If a class lacks a key other than `tube`, or ids, short names or roles are not as they
+                must be.
+        """
+        for name, given in classes.items():
+            missing = [f.name for f in fields(LabelClass) if f.name not in (*given, "name", "tube")]
+            if missing:
+                raise FlareError(f"classes.{name}: lacks {', '.join(missing)}")
+        found = [
+            LabelClass(
+                id=int(c["id"]),
+                name=str(name),
+                short=str(c["short"]),
+                role=str(c["role"]),
+                tolerance_mm=float(c["tolerance_mm"]),
+                slice_range=bool(c["slice_range"]),
+                tube=bool(c.get("tube", False)),
+            )
+            for name, c in classes.items()
+        ]
+        return cls(tuple(sorted(found, key=lambda c: c.id)))
+
+    def to_config(self) -> dict[str, dict[str, Any]]:
+        """Plain values from which `from_config` gives back the same set."""
+        return {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in self.classes}
+
+    @cached_property
+    def _by_id(self) -> dict[int, LabelClass]:
+        return {c.id: c for c in self.classes}
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All class ids, ascending, without background."""
+        return tuple(c.id for c in self.classes)
+
+    @property
+    def organs(self) -> tuple[int, ...]:
+        """Ids of the organ classes, ascending."""
+        return tuple(c.id for c in self.classes if c.role == "organ")
+
+    @property
+    def tubes(self) -> tuple[int, ...]:
+        """Ids of the long vessels and the esophagus, ascending."""
+        return tuple(c.id for c in self.classes if c.tube)
+
+    @property
+    def tumor(self) -> int | None:
+        """Id of the tumor class, if there is one."""
+        return next((c.id for c in self.classes if c.role == "tumor"), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in the order of `ids`."""
+        return tuple(c.name for c in self.classes)
+
+    def by_id(self, class_id: int) -> LabelClass:
+        """The class with this id."""
+        if class_id not in self._by_id:
+            raise FlareError(f"classes: no class has id {class_id}; known: {list(self.ids)}")
+        return self._by_id[class_id]
+
+    def name_of(self, class_id: int) -> str:
+        """The name of the class with this id."""
+        return self.by_id(class_id).name
+
+    def id_of(self, name: str) -> int:
+        """The id of the class with this name."""
+        for c in self.classes:
+            if c.name == name:
+                return c.id
+        raise FlareError(f"classes: no class is named {name!r}; known: {list(self.names)}")
+
+    def outputs(self, targets: str) -> tuple[int, ...]:
+        """Class id of each output channel of a network with these targets, background first.
+
+        Args:
+            targets: `organs`, `tumor` or `organs_tumor` (method: MO has 14 outputs, MT 2, MOT 15).
+
+        Returns:
+            Class ids, `0` first.
+        """
+        tumor = () if self.tumor is None else (self.tumor,)
+        chosen = {"organs": self.organs, "tumor": tumor, "organs_tumor": self.ids}
+        if targets not in chosen:
+            raise FlareError(f"labels.targets: expected one of {list(TARGETS)}, given {targets!r}")
+        if not chosen[targets]:
+            raise FlareError(f"labels.targets={targets}: the class list has no such class")
+        return (0, *chosen[targets])

@@ -1,0 +1,173 @@
+"""Files that are whole or absent: atomic writing, hashes, small tables."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flare.core.errors import NoRoomError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what every file would meet: a device or a share that is away or read-only, too many open files
+GENERAL_FAULTS = (
+    *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EROFS, errno.EMFILE, errno.ENFILE),
+)
+PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
+
+
+def says_no_room(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from (torch wraps it), is that of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def told_if_full(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk, raised while the block writes, into one line that names the file.
+
+    Raises:
+        NoRoomError: If the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not says_no_room(error):
+            raise
+        raise NoRoomError(
+            f"{path.name} cannot be written, the disk is full in {path.parent}: make room and start again"
+        ) from None
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write to; rename it when the block succeeds.
+
+    The temporary name keeps the suffixes, so that writers which go by extension work. A killed process
+    leaves at most a `.partial-` file, never a half file under the final name.
+
+    Raises:
+        NoRoomError: If the disk is full.
+    """
+    path = Path(path)
+    with told_if_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)
+        temporary = Path(folder) / path.name
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.rmdir(folder)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether two paths name one file, or one is a copy of the other that `name_file` has made."""
+    if not (path.exists() and other.exists()):
+        return False
+    return path.samefile(other) or (stat_key(path) == stat_key(other) and sha256(path) == sha256(other))
+
+
+def name_file(name: Path, file: Path, *, link: bool = True) -> None:
+    """Give a file a second name, replacing at once what has the name.
+
+    A symbolic link relative to its folder, which can be moved with the file; where the file system makes
+    none (shares, memory sticks), a hard link, and where that cannot be, a copy.
+
+    Args:
+        name: The second name.
+        file: The file; a hard link or a copy does not follow it when it is replaced.
+        link: Whether a symbolic link will do; a name that must survive the file needs a hard link or a copy.
+    """
+    target = os.path.relpath(file, name.parent)
+    if os.readlink(name) == target if name.is_symlink() else is_same_file(name, file):
+        return
+    with atomic(name) as temporary:
+        if link:
+            with suppress(OSError):
+                return temporary.symlink_to(target)
+        with suppress(OSError):
+            return os.link(file.resolve(), temporary)
+        shutil.copy2(file, temporary)
+
+
+def remove_partial(folder: Path, *, below: bool = False) -> None:
+    """Remove what killed writers left in `folder`, and with `below` in all folders inside it."""
+    for left in list(Path(folder).glob(f"**/{PARTIAL}*" if below else f"{PARTIAL}*")):
+        shutil.rmtree(left, ignore_errors=True)  # a dying writer may still be at work in it
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows atomically; missing values and None become empty cells.
+
+    Args:
+        path: The csv file.
+        rows: One mapping a row.
+        columns: Column order; by default the first row's keys.
+    """
+    columns = list(columns if columns is not None else (rows[0] if rows else []))
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a csv file with a header."""
+    with Path(path).open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def config_hash(config: Any) -> str:
+    """Short digest of plain values, independent of key order."""
+    plain = json.loads(json.dumps(config, default=str))  # a map with 5 and "rest" as keys cannot be sorted
+    text = json.dumps(plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stat_key(path: Path) -> list[int]:
+    """Size and modification time (ns) of a file; of a folder, the sums over its files and their number."""
+    path = Path(path)
+    if path.is_dir():
+        stats = [p.stat() for p in path.iterdir() if p.is_file()]
+        return [sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats), len(stats)]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]

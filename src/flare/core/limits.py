@@ -1,0 +1,215 @@
+"""Which rule holds for which key, of all scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flare.core.checks import (
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Rule,
+    choice,
+    limits,
+    number,
+    optional,
+    several,
+    whole,
+)
+from flare.core.errors import FlareError
+
+
+def _are_sources(value: Any) -> bool:
+    items = [] if value is None else value
+    return isinstance(items, list) and all(
+        isinstance(item, dict) and isinstance(item.get("annotates", []), list) for item in items
+    )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_transforms(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(t, dict) and "_target_" in t for t in value)
+
+
+def _are_axes(value: Any) -> bool:
+    return isinstance(value, list) and all(axis in ("z", "y", "x") for axis in value)
+
+
+AUGMENTATIONS = {  # ranges of each section of data.augmentation
+    "rotation": {},
+    "scaling": {"range": limits(0)},
+    "elastic": {"alpha": limits(0), "alpha_2d": limits(0), "sigma": limits(0)},
+    "noise": {"std": limits(0)},
+    "blur": {"sigma": limits(0)},
+    "brightness": {"range": limits(0)},
+    "contrast": {"range": limits(0)},
+    "low_resolution": {"zoom": limits(0, 1)},
+    "gamma_inverted": {"range": limits(0)},
+    "gamma": {"range": limits(0)},
+    "mirror": {},
+}
+
+
+# key -> rule; `*` stands for any key; a key that a configuration lacks is not asked for
+RULES: dict[str, Rule] = {
+    "seed": whole(0, 2**32 - 1),
+    "allow": Rule(_are_names, "a list of dotted names"),
+    "dry_run": FLAG,
+    "protocol": choice("flare23", "corrected", "present"),
+    "round.init": choice("fresh", "teacher"),
+    "validation.nsd": FLAG,
+    "classes.*.id": whole(1, 255),
+    "classes.*.tolerance_mm": NOT_NEGATIVE,
+    "classes.*.slice_range": FLAG,
+    "classes.*.tube": FLAG,
+    "executor.max_failed": SHARE,
+    "data.accept_removed": FLAG,
+    "data.sources": Rule(_are_sources, "a list of {match: <glob>, annotates: [<class>, ...]}"),
+    "data.label_map": Rule(
+        lambda value: value is None or isinstance(value, dict), "{<from>: <to>, ..., rest: 0}"
+    ),
+    "data.scoring.split": choice("train", "validation", "test"),
+    "data.scoring.protocol": choice("flare23", "corrected", "present"),
+    "data.spacing_mm": several(3, POSITIVE),
+    "data.interpolation": choice("linear", "cubic", "nnunet"),
+    "data.percentiles": limits(0, 100, apart=True),
+    "data.patch_size": several(3, COUNT),
+    "data.batch_size": COUNT,
+    "data.oversample_foreground": SHARE,
+    "data.tumor_fraction": SHARE,
+    "data.workers": whole(0),
+    "data.augmentation.dummy_2d": FLAG,
+    "data.augmentation.image_interpolation": choice("cubic", "linear"),
+    "data.augmentation.label_interpolation": choice("nearest", "linear"),
+    "data.augmentation.rotation.degrees": NOT_NEGATIVE,
+    "data.augmentation.rotation.degrees_2d": NOT_NEGATIVE,
+    "data.augmentation.blur.channel_probability": SHARE,
+    "data.augmentation.low_resolution.channel_probability": SHARE,
+    "data.augmentation.extra": Rule(
+        _are_transforms, "a list of transforms such as {_target_: torchio.RandomGhosting}"
+    ),
+    "data.augmentation.mirror.axes": Rule(_are_axes, "a list of some of z, y, x"),
+    **{f"data.augmentation.{name}.probability": SHARE for name in AUGMENTATIONS},
+    **{f"data.augmentation.{n}.{key}": r for n, rules in AUGMENTATIONS.items() for key, r in rules.items()},
+    "data.phantom.seed": whole(0),
+    "data.phantom.counts.*": whole(0, 999),
+    "data.phantom.grids.*.in_plane_mm": limits(0),
+    "data.phantom.grids.*.slice_mm": limits(0),
+    "data.phantom.grids.*.matrix": optional(COUNT),
+    "data.phantom.tumors.diameter_mm": limits(0),
+    "data.phantom.tumors.minimum_mm": NOT_NEGATIVE,
+    "data.phantom.tumors.contrast_hu": limits(),
+    "data.phantom.tumors.isodense": SHARE,
+    "data.phantom.tumors.hosts.*": NOT_NEGATIVE,
+    "data.phantom.tumors.secondary": SHARE,
+    "data.phantom.tumors.secondary_diameter_mm": limits(0),
+    "data.phantom.deformation_mm": NOT_NEGATIVE,
+    "data.phantom.noise_hu": limits(0),
+    "labels.dilation_mm": NOT_NEGATIVE,
+    "labels.tumor_inside_fraction": SHARE,
+    "labels.constrain_unlabeled": FLAG,
+    "dilation_mm": NOT_NEGATIVE,  # of merge_labels
+    "tumor_inside_fraction": SHARE,
+    "constrain_unlabeled": FLAG,
+    "loss.dice_weight": NOT_NEGATIVE,
+    "loss.ce_weight": NOT_NEGATIVE,
+    "loss.smooth": NOT_NEGATIVE,
+    "loss.batch_dice": FLAG,
+    "loss.supervise_lowest": FLAG,
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.precision": choice("auto", "32", "32-true", "16-mixed", "bf16-mixed"),
+    "trainer.max_epochs": COUNT,
+    "trainer.limit_train_batches": COUNT,
+    # samples are a function of the step: a larger batch is data.batch_size
+    "trainer.accumulate_grad_batches": choice("1"),
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.gradient_clip_val": optional(NOT_NEGATIVE),
+    "trainer.log_every_n_steps": whole(0),
+    "trainer.num_sanity_val_steps": whole(-1),
+    "model.optimizer": Rule(lambda value: False, "the key optimizer instead, a group of its own"),
+    "model.scheduler": Rule(lambda value: False, "the key scheduler instead, a group of its own"),
+    "optimizer.lr": NOT_NEGATIVE,
+    "optimizer.momentum": SHARE,
+    "optimizer.nesterov": FLAG,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "scheduler.power": NOT_NEGATIVE,
+    "scheduler.decay_epochs": COUNT,
+    "scheduler.T_max": COUNT,
+    "scheduler.eta_min": NOT_NEGATIVE,
+    "callbacks.checkpoint.every_n_epochs": COUNT,
+    "callbacks.overlays.every_n_epochs": COUNT,
+    "callbacks.overlays.cases": whole(0),
+    "inference.name": choice("paper", "flare22", "dense", "fast"),
+    "inference.overlap": Rule(lambda value: SHARE.holds(value) and value < 1, "a fraction from 0 to below 1"),
+    "inference.average": choice("probabilities", "logits"),
+    "inference.centre": choice("image", "body"),
+    "inference.extend": FLAG,
+    "inference.precision": choice("auto", "32", "bf16", "16"),
+    "inference.components": choice("fitted", "organs"),
+    "inference.memory_mb": POSITIVE,
+    "inference.measure": FLAG,
+    "inference.body.threshold_hu": number(),
+    "inference.body.opening_mm": NOT_NEGATIVE,
+    "inference.body.minimum_ml": NOT_NEGATIVE,
+    "tta": choice("none", "tta4", "tta8"),
+    "restore": choice("trilinear", "nnunet", "nearest"),
+    "engine": choice("torch"),
+}
+
+
+def check_values(cfg: Mapping[str, Any], groups: Collection[str] | None = None) -> None:
+    """Refuse, before any work, a value that means nothing.
+
+    Args:
+        cfg: Configuration of any script, or plain values.
+        groups: First parts of the keys to look at; by default all.
+
+    Raises:
+        FlareError: Naming the first such key, what was given and what was expected.
+    """
+    for pattern, rule in RULES.items():
+        parts = pattern.split(".")
+        if groups is not None and parts[0] not in groups:
+            continue
+        for key, value in _values(cfg, parts):
+            if not rule.holds(value):
+                raise FlareError(f"{key}={value}: expected {rule.expected}")
+    phantom = cfg.get("data", {}).get("phantom") if groups is None else None
+    if phantom is not None and "grids" in phantom and phantom["size"] not in phantom["grids"]:
+        raise FlareError(
+            f"data.phantom.size={phantom['size']}: expected one of {', '.join(phantom['grids'])}"
+        )
+
+
+def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that a pattern stands for, and their plain values; what is absent or `???` is left out."""
+    if not parts:
+        yield path, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        return
+    if not isinstance(node, Mapping):
+        raise FlareError(f"{path}={node}: expected a section with the key {parts[0]}")
+    head, *rest = parts
+    for key in list(node) if head == "*" else [head]:
+        if key in node and not OmegaConf.is_missing(node, key):
+            yield from _values(node[key], rest, f"{path}.{key}" if path else str(key))
+
+
+def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
+    """Paths that a command cannot do without.
+
+    Raises:
+        FlareError: Naming the first that is not given.
+    """
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key) or not cfg[key]:
+            raise FlareError(f"{key}: not given; expected {key}=<path>")
+    return [Path(cfg[key]) for key in keys]

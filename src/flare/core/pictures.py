@@ -1,0 +1,269 @@
+"""One fixed colour a class, in every figure, overlay and viewer of the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flare.core.classes import LabelClass, LabelSet
+from flare.core.geometry import Volume, reorient_to_ras
+from flare.core.volumes import match_grid, read_image, read_labels
+
+Colour = tuple[int, int, int]
+
+
+Stroke = tuple[str, str, str]  # `#rrggbb`, dashes for matplotlib and for CSS
+
+
+TUMOR = "#e61a33"
+
+
+# Found by search (ours): any two of these and the tumor's differ by more than 20 in CIELAB (delta E 1976)
+# for a protanope and a deuteranope, by more than 30 for others, and all stand out on grey.
+ORGANS = (
+    "#00b3b3",
+    "#e6e600",
+    "#8033b3",
+    "#e68000",
+    "#b34d66",
+    "#4d80ff",
+    "#e6ccff",
+    "#661aff",
+    "#80e666",
+    "#666699",
+    "#99b380",
+    "#00b3ff",
+    "#00ffcc",
+)
+
+
+TARGETS = {
+    "organs": "#2f6f9f",
+    "tumor": "#b3263a",
+    "organs_tumor": "#6b4a9c",
+}  # of rounds, by what they learn
+
+
+# of runs side by side: Okabe and Ito's colours (2008), told apart with any colour vision, yellow left out
+RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d2733")
+
+
+STROKES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS' name
+
+
+def class_colours(labels: LabelSet) -> dict[int, str]:
+    """Class id -> `#rrggbb`; organs in the order of their ids, beyond 13 the colours come again."""
+    colours = {id_: ORGANS[i % len(ORGANS)] for i, id_ in enumerate(labels.organs)}
+    return colours if labels.tumor is None else {**colours, labels.tumor: TUMOR}
+
+
+def run_strokes(names: Iterable[str]) -> dict[str, Stroke]:
+    """Run -> colour and dashes, the same in every picture; of 21 runs no two are alike."""
+    kinds = [(colour, *stroke) for stroke in STROKES for colour in RUNS]
+    return dict(zip(names, cycle(kinds), strict=False))
+
+
+def rgb(colour: str) -> Colour:
+    """Red, green and blue from 0 to 255."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def title(c: LabelClass) -> str:
+    """A class's name as people write it."""
+    return c.name.replace("_", " ")
+
+
+def read_case(
+    case: str,
+    image: Path,
+    reference: Path,
+    prediction: Path,
+    *,
+    labels: LabelSet,
+    label_map: dict[Any, int] | None,
+) -> tuple[Volume, Volume, Volume]:
+    """Read a case for showing.
+
+    Args:
+        case: The case id.
+        image: The CT.
+        reference: Its annotation.
+        prediction: What a round predicts.
+        labels: The class list.
+        label_map: Renumbering of the annotation's ids.
+
+    Returns:
+        Image, reference and prediction on the image's grid, in RAS voxel order.
+
+    Raises:
+        CaseError: If a file cannot be read or a label map does not lie on the image's grid.
+    """
+    ct = read_image(image, case)
+    truth = match_grid(read_labels(reference, labels, label_map, case), ct, case)
+    ours = match_grid(read_labels(prediction, labels, case=case), ct, case)
+    return reorient_to_ras(ct)[0], reorient_to_ras(truth)[0], reorient_to_ras(ours)[0]
+
+
+WINDOW_HU = (-160.0, 240.0)  # soft tissue (ours)
+
+
+PIXELS_PER_MM = 1.5
+
+
+SMALL_PIXELS_PER_MM = 0.9
+
+
+MARGIN_MM = 30.0  # around what is labelled
+
+
+OPACITY = 0.42
+
+
+QUALITY = 82  # of the WebP files
+
+
+Planes = list[np.ndarray]
+
+
+def draw_case(
+    case: str,
+    image: Path,
+    reference: Path,
+    prediction: Path,
+    classes: Mapping[str, Mapping[str, Any]],
+    label_map: dict[Any, int] | None,
+    small: bool,
+) -> dict[str, bytes]:
+    """Draw the reference and the prediction of one case on the same slices.
+
+    Args:
+        case: The case id.
+        image: The CT.
+        reference: Its annotation.
+        prediction: What a round predicts.
+        classes: The class list, plain.
+        label_map: Renumbering of the annotation's ids.
+        small: One axial slice at a lower resolution instead of three planes.
+
+    Returns:
+        `reference` and `prediction`: WebP pictures of one size.
+    """
+    labels = LabelSet.from_config(classes)
+    ct, truth, ours = read_case(case, image, reference, prediction, labels=labels, label_map=label_map)
+    centre, box = find_view(truth, ours.array, labels)
+    scale = SMALL_PIXELS_PER_MM if small else PIXELS_PER_MM
+    axes = (0,) if small else (0, 1, 2)
+    return {
+        name: _encode(_sheet(_planes(ct, shown.array, centre, box, axes, scale, labels)))
+        for name, shown in (("reference", truth), ("prediction", ours))
+    }
+
+
+def find_view(
+    truth: Volume, prediction: np.ndarray, labels: LabelSet
+) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]]:
+    """Where to cut, and what to show: the middle of the tumor if there is one, and all that is labelled.
+
+    Args:
+        truth: Reference labels, RAS voxel order.
+        prediction: Predicted labels on the same grid.
+        labels: The class list.
+
+    Returns:
+        Index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's, if it
+        has none) with a margin.
+    """
+    shown = truth.array > 0
+    if not shown.any():
+        shown = prediction > 0
+    if not shown.any():
+        shown = np.ones_like(shown)
+    focus = shown
+    if labels.tumor is not None and (truth.array == labels.tumor).any():
+        focus = truth.array == labels.tumor
+    centre, box = [], []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        centre.append(int(np.argmax(focus.sum(axis=others))))
+        inside = np.flatnonzero(shown.any(axis=others))
+        margin = int(np.ceil(MARGIN_MM / truth.geometry.spacing_mm[axis]))
+        box.append(slice(max(0, int(inside[0]) - margin), int(inside[-1]) + 1 + margin))
+    return tuple(centre), tuple(box)  # type: ignore[return-value]
+
+
+def _planes(
+    ct: Volume,
+    shown: np.ndarray,
+    centre: Sequence[int],
+    box: tuple[slice, slice, slice],
+    axes: Sequence[int],
+    scale: float,
+    labels: LabelSet,
+) -> Planes:
+    """Coloured slices across `axes`, in the radiologist's view: the patient's right is on the left."""
+    planes = []
+    for axis in axes:
+        index: list[Any] = list(box)
+        index[axis] = centre[axis]
+        spacing = [s for a, s in enumerate(ct.geometry.spacing_mm) if a != axis]
+        # rows from superior or anterior down; columns from the patient's right, or from anterior
+        grey, classes = (np.flip(v[tuple(index)]) for v in (ct.array, shown))
+        planes.append(paint(grey, classes, [s * scale for s in spacing], labels))
+    return planes
+
+
+def paint(grey_hu: np.ndarray, classes: np.ndarray, zoom: Sequence[float], labels: LabelSet) -> np.ndarray:
+    """Enlarge a slice and lay class colours over it, opaque along their borders.
+
+    Args:
+        grey_hu: `(rows, columns)` HU.
+        classes: `(rows, columns)` class ids.
+        zoom: Pixels a voxel along rows and columns.
+        labels: The class list.
+
+    Returns:
+        `(rows, columns, 3)` uint8.
+    """
+    from PIL import Image
+
+    low, high = WINDOW_HU
+    size = tuple(max(1, round(n * z)) for n, z in zip(grey_hu.shape[::-1], zoom[::-1], strict=True))
+    grey = np.clip((grey_hu.astype(np.float32) - low) / (high - low), 0, 1)
+    grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC)).clip(0, 1) * 255
+    big = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
+    table = np.zeros((256, 3), np.float32)
+    for class_id, colour in class_colours(labels).items():
+        table[class_id] = rgb(colour)
+    across, down = big[:, 1:] != big[:, :-1], big[1:] != big[:-1]
+    border = np.zeros(big.shape, bool)
+    border[:, 1:] |= across
+    border[:, :-1] |= across
+    border[1:] |= down
+    border[:-1] |= down
+    opacity = np.where(big > 0, np.where(border, 1.0, OPACITY), 0.0)[..., None]
+    return np.rint(grey[..., None] * (1 - opacity) + table[big] * opacity).astype(np.uint8)
+
+
+def _sheet(planes: Planes, gap: int = 6) -> np.ndarray:
+    """Planes side by side on black, centred."""
+    height = max(p.shape[0] for p in planes)
+    parts: Planes = []
+    for plane in planes:
+        above = (height - plane.shape[0]) // 2
+        below = height - plane.shape[0] - above
+        parts += [np.pad(plane, ((above, below), (gap // 2, gap - gap // 2), (0, 0)))]
+    return np.concatenate(parts, axis=1)
+
+
+def _encode(pixels: np.ndarray) -> bytes:
+    """A picture as WebP."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="WEBP", quality=QUALITY, method=4)
+    return buffer.getvalue()

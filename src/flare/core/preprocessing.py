@@ -1,0 +1,197 @@
+"""Resampling of arrays with the voxel extents aligned: the same function for training and inference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from flare.core.errors import FlareError
+from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, reorient_to_ras
+
+ORDERS = ("linear", "cubic", "nnunet", "nearest")
+
+
+def resampled_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
+    """Voxels after resampling: `round(size x spacing / target)`, half to even, at least one."""
+    sizes = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+    return tuple(sizes)  # type: ignore[return-value]
+
+
+def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int | None = 0) -> np.ndarray:
+    """Resample to a shape with the voxel *extents* aligned (half-voxel centres).
+
+    Args:
+        array: `(Z, Y, X)`.
+        shape: Wanted size.
+        order: `linear` (trilinear), `cubic` (spline of order 3 on every axis), `nnunet` (nearest along
+            the axis of anisotropic data, cubic in its planes) or `nearest`.
+        separate_axis: For `nnunet` only: that axis; None where nnU-Net's rule for anisotropy does not
+            hold, which makes it cubic on every axis.
+
+    Returns:
+        `(Z, Y, X)`, float32; for `nearest` of the input's type.
+
+    Raises:
+        FlareError: If there is no such order.
+
+    Reference: method section 5; torch's `align_corners=False`.
+    """
+    if order not in ORDERS:
+        raise FlareError(f"data.interpolation: expected one of {list(ORDERS)}, given {order!r}")
+    if order == "nearest":
+        return array[np.ix_(*(_nearest(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+    if tuple(array.shape) == tuple(shape):
+        return array.astype(np.float32)
+    if order == "linear":
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+        out = torch.nn.functional.interpolate(
+            tensor, size=tuple(shape), mode="trilinear", align_corners=False
+        )
+        return out[0, 0].numpy()
+    if order == "nnunet" and separate_axis is not None:
+        in_plane = tuple(size for axis, size in enumerate(shape) if axis != separate_axis)
+        planes = np.moveaxis(array.astype(np.float32), separate_axis, 0)
+        smooth = np.stack([_cubic(plane, in_plane) for plane in planes])
+        chosen = smooth[_nearest(array.shape[separate_axis], shape[separate_axis])]
+        return np.ascontiguousarray(np.moveaxis(chosen, 0, separate_axis))
+    return _cubic(array.astype(np.float32), shape)
+
+
+def _nearest(size: int, wanted: int) -> np.ndarray:
+    """Source index of each of `wanted` voxels whose extents divide those of `size` voxels."""
+    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(int), size - 1)
+
+
+def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Spline of order 3, edges repeated, not beyond the range of the input (as nnU-Net's resize)."""
+    from scipy import ndimage
+
+    grid = np.meshgrid(
+        *((np.arange(m) + 0.5) * n / m - 0.5 for n, m in zip(array.shape, shape, strict=True)), indexing="ij"
+    )
+    out = ndimage.map_coordinates(array, grid, order=3, mode="nearest", output=np.float32)
+    return np.clip(out, array.min(), array.max())
+
+
+ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Foreground statistics of the training cohort, in HU.
+
+    Args:
+        lower: 0.5 percentile; what lies below is clipped.
+        upper: 99.5 percentile.
+        mean: Mean before clipping.
+        std: Standard deviation (ddof 0) before clipping.
+
+    Reference: paper section 2.1.
+    """
+
+    lower: float
+    upper: float
+    mean: float
+    std: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Intensity:
+        """Build from plain values, as stored in `statistics.json` and in checkpoints."""
+        return cls(*(float(values[k]) for k in ("lower", "upper", "mean", "std")))
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A case on the network's grid, and the way back.
+
+    Args:
+        array: `(Z, Y, X)` int16, whole HU, RAS voxel order, at the training spacing.
+        ras: The case's own grid in RAS voxel order, before resampling.
+        orientation: From the file's voxel order to RAS; `invert` goes back.
+    """
+
+    array: np.ndarray
+    ras: Geometry
+    orientation: Orientation
+
+
+def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
+    """Reorient to RAS and resample an image.
+
+    The result is rounded to whole HU, which is what the cache stores, so that training and inference see
+    the same numbers; the error (0.3 HU rms) is far below the noise of CT (ours).
+
+    Args:
+        volume: CT in HU.
+        spacing_mm: Wanted voxel size along Z, Y, X.
+        order: `linear`, `cubic` or `nnunet`, see `resampling.resample`.
+
+    Reference: paper section 2.1; method section 5.
+    """
+    ras, orientation = reorient_to_ras(volume)
+    shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
+    apart = separate_axis(ras.geometry.spacing_mm, spacing_mm)
+    array = resample(ras.array, shape, order, separate_axis=apart)
+    limits = np.iinfo(np.int16)
+    return Preprocessed(
+        np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), ras.geometry, orientation
+    )
+
+
+def is_anisotropic(spacing_mm: Spacing) -> bool:
+    """Whether slices are so thick that nnU-Net treats their axis apart."""
+    return max(spacing_mm) / min(spacing_mm) > ANISOTROPY
+
+
+def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
+    """The axis along which nnU-Net takes the nearest slice: the coarsest one of the anisotropic spacing.
+
+    Args:
+        spacing_mm: Voxel size along Z, Y, X before resampling; it is asked first.
+        target_mm: Voxel size after.
+
+    Returns:
+        0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
+
+    Reference: nnU-Net 1.7 `resample_patient`.
+    """
+    for spacing in (spacing_mm, target_mm):
+        if is_anisotropic(spacing):
+            coarsest = [axis for axis in range(3) if spacing[axis] == max(spacing)]
+            return coarsest[0] if len(coarsest) == 1 else None
+    return None
+
+
+def preprocess_labels(volume: Volume, spacing_mm: Spacing) -> np.ndarray:
+    """Reorient to RAS and resample labels, nearest neighbour (ours).
+
+    Returns:
+        `(Z, Y, X)` uint8 on the same grid as `preprocess` gives the image.
+    """
+    ras, _ = reorient_to_ras(volume)
+    shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
+    return resample(ras.array, shape, "nearest")
+
+
+def normalise(array: np.ndarray, intensity: Intensity) -> np.ndarray:
+    """Clip to the cohort's percentiles, subtract its mean, divide by its standard deviation.
+
+    Args:
+        array: HU, any shape.
+        intensity: The cohort's foreground statistics.
+
+    Returns:
+        float32 of the same shape.
+    """
+    clipped = np.clip(array.astype(np.float32), intensity.lower, intensity.upper)
+    clipped -= np.float32(intensity.mean)
+    clipped /= np.float32(max(intensity.std, 1e-8))
+    return clipped

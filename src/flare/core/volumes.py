@@ -1,0 +1,242 @@
+"""Images and label maps from and to disk, every refusal named."""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from flare.core.classes import LabelSet
+from flare.core.dicom import is_dicom, read_dicom
+from flare.core.errors import AwayError, CaseError, FlareError
+from flare.core.files import PARTIAL, atomic
+from flare.core.geometry import Geometry, Volume, orientation_to
+from flare.core.headers import BadFileError
+from flare.core.nifti import is_nifti, read_nifti, require_whole
+from flare.core.nrrd import read_nrrd
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
+
+
+def strip_extension(name: str) -> str:
+    """A file name less its image extension."""
+    return next((name[: -len(e)] for e in EXTENSIONS if name.lower().endswith(e)), name)
+
+
+def case_id(path: Path) -> str:
+    """Id of the case that a path holds: file name less extension less `_0000`; a DICOM folder's name."""
+    name = os.path.basename(os.path.abspath(path))  # `.` has a name as well
+    return strip_extension(name).removesuffix("_0000")
+
+
+def unique_cases(
+    paths: Iterable[Path], *, known: Collection[str] = ()
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """Name the cases that files hold; all files of an id that several have are refused.
+
+    Args:
+        paths: Images or label maps.
+        known: Ids that a label map's whole name may be: that of a case called `x_0000` is no image of `x`.
+
+    Returns:
+        Case id to path, and case id to the reason of a refusal.
+    """
+    by_id: dict[str, list[Path]] = {}
+    for path in paths:
+        whole = strip_extension(path.name)
+        by_id.setdefault(whole if whole in known else case_id(path), []).append(path)
+    refused = {
+        case: f"{len(found)} files of this id: {' and '.join(map(str, found))}"
+        for case, found in by_id.items()
+        if len(found) > 1
+    }
+    return {case: found[0] for case, found in by_id.items() if len(found) == 1}, refused
+
+
+def find_images(root: Path) -> list[Path]:
+    """All images below a path, sorted: files by extension, and folders that hold a DICOM series.
+
+    Links are followed; a folder that is reached twice, or by a loop of links, counts once.
+
+    Args:
+        root: One file, a DICOM folder, or a folder to search recursively.
+    """
+    root = Path(root)
+    if root.is_file():
+        return [root]
+    return sorted(_walk(root))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            inner.clear()
+            continue
+        seen.add(place)
+        inner[:] = sorted(d for d in inner if not d.startswith(PARTIAL))
+        files = [Path(folder) / n for n in sorted(names) if not n.startswith(".")]  # ._x.nii is no image
+        found = [p for p in files if p.name.lower().endswith(EXTENSIONS)]
+        yield from found
+        if any(is_dicom(p) for p in files if p not in found):  # also where a mask lies beside the slices
+            yield Path(folder)
+
+
+def _refuse_folder(error: OSError) -> None:
+    """Stop at a folder that cannot be listed: the scans in it would be left out without a word."""
+    if error.errno != errno.ENOENT:
+        raise FlareError(f"the folder {error.filename} cannot be searched for images: {error.strerror}")
+
+
+def read_image(path: Path, case: str | None = None) -> Volume:
+    """Read a CT image.
+
+    Args:
+        path: .nii, .nii.gz, .nrrd, .mha, or a folder with one DICOM series.
+        case: Case id for messages, by default from the path.
+
+    Returns:
+        HU, int16 if the file holds integers that fit, else float32.
+
+    Raises:
+        CaseError: As interface's table of bad input says; the rest of a cohort can go on.
+    """
+    path = Path(path)
+    case = case or case_id(path)
+    if not path.exists():
+        raise AwayError(case, f"{path} does not exist")
+    if path.is_file() and path.stat().st_size == 0:
+        raise CaseError(case, f"{path} is empty")
+    is_scan = path.is_dir() or (is_dicom(path) and not is_nifti(path))
+    try:
+        read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
+        array, geometry = read(path, case)
+    except BadFileError as error:
+        raise CaseError(case, f"{path} {error}") from error
+    except (OSError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the system's: access, a path that is gone, a device; what the file holds has no number
+        raise CaseError(case, f"{path} cannot be read: {error}") from error
+    if tuple(array.shape) != geometry.shape:
+        raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
+    if np.issubdtype(array.dtype, np.integer):
+        fits = int(array.min()) >= -(2**15) and int(array.max()) < 2**15
+        return Volume(array.astype(np.int16 if fits else np.float32, copy=False), geometry)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise CaseError(case, f"{path} has NaN or infinite values; expected finite HU")
+    return Volume(array, geometry)
+
+
+def read_labels(
+    path: Path, labels: LabelSet, label_map: Mapping[Any, int] | None = None, case: str | None = None
+) -> Volume:
+    """Read a label map.
+
+    Args:
+        path: As for `read_image`.
+        labels: The class list; other values are refused.
+        label_map: `data.label_map`: value in the file -> class id, and `rest` -> id of all others.
+        case: Case id for messages.
+
+    Returns:
+        uint8 class ids.
+
+    Raises:
+        CaseError: If values are not integers or not in the class list, or the file is bad.
+    """
+    path = Path(path)
+    case = case or case_id(path)
+    volume = read_image(path, case)
+    found = _values(volume.array)
+    if found.dtype.kind == "f" and (found != np.rint(found)).any():
+        broken = found[found != np.rint(found)][:5].tolist()
+        raise CaseError(case, f"{path} has label values that are not integers: {broken}")
+    table = _lookup(found.astype(int).tolist(), labels, label_map, path, case)
+    array = np.zeros(volume.array.shape, np.uint8)
+    if volume.array.dtype == np.int16:
+        full = np.zeros(1 << 16, np.uint8)
+        for value, wanted in table.items():
+            full[value] = wanted  # negative values index from the end, as the int16 pattern does
+        array = full[volume.array]
+    else:
+        for value, wanted in table.items():
+            if wanted:
+                array[volume.array == value] = wanted
+    return Volume(array, volume.geometry)
+
+
+def _values(array: np.ndarray) -> np.ndarray:
+    """Distinct values, fast for the common integer case."""
+    if array.dtype == np.int16:
+        return np.flatnonzero(np.bincount(array.ravel().astype(np.int32) + 32768, minlength=1 << 16)) - 32768
+    return np.unique(array)
+
+
+def _lookup(
+    found: list[int], labels: LabelSet, label_map: Mapping[Any, int] | None, path: Path, case: str
+) -> dict[int, int]:
+    """Class id of each value found, or a refusal naming the values."""
+    known = {0, *labels.ids}
+    given = {str(k): int(v) for k, v in (label_map or {}).items()}
+    table: dict[int, int] = {}
+    for value in found:
+        # background stays background unless the map names it
+        unnamed = 0 if value == 0 else given.get("rest", -1 if given else value)
+        table[value] = given.get(str(value), unnamed)
+    bad = sorted(v for v, wanted in table.items() if wanted not in known)
+    if bad:
+        raise CaseError(
+            case,
+            f"{path} has label values {bad[:20]} outside the class list {sorted(known)}; "
+            "renumber them with data.label_map",
+        )
+    return table
+
+
+def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
+    """Bring a label map to the voxel order of its image, losslessly.
+
+    Args:
+        labels: The label map.
+        image: The image, or its grid.
+        case: Case id for messages.
+
+    Returns:
+        The labels in the image's voxel order, with the image's geometry.
+
+    Raises:
+        CaseError: If a corner voxel of one grid is further than 1e-3 mm from the other's, with both values.
+    """
+    geometry = image if isinstance(image, Geometry) else image.geometry
+    # to the image's directions, not to RAS: nearest axes are no matter of rounding at 45 degrees
+    orientation = orientation_to(labels.geometry, geometry.matrix)
+    different = geometry.differences(orientation.apply_geometry(labels.geometry))
+    if different:
+        raise CaseError(case, "image and label (in its voxel order) differ: " + "; ".join(different))
+    return Volume(np.ascontiguousarray(orientation.apply(labels.array)), geometry)
+
+
+def write_labels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write a label map, `(Z, Y, X)` class ids of a grid, as compressed uint8 NIfTI, atomically."""
+    write_image(path, array.astype(np.uint8), geometry)
+
+
+def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write any array of a grid, atomically; the format goes by the extension."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+    image.SetSpacing(tuple(float(s) for s in geometry.spacing_mm[::-1]))
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    with atomic(Path(path)) as temporary:
+        sitk.WriteImage(image, str(temporary), useCompression=str(path).endswith(("gz", "nrrd", "mha")))
+        if is_nifti(path):
+            require_whole(temporary, array.nbytes)

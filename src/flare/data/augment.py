@@ -1,0 +1,225 @@
+"""Augmentation of one patch, nnU-Net's "moreDA": what was drawn is applied, in a fixed order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torchio as tio
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from pytorch_lightning.utilities.seed import isolate_rng
+from scipy import ndimage
+from torch import Tensor
+from torchio.transforms import Transform
+
+from flare.core.errors import FlareError
+from flare.core.geometry import Shape, Spacing
+from flare.data.draws import Augmentation, draw_augmentation, mirror_axes
+from flare.data.spatial import (
+    IMAGE_INTERPOLATIONS,
+    LABEL_INTERPOLATIONS,
+    apply_along,
+    resample_image,
+    resample_label,
+    sampling_grid,
+    smooth,
+    source_box,
+)
+
+# Reads image and labels between two corners (z, y, x), counted from the first voxel of the patch.
+BoxReader = Callable[[Shape, Shape], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Draws and applies the augmentation of training patches.
+
+    Args:
+        patch_size: Voxels along Z, Y, X.
+        settings: `cfg.data.augmentation` as plain values.
+        spacing_mm: Voxel size along Z, Y, X, for transforms that count in millimetres.
+
+    Raises:
+        FlareError: If an interpolation or a mirror axis is unknown, or `extra` makes no transforms.
+    """
+
+    patch_size: Shape
+    settings: Mapping[str, Any]
+    spacing_mm: Spacing = (1.0, 1.0, 1.0)
+    extra: tuple[Transform, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for key, known in (
+            ("image_interpolation", IMAGE_INTERPOLATIONS),
+            ("label_interpolation", LABEL_INTERPOLATIONS),
+        ):
+            if self.settings[key] not in known:
+                raise FlareError(
+                    f"data.augmentation.{key}: expected one of {list(known)}, given {self.settings[key]!r}"
+                )
+        mirror_axes(self.settings)
+        object.__setattr__(self, "extra", build_extra(self.settings.get("extra") or ()))
+
+    def draw(self, rng: np.random.Generator) -> Augmentation:
+        """Draw what happens to a patch."""
+        return draw_augmentation(rng, self.settings)
+
+    def apply(self, read: BoxReader, drawn: Augmentation) -> tuple[Tensor, Tensor]:
+        """Read what a patch needs and augment it.
+
+        Without a spatial transform the patch itself is read and nothing is resampled.
+
+        Args:
+            read: Gives the normalised image and the labels of a box, which may leave the volume.
+            drawn: What happens.
+
+        Returns:
+            `(Z, Y, X)` float32 image and `(Z, Y, X)` uint8 labels, both of the patch's size.
+        """
+        two_d = bool(self.settings["dummy_2d"])
+        grid = sampling_grid(drawn, self.patch_size, dummy_2d=two_d)
+        if grid is None:
+            image, label = map(torch.from_numpy, read((0, 0, 0), self.patch_size))
+        else:
+            how = self.settings["image_interpolation"]
+            lower, upper = source_box(grid, self.patch_size, cubic=how == "cubic")
+            image, label = map(torch.from_numpy, read(lower, upper))
+            grid -= torch.tensor(lower[-len(grid) :]).view(-1, *[1] * (grid.ndim - 1))
+            image = resample_image(image, grid, how)
+            label = resample_label(label, grid, self.settings["label_interpolation"])
+        image, label = mirror(change_intensity(image, drawn, dummy_2d=two_d), label, drawn.mirror)
+        return (image, label) if drawn.extra is None else self._apply_extra(image, label, drawn.extra)
+
+    def _apply_extra(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Apply the transforms of `extra`, in TorchIO's order of axes (x, y, z) and in millimetres."""
+        affine = np.diag([*self.spacing_mm[::-1], 1.0])
+        subject = tio.Subject(
+            image=tio.ScalarImage(tensor=image.permute(2, 1, 0)[None].contiguous(), affine=affine),
+            label=tio.LabelMap(tensor=label.permute(2, 1, 0)[None].contiguous(), affine=affine),
+        )
+        # they draw from the global generators, which others use, too
+        with isolate_rng(include_cuda=False):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            for transform in self.extra:
+                subject = transform(subject)
+        changed, ids = (subject[name].data[0].permute(2, 1, 0) for name in ("image", "label"))
+        if changed.shape != image.shape or ids.shape != image.shape:
+            raise FlareError(
+                f"data.augmentation.extra: gives {tuple(changed.shape)} voxels, expected {tuple(image.shape)}"
+            )
+        return changed.float(), ids.to(label.dtype)
+
+
+def build_extra(settings: Sequence[Mapping[str, Any]]) -> tuple[Transform, ...]:
+    """Build the transforms of `data.augmentation.extra`.
+
+    Args:
+        settings: Configuration of each, `_target_` and arguments.
+
+    Raises:
+        FlareError: If one of them is no transform of TorchIO.
+    """
+    transforms = []
+    for index, given in enumerate(settings):
+        key = f"data.augmentation.extra[{index}]"
+        try:
+            transform = instantiate(given, _convert_="all")
+        except InstantiationException as error:
+            raise FlareError(f"{key}: {' '.join(str(error.__cause__ or error).split())[:200]}") from None
+        if not isinstance(transform, Transform):
+            raise FlareError(f"{key}: {given.get('_target_')} is no transform of TorchIO")
+        transforms.append(transform)
+    return tuple(transforms)
+
+
+def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> Tensor:
+    """Apply the transforms that leave the anatomy where it is.
+
+    Args:
+        image: `(Z, Y, X)` float32, normalised.
+        drawn: What happens.
+        dummy_2d: Whether low resolution leaves z alone.
+
+    Returns:
+        `(Z, Y, X)` float32.
+    """
+    if drawn.noise is not None:
+        generator = torch.Generator().manual_seed(drawn.noise.seed)
+        image = image + drawn.noise.std * torch.randn(image.shape, generator=generator)
+    if drawn.blur is not None:
+        image = smooth(image, drawn.blur, dimensions=3, border="reflect")
+    if drawn.brightness is not None:
+        image = image * drawn.brightness
+    if drawn.contrast is not None:
+        image = scale_contrast(image, drawn.contrast)
+    if drawn.zoom is not None:
+        image = lower_resolution(image, drawn.zoom, keep_z=dummy_2d)
+    if drawn.gamma_inverted is not None:
+        image = -apply_gamma(-image, drawn.gamma_inverted)
+    if drawn.gamma is not None:
+        image = apply_gamma(image, drawn.gamma)
+    return image
+
+
+def scale_contrast(image: Tensor, factor: float) -> Tensor:
+    """Scale the distance from the mean; what leaves the former range is clipped to it."""
+    mean = image.mean()
+    lowest, highest = image.aminmax()
+    return ((image - mean) * factor + mean).clamp(lowest, highest)
+
+
+def apply_gamma(image: Tensor, gamma: float) -> Tensor:
+    """Raise the image, scaled to [0, 1], to a power, and give it back its mean and deviation."""
+    lowest, highest = image.aminmax()
+    span = highest - lowest + 1e-7
+    changed = ((image - lowest) / span).pow(gamma)
+    changed = changed - changed.mean()
+    mean = image.mean()
+    # as means of squares: torch's own std_mean takes ten times as long
+    std, new_std = (image - mean).square().mean().sqrt(), changed.square().mean().sqrt()
+    return changed * (std / (new_std + 1e-8)) + mean
+
+
+def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
+    """Reduce by nearest neighbour and enlarge again by a cubic spline.
+
+    Args:
+        image: `(Z, Y, X)` float32.
+        zoom: Share of the voxels of an axis that remain in between.
+        keep_z: Whether the slices stay as they are.
+
+    Returns:
+        `(Z, Y, X)` float32 within the range of the reduced image.
+    """
+    axes = range(1 if keep_z else 0, 3)
+    reduced = image
+    for axis in axes:
+        size = image.shape[axis]
+        small = max(1, round(size * zoom))
+        nearest = np.floor((np.arange(small) + 0.5) * size / small)
+        reduced = reduced.index_select(axis, torch.from_numpy(nearest.astype(int)))
+    enlarged = reduced
+    for axis in axes:
+        # splines are linear in their data: what one makes of the unit vectors is all that it does
+        units = np.eye(reduced.shape[axis], dtype=np.float32)
+        factors = (image.shape[axis] / reduced.shape[axis], 1)
+        matrix = ndimage.zoom(units, factors, order=3, mode="nearest", grid_mode=True)
+        enlarged = apply_along(enlarged, axis, torch.from_numpy(matrix))
+    return enlarged.clamp(*reduced.aminmax())
+
+
+def mirror(image: Tensor, label: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Flip image and labels together along some axes, 0 is z."""
+    if not axes:
+        return image, label
+    subject = tio.Subject(image=tio.ScalarImage(tensor=image[None]), label=tio.LabelMap(tensor=label[None]))
+    # not called: calling a transform draws from torch's global generator
+    flipped = tio.Flip(axes=axes).apply_transform(subject)
+    return flipped["image"].data[0], flipped["label"].data[0]

@@ -1,0 +1,209 @@
+"""The chunked compressed store: images once, labels once a round, patches read without their volume."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flare.core.errors import CaseError, NoRoomError
+from flare.core.files import atomic
+from flare.core.geometry import Shape, Spacing, Volume, reorient_to_ras
+from flare.core.preprocessing import preprocess, resample
+
+# blosc2 imports numexpr, which would tell the console how many threads it may use
+logging.getLogger("numexpr").setLevel(logging.WARNING)
+import blosc2  # noqa: E402  after its logger is quiet
+
+CHUNKS = (16, 128, 128)  # voxels compressed into one chunk (ours, see docs/benchmarks.md)
+BLOCKS = (8, 32, 32)  # voxels that can be read on their own (ours)
+COMPRESSION_LEVEL = 1  # Zstandard's; more saves under 2 % of size and costs several times the time (ours)
+FOREGROUND_SAMPLES = 10_000  # voxels kept per class for patches centred on foreground (as nnU-Net)
+
+META = "flare"
+FOREGROUND = "foreground-{}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array on disk, read piece by piece.
+
+    Opening costs 0.1 ms; the object holds the path alone until something is read, and pickles as that.
+
+    Args:
+        path: The file.
+    """
+
+    path: Path
+
+    @cached_property
+    def _array(self) -> Any:
+        # one thread: readers run in many worker processes already
+        return blosc2.open(str(self.path), mode="r", dparams={"nthreads": 1})
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along Z, Y, X."""
+        return tuple(self._array.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the voxels."""
+        return self._array.dtype
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What was stored with the array."""
+        return dict(self._array.schunk.vlmeta[META])
+
+    def __getitem__(self, piece: tuple[slice, ...] | slice) -> np.ndarray:
+        """Read a piece; only the blocks it touches are decompressed."""
+        return np.asarray(self._array[piece])
+
+    @property
+    def foreground_classes(self) -> tuple[int, ...]:
+        """Ids of the classes that a label array holds, ascending."""
+        return tuple(self.meta.get("foreground", ()))
+
+    def foreground(self, class_id: int) -> np.ndarray:
+        """Voxels of a class, from which a patch centre is drawn.
+
+        Args:
+            class_id: One of `foreground_classes`.
+
+        Returns:
+            `(N, 3)` indices (Z, Y, X), all of them up to `FOREGROUND_SAMPLES`, else a fixed uniform sample.
+        """
+        packed = self._array.schunk.vlmeta[FOREGROUND.format(class_id)]
+        return np.frombuffer(packed, dtype=np.uint16).reshape(-1, 3).astype(np.int64)
+
+
+def open_array(path: Path) -> Stored:
+    """Open a stored array for reading in pieces."""
+    return Stored(Path(path))
+
+
+def store_array(
+    path: Path,
+    array: np.ndarray,
+    meta: dict[str, Any] | None = None,
+    foreground: dict[int, np.ndarray] | None = None,
+) -> None:
+    """Write an array in compressed chunks, whole or not at all.
+
+    Args:
+        path: The file, `.b2nd`.
+        array: `(Z, Y, X)`.
+        meta: Plain values to keep with it.
+        foreground: `(N, 3)` voxel indices per class id, see `sample_foreground`.
+    """
+    chunks = tuple(max(1, min(c, n)) for c, n in zip(CHUNKS, array.shape, strict=True))
+    blocks = tuple(max(1, min(b, c)) for b, c in zip(BLOCKS, chunks, strict=True))
+    cparams = {
+        "codec": blosc2.Codec.ZSTD,
+        "clevel": COMPRESSION_LEVEL,
+        "filters": [blosc2.Filter.SHUFFLE],
+        "filters_meta": [0],
+        "nthreads": 1,  # cases are spread over processes
+    }
+    foreground = foreground or {}
+    with atomic(Path(path)) as temporary:
+        try:
+            stored = blosc2.asarray(
+                np.ascontiguousarray(array),
+                urlpath=str(temporary),
+                mode="w",
+                chunks=chunks,
+                blocks=blocks,
+                cparams=cparams,
+                dparams={"nthreads": 1},  # stored in the header: the same bytes on any machine
+            )
+            extra = {"foreground": sorted(foreground)} if foreground else {}
+            stored.schunk.vlmeta[META] = {**(meta or {}), **extra}
+            for class_id, voxels in sorted(foreground.items()):
+                stored.schunk.vlmeta[FOREGROUND.format(class_id)] = voxels.astype(np.uint16).tobytes()
+        except RuntimeError as error:
+            raise NoRoomError(f"{path.name} cannot be written ({error}): is the disk full?") from None
+
+
+def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
+    """Store an image as the network's grid has it: RAS order, resampled, whole HU as int16.
+
+    Args:
+        image: CT in HU, in the file's own voxel order.
+        path: The file, `.b2nd`.
+        spacing_mm: Voxel size along Z, Y, X.
+        interpolation: `linear`, `cubic` or `nnunet`.
+        case_id: Kept with the array.
+    """
+    done = preprocess(image, spacing_mm, interpolation)
+    meta = {
+        "case": case_id,
+        "spacing_mm": [float(s) for s in spacing_mm],
+        "ras_shape": [int(n) for n in done.ras.shape],
+    }
+    store_array(path, done.array, meta)
+
+
+def cache_labels(
+    labels: Volume,
+    path: Path,
+    *,
+    image: Path,
+    case_id: str,
+    samples: int = FOREGROUND_SAMPLES,
+) -> None:
+    """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
+
+    The cached image, not the label file's header, decides the size, so that headers which differ in the
+    last digit cannot give arrays one voxel apart.
+
+    Args:
+        labels: Class ids on the case's own grid, any voxel order.
+        path: The file, `.b2nd`.
+        image: The cached image of the case.
+        case_id: The case.
+        samples: Most voxels kept per class.
+
+    Raises:
+        CaseError: If the label map is not of the size of the image.
+    """
+    grid = open_array(image)
+    ras, _ = reorient_to_ras(labels)
+    expected = tuple(grid.meta["ras_shape"])
+    if ras.array.shape != expected:
+        raise CaseError(
+            case_id, f"labels of size {ras.array.shape} for an image of size {expected} (z, y, x, RAS)"
+        )
+    array = resample(ras.array, grid.shape, "nearest").astype(np.uint8)
+    meta = {"case": case_id, "spacing_mm": grid.meta["spacing_mm"]}
+    store_array(path, array, meta, sample_foreground(array, samples))
+
+
+def sample_foreground(labels: np.ndarray, samples: int) -> dict[int, np.ndarray]:
+    """Draw voxels of each class, uniformly and always the same ones for the same array.
+
+    Args:
+        labels: `(Z, Y, X)` class ids.
+        samples: Most voxels per class.
+
+    Returns:
+        Class id to `(N, 3)` indices, in scan order.
+    """
+    where = np.flatnonzero(labels)
+    values = labels.reshape(-1)[where]
+    drawn = {}
+    for class_id in np.unique(values):
+        voxels = where[values == class_id]
+        if len(voxels) > samples:
+            chosen = np.random.default_rng(int(class_id)).choice(len(voxels), samples, replace=False)
+            voxels = voxels[np.sort(chosen)]
+        drawn[int(class_id)] = np.stack(np.unravel_index(voxels, labels.shape), axis=1)
+    return drawn

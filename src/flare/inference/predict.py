@@ -1,0 +1,208 @@
+"""What inference does to one case: read, segment, write, and measure where that is asked for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flare.core.errors import FlareError
+from flare.core.files import remove_partial, sha256
+from flare.core.volumes import read_image, write_labels
+from flare.inference.measure import ResourceSampler
+from flare.inference.settings import InferenceSettings
+from flare.runs.journal import Journal
+from flare.runs.outcomes import Outcome
+from flare.runs.work import Executor, LocalExecutor, run_cases
+
+if TYPE_CHECKING:
+    from flare.inference.predictor import Predictor
+
+Row = dict[str, Any]
+
+
+def predict_case(
+    case: str,
+    image: Path,
+    target: Path,
+    checkpoint: Path,
+    digest: str,
+    settings: InferenceSettings,
+    components: tuple[int, ...],
+) -> Row:
+    """Read, segment and write one case.
+
+    With `settings.measure` the network is loaded anew, as in the challenge, where every case starts a
+    container; the start of Python and the imports are not counted.
+
+    Args:
+        case: Its id.
+        image: File or DICOM folder.
+        target: File to write.
+        checkpoint: The network.
+        digest: Hash of the checkpoint: a changed file is loaded anew.
+        settings: How to predict.
+        components: Ids of the classes of which only the largest component is kept.
+
+    Returns:
+        What `inference.csv` says of the case.
+    """
+
+    def work() -> Row:
+        return _predict(case, image, target, load_predictor(checkpoint, digest, settings), components)
+
+    if not settings.measure:
+        return work()
+    from flare.inference.hardware import choose_device
+
+    load_predictor.cache_clear()
+    with ResourceSampler(gpu=choose_device(settings.device).type == "cuda") as sampler:
+        row = work()
+    return row | sampler.usage()
+
+
+def _predict(case: str, image: Path, target: Path, predictor: Predictor, components: tuple[int, ...]) -> Row:
+    """Read, segment and write, and say how long each took."""
+    started = time.perf_counter()
+    volume = read_image(image, case)
+    read = time.perf_counter() - started
+    prediction = predictor.predict(volume, components=components)
+    written = time.perf_counter()
+    write_labels(target, prediction.segmentation, volume.geometry)
+    seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
+    return {
+        "case": case,
+        "size": "x".join(str(size) for size in reversed(volume.geometry.shape)),
+        "windows": prediction.windows,
+        "body_found": prediction.body_found,
+        "uncovered_body_vox": prediction.uncovered_body_vox,
+        "seconds": round(sum(seconds.values()), 3),
+        **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
+    }
+
+
+@lru_cache(maxsize=1)
+def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> Predictor:
+    """Load a network once per process.
+
+    Args:
+        checkpoint: The file.
+        digest: Its hash, so that a file that changed counts as another.
+        settings: How to predict.
+
+    Returns:
+        The predictor.
+    """
+    from flare.inference.predictor import Predictor
+
+    return Predictor.from_checkpoint(checkpoint, settings)
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Predicted:
+    """What became of a set of cases.
+
+    Attributes:
+        rows: One row per segmented case, by case id: windows, uncovered body voxels, seconds by stage, and
+            with `settings.measure` the efficiency.
+        failures: Cases that could not be segmented, with the reason.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)
+
+
+def segmentation_path(output: Path, case: str) -> Path:
+    """Say where a case's segmentation lies."""
+    return output / f"{case}.nii.gz"
+
+
+def predict_cases(
+    checkpoint: Path,
+    images: Mapping[str, Path],
+    output: Path,
+    *,
+    settings: InferenceSettings,
+    executor: Executor,
+    journal: Journal,
+    components: tuple[int, ...] = (),
+) -> Predicted:
+    """Segment cases into `<case>.nii.gz`, in each image's own geometry.
+
+    Args:
+        checkpoint: The network.
+        images: Case id to image.
+        output: Folder of the segmentations.
+        settings: How to predict.
+        executor: Where the cases run.
+        journal: What is done; a case whose image, checkpoint and settings are unchanged is left alone,
+            unless its efficiency is asked for and was not measured.
+        components: Ids of the classes of which only the largest component is kept.
+
+    Returns:
+        Rows and failures; of a refused image no segmentation is left.
+
+    Raises:
+        FlareError: If the checkpoint is missing.
+    """
+    if not checkpoint.is_file():
+        raise FlareError(f"checkpoint={checkpoint}: no such file")
+    digest = sha256(checkpoint)
+    config = {"settings": settings.identity(), "components": sorted(components)}
+    inputs: dict[str, dict[str, Path | str]] = {
+        case: {"image": image, "checkpoint": digest} for case, image in images.items()
+    }
+    shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
+    jobs = {
+        case: {"case": case, "image": image, "target": segmentation_path(output, case), **shared}
+        for case, image in images.items()
+        if not journal.is_current(case, inputs[case], config)
+        or (settings.measure and "time_s" not in journal.values(case))
+    }
+    failures = []
+    if jobs:
+        remove_partial(output)
+        executor = _suited(executor, len(jobs), settings)
+    for outcome in run_cases(predict_case, jobs, executor=executor, description="predict"):
+        case = outcome.case_id
+        target = segmentation_path(output, case)
+        if outcome.error is None:
+            journal.record(case, inputs[case], config, {"segmentation": target}, outcome.value)
+            continue
+        failures.append(outcome)
+        if case in journal and not outcome.is_fault:
+            target.unlink(missing_ok=True)  # an earlier result of ours, no longer that of this image
+    failed = {outcome.case_id for outcome in failures}
+    rows = [journal.values(case) for case in sorted(images) if case not in failed]
+    _report(rows)
+    return Predicted(rows, failures)
+
+
+def _suited(executor: Executor, count: int, settings: InferenceSettings) -> Executor:
+    """Stay in this process for a lone case, which then has every core, on a GPU, and to measure."""
+    from flare.inference.hardware import choose_device
+
+    alone = count == 1 or settings.measure or choose_device(settings.device).type == "cuda"
+    return LocalExecutor(workers=0, retries=0) if alone and isinstance(executor, LocalExecutor) else executor
+
+
+def _report(rows: list[Row]) -> None:
+    """Say where no body was found, and where some of it was not looked at."""
+    for row in rows:
+        if not row["body_found"]:
+            log.warning("case %s: no body found, all of the volume counts as body", row["case"])
+    uncovered = [row["case"] for row in rows if row["uncovered_body_vox"]]
+    if uncovered:
+        log.warning(
+            "%d of %d cases have body outside all windows, which becomes background: %s",
+            len(uncovered),
+            len(rows),
+            ", ".join(uncovered[:10]) + (", ..." if len(uncovered) > 10 else ""),
+        )

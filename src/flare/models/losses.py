@@ -1,0 +1,265 @@
+"""Soft Dice and cross entropy over the deep-supervision outputs of the network.
+
+Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper, section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+
+DENOMINATOR_GUARD = 1e-8  # nnU-Net's, beside the smoothing, so that smoothing may be 0
+
+
+class LossParts(NamedTuple):
+    """The loss to minimise and what it is made of.
+
+    Attributes:
+        loss: Scalar.
+        dice: Scalar: mean soft Dice of the foreground outputs, 1 is perfect; None of a loss that has none.
+        ce: Scalar: mean cross entropy; None of a loss that has none.
+    """
+
+    loss: Tensor
+    dice: Tensor | None = None
+    ce: Tensor | None = None
+
+
+class DeepSupervision(nn.Module):
+    """A loss over the resolutions of deep supervision; a subclass says what it is at one of them.
+
+    Args:
+        supervise_lowest: Whether the lowest resolution counts too (the authors' code for the medium
+            network: yes; nnU-Net: no).
+    """
+
+    def __init__(self, *, supervise_lowest: bool) -> None:
+        super().__init__()
+        self.supervise_lowest = supervise_lowest
+
+    def weights(self, count: int) -> tuple[float, ...]:
+        """Give the weight of each of `count` resolutions, highest first."""
+        return supervision_weights(count, supervise_lowest=self.supervise_lowest)
+
+    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Compare `(B, C, Z, Y, X)` logits with a `(B, Z, Y, X)` target of the same resolution."""
+        raise NotImplementedError
+
+    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> LossParts:
+        """Compare the logits of every resolution with the target reduced to it.
+
+        Args:
+            outputs: `(B, C, Z, Y, X)` logits of each resolution, highest first.
+            target: `(B, Z, Y, X)` index of the right output per voxel.
+
+        Returns:
+            The loss and its parts, weighted over the resolutions.
+        """
+        weighted = []
+        for logits, weight in zip(outputs, self.weights(len(outputs)), strict=True):
+            if weight > 0:
+                parts = self.compare(logits, reduce_target(target, logits.shape[2:]))
+                weighted.append([part if part is None else weight * part for part in parts])
+        totals = (None if part[0] is None else sum(part) for part in zip(*weighted, strict=True))
+        return LossParts(*totals)  # type: ignore[arg-type]
+
+
+class AnyLoss(DeepSupervision):
+    """A loss of PyTorch, MONAI or the user's own, in float32 also under autocast.
+
+    Args:
+        loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
+            scalar.
+        target_channel: Whether it takes the target as `(B, 1, Z, Y, X)`, like MONAI's, or without channel.
+        supervise_lowest: Whether the lowest resolution counts too.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        target_channel: bool = False,
+        supervise_lowest: bool = False,
+    ) -> None:
+        super().__init__(supervise_lowest=supervise_lowest)
+        self.loss = loss
+        self.target_channel = target_channel
+
+    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Compare at one resolution."""
+        with torch.autocast(logits.device.type, enabled=False):
+            index = target.long()
+            return LossParts(self.loss(logits.float(), index[:, None] if self.target_channel else index))
+
+
+class DiceCELoss(DeepSupervision):
+    """Cross entropy minus Dice without background, summed over the resolutions of deep supervision.
+
+    Everything is computed in float32, also under autocast. Batch Dice is over the patches that one process
+    sees at once: with several devices every rank has its own.
+
+    Args:
+        classes: The class list of the configuration, name to properties.
+        targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
+        dice_weight: Of Dice against cross entropy.
+        ce_weight: Of cross entropy.
+        smooth: Added to Dice's numerator and denominator.
+        batch_dice: Whether voxels are counted over all patches together or per patch.
+        class_weights: Weight of single classes by name in the mean of Dice; a class not named has 1.
+        supervise_lowest: Whether the lowest resolution counts too.
+
+    Raises:
+        FlareError: If a weight names no class of the list or is negative, or no weight is left.
+    """
+
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        classes: Mapping[str, Mapping[str, Any]],
+        targets: str,
+        *,
+        dice_weight: float,
+        ce_weight: float,
+        smooth: float,
+        batch_dice: bool,
+        class_weights: Mapping[str, float] | None,
+        supervise_lowest: bool,
+    ) -> None:
+        super().__init__(supervise_lowest=supervise_lowest)
+        self.dice_weight = dice_weight
+        self.ce_weight = ce_weight
+        self.smooth = smooth
+        self.batch_dice = batch_dice
+        weights = _output_weights(LabelSet.from_config(classes), targets, class_weights or {})
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+        """Compare at one resolution: weighted cross entropy minus weighted Dice."""
+        dices, ce = dice_and_ce(logits, target, smooth=self.smooth, batch_dice=self.batch_dice)
+        dice = (dices[1:] * self.class_weights).sum()
+        return LossParts(self.ce_weight * ce - self.dice_weight * dice, dice, ce)
+
+
+def dice_and_ce(logits: Tensor, target: Tensor, *, smooth: float, batch_dice: bool) -> tuple[Tensor, Tensor]:
+    """Compute the Dice of every output and the mean cross entropy.
+
+    Dice is `(2 tp + smooth) / (2 tp + fp + fn + smooth + 1e-8)` of softmax probabilities. A class that is
+    absent from the target scores near 0, unless the network is sure of its absence everywhere.
+
+    Args:
+        logits: `(B, C, Z, Y, X)` of any floating type.
+        target: `(B, Z, Y, X)` index of the right output per voxel.
+        smooth: Added to numerator and denominator.
+        batch_dice: Whether to count over all patches together; otherwise per patch, then averaged.
+
+    Returns:
+        `(C,)` Dice per output, background included, and the scalar cross entropy; both float32.
+
+    Reference: nnU-Net 1.7 `SoftDiceLoss`.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        target = target.long()
+        log_probabilities = F.log_softmax(logits.float(), dim=1)
+        log_correct = log_probabilities.gather(1, target[:, None])[:, 0]
+        correct = log_correct.exp()
+        is_class = [target == index for index in range(logits.shape[1])]
+        # (B, C) each; predicted = tp + fp and in_target = tp + fn
+        true_positive = torch.stack([(correct * members).sum((1, 2, 3)) for members in is_class], dim=1)
+        in_target = torch.stack([members.sum((1, 2, 3)) for members in is_class], dim=1)
+        predicted = log_probabilities.exp().sum((2, 3, 4))
+        counts = torch.stack((true_positive, predicted, in_target))
+        if batch_dice:
+            counts = counts.sum(dim=1, keepdim=True)
+        true_positive, predicted, in_target = counts
+        dice = (2 * true_positive + smooth) / (predicted + in_target + smooth + DENOMINATOR_GUARD)
+        return dice.mean(dim=0), -log_correct.mean()
+
+
+def supervision_weights(count: int, *, supervise_lowest: bool) -> tuple[float, ...]:
+    """Give the weight of each resolution, highest first: halved at each step and summing to 1.
+
+    Args:
+        count: Number of outputs.
+        supervise_lowest: Whether the lowest resolution counts; a single output always does.
+
+    Returns:
+        `count` weights; for four outputs 4/7, 2/7, 1/7, 0.
+    """
+    supervised = count if supervise_lowest or count == 1 else count - 1
+    raw = [2.0**-level for level in range(supervised)] + [0.0] * (count - supervised)
+    return tuple(weight / sum(raw) for weight in raw)
+
+
+def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring a target to a lower resolution by its nearest neighbours, extents aligned.
+
+    Args:
+        target: `(B, Z, Y, X)` of any type.
+        size: Voxels along Z, Y, X.
+
+    Returns:
+        `(B, *size)`; of each group the voxel at or above its centre, as nnU-Net's resampling picks it.
+    """
+    if any(full % reduced for full, reduced in zip(target.shape[1:], size, strict=True)):
+        return F.interpolate(target[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
+    steps = [full // reduced for full, reduced in zip(target.shape[1:], size, strict=True)]
+    z, y, x = (slice(step // 2, None, step) for step in steps)
+    return target[:, z, y, x]
+
+
+def _output_weights(labels: LabelSet, targets: str, class_weights: Mapping[str, float]) -> Tensor:
+    """Give the normalised Dice weight of every foreground output."""
+    by_id = {}
+    for name, weight in class_weights.items():
+        if name not in labels.names:
+            raise FlareError(f"loss.class_weights: no class is named {name!r}; there are {labels.names}")
+        if weight < 0:
+            raise FlareError(f"loss.class_weights.{name}: {weight}, expected a weight of 0 or more")
+        by_id[labels.id_of(name)] = float(weight)
+    weights = torch.tensor([by_id.get(class_id, 1.0) for class_id in labels.outputs(targets)[1:]])
+    if weights.sum() <= 0:
+        raise FlareError(f"loss.class_weights: every class that targets={targets} trains has weight 0")
+    return weights / weights.sum()
+
+
+def poly_factor(epoch: int, *, decay_epochs: int, power: float) -> float:
+    """Give the fraction of the initial learning rate at an epoch.
+
+    The base is clamped at 0: the paper prints a decay over 1000 epochs for a training of 1500, where an
+    unclamped root of a negative number is complex.
+
+    Args:
+        epoch: Epochs completed before this one.
+        decay_epochs: Epoch at which the rate reaches 0.
+        power: Exponent; 0.9 in nnU-Net and in the paper.
+
+    Returns:
+        `max(0, 1 - epoch / decay_epochs) ** power`.
+
+    Reference: FLARE23 paper, table of the training protocol; nnU-Net 1.7 `poly_lr`.
+    """
+    return max(0.0, 1.0 - epoch / decay_epochs) ** power
+
+
+class PolyLR(LambdaLR):
+    """Learning rate that falls by `poly_factor`, stepped once an epoch.
+
+    Args:
+        optimizer: Whose learning rate is scheduled.
+        decay_epochs: Epoch at which the rate reaches 0.
+        power: Exponent.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, decay_epochs: int, power: float) -> None:
+        super().__init__(optimizer, partial(poly_factor, decay_epochs=decay_epochs, power=power))

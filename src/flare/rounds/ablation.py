@@ -1,0 +1,160 @@
+"""The ablation table of a run: every round and baseline on the same cases, the paper's figures beside."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from flare.baselines.predict import predict_baseline
+from flare.core.cases import Case
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.evaluation.summary import read_scores, summarise
+from flare.evaluation.tables import AblationRow, table5, write_round_tables
+from flare.prepare.cohort import Cohort
+from flare.rounds.graph import Round, plan_rounds, tell_starts
+from flare.rounds.score import held_out, predict_split, score_split
+from flare.runs.folders import RunFolder
+from flare.runs.outcomes import Outcome
+from flare.runs.work import Executor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run came to.
+
+    Args:
+        table: One row a name, as `table5.csv` has it.
+        failures: Cases that could not be predicted or scored, and why.
+        compared: How many cases each row of the table is the mean of.
+    """
+
+    table: list[dict[str, Any]]
+    failures: list[Outcome]
+    compared: int = 0
+
+
+def write_ablation(
+    cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFolder, executor: Executor
+) -> Results:
+    """Score all rounds and baselines on `data.scoring.split` and write `table5.csv`, `.md` and `.tex`.
+
+    The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7. Without
+    a labelled case in the split there is no table, and one of an earlier start is kept as `.previous`. All
+    rows are means over the same cases: one that failed in some row counts in none.
+
+    Args:
+        cfg: Configuration of `iterate`.
+        rounds: The rounds, trained.
+        cohort: The prepared cohort.
+        run: The run's folder; gets the tables.
+        executor: Where cases are worked on.
+    """
+    split = cfg.data.scoring.split
+    cases = held_out(cohort.cases, split)
+    if not cases:
+        log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
+        _set_tables_aside(run.root)
+        return Results([], [])
+    labels = LabelSet.from_config(cfg.classes)
+    scores: dict[str, list[dict[str, Any]]] = {}
+    failures: list[Outcome] = []
+    for item in rounds:
+        folder = run.round(item.name)
+        predicted = predict_split(item.cfg, cases, folder, split, executor)
+        scores[item.name], failed = _score(item.cfg, cases, predicted.failures, folder.root / split, executor)
+        failures += failed
+    write_round_tables(
+        run.root,
+        scores=scores[item.name],
+        summary=summarise(scores[item.name], labels),
+        inference=predicted.rows,
+        labels=labels,
+        targets=rounds[-1].cfg.labels.targets,
+    )
+    for name in cfg.baselines:
+        place = run.root / "baselines" / name
+        refused = _predict_baseline(name, rounds[-1].cfg, cohort, cases, place, executor)
+        scores[name], failed = _score(rounds[-1].cfg, cases, refused, place, executor)
+        failures += failed
+    common = common_cases(scores)
+    told = f"mean over {len(common)} cases"
+    if len(common) < len(cases):
+        told += f" of {len(cases)}, those that every row has"
+        log.warning("table 5: %s; the others failed in some row", told)
+    plan = plan_rounds(rounds, cohort.cases)
+    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
+    rows = _rows(scores, common, plan, labels)
+    table = table5(rows, labels, run.root / "table5", note=" ".join(filter(None, notes)))
+    return Results(table, failures, len(common))
+
+
+def _rows(
+    scores: Mapping[str, Sequence[dict[str, Any]]],
+    common: set[str],
+    plan: Sequence[Mapping[str, Any]],
+    labels: LabelSet,
+) -> list[AblationRow]:
+    """Average what is common to all rows."""
+    known = {row["round"]: row for row in plan}
+    return [
+        AblationRow(
+            name,
+            known[name]["cases"] if name in known else None,
+            summarise([row for row in found if row["Name"] in common], labels),
+            known[name]["targets"] if name in known else "organs_tumor",
+        )
+        for name, found in scores.items()
+    ]
+
+
+def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
+    """The cases that rows of a table can be compared over: those that every row has.
+
+    A row without any case stays empty and takes none from the others.
+
+    Args:
+        scores: Name of a row -> its rows of `metrics.csv`.
+    """
+    scored = [{row["Name"] for row in found} for found in scores.values() if found]
+    return set.intersection(*scored) if scored else set()
+
+
+def _set_tables_aside(folder: Path) -> None:
+    """Rename the tables of an earlier start, which are not those of this one."""
+    for path in folder.glob("table[4-8].*"):
+        if not path.stem.endswith(".previous"):
+            os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
+
+
+def _score(
+    cfg: DictConfig, cases: Sequence[Case], refused: list[Outcome], folder: Path, executor: Executor
+) -> tuple[list[dict[str, Any]], list[Outcome]]:
+    """Score the cases that were predicted; returns their scores and the failures of both steps."""
+    failed = {f.case_id for f in refused}
+    _, failures = score_split(cfg, [c for c in cases if c.id not in failed], folder, executor)
+    return read_scores(folder / "metrics.csv"), [*refused, *failures]
+
+
+def _predict_baseline(
+    name: str, cfg: DictConfig, cohort: Cohort, cases: Sequence[Case], folder: Path, executor: Executor
+) -> list[Outcome]:
+    if cohort.intensity is None:
+        raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
+    return predict_baseline(
+        name,
+        cfg,
+        cohort=cohort.cases,
+        intensity=cohort.intensity,
+        held_out=cases,
+        folder=folder,
+        executor=executor,
+    )

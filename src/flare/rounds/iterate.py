@@ -1,0 +1,160 @@
+"""Carry a cohort through the graph of rounds: label, train, score; then the ablation table and the report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from flare.baselines.predict import check_baselines
+from flare.core.files import remove_partial
+from flare.core.limits import check_values
+from flare.prepare.cohort import Cohort, analyse, prepare_cohort
+from flare.prepare.index import check_folders
+from flare.prepare.settings import Settings
+from flare.report.online import publish_table
+from flare.report.page import write_report
+from flare.rounds.ablation import Results, write_ablation
+from flare.rounds.graph import Round, check_rounds, compose_rounds, plan_rounds, print_plan, write_plan
+from flare.rounds.label import build_training_set
+from flare.rounds.score import finish_round
+from flare.rounds.teachers import present_teachers
+from flare.runs.folders import RunFolder, lock, run_folder
+from flare.runs.journal import Journal
+from flare.runs.outcomes import Outcome, report_failures
+from flare.runs.records import plain_config, record_environment
+from flare.runs.work import Executor, build_executor
+from flare.training.resuming import find_training, is_trained, make_current, training_key
+
+log = logging.getLogger(__name__)
+
+
+def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the rounds, each resumed where it stopped; unchanged steps are not done again.
+
+    Args:
+        cfg: Configuration of `iterate`.
+        overrides: The command line, forwarded to each round; by default Hydra's.
+
+    Returns:
+        `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
+
+    Raises:
+        FlareError: Before any work if a round cannot be run; before a training if a step failed in
+            general, see `outcomes.stop_on_faults`; at the end if cases failed, with their reasons.
+    """
+    given = HydraConfig.get().overrides.task if overrides is None else overrides
+    rounds = compose_rounds(cfg.rounds or [], list(given))
+    run = run_folder(cfg)
+    for item in rounds:
+        check_values(item.cfg)
+    check_rounds(rounds, run)
+    check_baselines(cfg.baselines)
+    settings = Settings.from_config(cfg)
+    settings.executor.close()
+    check_folders(settings.data)
+    if cfg.dry_run:
+        plan = plan_rounds(rounds, analyse(cfg))
+        print_plan(plan)
+        with lock(run.root):  # another start's plan stays while that start runs
+            write_plan(run.root, plan)
+        return {"plan": plan}
+    note_sound = _check(rounds, run)
+    with lock(run.root):
+        note_sound()
+        remove_partial(run.root)
+        remove_partial(run.root / "baselines", below=True)
+        record_environment(run.root, cfg)
+        return _run(cfg, rounds, run)
+
+
+def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
+    """Refuse, before any work, rounds that cannot be trained; returns what notes that they can.
+
+    What was found sound once is not looked into again.
+    """
+    journal = Journal(run.root / "journal" / "configurations.jsonl")
+    sound = []
+    for number, item in enumerate(rounds):
+        planned = {r.name: r.cfg for r in rounds[:number]}
+        inputs = {t.key: t.checkpoint for t in present_teachers(item.cfg, run, list(planned))}
+        models = {name: plain_config(cfg.model) for name, cfg in planned.items()}
+        known = item.name, inputs, {**plain_config(item.cfg), "planned": models}
+        if not journal.is_current(*known):
+            from flare.rounds.train import (
+                check_configuration,  # torch: only where there is something to check
+            )
+
+            check_configuration(item.cfg, run, planned)
+            sound.append(known)
+
+    def note() -> None:
+        for known in sound:
+            journal.record(*known, {})
+
+    return note
+
+
+def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, Any]:
+    """Prepare once, then round after round, then the table and the report."""
+    cohort = prepare_cohort(cfg)
+    plan = plan_rounds(rounds, cohort.cases)
+    print_plan(plan)
+    write_plan(run.root, plan)
+    failures = list(cohort.failures)
+    executor = build_executor(cfg)
+    started = time.monotonic()
+    try:
+        for number, item in enumerate(rounds):
+            spent = time.monotonic() - started
+            left = f", about {spent / number * (len(rounds) - number) / 60:.0f} min left" if number else ""
+            log.info("round %s, %d of %d%s", item.name, number + 1, len(rounds), left)
+            failures += run_round(item.cfg, cohort, run, executor)
+        results = write_ablation(cfg, rounds, cohort, run, executor)
+        write_report(cfg, rounds, cohort, run, results, executor)
+        publish_table(cfg, run, results.table)
+    finally:
+        executor.close()
+    failures += results.failures
+    report_failures(list({f.case_id: f for f in failures}.values()), "iterate")
+    return {"plan": plan, "table": results.table}
+
+
+def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executor) -> list[Outcome]:
+    """Label, train and validate one round; what is done and unchanged is left alone.
+
+    Args:
+        cfg: The round's configuration.
+        cohort: The prepared cohort.
+        run: The run's folder.
+        executor: Where cases are worked on.
+
+    Returns:
+        Cases that failed in some step, and why.
+
+    Raises:
+        FlareError: If a step failed in general, see `outcomes.stop_on_faults`.
+    """
+    intensity = cohort.require_intensity()
+    folder = run.round(cfg.round.name)
+    with lock(folder.root):
+        remove_partial(folder.root, below=True)
+        training = build_training_set(cfg, cohort.cases, run, executor)
+        known = find_training(folder, training_key(cfg, training.key))
+        if known is not None and is_trained(known):
+            make_current(known)
+        else:
+            from flare.rounds.train import (
+                train_round,  # torch, Lightning: only where there is something to train
+            )
+
+            executor.close()  # its processes would wait through the whole training, with their memory
+            train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
+        return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
+
+
+__all__ = ["Results", "iterate", "run_round"]

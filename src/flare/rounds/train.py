@@ -1,0 +1,204 @@
+"""Train one round: prepare what is missing, build, fit, report."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from flare.core.cases import Case
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import read_csv, told_if_full
+from flare.core.preprocessing import Intensity
+from flare.data.datamodule import FlareDataModule, build_augmenter
+from flare.data.loaders import CaseArrays
+from flare.models.zoo import check_network
+from flare.prepare.cohort import prepare_cohort
+from flare.prepare.settings import Settings
+from flare.rounds.graph import check_labels
+from flare.rounds.label import TrainingSet, build_training_set
+from flare.rounds.score import finish_round
+from flare.rounds.teachers import read_teacher, require_teacher
+from flare.runs.folders import RoundFolder, RunFolder, TrainingFolder, lock, run_folder
+from flare.runs.outcomes import report_failures
+from flare.runs.records import record_environment
+from flare.runs.work import build_executor
+from flare.training.build import (
+    build_loss,
+    build_module,
+    build_network,
+    check_architecture,
+    check_optimizer,
+    check_teacher,
+    start_from_teacher,
+)
+from flare.training.callbacks import TrainingTable
+from flare.training.resuming import begin, find_start, is_trained, make_current, mark_trained, training_key
+from flare.training.trainer import build_trainer
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Prepare what is missing and train the round that the configuration names.
+
+    Args:
+        cfg: Configuration of `train`.
+
+    Returns:
+        As `train_round`.
+
+    Raises:
+        FlareError: Before any work if the configuration cannot be trained; before the training if a step
+            failed in general, see `outcomes.stop_on_faults`; after it if single cases were refused, with
+            every such case and reason.
+    """
+    run = run_folder(cfg)
+    check_configuration(cfg, run)
+    cohort = prepare_cohort(cfg)
+    intensity = cohort.require_intensity()
+    folder = run.round(cfg.round.name)
+    failures = list(cohort.failures)
+    is_first = _is_first()
+    with closing(build_executor(cfg)) as executor, lock(folder.root) if is_first else nullcontext():
+        training = build_training_set(cfg, cohort.cases, run, executor)
+        executor.close()  # its processes would wait through the whole training, with their memory
+        result = train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
+        failures += training.failures
+        if is_first:
+            failures += finish_round(cfg, cohort.cases, folder, executor)
+    report_failures(list({f.case_id: f for f in failures}.values()), "train")
+    return result
+
+
+def _is_first() -> bool:
+    """Whether this process is the first, or the only one, of a training's processes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_configuration(
+    cfg: DictConfig, run: RunFolder, planned: Mapping[str, DictConfig] | None = None
+) -> None:
+    """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
+
+    Args:
+        cfg: Configuration of `train`.
+        run: The run's folder.
+        planned: Configurations of the rounds that will have run before this one, by name.
+
+    Raises:
+        FlareError: Naming the config key.
+    """
+    Settings.from_config(cfg).executor.close()
+    with torch.device("meta"):  # shapes alone: no memory, no initialisation
+        network = build_network(cfg)
+    check_network(
+        network,
+        batch_size=int(cfg.data.batch_size),
+        patch_size=list(cfg.data.patch_size),
+        outputs=len(LabelSet.from_config(cfg.classes).outputs(cfg.labels.targets)),
+    )
+    build_loss(cfg)
+    check_optimizer(cfg, network)
+    build_augmenter(cfg)
+    build_trainer(cfg, TrainingFolder(run.round(cfg.round.name).checkpoints / "checked"), has_validation=True)
+    check_labels(cfg)
+    columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns
+    if cfg.objective is not None and cfg.objective not in columns:
+        raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
+    planned = planned or {}
+    require_teacher(cfg, run, list(planned))
+    teacher = read_teacher(cfg, run, list(planned))
+    if cfg.round.init != "teacher":
+        return
+    if teacher is not None:
+        check_teacher(network, teacher, labels=LabelSet.from_config(cfg.classes), targets=cfg.labels.targets)
+    elif cfg.round.teacher in planned:
+        with torch.device("meta"):
+            taught = build_network(planned[cfg.round.teacher])
+        check_architecture(network, taught.state_dict(), f"round={cfg.round.name}: round {cfg.round.teacher}")
+
+
+def train_round(
+    cfg: DictConfig,
+    run: RunFolder,
+    *,
+    training: TrainingSet,
+    cases: Sequence[Case],
+    intensity: Intensity,
+) -> dict[str, Any]:
+    """Train a round whose labels are made.
+
+    Args:
+        cfg: Configuration of `train`.
+        run: The run's folder.
+        training: What the round trains on.
+        cases: The prepared cohort, for its validation split.
+        intensity: Statistics of the cohort.
+
+    Returns:
+        `checkpoint` and `best` (paths; `best` is None without validation), `metrics`, the last epoch's, and
+        `objective`, the last value of what `cfg.objective` names (None without validation or if it is
+        not finite).
+
+    Raises:
+        FlareError: If the training cannot start or resume, or another process trains the round.
+    """
+    folder = run.round(cfg.round.name)
+    is_first = _is_first()  # the processes of one training share its folder
+    with lock(folder.checkpoints) if is_first else nullcontext():
+        start = find_start(cfg.ckpt_path, folder, training_key(cfg, training.key))
+        if start.checkpoint is not None and is_trained(start.training):
+            log.info(
+                "%s is trained to its end; ckpt_path=null trains it afresh, beside it", start.training.root
+            )
+            if is_first:
+                make_current(start.training)
+            return _result(folder, cfg.objective)
+        pl.seed_everything(int(cfg.seed), verbose=False)
+        validation = [case for case in cases if case.split == "validation" and case.is_labeled]
+        if not validation:
+            log.info("no labelled validation case: no validation, and no best checkpoint")
+        trainer = build_trainer(
+            cfg, start.training, has_validation=bool(validation), ckpt_path=start.checkpoint
+        )
+        # Lightning leaves validation out on a process without a case, and the others would wait for it
+        validation *= math.ceil(trainer.world_size / max(len(validation), 1))
+        items = {case: CaseArrays(*paths) for case, paths in training.items.items()}
+        data = FlareDataModule(cfg, items, validation=validation, intensity=intensity)
+        module = build_module(cfg, intensity)
+        is_taught = cfg.round.init == "teacher" and start.checkpoint is None
+        teacher = read_teacher(cfg, run) if is_taught else None
+        if teacher is not None:
+            log.info("weights start from those of round %s", teacher.round)
+            start_from_teacher(module.net, teacher, labels=module.labels, targets=cfg.labels.targets)
+        if is_first:  # everything that can refuse is built: only now files are touched
+            begin(start)
+            record_environment(folder.root, cfg)
+        with told_if_full(folder.root):
+            trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
+        if is_first:
+            mark_trained(start.training)
+    return _result(folder, cfg.objective)
+
+
+def _result(folder: RoundFolder, objective: str | None) -> dict[str, Any]:
+    """Give what a training has left as plain values."""
+    rows = read_csv(folder.training_csv)
+    last_row = rows[-1]
+    values = [float(row[objective]) for row in rows if row[objective]] if objective else []
+    return {
+        "checkpoint": str(folder.last),
+        "best": str(folder.best) if folder.best.exists() else None,
+        "metrics": {name: float(value) for name, value in last_row.items() if value},
+        # a search takes None for a failed trial, and ends at what is not finite
+        "objective": values[-1] if values and math.isfinite(values[-1]) else None,
+    }

@@ -1,0 +1,135 @@
+"""What a checkpoint carries, and the one place where a file with weights is read or written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import atomic, sha256
+
+KEY = "flare"  # entry of a Lightning checkpoint that holds what inference needs
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network with everything that inference needs; plain values and tensors only.
+
+    Args:
+        path: The file it came from.
+        sha256: Hash of that file: the provenance of pseudo labels names it.
+        state_dict: Weights of the bare network.
+        classes: The class list, as `LabelSet.to_config` gives it.
+        targets: `organs`, `tumor` or `organs_tumor`.
+        spacing_mm: Training grid along Z, Y, X.
+        interpolation: How images were resampled.
+        intensity: The cohort's foreground statistics in HU.
+        patch_size: Training patch along Z, Y, X.
+        mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which patches were flipped in training.
+        round: Name of the round, None for `round=null`.
+        config: The run's configuration as plain values.
+        git_revision: Of the code that trained it.
+    """
+
+    path: Path
+    sha256: str
+    state_dict: dict[str, torch.Tensor]
+    classes: dict[str, dict[str, Any]]
+    targets: str
+    spacing_mm: tuple[float, float, float]
+    interpolation: str
+    intensity: dict[str, float]
+    patch_size: tuple[int, int, int]
+    mirror_axes: tuple[int, ...]
+    round: str | None
+    config: dict[str, Any]
+    git_revision: str
+
+    @property
+    def labels(self) -> LabelSet:
+        """The class list."""
+        return LabelSet.from_config(self.classes)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Class id of each output channel."""
+        return self.labels.outputs(self.targets)
+
+
+# what the entry holds: all but what the file itself says
+CARRIED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("path", "sha256", "state_dict"))
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line that is not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def write_weights_file(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all.
+
+    Raises:
+        NoRoomError: If the disk is full.
+    """
+    # to a stream of ours: given a path, torch does not say why it could not write
+    with atomic(Path(path)) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
+
+
+def read_weights_file(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values; nothing in it can run code.
+
+    Raises:
+        FlareError: If it is missing, damaged, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FlareError(f"checkpoint={path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))  # what it would have run, at the end of a long text
+        reason = f"refuses {named[1]}" if named else _line(error)
+        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {reason}") from None
+    if not isinstance(content, dict):
+        raise FlareError(f"checkpoint={path}: expected a dictionary, found {type(content).__name__}")
+    return content
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of a round.
+
+    Raises:
+        FlareError: If it is none of ours, with what is missing.
+    """
+    path = Path(path)
+    content = read_weights_file(path)
+    if KEY not in content or "state_dict" not in content:
+        raise FlareError(
+            f"checkpoint={path}: not a checkpoint of flare (no entry {KEY!r}); see flare.convert"
+        )
+    carried = content[KEY]
+    missing = [k for k in CARRIED if k not in carried]
+    if missing:
+        raise FlareError(f"checkpoint={path}: its entry {KEY!r} lacks {missing}")
+    state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
+    return Checkpoint(
+        path=path,
+        sha256=sha256(path),
+        state_dict=state,
+        classes=carried["classes"],
+        targets=carried["targets"],
+        spacing_mm=tuple(carried["spacing_mm"]),
+        interpolation=carried["interpolation"],
+        intensity=carried["intensity"],
+        patch_size=tuple(carried["patch_size"]),
+        mirror_axes=tuple(carried["mirror_axes"]),
+        round=carried["round"],
+        config=carried["config"],
+        git_revision=carried["git_revision"],
+    )

@@ -1,0 +1,110 @@
+"""What is already done: one append-only journal a step, so that a killed run resumes where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flare.core.files import config_hash, sha256, stat_key, told_if_full
+
+Inputs = Mapping[str, "Path | str"]
+
+
+def _keys(inputs: Inputs) -> dict[str, Any]:
+    """A file that a user may touch counts by size and time, an own output by its hash."""
+    return {k: stat_key(v) if isinstance(v, Path) else v for k, v in inputs.items()}
+
+
+class Journal:
+    """Which cases of one step are done, from what and with which config.
+
+    One JSON line a case in `path`, the last line of a case wins; a truncated last line (a killed process)
+    is ignored. Recorded are the inputs (a `Path`: size and time; a `str`: the hash of an output of ours),
+    a digest of the config, the outputs with their hash, size and time, and free values.
+
+    Args:
+        path: The journal, made when first written.
+        is_kept: Whether what is recorded goes to disk; else it is known to this object alone.
+    """
+
+    def __init__(self, path: Path, *, is_kept: bool = True) -> None:
+        self.path = Path(path)
+        self.is_kept = is_kept
+        self._entries: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                self._entries[entry["case"]] = entry
+
+    def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any]) -> bool:
+        """Whether the case was done from exactly these inputs and config and its outputs still stand."""
+        entry = self._entries.get(case_id)
+        if entry is None or entry["config"] != config_hash(config):
+            return False
+        try:
+            if entry["inputs"] != _keys(inputs):
+                return False
+            return all(stat_key(self.path.parent / o["path"]) == o["stat"] for o in entry["outputs"].values())
+        except OSError:
+            return False
+
+    def record(
+        self,
+        case_id: str,
+        inputs: Inputs,
+        config: Mapping[str, Any],
+        outputs: Mapping[str, Path],
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note that the case is done. Call after its outputs have their final names.
+
+        Raises:
+            NoRoomError: If the disk is full.
+        """
+        entry = {
+            "case": case_id,
+            "config": config_hash(config),
+            "inputs": _keys(inputs),
+            "outputs": {
+                # relative, so that a run's folder can be moved
+                name: {
+                    "path": os.path.relpath(path, self.path.parent),
+                    "stat": stat_key(path),
+                    "sha256": sha256(path),
+                }
+                for name, path in outputs.items()
+            },
+            "values": dict(values or {}),
+        }
+        self._entries[case_id] = entry
+        if not self.is_kept:
+            return
+        with told_if_full(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+", encoding="utf-8") as stream:
+                # a process killed in mid-line leaves no newline: ours must not be glued to its half line
+                if stream.tell() and not self._ends_with_newline():
+                    stream.write("\n")
+                stream.write(json.dumps(entry) + "\n")
+
+    def _ends_with_newline(self) -> bool:
+        with self.path.open("rb") as stream:
+            stream.seek(-1, 2)
+            return stream.read(1) == b"\n"
+
+    def __contains__(self, case_id: str) -> bool:
+        return case_id in self._entries
+
+    def values(self, case_id: str) -> dict[str, Any]:
+        """The values recorded with a case."""
+        return self._entries[case_id]["values"]
+
+    def output_hash(self, case_id: str, name: str) -> str:
+        """SHA-256 of a recorded output."""
+        return self._entries[case_id]["outputs"][name]["sha256"]

@@ -1,0 +1,208 @@
+"""From a configuration to the module that trains a round, with its first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flare.core.cases import read_label_map
+from flare.core.classes import LabelSet
+from flare.core.conf import build_part, refusing
+from flare.core.errors import FlareError
+from flare.core.preprocessing import Intensity
+from flare.data.draws import mirror_axes
+from flare.inference.hardware import autocast_type
+from flare.inference.predictor import Predictor
+from flare.inference.settings import InferenceSettings
+from flare.models.losses import AnyLoss, DeepSupervision
+from flare.models.zoo import build, head_axes
+from flare.runs.checkpoints import Checkpoint
+from flare.runs.records import git_revision, public_config
+from flare.training.module import SegmentationModule
+
+
+def build_network(cfg: DictConfig) -> nn.Module:
+    """Build the network of a round with fresh weights.
+
+    Raises:
+        FlareError: If `model.net` is no network.
+    """
+    net, classes = (OmegaConf.to_container(node, resolve=True) for node in (cfg.model.net, cfg.classes))
+    return build(net, classes=classes, targets=cfg.labels.targets)  # type: ignore[arg-type]
+
+
+def build_loss(cfg: DictConfig) -> DeepSupervision:
+    """Build the loss of a round; a loss of a single resolution is put over all of them.
+
+    Raises:
+        FlareError: If a value of `loss` is out of range, or makes no loss.
+    """
+    loss = build_part(cfg.loss, "loss")
+    return loss if isinstance(loss, DeepSupervision) else AnyLoss(loss)
+
+
+def check_optimizer(cfg: DictConfig, network: nn.Module) -> None:
+    """Build optimizer and scheduler of a network as the training will, without its memory.
+
+    Args:
+        cfg: Configuration of `train`; `optimizer` and `scheduler`.
+        network: Of which the shapes count alone.
+
+    Raises:
+        FlareError: If one of them cannot be built, or is none.
+    """
+    # on the CPU, since some optimizers refuse `meta`; one number stands for all of a parameter
+    parameters = [nn.Parameter(torch.zeros(()).expand(p.shape)) for p in network.parameters()]
+    with refusing(cfg.optimizer, "optimizer"):
+        optimizer = instantiate(cfg.optimizer)(parameters)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"expected an optimizer of torch, found {type(optimizer).__name__}")
+    with refusing(cfg.scheduler, "scheduler"):
+        scheduler = instantiate(cfg.scheduler)(optimizer)
+        if not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"expected a schedule of torch, found {type(scheduler).__name__}")
+
+
+def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
+    """Build the module of a round with fresh weights.
+
+    Args:
+        cfg: Configuration of `train`.
+        intensity: Statistics of the cohort; they go with every checkpoint.
+    """
+    carried = {
+        "classes": LabelSet.from_config(cfg.classes).to_config(),
+        "targets": str(cfg.labels.targets),
+        "spacing_mm": [float(size) for size in cfg.data.spacing_mm],
+        "interpolation": str(cfg.data.interpolation),
+        "intensity": intensity.to_dict(),
+        "patch_size": [int(size) for size in cfg.data.patch_size],
+        "mirror_axes": list(mirror_axes(cfg.data.augmentation)),
+        "round": cfg.round.name,
+        "config": public_config(cfg),
+        "git_revision": git_revision(),
+    }
+    return SegmentationModule(
+        build_network(cfg),
+        build_loss(cfg),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        predictor=partial(make_predictor, carried=carried, settings=InferenceSettings.from_config(cfg)),
+        carried=carried,
+        label_map=read_label_map(cfg.data.label_map, LabelSet.from_config(cfg.classes)),
+        nsd=bool(cfg.validation.nsd),
+    )
+
+
+def make_predictor(
+    network: nn.Module, device: torch.device, *, carried: Mapping[str, Any], settings: InferenceSettings
+) -> Predictor:
+    """Make the predictor of validation cases, the same that later predicts from the checkpoint.
+
+    Args:
+        network: With its current weights, in `eval()` mode when it is called.
+        device: Where the network is.
+        carried: What the checkpoint will carry.
+        settings: How to predict.
+    """
+    labels = LabelSet.from_config(carried["classes"])
+    predictor = Predictor(
+        network,
+        labels=labels,
+        outputs=labels.outputs(carried["targets"]),
+        spacing_mm=tuple(carried["spacing_mm"]),
+        interpolation=carried["interpolation"],
+        intensity=Intensity.from_dict(carried["intensity"]),
+        patch_size=tuple(carried["patch_size"]),
+        mirror_axes=tuple(carried["mirror_axes"]),
+        settings=settings,
+    )
+    # a predictor looks for a GPU of its own; here the network is where the trainer has put it
+    predictor.device = device
+    predictor.autocast_type = autocast_type(settings.precision, device)
+    return predictor
+
+
+def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+    """Copy a teacher's weights into a network of the same architecture, in place.
+
+    A head has one row a class; the rows of classes that the teacher does not know keep their fresh
+    initialisation.
+
+    Args:
+        network: Freshly initialised.
+        teacher: Checkpoint of the round's teacher.
+        labels: The class list of the new round.
+        targets: What the new round trains.
+
+    Raises:
+        FlareError: If architecture or class list are others.
+    """
+    check_teacher(network, teacher, labels=labels, targets=targets)
+    outputs = labels.outputs(targets)
+    pairs = [(outputs.index(c), teacher.outputs.index(c)) for c in outputs if c in teacher.outputs]
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    axes = head_axes(network)
+    with torch.no_grad():
+        for key, weights in network.state_dict().items():
+            if key in axes:
+                rows = teacher.state_dict[key].movedim(axes[key], 0)[theirs]
+                weights.movedim(axes[key], 0)[ours] = rows.to(weights)
+            else:
+                weights.copy_(teacher.state_dict[key])
+
+
+def check_teacher(network: nn.Module, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+    """Refuse a teacher whose weights cannot be copied; heads may differ in their number of classes.
+
+    Args:
+        network: Of the new round; its weights are not looked at and may be on the meta device.
+        teacher: Checkpoint of the round's teacher.
+        labels: The class list of the new round.
+        targets: What the new round trains.
+
+    Raises:
+        FlareError: If it has other layers, or another name for an id that both train.
+    """
+    check_architecture(network, teacher.state_dict, str(teacher.path))
+    for class_id in set(labels.outputs(targets)[1:]) & set(teacher.outputs):
+        name, theirs_name = labels.name_of(class_id), teacher.labels.name_of(class_id)
+        if name != theirs_name:
+            raise FlareError(
+                f"round.init=teacher: class {class_id} is {theirs_name} in {teacher.path}, {name} in classes"
+            )
+
+
+def check_architecture(network: nn.Module, state: dict[str, Tensor], teacher: str) -> None:
+    """Refuse weights of other layers; heads may differ in their number of classes.
+
+    Args:
+        network: Of the new round.
+        state: The teacher's weights; they, too, may be on the meta device.
+        teacher: What the teacher is called.
+
+    Raises:
+        FlareError: Naming the first layer that differs.
+    """
+    axes = head_axes(network)
+    ours, theirs = _shapes(network.state_dict(), axes), _shapes(state, axes)
+    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if different:
+        key = different[0]
+        raise FlareError(
+            f"round.init=teacher: {teacher} has another architecture ({key} is {theirs.get(key)}, the "
+            f"model's is {ours.get(key)}); choose the teacher's model or round.init=fresh"
+        )
+
+
+def _shapes(state: dict[str, Tensor], axes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor, of a head without its classes."""
+    return {k: tuple(n for axis, n in enumerate(w.shape) if axis != axes.get(k)) for k, w in state.items()}

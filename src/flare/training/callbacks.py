@@ -1,0 +1,239 @@
+"""Lightning's messages that a user of a training cannot act upon."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from rich.progress import Progress
+
+from flare.core.classes import LabelSet
+from flare.core.files import read_csv, write_csv
+from flare.runs.checkpoints import read_weights_file, write_weights_file
+from flare.runs.folders import TrainingFolder
+from flare.runs.work import progress
+from flare.training.resuming import make_current
+
+HIDDEN_WARNINGS = (
+    # patches are prepared by `data.workers`; on a machine of few cores the training needs the rest
+    ".*does not have many workers.*",
+    # its csv is overwritten when a round resumes; the table that lasts is training.csv
+    ".*Experiment logs directory .* exists and is not empty.*",
+    # the folder of a round exists before its training does
+    ".*Checkpoint directory .* exists and is not empty.*",
+    # a CPU was asked for
+    ".*GPU available but not used.*",
+    # then a step is logged by no logger; the epoch is
+    ".*is smaller than the logging interval.*",
+    # validation scores are gathered from all processes before they are logged
+    ".*It is recommended to use `self.log.*sync_dist=True.*",
+    # raised within Lightning by its own use of torch
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+)
+
+
+def hide_messages() -> None:
+    """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services."""
+    for message in HIDDEN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+
+
+MONITOR = "val/dsc_mean"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, under their final name only when they are complete.
+
+    Lightning's own saving writes to the final name, or across file systems: a process killed meanwhile
+    leaves half a file there, and nothing to resume from.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint to a temporary file and rename it.
+
+        Raises:
+            NoRoomError: If the disk is full.
+        """
+        write_weights_file(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint as everything here does: tensors and plain values, on the CPU."""
+        return read_weights_file(Path(path))
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt`, from which a round resumes and which teaches the next, and `best.ckpt`.
+
+    The best is the one of the highest mean validation DSC; there is none without validation. Both lie in the
+    trainer's `default_root_dir`, which is the folder of the training, and have names in the round's.
+
+    Args:
+        every_n_epochs: How often the last one is written; the end of a round always is.
+    """
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.best = -math.inf
+        self.is_validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the scores are of this epoch; Lightning keeps older ones among its metrics."""
+        self.is_validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what is due.
+
+        The best comes first: killed in between, the resumed epoch finds the same score and saves it again.
+        """
+        folder = TrainingFolder(Path(trainer.default_root_dir))
+        score = float(trainer.callback_metrics.get(MONITOR, -math.inf)) if self.is_validated else -math.inf
+        self.is_validated = False
+        if score > self.best:
+            self.best = score
+            trainer.save_checkpoint(folder.best)
+        done = trainer.current_epoch + 1
+        if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
+            trainer.save_checkpoint(folder.last)
+        if trainer.is_global_zero:
+            make_current(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training must remember."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the saved training was."""
+        self.best = state_dict["best"]
+
+
+log = logging.getLogger(__name__)
+
+
+MEBIBYTE = 2**20
+
+
+class Throughput(Callback):
+    """Logs the training speed of each epoch, validation apart, and the most GPU memory in use.
+
+    `patches_per_s` counts the patches of all devices; `gpu_memory_mb` is this process's, in MiB.
+    """
+
+    def __init__(self) -> None:
+        self.started = self.stopped = 0.0
+        self.patches = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.started = self.stopped = time.perf_counter()
+        self.patches = 0
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch; the clock stops at the last one, so that validation is not timed."""
+        self.patches += len(batch["image"]) * trainer.world_size
+        self.stopped = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch's figures."""
+        speed = self.patches / max(self.stopped - self.started, 1e-9)
+        pl_module.log("patches_per_s", speed, rank_zero_only=True, sync_dist=False)
+        if pl_module.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(pl_module.device) / MEBIBYTE
+            pl_module.log("gpu_memory_mb", memory, rank_zero_only=True, sync_dist=False)
+
+
+class EpochProgress(Callback):
+    """A progress bar over all steps of the round with an estimate of what is left, and a line an epoch."""
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar, at the step where a resumed training stands."""
+        if not trainer.is_global_zero:
+            return
+        total = (trainer.max_epochs or 1) * int(trainer.num_training_batches)
+        self.bar = self.stack.enter_context(progress("train", total=total, done=trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.advance(self.bar.task_ids[0])
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell loss and, where there was a validation, score."""
+        if self.bar is None:
+            return
+        shown = {"loss": "train/loss", "dsc": MONITOR}
+        values = {name: trainer.callback_metrics.get(key) for name, key in shown.items()}
+        text = " ".join(f"{name} {float(value):.3f}" for name, value in values.items() if value is not None)
+        self.bar.update(self.bar.task_ids[0], description=f"train {text}")
+        log.info("epoch %d of %d: %s", trainer.current_epoch + 1, trainer.max_epochs, text)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Close the bar, also after an exception."""
+        self.stack.close()
+        self.bar = None
+
+
+class TrainingTable(Callback):
+    """Writes `training.csv`: a row an epoch with loss, learning rate, speed and validation scores.
+
+    A resumed training goes on in the same table; rows of epochs that it does again are replaced.
+
+    Args:
+        labels: The class list, for the columns.
+    """
+
+    def __init__(self, labels: LabelSet) -> None:
+        self.scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in labels.names]
+        self.scores += [MONITOR, "val/nsd_mean"]
+        self.each_epoch = ["lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb"]
+        self.rows: list[dict[str, Any]] = []
+        self.is_validated = False
+
+    @property
+    def columns(self) -> list[str]:
+        """What is told of an epoch."""
+        return [*self.each_epoch, *self.scores]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take up the rows of the epochs before this one."""
+        path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
+        known = read_csv(path) if path.exists() else []
+        self.rows = [row for row in known if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the scores are of this epoch; Lightning keeps older ones among its metrics."""
+        self.is_validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a row and write the table."""
+        names = self.each_epoch + (self.scores if self.is_validated else [])
+        self.is_validated = False
+        metrics = trainer.callback_metrics
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self.rows.append(row | {name: f"{float(metrics[name]):.6g}" for name in names if name in metrics})
+        if trainer.is_global_zero:
+            path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
+            write_csv(path, self.rows, ["epoch", "step", *self.columns])

@@ -1,0 +1,255 @@
+"""Validation while training: whole cases on their original grid, each class only where it is defined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Protocol, TypedDict, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from flare.core.cases import Case
+from flare.core.classes import LabelSet
+from flare.core.errors import CaseError, FlareError
+from flare.core.geometry import Volume
+from flare.core.volumes import match_grid, read_image, read_labels
+from flare.data.loaders import Batch
+from flare.evaluation.metrics import score_case as surface_scores
+from flare.inference.components import dice
+from flare.models.losses import DeepSupervision
+from flare.models.zoo import unsupervised
+from flare.runs.checkpoints import KEY
+from flare.training.callbacks import hide_messages
+
+Scores = dict[str, float]
+
+
+class CasePredictor(Protocol):
+    """What validation asks of a predictor."""
+
+    def predict(self, volume: Volume) -> Any:
+        """Give an object whose `segmentation` is `(Z, Y, X)` class ids on the volume's own grid."""
+        ...
+
+
+class Segmented(TypedDict):
+    """A validation case with the current weights' segmentation, all on its original grid.
+
+    Args:
+        image: The CT.
+        reference: `(Z, Y, X)` uint8 class ids of the annotation.
+        segmentation: `(Z, Y, X)` uint8 class ids of the network.
+    """
+
+    image: Volume
+    reference: np.ndarray
+    segmentation: np.ndarray
+
+
+def segment_case(
+    predictor: CasePredictor, case: Case, *, labels: LabelSet, label_map: Mapping[Any, int] | None
+) -> Segmented:
+    """Segment a case and read its annotation.
+
+    Args:
+        predictor: Segments a whole volume.
+        case: With an annotation.
+        labels: The class list.
+        label_map: `data.label_map`, from the annotation's values to class ids.
+
+    Raises:
+        CaseError: If the case has no annotation, or a file is bad.
+    """
+    if case.label is None:
+        raise CaseError(case.id, "no annotation to validate against")
+    image = read_image(case.image, case.id)
+    reference = match_grid(read_labels(case.label, labels, label_map, case.id), image, case.id).array
+    segmentation = predictor.predict(image).segmentation
+    return Segmented(image=image, reference=reference, segmentation=segmentation)
+
+
+def score_case(segmented: Segmented, *, labels: LabelSet, outputs: Sequence[int], nsd: bool) -> Scores:
+    """Compare a segmentation with its annotation.
+
+    Args:
+        segmented: The case.
+        labels: The class list.
+        outputs: Class id of each output of the network, 0 first; others are not asked for.
+        nsd: Whether to score surfaces as well.
+
+    Returns:
+        `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes that
+        the annotation has.
+    """
+    reference, segmentation = segmented["reference"], segmented["segmentation"]
+    there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
+    present = [class_id for class_id in outputs[1:] if class_id in there]
+    scores = {
+        f"dsc/{labels.name_of(class_id)}": dice(segmentation == class_id, reference == class_id)
+        for class_id in present
+    }
+    if nsd:
+        spacing_mm = segmented["image"].geometry.spacing_mm
+        found = surface_scores(
+            reference, segmentation, spacing_mm=spacing_mm, labels=labels, protocol="present"
+        )
+        for class_id in present:
+            score = found[labels.by_id(class_id).short].nsd
+            if score is not None:
+                scores[f"nsd/{labels.name_of(class_id)}"] = score
+    return scores
+
+
+def mean_scores(scores: Mapping[str, Scores], labels: LabelSet) -> Scores:
+    """Average over the cases that have a class, then over the organs.
+
+    Args:
+        scores: Case id to what `score_case` gives.
+        labels: The class list.
+
+    Returns:
+        `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
+        of the tumor where no organ is trained; the same for `nsd`. Empty if no class was to be scored.
+    """
+    organs = {labels.name_of(class_id) for class_id in labels.organs}
+    by_key: dict[str, list[float]] = {}
+    for case in sorted(scores):  # the same order of summation on every rank
+        for key, value in scores[case].items():
+            by_key.setdefault(key, []).append(value)
+    means: Scores = {}
+    for measure in ("dsc", "nsd"):
+        keys = {name: f"{measure}/{name}" for name in labels.names}
+        found = {name: fmean(by_key[key]) for name, key in keys.items() if key in by_key}
+        if found:
+            averaged = [value for name, value in found.items() if name in organs] or list(found.values())
+            means |= {f"val/{keys[name]}": value for name, value in found.items()}
+            means[f"val/{measure}_mean"] = fmean(averaged)
+    return means
+
+
+class SegmentationModule(pl.LightningModule):
+    """Trains a network on patches and validates it on whole cases.
+
+    Heads to which the loss gives no weight, and whatever else it does not reach, are frozen: nnU-Net never
+    touches them either, and processes that train together need every other parameter to have a gradient.
+
+    Args:
+        net: The bare network.
+        loss: Compares the logits of all resolutions with the target.
+        optimizer: Makes the optimizer of the parameters.
+        scheduler: Makes the schedule of the optimizer, stepped once an epoch.
+        predictor: Makes the predictor of whole cases, with the current weights and on the given device.
+        carried: What a checkpoint carries beside the weights, see `checkpoints.Checkpoint`; plain values.
+        label_map: `data.label_map`, for the annotations of validation cases.
+        nsd: Whether validation scores surfaces as well.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: DeepSupervision,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler],
+        predictor: Callable[[nn.Module, torch.device], CasePredictor],
+        carried: Mapping[str, Any],
+        label_map: Mapping[Any, int] | None = None,
+        nsd: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.make_predictor = predictor
+        self.carried = dict(carried)
+        self.label_map = label_map
+        self.nsd = nsd
+        self.labels = LabelSet.from_config(carried["classes"])
+        self.outputs = self.labels.outputs(carried["targets"])
+        self.scores: dict[str, Scores] = {}
+        for parameter in unsupervised(net, carried["patch_size"], loss.weights):
+            parameter.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Hide Lightning's messages in every process that trains."""
+        hide_messages()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Make the optimizer and its schedule."""
+        optimizer = self.make_optimizer(self.net.parameters())
+        scheduler = self.make_scheduler(optimizer)
+        # a schedule that waits for a plateau waits for the loss's
+        schedule: LRSchedulerConfigType = {
+            "scheduler": scheduler,
+            "interval": "epoch",
+            "monitor": "train/loss",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_fit_start(self) -> None:
+        """Tell the loggers which configuration this is, without paths."""
+        for logger in self.loggers:
+            logger.log_hyperparams(self.carried["config"])
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Compute the loss of a batch and log it and its parts."""
+        parts = self.loss(self.net(batch["image"]), batch["target"])
+        self.log_dict(
+            {f"train/{name}": value for name, value in parts._asdict().items() if value is not None},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(batch["image"]),
+            sync_dist=True,
+        )
+        return parts.loss
+
+    def on_train_epoch_start(self) -> None:
+        """Log the learning rate of the epoch, before the schedule moves it."""
+        rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
+        self.log("lr", rate, on_step=False, on_epoch=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Stop a training that has gone wrong, before its weights become a checkpoint."""
+        loss = float(self.trainer.callback_metrics["train/loss"])
+        if not math.isfinite(loss):
+            raise FlareError(
+                f"the loss of epoch {self.current_epoch + 1} is {loss}; the last checkpoint is from before. "
+                "Lower optimizer.lr, or set trainer.precision=32"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of earlier weights."""
+        self.scores = {}
+        self.predictor = self.make_predictor(self.net, self.device)
+
+    def validation_step(self, case: Case, batch_index: int) -> Segmented:
+        """Segment a whole case with the current weights and score it on its original grid.
+
+        Returns:
+            The case, for callbacks that show it.
+        """
+        found = segment_case(self.predictor, case, labels=self.labels, label_map=self.label_map)
+        self.scores[case.id] = score_case(found, labels=self.labels, outputs=self.outputs, nsd=self.nsd)
+        return found
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean scores; with several processes each has had a share of the cases."""
+        if self.trainer.world_size > 1:
+            shares: list[dict[str, Scores]] = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(shares, self.scores)
+            self.scores = {case: scores for share in shares for case, scores in share.items()}
+        means = mean_scores(self.scores, self.labels)
+        # every rank has the same means: nothing to synchronise
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what inference needs to know of the training."""
+        checkpoint[KEY] = self.carried

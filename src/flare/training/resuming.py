@@ -1,0 +1,184 @@
+"""Where a training starts: from the beginning, or exactly where it was interrupted.
+
+Each training of a round has a folder of its own, named after its key. Finding it again is a lookup; no start
+moves, replaces or deletes what another one has left. `checkpoints/last.ckpt`, `checkpoints/best.ckpt` and
+`training.csv` of the round are names of the current training's files.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from flare.core.errors import FlareError
+from flare.core.files import config_hash, is_same_file, name_file, remove_partial, sha256
+from flare.runs.folders import RoundFolder, TrainingFolder
+from flare.runs.journal import Journal
+from flare.runs.records import public_config
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = "unknown"  # trainings of which only files were found
+# keys of the trainer that say what is shown and when, not what the weights become
+NOT_IDENTITY = (
+    "log_every_n_steps",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "enable_model_summary",
+    "limit_val_batches",
+)
+
+
+def training_key(cfg: DictConfig, data_key: str) -> str:
+    """Digest of everything that decides the weights: equal keys train equal networks.
+
+    Args:
+        cfg: Configuration of `train`.
+        data_key: Digest of the images and labels, see `labelling.TrainingSet`.
+    """
+    config = public_config(cfg)
+    trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
+    # who labels the unlabelled cases reaches the weights by their labels alone, which are in `data_key`
+    own = {name: value for name, value in config["round"].items() if name != "unlabeled_teacher"}
+    decisive = [
+        config[name] for name in ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
+    ]
+    return config_hash([*decisive, own, config["labels"]["targets"], trainer, data_key])
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training writes, and the checkpoint from which it goes on; None is the beginning."""
+
+    training: TrainingFolder
+    checkpoint: Path | None
+
+
+def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
+    """Decide where a training starts; nothing is touched yet, see `begin`.
+
+    Args:
+        ckpt_path: `auto` resumes the latest training of this key, and starts from the beginning where there
+            is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
+            current checkpoint, a path from that file. What goes on from weights of another key is a training
+            of its own, which `auto` does not take for one of this key; the same command resumes it, too.
+        folder: The round's folder.
+        key: Of this training, see `training_key`.
+
+    Raises:
+        FlareError: If there is nothing to resume.
+    """
+    if ckpt_path is None:
+        return Start(_unused(folder, key), None)
+    if ckpt_path == "auto":
+        return _go_on(folder, key, None)
+    path = folder.last if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
+    source = next((found for found in _trainings(folder) if is_same_file(path, found.last)), None)
+    if source is not None and re.split(r"[.-]", source.root.name)[0] == key:
+        return Start(source, source.last)
+    log.warning(
+        "ckpt_path was trained on other data or with another configuration: the round will not count as "
+        "trained with this one, and ckpt_path=auto (iterate) will train it from the beginning"
+    )
+    origin = path if source is None else source.last
+    return _go_on(folder, f"{key}-from-{sha256(path)[:8]}", origin)
+
+
+def _go_on(folder: RoundFolder, name: str, origin: Path | None) -> Start:
+    """Resume the latest training of a name, or begin one at `origin`."""
+    training = find_training(folder, name)
+    return Start(training, training.last) if training else Start(_unused(folder, name), origin)
+
+
+def find_training(folder: RoundFolder, name: str) -> TrainingFolder | None:
+    """The latest training of a name that has a checkpoint to resume from; the name is its key."""
+    return next((found for found in reversed(_attempts(folder, name)) if found.last.exists()), None)
+
+
+def _attempts(folder: RoundFolder, name: str) -> list[TrainingFolder]:
+    """The trainings of one name in the order in which they began: `name`, `name.2`, `name.3`, ..."""
+    further = re.compile(re.escape(name) + r"(\.\d+)?")
+    found = [training for training in _trainings(folder) if further.fullmatch(training.root.name)]
+    return sorted(found, key=_number)
+
+
+def _number(training: TrainingFolder) -> int:
+    return int(training.root.suffix[1:] or 1)
+
+
+def _trainings(folder: RoundFolder) -> list[TrainingFolder]:
+    """All trainings of a round."""
+    return [TrainingFolder(path) for path in folder.checkpoints.glob("[!.]*") if path.is_dir()]
+
+
+def _unused(folder: RoundFolder, name: str) -> TrainingFolder:
+    """The folder of a new training: that of one which left no weights, or a further one."""
+    attempts = _attempts(folder, name)
+    if not attempts:
+        return TrainingFolder(folder.checkpoints / name)
+    if attempts[-1].last.exists() or attempts[-1].best.exists():
+        return TrainingFolder(folder.checkpoints / f"{name}.{_number(attempts[-1]) + 1}")
+    return attempts[-1]
+
+
+def begin(start: Start) -> None:
+    """Make the folder of a training that begins, and make it current if it has weights already.
+
+    Call it when everything that could refuse has been built. Killed at any moment, every checkpoint is
+    where it was or has one more name.
+    """
+    training = start.training
+    remove_partial(training.round.checkpoints, below=True)
+    remove_partial(training.round.root)
+    _adopt(training.round)
+    training.root.mkdir(parents=True, exist_ok=True)
+    if start.checkpoint is not None and start.checkpoint != training.last:
+        origin = TrainingFolder(start.checkpoint.resolve().parent)
+        for name, file in ((training.training_csv, origin.training_csv), (training.best, origin.best)):
+            if file.exists():
+                name_file(name, file, link=False)
+    make_current(training)
+
+
+def _adopt(folder: RoundFolder) -> None:
+    """Give files that are no training's, put under the round's names by hand, a folder of their own."""
+    known = [training.names for training in _trainings(folder)]
+    for name, file in _unused(folder, UNKNOWN).names.items():
+        is_known = name.is_symlink() or any(is_same_file(name, files[name]) for files in known)
+        if name.exists() and not is_known:
+            log.warning("%s is of no training known here; it is kept as %s", name, file)
+            name_file(file, name, link=False)
+
+
+def make_current(training: TrainingFolder) -> None:
+    """Let the round's names lead to a training's files.
+
+    A training without a checkpoint to resume from leaves the names to the one before.
+    """
+    if not training.last.exists() and training.round.last.exists():
+        return
+    for name, file in training.names.items():
+        if file.exists():
+            name_file(name, file)
+        else:
+            name.unlink(missing_ok=True)  # a name alone: the file is in the folder of its training
+
+
+def mark_trained(training: TrainingFolder) -> None:
+    """Note that a training is complete, and what it left."""
+    _journal(training).record("train", {}, {}, {"checkpoint": training.last})
+
+
+def is_trained(training: TrainingFolder) -> bool:
+    """Whether a training is complete and its last checkpoint is still what it left."""
+    return _journal(training).is_current("train", {}, {})
+
+
+def _journal(training: TrainingFolder) -> Journal:
+    return Journal(training.root / "journal.jsonl")

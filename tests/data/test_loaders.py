@@ -1,0 +1,190 @@
+"""Batches as a function of (seed, step): determinism, resume, ranks, targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from flare.core.classes import LabelSet
+from flare.core.preprocessing import Intensity
+from flare.data.augment import Augmenter
+from flare.data.cache import sample_foreground, store_array
+from flare.data.loaders import CaseArrays, PatchDataset, SampleKey, StepLoader, StepSampler
+from flare.data.patches import ForegroundSampling
+
+PATCH = (6, 12, 16)
+CONFIG = Path(__file__).parents[2] / "conf" / "data" / "default.yaml"
+INTENSITY = Intensity(lower=-200, upper=300, mean=50, std=100)
+
+
+def write_cases(folder: Path, count: int = 3) -> list[tuple[str, CaseArrays]]:
+    """Images of -500 HU with an organ at 50 HU and a tumor at 500 HU, and their labels."""
+    cases = []
+    for index in range(count):
+        shape = (8 + index, 20, 24)
+        label = np.zeros(shape, dtype=np.uint8)
+        label[2:7, 4:14, 5:15] = 1 + index
+        label[3:5, 6:9, 6:9] = 14
+        image = np.choose((label > 0).astype(int) + (label == 14), [-500, 50, 500]).astype(np.int16)
+        arrays = CaseArrays(folder / f"{index}-image.b2nd", folder / f"{index}-label.b2nd")
+        store_array(arrays.image, image)
+        store_array(arrays.label, label, foreground=sample_foreground(label, 1000))
+        cases.append((f"case-{index}", arrays))
+    return cases
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PatchDataset:
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIG), resolve=False)["augmentation"]
+    settings["extra"] = [{"_target_": "torchio.RandomGhosting", "intensity": [1, 2]}]
+    return PatchDataset(
+        cases=write_cases(tmp_path_factory.mktemp("cache")),
+        intensity=INTENSITY,
+        outputs=(0, *range(1, 15)),
+        sampling=ForegroundSampling(PATCH, 2, 0.33, 0.0, tuple(range(1, 15)), 14),
+        augmenter=Augmenter(PATCH, settings),
+        seed=0,
+    )
+
+
+def unchanged(dataset: PatchDataset) -> PatchDataset:
+    """The same patches without augmentation."""
+    settings = {
+        name: {**section, "probability": 0.0} if isinstance(section, dict) else section
+        for name, section in dataset.augmenter.settings.items()
+    }
+    return replace(dataset, augmenter=Augmenter(PATCH, {**settings, "extra": []}))
+
+
+def sampler(**changes: Any) -> StepSampler:
+    values = {"batch_size": 2, "epoch_length": 10, "step": lambda: 0, "rank": 0, "world_size": 1}
+    return StepSampler(**{**values, **changes})
+
+
+def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return (
+        torch.equal(first["image"], second["image"])
+        and torch.equal(first["target"], second["target"])
+        and first["case"] == second["case"]
+    )
+
+
+def test_a_sample_is_a_function_of_seed_step_and_number(dataset: PatchDataset) -> None:
+    key = SampleKey(step=4, position=1, sample=1)
+    first = dataset[key]
+    dataset[SampleKey(step=9, position=0, sample=0)]
+    assert equal(first, dataset[key])
+    assert not equal(first, dataset[key._replace(step=5)])
+    assert not equal(first, dataset[key._replace(sample=3)])
+    assert not equal(first, replace(dataset, seed=1)[key])
+
+
+def test_a_patch_has_documented_shapes_and_types(dataset: PatchDataset) -> None:
+    patch = dataset[SampleKey(0, 1, 1)]
+    assert tuple(patch["image"].shape) == (1, *PATCH)
+    assert patch["image"].dtype == torch.float32
+    assert tuple(patch["target"].shape) == PATCH
+    assert patch["target"].dtype == torch.uint8
+
+
+def test_images_are_clipped_and_normalised_and_labels_lie_on_them(dataset: PatchDataset) -> None:
+    patch = unchanged(dataset)[SampleKey(0, 1, 1)]
+    image, target = patch["image"][0], patch["target"]
+    # (-200 - 50) / 100, (50 - 50) / 100, (300 - 50) / 100
+    assert set(image.unique().tolist()) == {-2.5, 0.0, 2.5}
+    assert torch.equal(target == 14, image == 2.5)
+    assert torch.equal(target == 0, image == -2.5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "organ", "tumor"), [("organs", 1, 0), ("tumor", 0, 1), ("organs_tumor", 1, 14)]
+)
+def test_targets_are_output_channels(
+    dataset: PatchDataset, labels: LabelSet, targets: str, organ: int, tumor: int
+) -> None:
+    only = replace(unchanged(dataset), cases=dataset.cases[:1], outputs=labels.outputs(targets))
+    target, image = only[SampleKey(0, 1, 1)]["target"], only[SampleKey(0, 1, 1)]["image"][0]
+    assert set(target[image == 0].tolist()) == {organ}
+    assert set(target[image == 2.5].tolist()) == {tumor}
+    assert set(target[image == -2.5].tolist()) == {0}
+
+
+def test_cases_are_drawn_uniformly(dataset: PatchDataset) -> None:
+    plain = unchanged(dataset)
+    drawn = [plain[SampleKey(step, 0, 0)]["case"] for step in range(600)]
+    counts = [drawn.count(case_id) for case_id, _ in dataset.cases]
+    assert all(abs(count - 200) < 4 * np.sqrt(600 * 2 / 9) for count in counts)
+
+
+def test_an_epoch_is_a_number_of_steps() -> None:
+    batches = list(sampler())
+    assert len(batches) == len(sampler()) == 10
+    assert batches[3] == [SampleKey(3, 0, 0), SampleKey(3, 1, 1)]
+
+
+def test_the_next_epoch_goes_on_with_the_steps() -> None:
+    assert [batch[0].step for batch in sampler(step=lambda: 20)] == list(range(20, 30))
+
+
+def test_a_resumed_epoch_holds_what_is_left_of_it() -> None:
+    whole = list(sampler(step=lambda: 10))
+    assert list(sampler(step=lambda: 17)) == whole[7:]
+
+
+def test_the_step_is_asked_anew_for_each_epoch() -> None:
+    step = [0]
+    endless = sampler(step=lambda: step[0])
+    list(endless)
+    step[0] = 30
+    assert next(iter(endless))[0].step == 30
+
+
+def test_two_ranks_share_no_sample_and_have_the_same_composition() -> None:
+    first = [key for batch in sampler(rank=0, world_size=2) for key in batch]
+    second = [key for batch in sampler(rank=1, world_size=2) for key in batch]
+    assert not {(key.step, key.sample) for key in first} & {(key.step, key.sample) for key in second}
+    assert {key.sample for key in first + second} == {0, 1, 2, 3}
+    assert [key.position for key in first] == [key.position for key in second]
+
+
+def test_workers_give_the_same_batches_in_the_same_order(dataset: PatchDataset) -> None:
+    inside, outside = (
+        list(StepLoader(dataset, sampler(epoch_length=4), workers=workers, pin_memory=False))
+        for workers in (0, 2)
+    )
+    assert len(inside) == 4
+    assert all(equal(a, b) for a, b in zip(inside, outside, strict=True))
+    assert tuple(inside[0]["image"].shape) == (2, 1, *PATCH)
+    assert len(inside[0]["case"]) == 2
+
+
+def test_a_patch_takes_one_thread_and_gives_the_others_back(dataset: PatchDataset) -> None:
+    before = torch.get_num_threads()
+    seen = []
+
+    class Spy(Augmenter):
+        def draw(self, rng: np.random.Generator) -> Any:
+            seen.append(torch.get_num_threads())
+            return super().draw(rng)
+
+    torch.set_num_threads(2)
+    try:
+        replace(dataset, augmenter=Spy(PATCH, dataset.augmenter.settings))[SampleKey(0, 0, 0)]
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_persistent_workers_follow_the_step(dataset: PatchDataset) -> None:
+    step = [0]
+    keys = sampler(epoch_length=2, step=lambda: step[0])
+    loader = StepLoader(unchanged(dataset), keys, workers=1, pin_memory=False)
+    first = list(loader)
+    step[0] = 1
+    assert equal(next(iter(loader)), first[1])

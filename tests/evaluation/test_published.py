@@ -1,0 +1,71 @@
+"""The paper's numbers, checked against each other: sums that a slip of a digit would break."""
+
+import numpy as np
+import pytest
+
+from flare.core.classes import LabelSet
+from flare.evaluation.rendering import published, published_round
+
+ROUNDS = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
+
+
+def test_rounds_and_their_training_images() -> None:
+    images = {name: published_round(name)["training_images"] for name in published()["table5"]}
+    expected = dict(zip(ROUNDS, (222, 2200, 2200, 1497, 1497, 2200, 4000, 4000), strict=True))
+    assert images == expected
+
+
+@pytest.mark.parametrize("name", [r for r in ROUNDS if r != "mt"])
+@pytest.mark.parametrize("measure", ["DSC", "NSD"])
+def test_organ_means_are_the_means_of_the_organs(labels: LabelSet, name: str, measure: str) -> None:
+    scores = published_round(name)[measure]
+    organs = [scores[labels.by_id(i).short] for i in labels.organs]
+    assert np.mean(organs) == pytest.approx(scores["organ_mean"], abs=0.0051)
+
+
+def test_headline_figures_of_table_5() -> None:
+    means = [published_round(r)["DSC"].get("organ_mean") for r in ROUNDS]
+    assert means == [86.68, 87.88, 88.38, None, 88.59, 88.85, 88.86, 88.93]
+    tumors = [published_round(r)["DSC"].get("Lesion") for r in ROUNDS]
+    assert tumors == [None, None, None, 34.34, 43.76, 44.31, 44.73, 45.76]
+    assert published_round("mt")["NSD"] == {"Lesion": 24.02}
+    assert published_round("untrained") == {}
+
+
+def test_averages_of_table_4_are_over_all_fourteen_classes(labels: LabelSet) -> None:
+    table = published()["table4"]
+    for split in ("public", "online", "testing"):
+        for measure in ("DSC", "NSD"):
+            values = [np.ravel(table[c.short][split][measure])[0] for c in labels.classes]
+            expected = np.ravel([table["average"][split][measure]])[0]
+            assert np.mean(values) == pytest.approx(expected, abs=0.0101), (split, measure)
+
+
+def test_online_column_of_table_4_is_the_last_round_of_table_5(labels: LabelSet) -> None:
+    for c in labels.classes:
+        online = published()["table4"][c.short]["online"]
+        for measure in ("DSC", "NSD"):
+            assert online[measure] == pytest.approx(published_round("mot3")[measure][c.short], abs=0.0101)
+
+
+def test_test_column_of_table_4_agrees_with_table_8(labels: LabelSet) -> None:
+    table = published()["table4"]
+    means = [
+        np.mean([table[labels.by_id(i).short]["testing"][m] for i in labels.organs]) for m in ("DSC", "NSD")
+    ]
+    assert np.round(means, 2).tolist() == [89.75, 95.93]  # the paper prints 89.68 and 95.89
+    table8 = published()["table8"]
+    assert (table8["organ_DSC"], table8["organ_NSD"]) == (0.8968, 0.9589)
+    assert 100 * table8["tumor_DSC"] == pytest.approx(table["Lesion"]["testing"]["DSC"])
+    assert 100 * table8["tumor_NSD"] == pytest.approx(table["Lesion"]["testing"]["NSD"])
+    assert (table8["gpu_auc"], table8["time_s"]) == (33804, 18.53)
+
+
+def test_efficiency_tables() -> None:
+    cases = published()["table6"]
+    assert [c["case"] for c in cases] == ["0001", "0051", "0017", "0019", "0099", "0063", "0048", "0029"]
+    assert [c["size"][2] for c in cases] == [55, 100, 150, 215, 334, 448, 499, 554]
+    assert sum(c["time_s"] for c in cases) == pytest.approx(239.14)
+    assert sum(c["gpu_auc"] for c in cases) == 429945
+    assert {c["max_gpu_mb"] for c in cases} == {2468}
+    assert (published()["table7"]["time_s"], published()["table7"]["gpu_auc"]) == (26.7, 49352.9)

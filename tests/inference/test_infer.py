@@ -1,0 +1,295 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from flare.core.errors import FlareError
+from flare.core.files import read_csv
+from flare.inference import predict as cohort
+from flare.inference.infer import infer
+from flare.inference.predict import predict_cases
+from flare.inference.settings import InferenceSettings
+from flare.runs.journal import Journal
+
+ROOT = Path(__file__).parents[2]
+CLASSES = [
+    "model.net.features=[4,8]",
+    "model.net.strides=[[1,1,1],[2,2,2]]",
+    "model.net.encoder_kernels=[[3,3,3],[3,3,3]]",
+    "model.net.decoder_kernels=[[3,3,3]]",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny network with random weights, stored as training stores it."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", ["model=tiny", *CLASSES])
+    torch.manual_seed(0)
+    network = instantiate(cfg.model.net)
+    path = tmp_path_factory.mktemp("weights") / "last.ckpt"
+    carried = {
+        "classes": OmegaConf.to_container(cfg.classes),
+        "targets": "organs_tumor",
+        "spacing_mm": [4.0, 3.0, 3.0],
+        "interpolation": "linear",
+        "intensity": {"lower": -150.0, "upper": 250.0, "mean": 50.0, "std": 60.0},
+        "patch_size": [16, 24, 24],
+        "mirror_axes": [0, 1, 2],
+        "round": "mo",
+        "config": {"model": OmegaConf.to_container(cfg.model, resolve=True)},
+        "git_revision": "unknown",
+    }
+    state = {f"net.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "flare": carried}, path)
+    return path
+
+
+def write_ct(path, seed=0, shape=(10, 24, 28), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).normal(0, 80, shape).astype(np.int16)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((2.5, 2.75, 5.0))
+    image.SetOrigin((-100.5, 20.25, -300.0))
+    image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+@pytest.fixture
+def run(config, checkpoint, tmp_path):
+    def start(*overrides, checkpoint=checkpoint):
+        given = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "executor.workers=0"]
+        return infer(
+            config(
+                "infer",
+                f"checkpoint={checkpoint}",
+                "inference.body.minimum_ml=1",
+                "inference.precision=32",
+                "tta=none",
+                *given,
+                *overrides,
+            )
+        )
+
+    return start
+
+
+def test_a_folder_is_searched_and_each_case_keeps_its_geometry(run, tmp_path):
+    write_ct(tmp_path / "in" / "a_0000.nii.gz")
+    write_ct(tmp_path / "in" / "deep" / "b.nrrd", 1, direction=(0, -1, 0, 1, 0, 0, 0, 0, 1))
+    write_ct(tmp_path / "in" / "deep" / "c.mha", 2, direction=(-1, 0, 0, 0, 0, 1, 0, 1, 0))
+    result = run()
+    assert [row["case"] for row in result["cases"]] == ["a", "b", "c"]
+    for case, source in (("a", "a_0000.nii.gz"), ("b", "deep/b.nrrd"), ("c", "deep/c.mha")):
+        given = sitk.ReadImage(str(tmp_path / "in" / source))
+        written = sitk.ReadImage(str(tmp_path / "out" / f"{case}.nii.gz"))
+        assert written.GetPixelID() == sitk.sitkUInt8
+        assert written.GetSize() == given.GetSize()
+        for of in (sitk.Image.GetSpacing, sitk.Image.GetOrigin, sitk.Image.GetDirection):
+            np.testing.assert_allclose(of(written), of(given), atol=1e-5)
+    rows = read_csv(tmp_path / "out" / "inference.csv")
+    assert [row["case"] for row in rows] == ["a", "b", "c"]
+    assert all(int(row["windows"]) > 0 and float(row["seconds"]) > 0 for row in rows)
+    assert all(int(row["uncovered_body_vox"]) >= 0 for row in rows)
+
+
+def test_a_measured_case_is_done_again_and_says_what_it_cost(run, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    assert "time_s" not in run()["cases"][0]
+    segmentation = (tmp_path / "out" / "a.nii.gz").read_bytes()
+    row = run("inference.measure=true")["cases"][0]
+    assert row["size"] == "28x24x10"
+    assert row["time_s"] >= row["seconds"] > 0
+    assert row["cpu_auc"] >= 0
+    assert row["ram_mb"] > 10
+    assert row["max_gpu_mb"] is None or row["max_gpu_mb"] > 0
+    assert (tmp_path / "out" / "a.nii.gz").read_bytes() == segmentation
+    assert float(read_csv(tmp_path / "out" / "inference.csv")[0]["ram_auc"]) == row["ram_auc"]
+    assert read_csv(tmp_path / "out" / "table6.csv")[0]["case"] == "a"
+    assert float(read_csv(tmp_path / "out" / "table7.csv")[0]["ram_mb"]) == row["ram_mb"]
+    # measured once, it is left alone in either way
+    assert run("inference.measure=true")["cases"] == run()["cases"] == [row]
+
+
+def test_measured_and_other_cases_share_a_table(run, tmp_path):
+    write_ct(tmp_path / "in" / "b.nii.gz")
+    run("inference.measure=true")
+    write_ct(tmp_path / "in" / "a.nii.gz", 1)
+    run()
+    rows = read_csv(tmp_path / "out" / "inference.csv")
+    assert [row["time_s"] == "" for row in rows] == [True, False]
+
+
+def test_what_is_done_is_left_alone_until_image_weights_or_settings_change(run, tmp_path, monkeypatch):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    write_ct(tmp_path / "in" / "b.nii.gz", 1)
+    done = []
+    original = cohort.predict_case
+
+    def counted(case, **job):
+        done.append(case)
+        return original(case, **job)
+
+    monkeypatch.setattr(cohort, "predict_case", counted)
+    first = run()
+    assert run() == first
+    assert done == ["a", "b"]
+    write_ct(tmp_path / "in" / "b.nii.gz", 7)
+    run()
+    assert done == ["a", "b", "b"]
+    run("inference.memory_mb=5")
+    assert done == ["a", "b", "b"]
+    run("tta=tta4")
+    assert done == ["a", "b", "b", "a", "b"]
+    (tmp_path / "out" / "a.nii.gz").unlink()
+    run("tta=tta4")
+    assert done == ["a", "b", "b", "a", "b", "a"]
+
+
+def test_a_bad_case_is_named_leaves_nothing_and_the_rest_is_done(run, tmp_path):
+    write_ct(tmp_path / "in" / "good.nii.gz")
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no image")
+    write_ct(tmp_path / "in" / "x" / "twice.nii.gz")
+    write_ct(tmp_path / "in" / "y" / "twice_0000.nii.gz")
+    with pytest.raises(FlareError) as refusal:
+        run()
+    text = str(refusal.value)
+    assert "bad" in text
+    assert str(tmp_path / "in" / "x" / "twice.nii.gz") in text
+    assert str(tmp_path / "in" / "y" / "twice_0000.nii.gz") in text
+    assert "good" not in text
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["good.nii.gz"]
+
+
+def test_a_result_of_an_image_that_went_bad_does_not_stay(run, tmp_path):
+    path = write_ct(tmp_path / "in" / "a.nii.gz")
+    write_ct(tmp_path / "in" / "b.nii.gz")
+    run()
+    path.write_bytes(b"damaged")
+    with pytest.raises(FlareError, match="a"):
+        run()
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["b.nii.gz"]
+
+
+def test_the_output_may_lie_inside_the_input_and_is_not_segmented_again(run, tmp_path):
+    write_ct(tmp_path / "in" / "a_0000.nii.gz")
+    for _ in range(2):
+        result = run(f"output={tmp_path / 'in' / 'segmented'}")
+        assert [row["case"] for row in result["cases"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("checkpoint=/nowhere/x.ckpt", "checkpoint"),
+        ("checkpoint=null", "checkpoint"),
+        ("input=/nowhere", "input"),
+        ("input=", "input: not given"),
+        ("inference.name=quick", "inference.name"),
+        ("round=mo1", "round"),
+        ("round=mo", "spacing_mm"),
+        ("classes.liver.id=20", "classes"),
+    ],
+)
+def test_a_bad_configuration_is_refused_before_any_work(run, tmp_path, override, named):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    with pytest.raises(FlareError, match=named):
+        run(override)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_would_mix_with_the_input_is_refused(run, tmp_path):
+    image = write_ct(tmp_path / "in" / "a.nii.gz")
+    for given in (image, image.parent):
+        with pytest.raises(FlareError, match="output"):
+            run(f"input={given}", f"output={image.parent}")
+
+
+def test_an_empty_folder_is_refused(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(FlareError, match="no image"):
+        run()
+
+
+@pytest.mark.slow
+def test_a_dicom_series_is_one_case(run, real_data, tmp_path):
+    series = real_data / "slab_dicom" / "series"
+    result = run(f"input={series}", "inference=fast")
+    assert [row["case"] for row in result["cases"]] == ["series"]
+    written = sitk.ReadImage(str(tmp_path / "out" / "series.nii.gz"))
+    assert written.GetSize() == (512, 512, 20)
+
+
+def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint, tmp_path):
+    from flare.inference.components import keep_largest
+    from flare.runs.work import LocalExecutor
+
+    image = write_ct(tmp_path / "a.nii.gz", shape=(10, 40, 40))
+    settings = InferenceSettings.from_config(
+        config("infer", "inference=dense", "tta=none", "inference.precision=32")
+    )
+    executor = LocalExecutor(workers=0, retries=0)
+    results = []
+    for components in ((), tuple(range(1, 14))):
+        done = predict_cases(
+            checkpoint,
+            {"a": image},
+            tmp_path / "out",
+            settings=settings,
+            executor=executor,
+            journal=Journal(tmp_path / "predict.jsonl"),
+            components=components,
+        )
+        assert not done.failures
+        results.append(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "a.nii.gz"))))
+    plain, cleaned = results
+    assert (plain != cleaned).any()
+    np.testing.assert_array_equal(cleaned, keep_largest(plain, tuple(range(1, 14))))
+
+
+def test_a_job_of_a_sweep_takes_the_checkpoint_of_the_named_run(run, checkpoint, tmp_path, monkeypatch):
+    job = OmegaConf.create({"job": {"num": 0}, "runtime": {"output_dir": str(tmp_path / "job")}})
+    monkeypatch.setattr(
+        "flare.runs.folders.HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda: job)
+    )
+    last = tmp_path / "outputs" / "default" / "rounds" / "mo" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, last)
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    outputs = f"paths.outputs={tmp_path / 'outputs'}"
+    run("round=mo", "data.spacing_mm=[4,3,3]", outputs, checkpoint="null")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+
+
+@pytest.mark.slow
+def test_the_script_exits_with_one_and_one_line_and_works_in_processes(checkpoint, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    write_ct(tmp_path / "in" / "b.nii.gz", 1)
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"")
+    command = [
+        *(sys.executable, str(ROOT / "infer.py"), f"checkpoint={checkpoint}", f"input={tmp_path / 'in'}"),
+        *(
+            f"output={tmp_path / 'out'}",
+            "executor.workers=2",
+            "inference.precision=32",
+            f"paths.outputs={tmp_path / 'runs'}",
+        ),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1
+    assert "bad" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
+    (tmp_path / "in" / "bad.nii.gz").unlink()
+    assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0

@@ -1,0 +1,438 @@
+import errno
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from cohort_files import image_array, label_array, write, write_case, write_dicom
+from conftest import CONF
+from flare.core.cases import read_index, select_cases
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.core.files import read_csv, stat_key
+from flare.data import cache
+from flare.data.cache import open_array
+from flare.prepare import analysis as analysis_report
+from flare.prepare.cohort import analyse, prepare, prepare_cohort
+from flare.runs.folders import lock, prepared_folder
+
+ORGANS = tuple(range(1, 14))
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plot has tests of its own, and takes longer than all the rest."""
+    monkeypatch.setattr(
+        analysis_report, "plot_label_analysis", lambda path, cases, labels: path.write_bytes(b"")
+    )
+
+
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    """The configuration of prepare.py, composed once: it takes longer than preparing a few cases."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("prepare", ["data=default", "data.name=test", "executor.workers=0"])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+@pytest.fixture
+def build(tmp_path: Path, composed: DictConfig) -> Callable[..., DictConfig]:
+    """A configuration for the cohort below `tmp_path`, worked on in this process."""
+
+    def override(*overrides: str) -> DictConfig:
+        folders = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}", "data.spacing_mm=[5,2,2]"]
+        folders += ["data.labeled_images=images", "data.labels=labels"]
+        return OmegaConf.unsafe_merge(composed.copy(), OmegaConf.from_dotlist([*folders, *overrides]))
+
+    return override
+
+
+def test_a_cohort_of_all_kinds_and_splits(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write(tmp_path / "images/full_0000.nii.gz", image_array(0, (14, 8, 10)))
+    write(tmp_path / "labels/full.nii.gz", label_array(*ORGANS, shape=(14, 8, 10)))
+    write_case(tmp_path, "lesion", 1, 14, seed=1)
+    write_case(tmp_path, "some", 2, seed=2)
+    write(tmp_path / "more/none_0000.nii.gz", image_array(3))
+    write(tmp_path / "vi/v_0000.nii.gz", image_array(4))
+    write(tmp_path / "vl/v.nii.gz", label_array(1))
+    write(tmp_path / "ti/t_0000.nii.gz", image_array(5))
+    cfg = build(
+        "data.unlabeled_images=more",
+        "data.validation_images=vi",
+        "data.validation_labels=vl",
+        "data.test_images=ti",
+    )
+    cohort = prepare(cfg)
+    assert {c.id: (c.split, c.kind) for c in cohort.cases} == {
+        "full": ("train", "organs_complete"),
+        "lesion": ("train", "tumor"),
+        "some": ("train", "partial"),
+        "none": ("train", "unlabeled"),
+        "v": ("validation", "partial"),
+        "t": ("test", "unlabeled"),
+    }
+    assert read_index(cohort.folder.index) == cohort.cases
+    cached = {p.relative_to(cohort.folder.arrays).as_posix() for p in cohort.folder.arrays.rglob("*.b2nd")}
+    assert cached == {
+        *(f"images/{c}.b2nd" for c in ("full", "lesion", "some", "none")),
+        *(f"labels/{c}.b2nd" for c in ("full", "lesion", "some")),
+    }
+    assert [r["status"] for r in read_csv(cohort.folder.integrity)] == ["ok"] * 6
+
+
+def test_arrays_and_statistics_are_those_of_the_files(
+    tmp_path: Path, build: Callable[..., DictConfig]
+) -> None:
+    write_case(tmp_path, "a", 1, 14, seed=1)
+    write_case(tmp_path, "b", 2, seed=2)
+    write(tmp_path / "vi/v_0000.nii.gz", image_array(4) + 2000)
+    write(tmp_path / "vl/v.nii.gz", label_array(1))
+    cohort = prepare(build("data.validation_images=vi", "data.validation_labels=vl"))
+    image = open_array(cohort.folder.image("a"))[:]
+    # written with identity direction (LPS): RAS order flips y and x; the spacing is the files' own
+    assert np.array_equal(image, image_array(1)[:, ::-1, ::-1])
+    assert np.array_equal(open_array(cohort.folder.labels("a"))[:], label_array(1, 14)[:, ::-1, ::-1])
+    pooled = np.concatenate(
+        [image_array(1)[label_array(1, 14) > 0], image_array(2)[label_array(2) > 0]]
+    ).astype(float)
+    assert cohort.intensity is not None
+    assert cohort.intensity.to_dict() == pytest.approx(
+        {
+            "lower": np.percentile(pooled, 0.5),
+            "upper": np.percentile(pooled, 99.5),
+            "mean": pooled.mean(),
+            "std": pooled.std(),
+        }
+    )
+    stored = json.loads(cohort.folder.statistics.read_text())
+    assert (stored["cases"], stored["voxels"]) == (2, 30)
+
+
+def processed_after(build: Callable[..., DictConfig], *overrides: str) -> list[str]:
+    return prepare_cohort(build(*overrides)).processed
+
+
+def test_only_what_is_new_or_changed_is_read(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write_case(tmp_path, "a", 1)
+    write_case(tmp_path, "b", 2)
+    assert processed_after(build) == ["a", "b"]
+    kept = stat_key(prepared_folder(build()).image("a"))
+    statistics = prepared_folder(build()).statistics.read_text()
+    assert processed_after(build) == []
+
+    write_case(tmp_path, "c", 14, seed=7)  # added in mid-project
+    assert processed_after(build) == ["c"]
+    assert prepared_folder(build()).statistics.read_text() != statistics
+
+    write(tmp_path / "labels/b.nii.gz", label_array(2, 3, 14))  # an annotation was corrected
+    assert processed_after(build) == ["b"]
+    assert {c.id: c.present for c in read_index(prepared_folder(build()).index)}["b"] == (2, 3, 14)
+
+    write(tmp_path / "images/c_0000.nii.gz", image_array(8))  # an image was replaced
+    assert processed_after(build) == ["c"]
+
+    prepared_folder(build()).labels("b").unlink()  # an own output was lost
+    assert processed_after(build) == ["b"]
+    assert stat_key(prepared_folder(build()).image("a")) == kept
+
+
+def test_settings_that_change_the_arrays_redo_them(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write_case(tmp_path, "a", 1)
+    write(tmp_path / "vi/v_0000.nii.gz", image_array(4))
+    held_out = "data.validation_images=vi"
+    assert processed_after(build, held_out) == ["a", "v"]
+    assert processed_after(build, held_out, "data.interpolation=cubic") == ["a"]
+    assert processed_after(build, held_out, "data.interpolation=cubic", "data.spacing_mm=[4,1,1]") == ["a"]
+    assert processed_after(build, held_out, "data.percentiles=[1,99]", "data.interpolation=cubic") == []
+
+
+def test_what_a_source_declares_is_read_anew_without_reading_images(
+    tmp_path: Path, build: Callable[..., DictConfig]
+) -> None:
+    write(tmp_path / "images/a_0000.nii.gz", image_array(0, (14, 8, 10)))
+    write(tmp_path / "labels/a.nii.gz", label_array(*ORGANS[:-1], shape=(14, 8, 10)))
+    assert [c.kind for c in prepare(build()).cases] == ["partial"]
+    names = (
+        "[liver,right_kidney,spleen,pancreas,aorta,inferior_vena_cava,right_adrenal_gland,left_adrenal_gland"
+    )
+    names += ",gallbladder,esophagus,stomach,duodenum,left_kidney]"
+    cohort = prepare(build(f"data.sources=[{{match: a, annotates: {names}}}]"))
+    assert [(c.kind, c.annotated, c.present) for c in cohort.cases] == [
+        ("organs_complete", ORGANS, ORGANS[:-1])
+    ]
+    assert cohort.processed == []
+
+
+def test_foreign_ids_are_renumbered(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write(tmp_path / "images/a_0000.nii.gz", image_array(0))
+    write(tmp_path / "labels/a.nii.gz", label_array(5, 52, 99))
+    with pytest.raises(FlareError, match=r"a: .*99.* outside the class list"):
+        prepare(build("data.label_map={5: liver, 52: 5}"))
+    cohort = prepare(build("data.label_map={5: liver, 52: 5, rest: 0}"))
+    assert [c.present for c in cohort.cases] == [(1, 5)]
+    assert np.unique(open_array(cohort.folder.labels("a"))[:]).tolist() == [0, 1, 5]
+
+
+def test_a_class_list_of_ones_own(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write_case(tmp_path, "a", 7, 40)
+    organ = {"role": "organ", "tolerance_mm": 2, "slice_range": False}
+    cfg = build()
+    cfg.classes = {
+        "lung": {"id": 7, "short": "Lung", **organ},
+        "heart": {"id": 40, "short": "Heart", **organ},
+    }
+    cohort = prepare(cfg)
+    assert [(c.kind, c.present) for c in cohort.cases] == [("organs_complete", (7, 40))]
+    assert "heart_ml" in cohort.folder.label_analysis.read_text()
+
+
+def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    array = image_array(0)
+    write_dicom(tmp_path / "images/deep/patient1", array, [5.0 * z for z in range(6)])
+    write(
+        tmp_path / "labels/patient1.nii.gz",
+        label_array(1)[:, ::-1].copy(),
+        direction=(1.0, 0, 0, 0, -1, 0, 0, 0, 1),
+        origin=(0.0, 14.0, 0.0),
+    )
+    cohort = prepare(build())
+    assert [(c.id, c.kind) for c in cohort.cases] == [("patient1", "partial")]
+    assert np.array_equal(open_array(cohort.folder.image("patient1"))[:], array[:, ::-1, ::-1])
+    # the label grid is flipped in y against the series: the same points in space
+    assert np.array_equal(open_array(cohort.folder.labels("patient1"))[:], label_array(1)[:, ::-1, ::-1])
+
+
+def test_worker_processes_give_what_one_process_gives(
+    tmp_path: Path, build: Callable[..., DictConfig]
+) -> None:
+    for seed in range(4):
+        write_case(tmp_path, f"c{seed}", 1, 14, seed=seed)
+    alone = prepare(build())
+    together = prepare(build(f"data.cache={tmp_path / 'other'}", "executor.workers=2"))
+    assert together.cases == alone.cases
+    assert together.intensity == alone.intensity
+    for case in alone.cases:
+        for path in ("image", "labels", "histogram"):
+            first, second = getattr(alone.folder, path)(case.id), getattr(together.folder, path)(case.id)
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_analysis_needs_no_readable_image_and_writes_nothing(
+    tmp_path: Path, build: Callable[..., DictConfig]
+) -> None:
+    write_case(tmp_path, "a", 1, 14)
+    (tmp_path / "images/a_0000.nii.gz").write_bytes(b"")
+    cases = analyse(build())
+    assert [(c.id, c.kind) for c in cases] == [("a", "tumor")]
+    assert len(select_cases(cases, "tumor")) == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cohort_without_labels_has_no_statistics(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write(tmp_path / "more/none_0000.nii.gz", image_array(3))
+    cohort = prepare(build("data.labeled_images=null", "data.labels=null", "data.unlabeled_images=more"))
+    assert cohort.intensity is None
+    assert not cohort.folder.statistics.exists()
+    assert cohort.processed == ["none"]
+
+
+def test_an_empty_cohort_is_refused(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(FlareError, match=r"data\.root: no image"):
+        prepare(build())
+
+
+def test_a_case_that_the_machine_failed_at_is_told_from_a_refused_one(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, case in enumerate(("good", "sound", "bad")):
+        write_case(tmp_path, case, 1, seed=number)
+    prepare(build())
+    folder = prepared_folder(build())
+    statistics, kept = folder.statistics.read_text(), folder.image("sound").read_bytes()
+    (tmp_path / "images/bad_0000.nii.gz").write_bytes(b"")
+
+    unpatched = cache.cache_image
+
+    def cache_image(*arguments: object, **settings: object) -> None:
+        if settings["case_id"] == "sound":
+            raise OSError(errno.EIO, "the share is away")
+        unpatched(*arguments, **settings)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flare.data.cache.cache_image", cache_image)
+        with pytest.raises(FlareError, match=r"caching: 1 of 3 cases .* the share is away .*\(case sound\)"):
+            prepare_cohort(build("data.interpolation=cubic"))
+    assert {c.id for c in read_index(folder.index)} == {"good", "sound", "bad"}
+    assert folder.statistics.read_text() == statistics
+    assert {r["case"]: r["status"] for r in read_csv(folder.integrity)} == {
+        "bad": "refused",
+        "sound": "failed",
+        "good": "ok",
+    }
+    assert folder.image("sound").read_bytes() == kept
+    assert not folder.image("bad").exists()
+    assert processed_after(build, "data.interpolation=cubic") == ["bad", "sound"]  # mended
+
+
+def test_a_typing_error_costs_nothing_of_the_cache(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+    write_case(tmp_path, "a", 1)
+    prepare(build())
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    for override in ("data.interpolation=liner", "data.percentiles=[99,1]"):
+        with pytest.raises(FlareError, match=r"^data\.\w+=.*: expected"):
+            prepare(build(override))
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+
+
+def test_what_another_start_prepared_while_this_one_waited_is_not_done_again(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path, "a", 1)
+
+    @contextmanager
+    def late(folder: Path, *, wait: bool) -> Iterator[None]:
+        assert wait
+        monkeypatch.setattr("flare.prepare.cohort.lock", lock)
+        assert prepare(build()).processed == ["a"]
+        yield
+
+    monkeypatch.setattr("flare.prepare.cohort.lock", late)
+    assert prepare(build()).processed == []
+
+
+def test_what_a_killed_preparation_left_is_removed_and_the_rest_kept(
+    tmp_path: Path, build: Callable[..., DictConfig]
+) -> None:
+    write_case(tmp_path, "a", 1)
+    write_case(tmp_path, "b", 1)
+    cohort = prepare(build())
+    half = cohort.folder.image("a").parent / ".partial-x"
+    half.mkdir()
+    (half / "b.b2nd").write_bytes(b"half")
+    cohort.folder.image("b").unlink()
+    journal = next((cohort.folder.root / "journal").glob("cache*"))
+    journal.write_text(journal.read_text() + '{"case": "b", "inp')
+    assert prepare(build()).processed == ["b"]
+    assert not half.exists()
+    assert prepare(build()).processed == []
+
+
+@pytest.mark.slow
+def test_four_thousand_cases_are_analysed_in_a_minute(
+    tmp_path: Path, config: Callable[..., DictConfig]
+) -> None:
+    """The challenge's counts, from label files alone; the images are empty files."""
+    kinds = {222: ORGANS, 1497: (1, 14), 481: (2,)}
+    number = 0
+    for count, classes in kinds.items():
+        template = write(tmp_path / "template.nii.gz", label_array(*classes, shape=(14, 4, 4))).read_bytes()
+        for _ in range(count):
+            for path in (
+                f"imagesTr2200/{number // 500}/c{number}_0000.nii.gz",
+                f"labelsTr2200/c{number}.nii.gz",
+            ):
+                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / path).write_bytes(template if "labels" in path else b"")
+            number += 1
+    (tmp_path / "unlabelTr1800").mkdir()
+    for _ in range(1800):
+        (tmp_path / f"unlabelTr1800/c{number}_0000.nii.gz").write_bytes(b"")
+        number += 1
+    cases = analyse(
+        config("prepare", "data=flare23", f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}")
+    )
+    counts = [len(select_cases(cases, which)) for which in ("organs_complete", "labeled", "tumor", "all")]
+    assert counts == [222, 2200, 1497, 4000]
+
+
+@pytest.mark.slow
+def test_the_real_scans(
+    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: LabelSet
+) -> None:
+    """Left and right by anatomy: RAS order has X run to the patient's right, where the liver is."""
+    cfg = config(
+        "prepare",
+        "data=totalsegmentator_abdomen",
+        f"data.root={real_data}",
+        f"data.cache={tmp_path}",
+        "data.unlabeled_images=torso_512",
+        "executor.workers=0",
+    )
+    cohort = prepare(cfg)
+    assert {c.id: (c.split, c.kind) for c in cohort.cases} == {
+        "abdomen": ("train", "partial"),
+        "torso": ("train", "unlabeled"),
+        "slab": ("test", "partial"),
+    }
+    assert cohort.cases[0].annotated == tuple(i for i in ORGANS if labels.name_of(i) != "esophagus")
+    volumes = read_csv(cohort.folder.label_analysis)[0]
+    expected = {"liver": 1126, "right_kidney": 193, "spleen": 261, "left_kidney": 137, "gallbladder": 36}
+    for name, ml in expected.items():
+        assert float(volumes[f"{name}_ml"]) == pytest.approx(ml, abs=0.6)
+    arrays = {c: open_array(cohort.folder.image(c)) for c in ("abdomen", "torso")}
+    assert arrays["abdomen"].shape == (84, 252, 305)
+    assert arrays["torso"].shape == (50, 333, 333)
+    target = open_array(cohort.folder.labels("abdomen"))[:]
+    centre = {
+        name: np.argwhere(target == labels.id_of(name)).mean(axis=0)
+        for name in labels.names[:3] + labels.names[12:13]
+    }
+    assert centre["liver"][2] > target.shape[2] / 2 > centre["spleen"][2]
+    assert centre["right_kidney"][2] > centre["left_kidney"][2]
+    assert centre["liver"][0] > centre["right_kidney"][0]  # Z runs to the head
+    assert arrays["abdomen"][:][target == labels.id_of("liver")].mean() == pytest.approx(41.4, abs=0.5)
+
+
+def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
+    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: LabelSet
+) -> None:
+    cfg = config(
+        "prepare",
+        "data=totalsegmentator_abdomen",
+        f"data.root={real_data}",
+        f"data.cache={tmp_path}",
+        "data.cases.slab.split=train",
+        "~data.cases.abdomen",
+        "executor.workers=0",
+    )
+    cohort = prepare(cfg)
+    image, target = (open_array(p("slab"))[:] for p in (cohort.folder.image, cohort.folder.labels))
+    liver = image[target == labels.id_of("liver")]
+    aorta = image[target == labels.id_of("aorta")]
+    assert np.percentile(liver, [5, 95]) == pytest.approx([55, 113], abs=2)  # parenchyma only, no fat or lung
+    assert aorta.mean() > 150  # contrast in the arteries
+
+
+def test_analysis_names_what_it_leaves_out(
+    tmp_path: Path, build: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path, "a", 1)
+    write_case(tmp_path, "b", 1, 77)
+    write(tmp_path / "images/c_0000.nii.gz", image_array())
+    assert [c.id for c in analyse(build())] == ["a"]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "case b is left out" in told
+    assert "case c is left out: image without a label" in told
+
+
+def test_the_phantom_is_made_before_it_is_indexed(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def generate_cohort(root: Path, **settings: object) -> None:
+        asked.update(settings)
+        write_case(root, "made", 1)
+
+    monkeypatch.setattr("flare.phantom.cohort.generate_cohort", generate_cohort)
+    cohort = prepare(build("data.name=phantom", "data.phantom.size=demo", "data.phantom.seed=3"))
+    assert [c.id for c in cohort.cases] == ["made"]
+    assert {k: v for k, v in asked.items() if k != "executor"} == {"size": "demo", "seed": 3}

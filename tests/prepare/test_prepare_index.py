@@ -1,0 +1,156 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.prepare.index import Index, build_index
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def build(root: Path, classes: LabelSet, /, **data: Any) -> Index:
+    return build_index({"root": str(root), **data}, classes)
+
+
+def test_the_challenge_layout_with_sub_folders(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "im/1-500/a_0000.nii.gz", "im/501-1000/deep/b_0000.nii.gz", "un/c_0000.nii.gz")
+    touch(tmp_path, "la/x/a.nii.gz", "la/b.nii.gz", "val/d_0000.nii.gz", "val/e_0000.nii.gz", "vla/d.nii.gz")
+    found = build(
+        tmp_path,
+        labels,
+        labeled_images="im",
+        labels="la",
+        unlabeled_images="un",
+        validation_images="val",
+        validation_labels="vla",
+    )
+    assert found.problems == []
+    assert [(e.id, e.split, e.label and e.label.name) for e in found.entries] == [
+        ("a", "train", "a.nii.gz"),
+        ("b", "train", "b.nii.gz"),
+        ("c", "train", None),
+        ("d", "validation", "d.nii.gz"),
+        ("e", "validation", None),
+    ]
+    assert found.entries[1].image == tmp_path / "im/501-1000/deep/b_0000.nii.gz"
+
+
+def test_lists_of_roots_inside_and_outside_the_root(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "data/one/a_0000.nrrd", "other/b_0000.mha", "data/la/a.nii", "other_labels/b.nii.gz")
+    found = build(
+        tmp_path / "data",
+        labels,
+        labeled_images=["one", str(tmp_path / "other")],
+        labels=["la", "../other_labels"],
+    )
+    assert [e.id for e in found.entries] == ["a", "b"]
+    assert found.problems == []
+
+
+def test_a_file_below_two_roots_counts_once(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "un/deep/a_0000.nii.gz")
+    found = build(tmp_path, labels, unlabeled_images=["un", "un/deep"])
+    assert [e.id for e in found.entries] == ["a"]
+
+
+@pytest.mark.parametrize("second", ["im/b/a_0000.nii.gz", "un/a.nii.gz", "test/a_0000.nii.gz"])
+def test_cases_of_one_id_are_both_refused_with_both_paths(
+    tmp_path: Path, labels: LabelSet, second: str
+) -> None:
+    touch(tmp_path, "im/a_0000.nii.gz", second, "im/ok_0000.nii.gz", "la/a.nii.gz", "la/ok.nii.gz")
+    (tmp_path / "un").mkdir(exist_ok=True)
+    (tmp_path / "test").mkdir(exist_ok=True)
+    found = build(
+        tmp_path, labels, labeled_images="im", labels="la", unlabeled_images="un", test_images="test"
+    )
+    assert [e.id for e in found.entries] == ["ok"]
+    assert {p.path for p in found.problems} == {tmp_path / "im/a_0000.nii.gz", tmp_path / second}
+    for problem in found.problems:
+        assert str(tmp_path / "im/a_0000.nii.gz") in problem.reason
+        assert str(tmp_path / second) in problem.reason
+
+
+def test_two_labels_of_one_id_are_refused_with_both_paths(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "im/a_0000.nii.gz", "la/a.nii.gz", "la/b/a.nii.gz")
+    (problem,) = build(tmp_path, labels, labeled_images="im", labels="la").problems
+    assert "la/a.nii.gz" in problem.reason
+    assert "la/b/a.nii.gz" in problem.reason
+
+
+def test_an_image_without_label_and_a_label_without_image_are_named(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "im/a_0000.nii.gz", "im/ok_0000.nii.gz", "la/b.nii.gz", "la/ok.nii.gz")
+    found = build(tmp_path, labels, labeled_images="im", labels="la")
+    assert [e.id for e in found.entries] == ["ok"]
+    assert [(p.id, p.reason.split(" under")[0]) for p in found.problems] == [
+        ("a", "image without a label"),
+        ("b", "label without an image"),
+    ]
+
+
+def test_a_case_whose_id_ends_like_a_channel_keeps_its_label(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "im/x_0000_0000.nii.gz", "im/x_0001_0000.nii.gz", "la/x_0000.nii.gz", "la/x_0001.nii.gz")
+    found = build(tmp_path, labels, labeled_images="im", labels="la")
+    assert [(e.id, e.label) for e in found.entries] == [
+        ("x_0000", tmp_path / "la/x_0000.nii.gz"),
+        ("x_0001", tmp_path / "la/x_0001.nii.gz"),
+    ]
+
+
+def test_cases_that_no_name_rule_can_pair_are_listed(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "scan/ct.nii.gz", "scan/segmentation.nii.gz")
+    cases = {"patient": {"image": "scan/ct.nii.gz", "label": "scan/segmentation.nii.gz", "split": "test"}}
+    (entry,) = build(tmp_path, labels, cases=cases).entries
+    assert (entry.id, entry.split, entry.label) == ("patient", "test", tmp_path / "scan/segmentation.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"image": "none.nii.gz"}, r"data\.cases\.p\.image: there is no"),
+        (
+            {"image": "ct.nii.gz", "split": "tset"},
+            r"data\.cases\.p\.split: expected train, validation or test",
+        ),
+        ({"label": "ct.nii.gz"}, r"data\.cases\.p\.image: missing"),
+    ],
+)
+def test_listed_cases_are_checked(tmp_path: Path, labels: LabelSet, case: dict, message: str) -> None:
+    touch(tmp_path, "ct.nii.gz")
+    with pytest.raises(FlareError, match=message):
+        build(tmp_path, labels, cases={"p": case})
+
+
+def test_a_missing_folder_of_labels_is_refused_and_one_of_validation_is_not(
+    tmp_path: Path, labels: LabelSet, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "im/a_0000.nii.gz", "la/a.nii.gz")
+    with pytest.raises(FlareError, match=r"data\.labels: no folder"):
+        build(tmp_path, labels, labeled_images="im", labels="lables")
+    found = build(tmp_path, labels, labeled_images="im", labels="la", validation_images="imagesVal")
+    assert [e.id for e in found.entries] == ["a"]
+    assert "data.validation_images" in caplog.text
+    assert str(tmp_path) not in caplog.text
+
+
+def test_entries_know_what_their_source_annotates(tmp_path: Path, labels: LabelSet) -> None:
+    touch(tmp_path, "im/kits/a_0000.nii.gz", "im/b_0000.nii.gz", "la/a.nii.gz", "la/b.nii.gz")
+    sources = [{"match": "kits/*", "annotates": ["tumor", "right_kidney"]}]
+    found = build(tmp_path, labels, labeled_images="im", labels="la", sources=sources)
+    assert [(e.id, e.annotates) for e in found.entries] == [("a", (2, 14)), ("b", None)]
+
+
+def test_paths_are_absolute_so_that_the_index_holds_from_anywhere(
+    tmp_path: Path, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "un/a_0000.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    for root in (".", None):
+        (entry,) = build_index({"root": root, "unlabeled_images": "un"}, labels).entries
+        assert entry.image == tmp_path / "un/a_0000.nii.gz"

@@ -1,0 +1,103 @@
+"""The page's tables from rows as a run leaves them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flare.core.classes import LabelSet
+from flare.report.charts import class_boxes
+from flare.report.facts import Facts, RoundFacts, gather
+from flare.report.figures import trend, trends
+from flare.report.page import headline
+from flare.report.pictures import named_ranks
+from flare.report.tables import ablation_table, efficiency_table, provenance_table, ranked
+from report_run import make_run
+
+PLAN = {"cases": "2", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
+
+
+def facts(labels: LabelSet, rounds: list[RoundFacts], table: list[dict[str, Any]]) -> Facts:
+    return Facts("run", "phantom", "test", "present", labels, [], [], rounds, table, [], {}, {})
+
+
+def two_classes(labels: LabelSet) -> LabelSet:
+    return LabelSet.from_config({k: v for k, v in labels.to_config().items() if k in ("liver", "tumor")})
+
+
+def test_the_best_of_ours_is_marked_whatever_the_paper_has(labels: LabelSet) -> None:
+    rows = [
+        {"round": "mo", "cases": 4, "Liver_DSC": 60.0, "organ_mean_DSC": 50.0, "paper_Liver_DSC": 95.7},
+        {"round": "atlas", "cases": None, "Liver_DSC": 70.0, "organ_mean_DSC": 20.0},
+    ]
+    first, second = ablation_table(facts(two_classes(labels), [RoundFacts("mo", None, PLAN)], rows), "DSC")
+    assert [c["best"] for c in first["cells"]] == [False, False, True]  # liver, tumor, organ mean
+    assert [c["best"] for c in second["cells"]] == [True, False, False]
+    assert (first["baseline"], second["baseline"]) == (False, True)
+    assert first["cells"][0] == {"ours": 60.0, "paper": 95.7, "best": False}
+
+
+def test_provenance_counts_maps_and_volume_by_source(labels: LabelSet) -> None:
+    fates = {"tumors_kept": "1", "tumors_dropped": "2", "tumors_superseded": "0", "tumors_absorbed": "0"}
+    rows = [
+        {"tumor_bearing": "liver", "overwritten": "5", **fates, "Liver_source": "mo@12", "Liver_merged": "30"}
+        | {"Lesion_source": "ground_truth", "Lesion_merged": "10"},
+        {
+            "tumor_bearing": "",
+            "overwritten": "0",
+            **fates,
+            "Liver_source": "ground_truth",
+            "Liver_merged": "20",
+        }
+        | {"Lesion_source": "none", "Lesion_merged": "0"},
+    ]
+    (row,) = provenance_table([RoundFacts("mo1", "mo", PLAN, provenance=rows)], two_classes(labels))
+    assert (row["from_truth"], row["from_teacher"]) == (2, 1)
+    assert row["teacher_percent"] == 50
+    assert (row["bearing"], row["overwritten"], row["kept"], row["dropped"]) == (1, 5, 2, 4)
+
+
+def test_cases_are_ranked_by_the_classes_that_were_scored(labels: LabelSet) -> None:
+    scores = [
+        {"Name": "a", "Liver_DSC": 0.5, "Lesion_DSC": None},
+        {"Name": "b", "Liver_DSC": 0.9, "Lesion_DSC": 0.3},
+        {"Name": "c", "Liver_DSC": None, "Lesion_DSC": None},
+    ]
+    order = ranked(facts(two_classes(labels), [RoundFacts("mo", None, PLAN, scores=scores)], []))
+    assert [case for case, _ in order] == ["b", "a"]
+    assert named_ranks(order) == {"b": "best", "a": "worst"}
+    assert named_ranks([("x", 0.5)]) == {"x": "best"}
+    assert named_ranks([(c, 0.0) for c in "abc"]) == {"a": "best", "b": "median", "c": "worst"}
+
+
+def test_efficiency_of_a_round_without_scored_cases_is_empty() -> None:
+    (row,) = efficiency_table([RoundFacts("mo", None, PLAN, curve=[{"patches_per_s": 4.0}])])
+    assert (row["patches_per_s"], row["n"], row["median_s"], row["gpu_memory_mb"]) == (4.0, 0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("last", "drawn", "name", "shown"),
+    [("mt", "Lesion", "tumor", {"tumor"}), ("mo", "organ_mean", "organ", {"liver", "spleen"})],
+)
+def test_what_the_last_round_does_not_learn_is_nowhere(
+    tmp_path: Path, last: str, drawn: str, name: str, shown: set[str]
+) -> None:
+    made = make_run(tmp_path, (last,))
+    found = gather(made.cfg, made.rounds, made.cohort, made.run, made.results.table, [], 1)
+    scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.labels.classes}
+    scored = {key: value for key, value in scores.items() if value is not None}
+    assert set(scored) == shown
+    ((_, mean),) = ranked(found)
+    assert mean == pytest.approx(sum(scored.values()) / len(scored))
+    ticks = class_boxes(found.last, found.labels).axes[1].get_xticklabels()
+    assert len(ticks) == (1 if last == "mt" else 13)
+    assert list(trends(found)) == [f"{drawn}_DSC"]
+    figure = trend(found)
+    assert figure is not None
+    assert len(figure.axes) == 1
+    told = [told for told, _ in headline(found)]
+    assert told == [f"{name} DSC of {last.upper()}", f"{name} DSC of the best baseline (atlas)"]
+
+
+def test_a_run_whose_rounds_are_not_in_the_table_has_no_trend(labels: LabelSet) -> None:
+    assert trend(facts(labels, [RoundFacts("mo", None, PLAN)], [])) is None

@@ -1,0 +1,149 @@
+"""The page of a run: whole, small, without a path or an address; made again only when something changed."""
+
+import html
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from flare.core.classes import LabelSet
+from flare.core.files import write_csv, write_text
+from flare.report.facts import Facts
+from flare.report.page import NIIVUE, viewer_json, write_report
+from flare.rounds.graph import plan_rounds, tell_starts, write_plan
+from flare.runs.outcomes import Outcome
+from report_run import Made, make_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    made = make_run(tmp_path_factory.mktemp("report"))
+    write_report(*made.arguments())
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(made: Made) -> str:
+    return (made.run.root / "report.html").read_text(encoding="utf-8")
+
+
+def without_niivue(page: str) -> str:
+    return page.replace(NIIVUE.read_text(encoding="utf-8"), "")
+
+
+def test_the_page_has_every_section_and_the_contents_name_them(page: str) -> None:
+    sections = re.findall(r'<section id="([\w-]+)"', page)
+    assert sections == [
+        *("run", "completeness", "learning", "scores", "classes", "pseudo", "cases", "viewer"),
+        *("efficiency", "terms"),
+    ]
+    assert re.findall(r'<a href="#([\w-]+)"', page) == sections
+
+
+@pytest.mark.slow
+def test_the_page_says_beside_the_table_which_rounds_go_on_from_their_teachers(tmp_path: Path) -> None:
+    made = make_run(tmp_path)
+    page = write_report(*made.arguments()).read_text(encoding="utf-8")
+    scores = page[page.index('<section id="scores"') :].split("</section>")[0]
+    assert {r.cfg.round.init for r in made.rounds} == {"fresh"}
+    assert "from the teacher" not in scores
+    assert "mean over 1 validation cases of" in scores
+    for item in made.rounds:
+        item.cfg.round.init = "teacher"
+    plan = plan_rounds(made.rounds, made.cohort.cases)
+    write_plan(made.run.root, plan)
+    warm = write_report(*made.arguments()).read_text(encoding="utf-8")
+    scores = html.unescape(warm[warm.index('<section id="scores"') :].split("</section>")[0])
+    assert tell_starts(plan)
+    assert tell_starts(plan) in scores
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', without_niivue(page))
+    assert addresses
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert "default-src 'none'" in page
+
+
+def test_the_page_holds_no_path_of_the_machine(made: Made, page: str) -> None:
+    assert str(made.cfg.data.root) not in page
+    assert str(made.run.root) not in page
+
+
+def test_every_scored_case_is_shown_beside_its_reference(page: str) -> None:
+    assert page.count('alt="Prediction for held_out0') == 1
+    assert page.count('alt="Reference labels of held_out0') == 1
+
+
+def test_ours_and_the_papers_scores_stand_in_one_row(made: Made, page: str) -> None:
+    ours = next(r for r in made.results.table if r["round"] == "mot1")
+    row = re.search(r"<td>MOT1</td>.*?</tr>", page[page.index("Table 5, DSC") :], re.DOTALL)
+    assert row is not None
+    assert f"{ours['Liver_DSC']:.1f}<small>97.4</small>" in row[0]  # the paper's Table 5, MOT1, liver
+
+
+def test_a_picture_for_a_readme_is_left(made: Made) -> None:
+    assert (made.run.root / "figures" / "overview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unchanged_run_keeps_its_page(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flare.report.page", None)  # importing it would raise
+    assert write_report(*made.arguments()) == made.run.root / "report.html"
+
+
+def test_the_page_is_made_again_only_when_what_it_shows_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_run(tmp_path, names=("mot",))
+    built = []
+
+    def build(*_: object, truth: Path | None, page: Path, overview: Path) -> None:
+        built.append(page)
+        write_text(page, "page")
+        write_text(overview, "picture")
+
+    monkeypatch.setattr("flare.report.page.build_report", build)
+    write_report(*made.arguments())
+    write_report(*made.arguments())
+    assert len(built) == 1
+    write_csv(made.run.round("mot").training_csv, [{"epoch": 0, "train/loss": 0.5}])
+    write_report(*made.arguments())
+    assert len(built) == 2
+    made.results.failures.append(Outcome("case0", error="unreadable"))
+    write_report(*made.arguments())
+    assert len(built) == 3
+    (made.run.root / "report.html").unlink()
+    write_report(*made.arguments())
+    assert len(built) == 4
+
+
+def test_a_name_cannot_leave_the_viewers_data(labels: LabelSet) -> None:
+    name = "</script><!--<script>"
+    facts = Facts("run", "phantom", "test", "present", labels, [], [], [], [], [], {}, {})
+    told = viewer_json(facts, {name: {"image": "AA=="}}, [])
+    assert told is not None
+    assert "<" not in told
+    assert json.loads(told)["cases"][0]["name"] == name
+
+
+@pytest.mark.slow
+def test_a_run_without_scored_cases_has_a_page_too(tmp_path: Path) -> None:
+    made = make_run(tmp_path, held_out_cases=0)
+    page = write_report(*made.arguments()).read_text(encoding="utf-8")
+    assert 'id="pseudo"' in page
+    assert 'id="cases"' not in page
+    assert "niivue" not in page
+
+
+@pytest.mark.slow
+def test_many_cases_are_small_but_for_best_median_and_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flare.report.pictures.ALL_LARGE", 2)
+    made = make_run(tmp_path, names=("mot",), held_out_cases=4)
+    page = write_report(*made.arguments()).read_text(encoding="utf-8")
+    assert page.count("axial, coronal, sagittal") >= 6
+    assert page.count('alt="Prediction for held_out') == 4
+    assert len(re.findall(r'alt="Prediction for held_out\d, axial"', page)) == 1

@@ -1,0 +1,203 @@
+"""What a trained round leaves on held-out cases: done once, and again where something failed."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import DictConfig
+
+from flare.core.cases import Case
+from flare.core.errors import FlareError
+from flare.core.files import read_json, sha256
+from flare.core.geometry import Geometry
+from flare.core.volumes import read_image, write_labels
+from flare.inference.predict import Predicted
+from flare.rounds import ablation
+from flare.rounds.graph import Round
+from flare.rounds.score import finish_round, score_split
+from flare.runs.folders import RoundFolder, RunFolder
+from flare.runs.outcomes import Outcome
+from flare.runs.work import Job, LocalExecutor
+
+GEOMETRY = Geometry((4, 8, 8), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+
+
+class Flaky(LocalExecutor):
+    """The worker of one case, or of all for "", dies the first time that a function runs."""
+
+    def __init__(self, case: str, function: str) -> None:
+        super().__init__(workers=0, retries=0)
+        self.case, self.function = case, function
+        self.seen: list[str] = []
+
+    def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
+        self.seen.append(function.__name__)
+        is_first = self.seen.count(self.function) == 1 and function.__name__ == self.function
+        for outcome in super().run(function, jobs):
+            dies = is_first and self.case in ("", outcome.case_id)
+            fault = Outcome(outcome.case_id, error="its worker process died", is_fault=True)
+            yield fault if dies else outcome
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> list[Case]:
+    """Two validation cases, each predicted as it is annotated."""
+    array = np.zeros(GEOMETRY.shape, np.uint8)
+    array[:, 2:6, 2:6] = 1
+    made = []
+    for case in ("a", "b"):
+        label = tmp_path / "labels" / f"{case}.nii.gz"
+        write_labels(label, array, GEOMETRY)
+        write_labels(tmp_path / "mo" / "validation" / "predictions" / f"{case}.nii.gz", array, GEOMETRY)
+        made.append(Case(case, label, label, "validation", "partial", (1,), (1,)))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RoundFolder:
+    """A trained round whose predictions are there."""
+    monkeypatch.setattr("flare.rounds.score.predict_split", lambda *_: Predicted())
+    made = RoundFolder(tmp_path / "mo")
+    made.checkpoints.mkdir(parents=True)
+    made.last.write_text("weights")
+    return made
+
+
+def test_a_score_that_failed_is_tried_again_and_one_that_did_not_is_kept(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    cfg, root = config("train", "round=mo"), tmp_path / "mo" / "validation"
+    executor = Flaky("b", "score_files")
+    summary, failures = score_split(cfg, cases, root, executor)
+    assert [f.case_id for f in failures] == ["b"]
+    for _ in range(2):
+        summary, failures = score_split(cfg, cases, root, executor)
+        assert failures == []
+        assert summary["cases"] == 2
+    assert executor.seen == ["score_files"] * 2
+
+
+def test_a_case_that_cannot_be_scored_costs_the_others_nothing(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    cfg, root = config("train", "round=mo"), tmp_path / "mo" / "validation"
+    (root / "predictions" / "b.nii.gz").write_bytes(b"no image")
+    executor = Flaky("none", "none")
+    for _ in range(2):
+        _, (failure,) = score_split(cfg, cases, root, executor)
+        assert failure.case_id == "b"
+    assert executor.seen == ["score_files"]
+
+
+def test_a_fit_that_failed_is_named_and_made_again(
+    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder
+) -> None:
+    cfg = config("train", "round=mo")
+    executor = Flaky("b", "compare_case")
+    (failure,) = finish_round(cfg, cases, folder, executor)
+    assert (failure.case_id, failure.error) == ("b", "its worker process died")
+    assert read_json(folder.components)["organs"]["liver"]["cases"] == 1
+    for _ in range(2):
+        assert finish_round(cfg, cases, folder, executor) == []
+        assert read_json(folder.components)["organs"]["liver"]["cases"] == 2
+    assert executor.seen == ["score_files", "compare_case", "compare_case"]
+
+
+@pytest.mark.parametrize(
+    ("function", "step"), [("score_files", "scoring"), ("compare_case", "round=mo, fitting components")]
+)
+def test_a_step_that_failed_in_general_stops_the_run_and_leaves_no_half_result(
+    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder, function: str, step: str
+) -> None:
+    cfg = config("train", "round=mo")
+    more = [replace(cases[0], id=name) for name in ("c", "d")]
+    predictions = folder.root / "validation" / "predictions"
+    for case in more:
+        shutil.copy(predictions / "a.nii.gz", predictions / f"{case.id}.nii.gz")
+    with pytest.raises(FlareError, match=rf"^{step}: 4 of 4 cases .* 4 x its worker process died \(case a\)"):
+        finish_round(cfg, [*cases, *more], folder, Flaky("", function))
+    assert not folder.components.exists()
+    assert (folder.root / "validation" / "metrics.csv").exists() == (function == "compare_case")
+
+
+def test_another_checkpoint_is_fitted_anew(
+    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder
+) -> None:
+    cfg, executor = config("train", "round=mo"), LocalExecutor(workers=0, retries=0)
+    finish_round(cfg, cases, folder, executor)
+    folder.last.write_text("other weights")
+    finish_round(cfg, cases, folder, executor)
+    assert read_json(folder.components)["checkpoint"] == sha256(folder.last)
+
+
+def test_rows_of_the_table_are_means_over_the_cases_that_every_row_has(
+    config: Callable[..., DictConfig],
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """MO is right in `a` and wrong in `b`; MO1 is right in `a` and fails in `b`: neither is the better."""
+    run = RunFolder(tmp_path)
+    wrong = np.zeros(GEOMETRY.shape, np.uint8)
+    wrong[:, :2, :2] = 1
+    for name in ("mo", "mo1"):
+        for case in cases:
+            is_wrong = (name, case.id) == ("mo", "b")
+            array = wrong if is_wrong else read_image(case.image).array
+            path = run.round(name).root / "validation" / "predictions" / f"{case.id}.nii.gz"
+            write_labels(path, array, GEOMETRY)
+    failure = Outcome("b", error="unreadable")
+
+    def predict(cfg: DictConfig, *_: Any) -> Predicted:
+        return Predicted(failures=[failure] if cfg.round.name == "mo1" else [])
+
+    monkeypatch.setattr(ablation, "predict_split", predict)
+    overrides = ["data.scoring={split: validation, protocol: present}"]
+    rounds = [Round(n, config("train", f"round={n}", *overrides)) for n in ("mo", "mo1")]
+    cfg = config("iterate", *overrides)
+    results = ablation.write_ablation(cfg, rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
+    assert [(r["round"], r["Liver_DSC"], r["organ_mean_DSC"]) for r in results.table] == [
+        ("mo", 100.0, 100.0),
+        ("mo1", 100.0, 100.0),
+    ]
+    assert (results.compared, results.failures) == (1, [failure])
+    told = "ean over 1 cases of 2, those that every row has"
+    assert told in caplog.text
+    assert (tmp_path / "table5.md").read_text().count(told) == 2  # DSC and NSD
+    assert "over 1 cases" in (tmp_path / "table4.md").read_text()
+
+
+def test_a_row_without_cases_takes_none_from_the_others() -> None:
+    named = {name: [{"Name": case} for case in cases] for name, cases in {"mo": "abc", "mo1": "bcd"}.items()}
+    assert ablation.common_cases(named) == {"b", "c"}
+    assert ablation.common_cases({**named, "thresholds": []}) == {"b", "c"}
+    assert ablation.common_cases({"thresholds": []}) == set()
+
+
+def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_stay(
+    config: Callable[..., DictConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("table5.csv", "table5.md", "table4.csv", "table5.previous.csv"):
+        (tmp_path / name).write_text(name)
+    cfg = config("iterate", "data.scoring.split=test")
+    results = ablation.write_ablation(cfg, [], _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
+    assert results.table == []
+    assert "data.scoring.split=test: no labelled case" in caplog.text
+    left = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert left == {
+        "table4.previous.csv": "table4.csv",
+        "table5.previous.csv": "table5.csv",
+        "table5.previous.md": "table5.md",
+    }
+
+
+class _Cohort:
+    """As much of a cohort as is looked at."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        self.cases = cases

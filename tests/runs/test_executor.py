@@ -1,0 +1,249 @@
+"""Cases through processes: values, refusals, exceptions, and workers that die."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from executor_jobs import die, die_later, double, fail_at, misbehave, threads
+from flare.core.errors import FlareError, NoRoomError
+from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
+from flare.runs.work import LocalExecutor, run_cases
+
+ALWAYS = 10**6
+
+
+@pytest.fixture
+def pool() -> Iterator[LocalExecutor]:
+    executor = LocalExecutor(workers=2, retries=1)
+    yield executor
+    executor.close()
+
+
+def collect(executor: LocalExecutor, function: object, jobs: dict) -> dict[str, Outcome]:
+    outcomes = list(run_cases(function, jobs, executor=executor, description="test"))
+    assert len(outcomes) == len({o.case_id for o in outcomes}) == len(jobs)  # each case once
+    return {o.case_id: o for o in outcomes}
+
+
+def test_values(pool: LocalExecutor) -> None:
+    found = collect(pool, double, {f"case_{i}": {"number": i} for i in range(7)})
+    assert {k: o.value for k, o in found.items()} == {f"case_{i}": 2 * i for i in range(7)}
+    assert all(o.error is None for o in found.values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_exception_is_the_outcome_of_its_case(workers: int) -> None:
+    executor = LocalExecutor(workers, retries=1)
+    found = collect(executor, misbehave, {how: {"how": how} for how in ("case", "config", "key", "exit")})
+    executor.close()
+    assert {how for how, outcome in found.items() if outcome.is_fault} == {"config", "key", "exit"}
+    assert {how for how, outcome in found.items() if outcome.is_general} == {"config"}
+    assert found["case"].error == "has one slice"  # the id is told by the outcome
+    assert found["config"].error == "data.root: no such folder"
+    assert "KeyError: 'missing' (misbehave, line" in str(found["key"].error)
+    assert "a library gave up" in str(found["exit"].error)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_stops_all_cases(workers: int) -> None:
+    executor = LocalExecutor(workers, retries=1)
+    for how in ("full", "full raw"):
+        with pytest.raises(NoRoomError, match="make room and start again"):
+            collect(executor, misbehave, {"a": {"how": how}, "b": {"how": "case"}})
+    executor.close()
+
+
+def test_without_workers_all_runs_here(tmp_path: Path) -> None:
+    found = collect(LocalExecutor(0, retries=0), die, {"a": {"record": tmp_path / "a"}})
+    assert found["a"].value == f"process {os.getpid()}"
+
+
+def test_nothing_to_do_starts_nothing(pool: LocalExecutor) -> None:
+    assert collect(pool, double, {}) == {}
+    assert pool._pool is None
+
+
+def test_a_worker_that_dies_costs_its_case_a_retry(
+    pool: LocalExecutor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = {name: {"record": tmp_path / name} for name in ("a", "b", "c", "d")}
+    jobs["b"]["times"] = 1
+    with caplog.at_level(logging.WARNING):
+        found = collect(pool, die, jobs)
+    assert all(o.error is None for o in found.values())
+    assert (tmp_path / "b").read_text() == "xx"
+    assert "case b: a worker process died" in caplog.text
+    assert str(tmp_path) not in caplog.text  # privacy: no path in a log
+
+
+@pytest.mark.slow
+def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
+    executor = LocalExecutor(workers=2, retries=0)
+    guilty = tmp_path / "guilty"
+    jobs = {
+        "slow": {"record": tmp_path / "slow", "after_s": 2.5, "beside": guilty},
+        "guilty": {"record": guilty, "times": ALWAYS, "after_s": 0.1},
+        "late": {"record": tmp_path / "late"},
+    }
+    found = collect(executor, die, jobs)
+    executor.close()
+    assert found["slow"].error is None
+    assert found["late"].error is None
+    assert "worker process died" in str(found["guilty"].error)
+    assert found["guilty"].is_fault  # the case may be sound
+    assert not found["guilty"].is_general  # the others trained without it
+    assert guilty.read_text() == "xx"  # once beside the slow one, once alone
+
+
+def test_a_worker_that_dies_while_the_caller_is_busy(pool: LocalExecutor, tmp_path: Path) -> None:
+    """The pool is found broken when the next case is handed to it."""
+    jobs = {
+        "quick": {"record": tmp_path / "quick"},
+        "guilty": {"record": tmp_path / "guilty", "times": ALWAYS, "after_s": 0.2},
+        "late": {"record": tmp_path / "late"},
+    }
+    found = {}
+    for outcome in pool.run(die, jobs):
+        found[outcome.case_id] = outcome
+        if outcome.case_id == "quick":
+            time.sleep(1.0)
+    assert found["quick"].error is None
+    assert found["late"].error is None
+    assert "worker process died" in str(found["guilty"].error)
+
+
+def test_a_worker_that_dies_with_nothing_to_do() -> None:
+    executor = LocalExecutor(workers=1, retries=0)
+    found = []
+    for outcome in executor.run(die_later, {"a": {"after_s": 0.1}, "b": {"after_s": 99.0}}):
+        found.append(outcome)
+        time.sleep(0.5)
+        if outcome.case_id == "b":
+            break
+    assert [(o.case_id, o.value, o.error) for o in found] == [("a", "well", None), ("b", "well", None)]
+    for process in executor._pool._processes.values():
+        process.kill()  # its timer would hold it up
+    executor.close()
+
+
+def test_cores_are_shared_out(pool: LocalExecutor) -> None:
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert collect(pool, threads, {"a": {}})["a"].value == str(share)
+
+
+def test_all_cores_by_default() -> None:
+    assert LocalExecutor(None, retries=1).workers == len(os.sched_getaffinity(0))
+
+
+def test_from_its_config(pytestconfig: pytest.Config) -> None:
+    cfg = OmegaConf.load(pytestconfig.rootpath / "conf" / "executor" / "local.yaml")
+    executor = instantiate(cfg, workers=0)
+    assert isinstance(executor, LocalExecutor)
+    assert (executor.workers, executor.retries) == (0, 1)
+
+
+def fault(case: str, error: str = "MemoryError: no 4 GiB", kind: str = "memory", **more: bool) -> Outcome:
+    return Outcome(case, error=error, is_fault=True, kind=kind, **more)
+
+
+def refused(case: str, kind: str) -> Outcome:
+    return Outcome(case, error=f"{case}.nii.gz is {kind}", kind=kind)
+
+
+def names(count: int, prefix: str = "c") -> list[str]:
+    return [f"{prefix}{number:03d}" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("cases", "failed", "share", "stops"),
+    [
+        (4, 2, 0.05, False),  # few never stop a run
+        (4, 3, 0.05, True),
+        (60, 3, 0.05, False),  # as many as allowed
+        (59, 3, 0.05, True),
+        (60, 4, 0.05, True),
+        (60, 4, 0.1, False),
+        (60, 60, 1.0, False),
+    ],
+)
+def test_more_faults_than_allowed_stop_a_run(cases: int, failed: int, share: float, stops: bool) -> None:
+    faults = [fault(case) for case in names(failed)]
+    if not stops:
+        return stop_on_faults(faults, "round=mo, predicting", names(cases), share)
+    with pytest.raises(FlareError) as report:
+        stop_on_faults(faults, "round=mo, predicting", names(cases), share)
+    (line,) = str(report.value).splitlines()
+    assert line.startswith(
+        f"round=mo, predicting: {failed} of {cases} cases failed by no fault of their files"
+    )
+    for said in (f"executor.max_failed={share:g}", f"{failed} x MemoryError: no 4 GiB (case c000)"):
+        assert said in line
+
+
+def test_the_most_frequent_reason_is_told() -> None:
+    """Whatever the reasons are, they count together; the commonest is named with its first case."""
+    rare = fault("a", "KeyError: 'b' (merge_case, line 3)", "KeyError merge:3")
+    common = [fault(case, f"OSError: /data/{case} is away", "error 2") for case in ("z", "y")]
+    with pytest.raises(FlareError, match=r"3 of 4 cases .* 2 x OSError: /data/y is away \(case y\)"):
+        stop_on_faults([rare, *common], "prepare", ["a", "x", "y", "z"], 0.05)
+
+
+def test_faults_of_other_steps_do_not_count() -> None:
+    stop_on_faults([fault(case) for case in names(5)], "caching", names(5, "other"), 0.05)
+
+
+@pytest.mark.parametrize("share", [0.05, 1.0])
+def test_one_fault_that_all_would_meet_stops_a_run(share: float) -> None:
+    away = fault("b", "OSError: stale", "error 116", is_general=True)
+    with pytest.raises(FlareError, match=r"2 of 100 cases .* 1 x OSError: stale \(case b\)"):
+        stop_on_faults([fault("a"), away], "train", [*names(98), "a", "b"], share)
+
+
+def test_a_folder_refused_for_one_reason_stops_a_run() -> None:
+    groups = {"data.labels (l)": names(6), "data.sources (k*)": names(90, "k")}
+    bad = [refused(case, "turned") for case in names(3)]
+    stop_on_faults(bad, "prepare", names(100), 0.05, groups)  # half is not more than half
+    bad.append(refused("c003", "cut"))
+    stop_on_faults(bad, "prepare", names(100), 0.05, groups)  # more than half, for two reasons
+    bad.append(refused("c004", "turned"))
+    said = r"4 of 6 cases of data\.labels \(l\) .* 4 x c000\.nii\.gz is turned \(case c000\).*max_failed=1"
+    with pytest.raises(FlareError, match=said):
+        stop_on_faults(bad, "prepare", names(100), 0.05, groups)
+    stop_on_faults(bad, "prepare", names(100), 1.0, groups)
+
+
+def test_a_few_refused_files_never_stop_a_run() -> None:
+    bad = [refused(case, "turned") for case in names(2)]
+    stop_on_faults(bad, "prepare", names(2), 0.05, {"data.labels (l)": names(2)})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_failures_of_one_reason_share(workers: int) -> None:
+    """The texts differ by numbers and paths; the kind does not, and it comes back from a worker."""
+    executor = LocalExecutor(workers, retries=0)
+    hows = ("memory", "gone", "key", "case", "other case")
+    jobs = {f"{how} {number}": {"how": how, "number": number} for how in hows for number in (1, 2)}
+    found = collect(executor, fail_at, jobs)
+    executor.close()
+    assert len({outcome.error for outcome in found.values()}) == len(jobs)
+    kinds = {how: {found[f"{how} {number}"].kind for number in (1, 2)} for how in hows}
+    assert all(len(kind) == 1 for kind in kinds.values())
+    assert len(set.union(*kinds.values())) == len(hows)
+    assert {case.rstrip(" 12") for case, o in found.items() if o.is_fault} == {"memory", "gone", "key"}
+
+
+def test_failures_are_named_with_their_reasons() -> None:
+    report_failures([], "prepare")
+    with pytest.raises(FlareError) as report:
+        report_failures([Outcome("b", error="is empty"), Outcome("a", error="has one slice")], "prepare")
+    lines = str(report.value).splitlines()
+    assert "2 failed" in lines[0]
+    assert [line.strip() for line in lines[1:]] == ["a: has one slice", "b: is empty"]

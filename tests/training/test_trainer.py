@@ -1,0 +1,182 @@
+"""The precision of a training, by what the hardware can do, and what the trainer is given."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn import functional
+
+from flare.core.errors import FlareError
+from flare.inference import hardware
+from flare.models.depths import depths_under_kernel
+from flare.runs.folders import TrainingFolder
+from flare.training import trainer
+from flare.training.callbacks import AtomicCheckpointIO, Checkpoints, EpochProgress, Throughput, TrainingTable
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend to be a machine without a GPU whose CPU has these flags."""
+
+    def pretend(*flags: str) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for module in (trainer, hardware):
+            monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
+
+    return pretend
+
+
+DEEP = ["model=medium", "data.patch_size=[32,16,16]"]  # 32 32 16 8 4 slices
+TWO = ["model=medium", "data.patch_size=[8,32,32]"]  # 8 8 4 2 1 slices
+
+
+@pytest.fixture
+def choose(config: Callable[..., DictConfig]) -> Callable[..., str]:
+    """Choose a precision for a training."""
+
+    def chosen(precision: str, accelerator: str, *overrides: str) -> str:
+        line = [f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
+        return trainer.choose_precision(config("train", *(overrides or DEEP), *line))
+
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("avx2",), "32-true"),
+        (("avx512f",), "32-true"),
+        (("avx512_bf16",), "bf16-mixed"),
+        (("amx_bf16",), "bf16-mixed"),
+    ],
+)
+def test_auto_on_a_cpu(
+    flags: tuple[str, ...], expected: str, cpu: Callable[..., None], choose: Callable[..., str]
+) -> None:
+    cpu(*flags)
+    assert choose("auto", "auto") == expected
+    assert choose("auto", "cpu") == expected
+
+
+def test_auto_on_a_gpu(cpu: Callable[..., None], choose: Callable[..., str]) -> None:
+    cpu("avx2")
+    assert choose("auto", "gpu") == "16-mixed"
+    assert choose("auto", "gpu", *TWO) == "16-mixed"
+
+
+def test_bfloat16_without_hardware_is_refused(cpu: Callable[..., None], choose: Callable[..., str]) -> None:
+    cpu("avx2")
+    with pytest.raises(FlareError, match=r"trainer.precision=bf16-mixed: this CPU has no bfloat16"):
+        choose("bf16-mixed", "cpu")
+    assert choose("32", "cpu") == "32"
+    cpu("avx512_bf16")
+    assert choose("bf16-mixed", "cpu") == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    "patch",
+    ["[8,32,32]", "[16,32,32]"],  # 2 slices in the last stage but one, and in the last
+)
+def test_bfloat16_over_two_slices_at_any_resolution_is_refused(
+    patch: str, cpu: Callable[..., None], choose: Callable[..., str]
+) -> None:
+    cpu("avx512_bf16")
+    line = ["model=medium", f"data.patch_size={patch}"]
+    assert choose("auto", "cpu", *line) == "32-true"
+    with pytest.raises(FlareError, match=r"wrong where a convolution of 3 slices reads 2 .*data\.patch_size"):
+        choose("bf16-mixed", "cpu", *line)
+
+
+class Functional(nn.Module):
+    """A network of others': its 3-kernel is no module, and reads 2 slices only on its way back up."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 1, kernel, 3, 3))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Halve the depth, convolve, and go back."""
+        half = functional.avg_pool3d(image, (2, 1, 1))
+        features = functional.conv3d(half, self.weight, padding="same")
+        return functional.interpolate(features, scale_factor=(2.0, 1.0, 1.0))
+
+
+class Untraceable(nn.Module):
+    """A network that looks at values, which the meta device has none of."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Depend on a voxel."""
+        return image if image[0, 0, 0, 0, 0].item() > 0 else -image
+
+
+@pytest.mark.parametrize(
+    ("network", "depth", "expected"),
+    [
+        (Functional(3), 4, "32-true"),
+        (Functional(3), 8, "bf16-mixed"),
+        (Functional(1), 4, "bf16-mixed"),
+        (Untraceable(), 8, "32-true"),
+    ],
+)
+def test_a_network_of_others_is_followed_or_taken_as_unfit(
+    network: nn.Module,
+    depth: int,
+    expected: str,
+    cpu: Callable[..., None],
+    choose: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu("avx512_bf16")
+    monkeypatch.setattr(trainer, "build_network", lambda cfg: network.to("meta"))
+    assert choose("auto", "cpu", f"data.patch_size=[{depth},8,8]") == expected
+
+
+def test_depths_are_those_of_encoder_and_decoder(config: Callable[..., DictConfig]) -> None:
+    with torch.device("meta"):
+        network = instantiate(config("train", "model=medium").model.net).eval()
+    # (1,3,3) kernels read 8 slices as well, but (3,3,3) ones do so on the way up
+    assert depths_under_kernel(network, (8, 32, 32), kernel=3) == {8, 4, 2, 1}
+    assert depths_under_kernel(network, (8, 32, 32), kernel=5) == set()
+    assert not network.training
+
+
+def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    cfg = config("train", "trainer=cpu", "trainer.precision=32", "trainer.max_epochs=3")
+    built = trainer.build_trainer(cfg, TrainingFolder(tmp_path), has_validation=False)
+    assert (built.max_epochs, built.limit_train_batches, built.gradient_clip_val) == (3, 250, 12)
+    assert built.limit_val_batches == 0
+    assert built.default_root_dir == str(tmp_path)
+    kinds = {type(callback) for callback in built.callbacks}
+    assert {Checkpoints, EpochProgress, Throughput, TrainingTable} <= kinds
+    assert sum(kind.__name__.endswith("Checkpoint") for kind in kinds) == 0  # none of Lightning's own
+    assert isinstance(built.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer=gpu", r"^trainer\.accelerator=gpu: this machine has none; expected auto or cpu$"),
+        ("trainer.accelerator=mps", r"^trainer\.accelerator=mps: this machine has none"),
+        ("trainer.devices=0", r"^trainer: pytorch_lightning.Trainer refuses it: .*devices.*0"),
+        ("+trainer.strategy=foo", r"^trainer: pytorch_lightning.Trainer refuses it: .*foo"),
+    ],
+)
+def test_a_trainer_that_this_machine_cannot_have_is_refused_in_one_line(
+    override: str,
+    message: str,
+    config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for kind in (trainer.CUDAAccelerator, trainer.MPSAccelerator):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    folder = TrainingFolder(tmp_path)
+    trainer.build_trainer(config("train", "trainer=cpu"), folder, has_validation=True)
+    with pytest.raises(FlareError, match=message) as refused:
+        trainer.build_trainer(config("train", "trainer=cpu", override), folder, has_validation=True)
+    assert "\n" not in str(refused.value)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,90 @@
+"""A round that starts from its teacher: heads by class, all else as it is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flare.core.classes import LabelSet
+from flare.core.errors import FlareError
+from flare.models.unet import UNet
+from flare.runs.checkpoints import Checkpoint
+from flare.training.build import check_teacher, start_from_teacher
+
+
+def network(labels: LabelSet, targets: str, seed: int, **changes: Any) -> UNet:
+    torch.manual_seed(seed)
+    settings = {
+        "features": [2, 3, 4],
+        "convolutions_per_stage": 1,
+        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+        "encoder_kernels": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+        "decoder_kernels": [[3, 3, 3], [3, 3, 3]],
+        "transposed_bias": False,
+        "head_bias": True,
+    }
+    return UNet(labels.to_config(), targets, **{**settings, **changes})
+
+
+def checkpoint(labels: LabelSet, targets: str, state: dict[str, torch.Tensor]) -> Checkpoint:
+    return Checkpoint(
+        path=Path("mo/last.ckpt"),
+        sha256="",
+        state_dict=state,
+        classes=labels.to_config(),
+        targets=targets,
+        spacing_mm=(4, 1.2, 1.2),
+        interpolation="linear",
+        intensity={},
+        patch_size=(8, 16, 16),
+        mirror_axes=(),
+        round="mo",
+        config={},
+        git_revision="",
+    )
+
+
+def test_organ_rows_are_copied_and_the_tumors_row_stays_fresh(labels: LabelSet) -> None:
+    teacher = network(labels, "organs", 0).state_dict()
+    for head in ("heads.0.bias", "heads.1.bias"):
+        teacher[head].copy_(torch.arange(14.0))
+    pupil = network(labels, "organs_tumor", 1)
+    fresh = {key: weights.clone() for key, weights in pupil.state_dict().items()}
+    start_from_teacher(pupil, checkpoint(labels, "organs", teacher), labels=labels, targets="organs_tumor")
+    for key, weights in pupil.state_dict().items():
+        if key.startswith("heads."):
+            assert torch.equal(weights[:14], teacher[key])
+            assert torch.equal(weights[14], fresh[key][14])
+        else:
+            assert torch.equal(weights, teacher[key])
+
+
+def test_rows_are_copied_by_class_and_not_by_position(labels: LabelSet) -> None:
+    teacher = network(labels, "tumor", 0).state_dict()
+    pupil = network(labels, "organs_tumor", 1)
+    start_from_teacher(pupil, checkpoint(labels, "tumor", teacher), labels=labels, targets="organs_tumor")
+    head = pupil.state_dict()["heads.1.weight"]
+    assert torch.equal(head[0], teacher["heads.1.weight"][0])
+    assert torch.equal(head[14], teacher["heads.1.weight"][1])
+    assert not torch.equal(head[1], teacher["heads.1.weight"][1])
+
+
+def test_another_architecture_is_refused(labels: LabelSet) -> None:
+    teacher = checkpoint(labels, "organs", network(labels, "organs", 0).state_dict())
+    deeper = network(labels, "organs", 0, convolutions_per_stage=2)
+    with pytest.raises(FlareError, match=r"round.init=teacher: mo/last.ckpt has another architecture"):
+        check_teacher(deeper, teacher, labels=labels, targets="organs")
+    wider = network(labels, "organs", 0, features=[2, 3, 5])
+    with pytest.raises(FlareError, match="another architecture"):
+        check_teacher(wider, teacher, labels=labels, targets="organs")
+
+
+def test_another_name_for_an_id_is_refused(labels: LabelSet) -> None:
+    renamed = labels.to_config()
+    renamed["kidney"] = renamed.pop("right_kidney")
+    state = network(labels, "organs", 0).state_dict()
+    teacher = replace(checkpoint(labels, "organs", state), classes=renamed)
+    with pytest.raises(FlareError, match=r"class 2 is kidney in mo/last.ckpt, right_kidney in classes"):
+        check_teacher(network(labels, "organs", 1), teacher, labels=labels, targets="organs")
