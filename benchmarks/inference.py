@@ -92,7 +92,7 @@ def write(model: str, folder: str) -> None:
     from flare.convert.export import export_folder
     from flare.convert.foreign import write_checkpoint
     from flare.convert.layout import Foreign
-    from flare.core.classes import LabelSet
+    from flare.core.classes import ClassList
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={model}"])
@@ -105,8 +105,8 @@ def write(model: str, folder: str) -> None:
         "interpolation": "linear",
     }
     foreign = Foreign(dict(instantiate(cfg.model.net).state_dict()), {}, values)
-    labels, path = LabelSet.from_config(cfg.classes), Path(folder) / "ours.ckpt"
-    write_checkpoint(foreign, path, labels=labels, targets="organs_tumor", name=None, given={})
+    labels, path = ClassList.from_config(cfg.classes), Path(folder) / "ours.ckpt"
+    write_checkpoint(foreign, path, classes=labels, targets="organs_tumor", name=None, given={})
     export_folder(path, Path(folder) / "model", fold=0)
     plans = Path(folder) / "model" / "plans.json"
     content = json.loads(plans.read_text())

@@ -25,7 +25,7 @@ import surface_distance
 from omegaconf import OmegaConf
 from scipy import ndimage
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.evaluation.metrics import score_case
 
 ROOT = Path(__file__).parents[1]
@@ -132,14 +132,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    labels = LabelSet.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
-    tolerances = [c.tolerance_mm for c in labels.classes]
+    labels = ClassList.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
+    tolerances = [c.tolerance_mm for c in labels.entries]
     names = ("surface-distance-based-measures", "edt", "scipy", "numpy")
     print(", ".join(f"{n} {importlib.metadata.version(n)}" for n in names))
 
     def ours(r: np.ndarray, p: np.ndarray, s: Spacing, **more: bool) -> Scores:
         found = score_case(
-            r, p, spacing_mm=s, labels=labels, protocol="flare23", threads=args.threads, **more
+            r, p, spacing_mm=s, classes=labels, protocol="flare23", threads=args.threads, **more
         )
         return [(c.dsc, c.nsd) for c in found.values()]  # type: ignore[misc]
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from flare.cli import CONF
 from flare.core.cases import Case, read_index, read_label_map
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.geometry import Orientation, Volume, reorient_to_ras
 from flare.core.volumes import match_grid, read_image, read_labels, write_image
 from flare.evaluation.metrics import score_case
@@ -52,7 +52,7 @@ def segment(checkpoint: Path, folder: Path, cases: dict[str, Case]) -> dict[str,
     output = folder / "segmentations"
     for source in (folder / "inputs", cases["slab"].image):
         infer(configure("infer", f"checkpoint={checkpoint}", f"input={source}", f"output={output}"))
-    labels = LabelSet.from_config(configure("infer", "input=a", "output=b").classes)
+    labels = ClassList.from_config(configure("infer", "input=a", "output=b").classes)
     found = {name: read_labels(output / f"{name}.nii.gz", labels).array for name in ORDERS}
     found = {name: ORDERS[name].invert(array) for name, array in found.items()}
     slab = next(p for p in output.glob("*.nii.gz") if not p.name.startswith("abdomen"))
@@ -63,20 +63,20 @@ def score(
     cases: dict[str, Case], found: dict[str, np.ndarray], cfg: DictConfig
 ) -> dict[str, dict[str, float]]:
     """DSC of each class that the other model's labels have, by scan."""
-    labels = LabelSet.from_config(cfg.classes)
+    labels = ClassList.from_config(cfg.classes)
     scores = {}
     for name in ("abdomen", "slab"):
         image = read_image(cases[name].image, name)
         raw = read_labels(cases[name].label, labels, read_label_map(cfg.data.label_map, labels), name)
         truth = match_grid(raw, image, name)
         spacing = image.geometry.spacing_mm
-        done = score_case(truth.array, found[name], spacing_mm=spacing, labels=labels, protocol="present")
+        done = score_case(truth.array, found[name], spacing_mm=spacing, classes=labels, protocol="present")
         scores[name] = {short: s.dsc for short, s in done.items() if s.dsc is not None}
         draw(image, truth.array, found[name], labels, name)
     return scores
 
 
-def draw(image: Volume, truth: np.ndarray, found: np.ndarray, labels: LabelSet, name: str) -> None:
+def draw(image: Volume, truth: np.ndarray, found: np.ndarray, labels: ClassList, name: str) -> None:
     """Coronal and axial views, the other model's labels beside ours, saved into docs/."""
     ras = [reorient_to_ras(Volume(a, image.geometry))[0] for a in (image.array, truth, found)]
     spacing = ras[0].geometry.spacing_mm

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -20,8 +20,8 @@ settings.load_profile("flare")
 
 
 @pytest.fixture(scope="session")
-def labels() -> LabelSet:
-    return LabelSet.from_config(OmegaConf.load(CONF / "classes" / "flare23.yaml"))
+def labels() -> ClassList:
+    return ClassList.from_config(OmegaConf.load(CONF / "classes" / "flare23.yaml"))
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import math
 
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 
 Voxel = tuple[int, int, int]
 
 
-def label_set(organs: int = 4, *, tumor: int | None = 9) -> LabelSet:
+def label_set(organs: int = 4, *, tumor: int | None = 9) -> ClassList:
     """Organs 1..n and a tumor."""
     classes = {
         f"organ_{i}": {"id": i, "short": f"O{i}", "role": "organ", "tolerance_mm": 1, "slice_range": False}
@@ -26,7 +26,7 @@ def label_set(organs: int = 4, *, tumor: int | None = 9) -> LabelSet:
             "tolerance_mm": 2,
             "slice_range": False,
         }
-    return LabelSet.from_config(classes)
+    return ClassList.from_config(classes)
 
 
 def random_maps(rng: np.random.Generator, shape: Voxel, ids: list[int], tumor: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def merge(
     truth: np.ndarray | None,
     pseudo: np.ndarray,
     *,
-    labels: LabelSet,
+    labels: ClassList,
     spacing_mm: tuple[float, float, float],
     annotated: tuple[int, ...] | None,
     targets: str,

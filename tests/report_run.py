@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from flare.cli import CONF
 from flare.core.cases import Case, select_cases
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.core.volumes import read_image, write_labels
 from flare.evaluation.tables import AblationRow, table5
@@ -69,12 +69,12 @@ def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_case
         rows.append(AblationRow("atlas", None, rows[-1].summary))
     else:
         rows = []
-    table = table5(rows, LabelSet.from_config(cfg.classes), run.root / "table5") if rows else []
+    table = table5(rows, ClassList.from_config(cfg.classes), run.root / "table5") if rows else []
     return Made(cfg, rounds, cohort, run, Results(table, [], held_out_cases))
 
 
 def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> AblationRow:
-    labels, executor = LabelSet.from_config(item.cfg.classes), LocalExecutor(workers=0, retries=0)
+    labels, executor = ClassList.from_config(item.cfg.classes), LocalExecutor(workers=0, retries=0)
     chosen = select_cases(cases, item.cfg.labels.cases)
     for case in chosen:
         _predict(case, folder.predictions)
@@ -82,7 +82,7 @@ def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> Ablatio
         merge_round(
             chosen,
             folder,
-            labels=labels,
+            classes=labels,
             label_map=None,
             rules=MergeRules.from_config(item.cfg.labels),
             teachers={case.id: PseudoSource(item.teacher_of(case), "0" * 64) for case in chosen},

@@ -28,7 +28,7 @@ from flare.cli import CONF
 from flare.convert.export import export_folder
 from flare.convert.foreign import write_checkpoint
 from flare.convert.layout import Foreign
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
 from flare.core.volumes import read_image
 from flare.inference.predictor import Predictor
@@ -70,7 +70,7 @@ def write_network(path: Path) -> None:
     """A small network with weights as after a training, in a checkpoint of ours."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", ["model=medium"])
-    labels = LabelSet.from_config(cfg.classes)
+    labels = ClassList.from_config(cfg.classes)
     torch.manual_seed(0)
     network = UNet(
         labels.to_config(),
@@ -91,7 +91,7 @@ def write_network(path: Path) -> None:
         "interpolation": "linear",
     }
     foreign = Foreign(dict(network.state_dict()), {}, values)
-    write_checkpoint(foreign, path, labels=labels, targets="organs_tumor", name=None, given={})
+    write_checkpoint(foreign, path, classes=labels, targets="organs_tumor", name=None, given={})
 
 
 def predictor(checkpoint: Path, *overrides: str) -> Predictor:

@@ -10,7 +10,7 @@ from nnunet.postprocessing.connected_components import remove_all_but_the_larges
 from omegaconf import OmegaConf
 from rows import NNUNET1, ROOT, Row, counted
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.inference.components import keep_largest
 from flare.prepare.analysis import kind_of
 
@@ -20,13 +20,13 @@ METHOD = "method, voxel by voxel"
 
 def check() -> Iterator[Row]:
     """The three rules in turn."""
-    labels = LabelSet.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
+    labels = ClassList.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
     yield _completeness(labels)
     yield _merging()
     yield _components()
 
 
-def _completeness(labels: LabelSet) -> Row:
+def _completeness(labels: ClassList) -> Row:
     """The kind of a case from what it has and what its source declares, as section 2 says it."""
     rng = np.random.default_rng(0)
     wrong = 0

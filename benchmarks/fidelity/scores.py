@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from omegaconf import OmegaConf
 from rows import ROOT, SURFACE_DISTANCE, Row, counted
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.evaluation.metrics import score_case
 
 PAIRS = 200
@@ -19,12 +19,12 @@ def check() -> Iterator[Row]:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import metrics
 
-    labels = LabelSet.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
-    tolerances = [c.tolerance_mm for c in labels.classes]
+    labels = ClassList.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))
+    tolerances = [c.tolerance_mm for c in labels.entries]
     wrong = 0
     for seed in range(PAIRS):
         reference, prediction, spacing = metrics.random_pair(seed)
-        found = score_case(reference, prediction, spacing_mm=spacing, labels=labels, protocol="flare23")
+        found = score_case(reference, prediction, spacing_mm=spacing, classes=labels, protocol="flare23")
         ours = [(score.dsc, score.nsd) for score in found.values()]
         # the challenge reads arrays and spacing in x, y, z order
         theirs = metrics.challenge(reference.T, prediction.T, spacing[::-1], tolerances)

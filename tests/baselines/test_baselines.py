@@ -19,7 +19,7 @@ from flare.baselines import thresholds
 from flare.baselines.atlas import vote
 from flare.baselines.thresholds import Percentiles, body_box, count_values, fit_priors, segment_by_thresholds
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.geometry import Geometry
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_image, write_image
@@ -129,7 +129,7 @@ def test_percentiles_in_two_passes_are_those_of_the_whole(pieces: list[np.ndarra
 
 
 def test_the_fit_is_that_of_all_cases_at_once_with_one_in_memory(
-    tmp_path: Path, labels: LabelSet, alive: list[int]
+    tmp_path: Path, labels: ClassList, alive: list[int]
 ) -> None:
     priors, failures = fit_priors(remember(tmp_path, range(6)), labels.ids, SPACING, Counted())
     assert failures == []
@@ -138,7 +138,7 @@ def test_the_fit_is_that_of_all_cases_at_once_with_one_in_memory(
     assert max(alive) == 2  # image and labels of one case
 
 
-def test_a_fit_without_all_its_cases_is_none(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_fit_without_all_its_cases_is_none(tmp_path: Path, labels: ClassList) -> None:
     priors, failures = fit_priors(remember(tmp_path, range(3)), labels.ids, SPACING, Counted("case1"))
     assert (priors, [f.case_id for f in failures]) == ({}, ["case1"])
 
@@ -180,7 +180,7 @@ def prepared(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[...,
 
 
 def test_thresholds_are_fitted_once_for_all_cases_and_starts(
-    prepared: Callable[..., Any], tmp_path: Path, labels: LabelSet
+    prepared: Callable[..., Any], tmp_path: Path, labels: ClassList
 ) -> None:
     executor = Counted()
     found, _ = prepared("thresholds", executor)

@@ -230,7 +230,7 @@ def test_names_in_another_order_need_the_users_word(
 
 
 def test_names_as_others_write_them(convert: Convert, tmp_path: Path, labels: Any) -> None:
-    shorts = ["Background", *(c.short for c in labels.classes[:-1]), "Tumor"]
+    shorts = ["Background", *(c.short for c in labels.entries[:-1]), "Tumor"]
     shorts[2] = "right kidney"
     convert(source=write_folder(tmp_path / "model", shorts), output=tmp_path / "in.ckpt")
 

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from bad_files import patch_bytes, truncate, write_array, write_series
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry, Volume
 from flare.core.volumes import (
@@ -91,7 +91,7 @@ def test_the_real_label_grid_is_flipped_against_its_series(real_data: Path) -> N
     folder = real_data / "slab_dicom"
     image = read_image(folder / "series")
     stored = read_image(folder / "slab_totalsegmentator.nii.gz")
-    labels = LabelSet.from_config(
+    labels = ClassList.from_config(
         {"liver": {"id": 1, "short": "L", "role": "organ", "tolerance_mm": 5, "slice_range": False}}
     )
     liver = read_labels(folder / "slab_totalsegmentator.nii.gz", labels, {5: 1, "rest": 0})
@@ -201,14 +201,14 @@ def write_map(path: Path, *values: float, dtype: type = np.uint8) -> Path:
     return write_array(path, array)
 
 
-def test_labels_are_class_ids(tmp_path: Path, labels: LabelSet) -> None:
+def test_labels_are_class_ids(tmp_path: Path, labels: ClassList) -> None:
     found = read_labels(write_map(tmp_path / "a.nii.gz", 1, 13, 14), labels)
     assert found.array.dtype == np.uint8
     assert found.array.ravel()[:4].tolist() == [1, 13, 14, 0]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint16, np.float32, np.float64])
-def test_labels_of_every_type(tmp_path: Path, labels: LabelSet, dtype: type) -> None:
+def test_labels_of_every_type(tmp_path: Path, labels: ClassList, dtype: type) -> None:
     found = read_labels(write_map(tmp_path / "a.nii.gz", 1, 13, 14, dtype=dtype), labels)
     assert found.array.ravel()[:4].tolist() == [1, 13, 14, 0]
 
@@ -224,29 +224,29 @@ def test_labels_of_every_type(tmp_path: Path, labels: LabelSet, dtype: type) -> 
         ((1e-3,), np.float64, "not integers"),
     ],
 )
-def test_refused_values(tmp_path: Path, labels: LabelSet, values: tuple, dtype: type, message: str) -> None:
+def test_refused_values(tmp_path: Path, labels: ClassList, values: tuple, dtype: type, message: str) -> None:
     with pytest.raises(CaseError, match=message):
         read_labels(write_map(tmp_path / "a.nii.gz", *values, dtype=dtype), labels)
 
 
-def test_labels_without_foreground_are_no_error(tmp_path: Path, labels: LabelSet) -> None:
+def test_labels_without_foreground_are_no_error(tmp_path: Path, labels: ClassList) -> None:
     assert not read_labels(write_map(tmp_path / "a.nii.gz"), labels).array.any()
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
-def test_foreign_ids_are_renumbered_before_any_check(tmp_path: Path, labels: LabelSet, dtype: type) -> None:
+def test_foreign_ids_are_renumbered_before_any_check(tmp_path: Path, labels: ClassList, dtype: type) -> None:
     path = write_map(tmp_path / "a.nii.gz", 5, 52, 117, -3, dtype=dtype)
     assert read_labels(path, labels, {5: 1, "52": 5, "rest": 0}).array.ravel()[:5].tolist() == [1, 5, 0, 0, 0]
     with pytest.raises(CaseError, match=r"\[-3, 117\]"):
         read_labels(path, labels, {5: 1, "52": 5})
 
 
-def test_a_map_can_swap_ids(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_map_can_swap_ids(tmp_path: Path, labels: ClassList) -> None:
     found = read_labels(write_map(tmp_path / "a.nii.gz", 1, 2, 3), labels, {1: 2, 2: 1, 3: 3})
     assert found.array.ravel()[:4].tolist() == [2, 1, 3, 0]
 
 
-def test_rest_leaves_the_background_alone(tmp_path: Path, labels: LabelSet) -> None:
+def test_rest_leaves_the_background_alone(tmp_path: Path, labels: ClassList) -> None:
     found = read_labels(write_map(tmp_path / "a.nii.gz", 5, 6), labels, {5: 1, "rest": 14})
     assert found.array.ravel()[:3].tolist() == [1, 14, 0]
 
@@ -284,7 +284,7 @@ def test_flipped_and_permuted_grids_are_equal(turned: float) -> None:
         assert matched.geometry == image.geometry
 
 
-def test_reordering_survives_the_disk(tmp_path: Path, labels: LabelSet) -> None:
+def test_reordering_survives_the_disk(tmp_path: Path, labels: ClassList) -> None:
     truth = RANDOM.integers(0, 15, (4, 5, 6)).astype(np.uint8)
     image = Volume(truth, grid(truth, turned=0.3))
     other = reordered(image, (2, 0, 1), (True, False, True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
 # id, name, short, tolerance in mm, slice range: FLARE23_DSC_NSD_Eval.py of the challenge
@@ -33,8 +33,8 @@ def one(**changes: Any) -> dict[str, Any]:
     return {"id": 1, "short": "X", "role": "organ", "tolerance_mm": 1, "slice_range": False, **changes}
 
 
-def test_the_challenges_classes(labels: LabelSet) -> None:
-    found = [(c.id, c.name, c.short, c.tolerance_mm, c.slice_range) for c in labels.classes]
+def test_the_challenges_classes(labels: ClassList) -> None:
+    found = [(c.id, c.name, c.short, c.tolerance_mm, c.slice_range) for c in labels.entries]
     assert found == FLARE23
     assert labels.organs == tuple(range(1, 14))
     assert labels.tumor == 14
@@ -46,11 +46,11 @@ def test_the_challenges_classes(labels: LabelSet) -> None:
     ("targets", "outputs"),
     [("organs", tuple(range(14))), ("tumor", (0, 14)), ("organs_tumor", tuple(range(15)))],
 )
-def test_outputs_of_each_target(labels: LabelSet, targets: str, outputs: tuple) -> None:
+def test_outputs_of_each_target(labels: ClassList, targets: str, outputs: tuple) -> None:
     assert labels.outputs(targets) == outputs
 
 
-def test_look_ups(labels: LabelSet) -> None:
+def test_look_ups(labels: ClassList) -> None:
     for number, name, *_ in FLARE23:
         assert labels.id_of(name) == number
         assert labels.name_of(number) == name
@@ -63,8 +63,8 @@ def test_look_ups(labels: LabelSet) -> None:
         labels.outputs("all")
 
 
-def test_plain_values_there_and_back(labels: LabelSet) -> None:
-    again = LabelSet.from_config(labels.to_config())
+def test_plain_values_there_and_back(labels: ClassList) -> None:
+    again = ClassList.from_config(labels.to_config())
     assert again == labels
     assert pickle.loads(pickle.dumps(labels)) == labels
     assert hash(again) == hash(labels)
@@ -72,7 +72,7 @@ def test_plain_values_there_and_back(labels: LabelSet) -> None:
 
 def test_a_list_of_ones_own() -> None:
     """Ids with gaps, in any order, without a tumor."""
-    own = LabelSet.from_config({"bladder": one(id=20), "uterus": one(id=7, short="U")})
+    own = ClassList.from_config({"bladder": one(id=20), "uterus": one(id=7, short="U")})
     assert own.ids == own.organs == (7, 20)
     assert own.tumor is None
     assert own.outputs("organs_tumor") == (0, 7, 20)
@@ -94,4 +94,4 @@ def test_a_list_of_ones_own() -> None:
 )
 def test_refused_lists(classes: dict, message: str) -> None:
     with pytest.raises(FlareError, match=message):
-        LabelSet.from_config(classes)
+        ClassList.from_config(classes)

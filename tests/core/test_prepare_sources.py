@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from flare.core.cases import annotated_by, read_label_map, read_sources
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
 PATHS = (Path("/data/imagesTr/msd/liver_7_0000.nii.gz"), Path("/data/labelsTr/liver_7.nii.gz"))
@@ -12,18 +12,18 @@ PATHS = (Path("/data/imagesTr/msd/liver_7_0000.nii.gz"), Path("/data/labelsTr/li
 @pytest.mark.parametrize(
     "match", ["liver_*", "liver_7", "*/msd/*", "msd/*", "labelsTr/liver_?.nii.gz", "/data/imagesTr/*"]
 )
-def test_a_glob_matches_the_case_or_the_end_of_a_path(labels: LabelSet, match: str) -> None:
+def test_a_glob_matches_the_case_or_the_end_of_a_path(labels: ClassList, match: str) -> None:
     sources = read_sources([{"match": match, "annotates": ["spleen", "liver"]}], labels)
     assert annotated_by(sources, "liver_7", PATHS) == (1, 3)
 
 
 @pytest.mark.parametrize("match", ["liver", "kits/*", "sd/*"])
-def test_a_glob_matches_whole_names_only(labels: LabelSet, match: str) -> None:
+def test_a_glob_matches_whole_names_only(labels: ClassList, match: str) -> None:
     sources = read_sources([{"match": match, "annotates": ["liver"]}], labels)
     assert annotated_by(sources, "liver_7", PATHS) is None
 
 
-def test_the_first_source_that_matches_counts(labels: LabelSet) -> None:
+def test_the_first_source_that_matches_counts(labels: ClassList) -> None:
     given = [{"match": "liver_7", "annotates": ["tumor"]}, {"match": "*", "annotates": ["liver"]}]
     sources = read_sources(given, labels)
     assert annotated_by(sources, "liver_7", PATHS) == (14,)
@@ -37,12 +37,12 @@ def test_the_first_source_that_matches_counts(labels: LabelSet) -> None:
         ({"match": "*"}, r"data\.sources\[0\]: expected the keys match and annotates"),
     ],
 )
-def test_a_bad_source_is_refused(labels: LabelSet, item: dict, message: str) -> None:
+def test_a_bad_source_is_refused(labels: ClassList, item: dict, message: str) -> None:
     with pytest.raises(FlareError, match=message):
         read_sources([item], labels)
 
 
-def test_a_label_map_takes_ids_as_numbers_or_text_and_classes_by_id_or_name(labels: LabelSet) -> None:
+def test_a_label_map_takes_ids_as_numbers_or_text_and_classes_by_id_or_name(labels: ClassList) -> None:
     assert read_label_map({5: "liver", "2": 2, "rest": 0}, labels) == {"5": 1, "2": 2, "rest": 0}
     assert read_label_map(None, labels) is None
     assert read_label_map({}, labels) is None
@@ -56,6 +56,6 @@ def test_a_label_map_takes_ids_as_numbers_or_text_and_classes_by_id_or_name(labe
         ({5: "livver"}, "livver"),
     ],
 )
-def test_a_bad_label_map_is_refused(labels: LabelSet, given: dict, message: str) -> None:
+def test_a_bad_label_map_is_refused(labels: ClassList, given: dict, message: str) -> None:
     with pytest.raises(FlareError, match=message):
         read_label_map(given, labels)

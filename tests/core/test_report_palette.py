@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.pictures import class_colours, rgb
 
 # what is left of linear RGB without one of the cones (Machado, Oliveira and Fernandes, 2009, severity 1)
@@ -30,13 +30,13 @@ def lab(colour: str, sight: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("sight", "least"), [("normal", 30), ("protanope", 20), ("deuteranope", 20)])
-def test_any_two_classes_are_told_apart(labels: LabelSet, sight: str, least: float) -> None:
+def test_any_two_classes_are_told_apart(labels: ClassList, sight: str, least: float) -> None:
     colours = class_colours(labels).values()
     distances = [float(np.linalg.norm(lab(a, sight) - lab(b, sight))) for a, b in combinations(colours, 2)]
     assert min(distances) > least
 
 
-def test_the_tumor_keeps_its_colour_in_another_class_list(labels: LabelSet) -> None:
-    few = LabelSet.from_config({k: v for k, v in labels.to_config().items() if k in ("spleen", "tumor")})
+def test_the_tumor_keeps_its_colour_in_another_class_list(labels: ClassList) -> None:
+    few = ClassList.from_config({k: v for k, v in labels.to_config().items() if k in ("spleen", "tumor")})
     assert class_colours(few)[14] == class_colours(labels)[14]
     assert list(class_colours(few)) == [3, 14]

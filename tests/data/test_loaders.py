@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
 from flare.data.cache import sample_foreground, store_array
@@ -106,7 +106,7 @@ def test_images_are_clipped_and_normalised_and_labels_lie_on_them(dataset: Patch
     ("targets", "organ", "tumor"), [("organs", 1, 0), ("tumor", 0, 1), ("organs_tumor", 1, 14)]
 )
 def test_targets_are_output_channels(
-    dataset: PatchDataset, labels: LabelSet, targets: str, organ: int, tumor: int
+    dataset: PatchDataset, labels: ClassList, targets: str, organ: int, tumor: int
 ) -> None:
     only = replace(unchanged(dataset), cases=dataset.cases[:1], outputs=labels.outputs(targets))
     target, image = only[SampleKey(0, 1, 1)]["target"], only[SampleKey(0, 1, 1)]["image"][0]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
 
 SPACING = (5.0, 1.0, 1.0)
@@ -24,11 +24,11 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
     return reference, prediction
 
 
-def lesions(pair: tuple[np.ndarray, np.ndarray], labels: LabelSet) -> list[Lesion]:
-    return find_lesions(*pair, spacing_mm=SPACING, labels=labels)
+def lesions(pair: tuple[np.ndarray, np.ndarray], labels: ClassList) -> list[Lesion]:
+    return find_lesions(*pair, spacing_mm=SPACING, classes=labels)
 
 
-def test_lesions_are_matched_by_overlap(pair: tuple[np.ndarray, np.ndarray], labels: LabelSet) -> None:
+def test_lesions_are_matched_by_overlap(pair: tuple[np.ndarray, np.ndarray], labels: ClassList) -> None:
     found = lesions(pair, labels)
     assert [(x.side, x.organ, x.matched) for x in found] == [
         ("reference", "Liver", True),
@@ -40,26 +40,26 @@ def test_lesions_are_matched_by_overlap(pair: tuple[np.ndarray, np.ndarray], lab
 
 
 def test_dsc_is_against_all_pieces_that_overlap(
-    pair: tuple[np.ndarray, np.ndarray], labels: LabelSet
+    pair: tuple[np.ndarray, np.ndarray], labels: ClassList
 ) -> None:
     found = lesions(pair, labels)
     assert [x.dsc for x in found] == [pytest.approx(2 * 16 / (32 + 16)), 0, None, None, None]
 
 
-def test_volume_and_diameter(pair: tuple[np.ndarray, np.ndarray], labels: LabelSet) -> None:
+def test_volume_and_diameter(pair: tuple[np.ndarray, np.ndarray], labels: ClassList) -> None:
     first = lesions(pair, labels)[0]
     assert first.volume_ml == pytest.approx(32 * 5 / 1000)
     assert np.pi / 6 * first.diameter_mm**3 == pytest.approx(160)
 
 
-def test_prediction_tells_the_organ_where_the_reference_has_none(labels: LabelSet) -> None:
+def test_prediction_tells_the_organ_where_the_reference_has_none(labels: ClassList) -> None:
     reference, prediction = (np.zeros((6, 6, 6), np.uint8) for _ in range(2))
     prediction[:] = 2
     reference[2:4, 2:4, 2:4] = prediction[2:4, 2:4, 2:4] = 14
     assert {x.organ for x in lesions((reference, prediction), labels)} == {"RK"}
 
 
-def test_lesions_at_the_border_and_of_the_whole_volume(labels: LabelSet) -> None:
+def test_lesions_at_the_border_and_of_the_whole_volume(labels: ClassList) -> None:
     full = np.full((1, 3, 3), 14, np.uint8)
     found = lesions((full, full), labels)
     assert [(x.side, x.matched, x.organ) for x in found] == [
@@ -69,12 +69,12 @@ def test_lesions_at_the_border_and_of_the_whole_volume(labels: LabelSet) -> None
     assert found[0].dsc == 1
 
 
-def test_no_tumor_gives_no_lesion(labels: LabelSet) -> None:
+def test_no_tumor_gives_no_lesion(labels: ClassList) -> None:
     empty = np.zeros((4, 4, 4), np.uint8)
     assert lesions((empty, empty), labels) == []
 
 
-def test_cohort_counts(pair: tuple[np.ndarray, np.ndarray], labels: LabelSet) -> None:
+def test_cohort_counts(pair: tuple[np.ndarray, np.ndarray], labels: ClassList) -> None:
     found = detection({"a": lesions(pair, labels), "b": []})
     assert found["scans"] == 2
     assert (found["lesions"], found["detected"], found["sensitivity"]) == (2, 1, 0.5)

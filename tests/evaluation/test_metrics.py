@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from challenge_reference import challenge_scores
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.evaluation.metrics import ClassScore, score_case
 
@@ -12,7 +12,7 @@ ONE_MM = (1.0, 1.0, 1.0)
 
 
 def score(
-    labels: LabelSet, r: np.ndarray, p: np.ndarray, protocol: str = "flare23", **more: object
+    labels: ClassList, r: np.ndarray, p: np.ndarray, protocol: str = "flare23", **more: object
 ) -> dict[str, ClassScore]:
     return score_case(
         r, p, **{"spacing_mm": ONE_MM, "labels": labels, "protocol": protocol, "threads": 1, **more}
@@ -43,21 +43,21 @@ def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[float, float, 
     return reference, prediction, tuple(stored.astype(float).tolist())
 
 
-def test_both_empty_is_one_and_one_empty_is_zero(labels: LabelSet) -> None:
+def test_both_empty_is_one_and_one_empty_is_zero(labels: ClassList) -> None:
     found = score(labels, volume(1, slice(2, 5)), volume(2, slice(2, 5)))
     assert (found["Liver"].dsc, found["Liver"].nsd) == (0, 0)
     assert (found["RK"].dsc, found["RK"].nsd) == (0, 0)
     assert (found["Spleen"].dsc, found["Spleen"].nsd) == (1, 1)
 
 
-def test_shifted_cube(labels: LabelSet) -> None:
+def test_shifted_cube(labels: ClassList) -> None:
     s = slice(3, 7)
     found = score(labels, volume(2, s, s, s), volume(2, slice(4, 8), s, s))
     assert found["RK"].dsc == 0.75
     assert found["RK"].nsd == 1  # one millimetre, tolerance three
 
 
-def test_nsd_is_zero_below_a_dsc_of_one_fifth(labels: LabelSet) -> None:
+def test_nsd_is_zero_below_a_dsc_of_one_fifth(labels: ClassList) -> None:
     row = [volume(1, slice(4, 6), slice(4, 6), slice(a, a + 5)) for a in (0, 4)]
     found = score(labels, *row)
     assert found["Liver"].dsc == 0.2
@@ -67,7 +67,7 @@ def test_nsd_is_zero_below_a_dsc_of_one_fifth(labels: LabelSet) -> None:
     assert found["Liver"].nsd == 0
 
 
-def test_slice_range_leaves_out_what_lies_beyond_and_the_last_slice(labels: LabelSet) -> None:
+def test_slice_range_leaves_out_what_lies_beyond_and_the_last_slice(labels: ClassList) -> None:
     s = slice(3, 7)
     reference = volume(5, s, s, s)
     prediction = volume(5, slice(0, 12), s, s)
@@ -79,19 +79,19 @@ def test_slice_range_leaves_out_what_lies_beyond_and_the_last_slice(labels: Labe
     assert score(labels, reference, prediction)["Aorta"].nsd == 1
 
 
-def test_slice_range_is_along_the_stored_z_only(labels: LabelSet) -> None:
+def test_slice_range_is_along_the_stored_z_only(labels: ClassList) -> None:
     s = slice(3, 7)
     found = score(labels, volume(5, s, s, s), volume(5, s, s, slice(0, 12)))
     assert found["Aorta"].dsc == 0.5
 
 
-def test_prediction_wholly_outside_the_range_is_zero(labels: LabelSet) -> None:
+def test_prediction_wholly_outside_the_range_is_zero(labels: ClassList) -> None:
     s = slice(3, 7)
     found = score(labels, volume(6, s, s, s), volume(6, slice(8, 11), s, s))
     assert (found["IVC"].dsc, found["IVC"].nsd) == (0, 0)
 
 
-def test_reference_of_one_slice_is_scored_by_what_remains(labels: LabelSet) -> None:
+def test_reference_of_one_slice_is_scored_by_what_remains(labels: ClassList) -> None:
     s = slice(3, 7)
     reference, prediction = volume(10, slice(3, 4), s, s), volume(10, slice(5, 9), s, s)
     found = score(labels, reference, prediction)["Esophagus"]
@@ -100,14 +100,14 @@ def test_reference_of_one_slice_is_scored_by_what_remains(labels: LabelSet) -> N
     assert (found.dsc, found.nsd, found.one_slice) == (0, 0, True)
 
 
-def test_present_scores_only_what_the_reference_has(labels: LabelSet) -> None:
+def test_present_scores_only_what_the_reference_has(labels: ClassList) -> None:
     found = score(labels, volume(1, slice(2, 5)), volume(2, slice(2, 5)), "present")
     assert found["Liver"].dsc == 0
     assert found["RK"].dsc is None
     assert found["Spleen"].nsd is None
 
 
-def test_details_give_hd95_and_volumes(labels: LabelSet) -> None:
+def test_details_give_hd95_and_volumes(labels: ClassList) -> None:
     s = slice(3, 7)
     found = score(
         labels,
@@ -122,7 +122,7 @@ def test_details_give_hd95_and_volumes(labels: LabelSet) -> None:
     assert found["RK"].reference_ml == 0
 
 
-def test_values_are_rounded_to_four_digits_as_numpy_rounds(labels: LabelSet) -> None:
+def test_values_are_rounded_to_four_digits_as_numpy_rounds(labels: ClassList) -> None:
     reference = volume(1, slice(0, 2), slice(0, 8), slice(0, 8), shape=(8, 8, 8))
     prediction = volume(1, slice(1, 5), slice(0, 8), slice(0, 4), shape=(8, 8, 8))
     assert score(labels, reference, prediction)["Liver"].dsc == 0.25  # 2 x 32 / 256
@@ -131,7 +131,7 @@ def test_values_are_rounded_to_four_digits_as_numpy_rounds(labels: LabelSet) -> 
     assert score(labels, reference, prediction)["Liver"].dsc == 0.2424
 
 
-def test_unknown_protocol_and_unequal_sizes_are_refused(labels: LabelSet) -> None:
+def test_unknown_protocol_and_unequal_sizes_are_refused(labels: ClassList) -> None:
     with pytest.raises(FlareError, match="protocol"):
         score(labels, volume(1), volume(1), "official")
     with pytest.raises(FlareError, match="size"):
@@ -140,22 +140,22 @@ def test_unknown_protocol_and_unequal_sizes_are_refused(labels: LabelSet) -> Non
 
 @pytest.mark.parametrize("value", ["4,2", " 1", "0", "", "many"])
 def test_any_number_of_openmp_threads_will_do(
-    labels: LabelSet, monkeypatch: pytest.MonkeyPatch, value: str
+    labels: ClassList, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     a = volume(1, slice(2, 8), slice(2, 8), slice(2, 8))
     assert score(labels, a, a, threads=None)["Liver"].dsc == 1
 
 
-def test_threads_change_nothing(labels: LabelSet) -> None:
+def test_threads_change_nothing(labels: ClassList) -> None:
     reference, prediction, spacing = random_pair(3)
     one, two = (score(labels, reference, prediction, spacing_mm=spacing, threads=n) for n in (1, 2))
     assert one == two
 
 
 @pytest.mark.slow
-def test_200_random_pairs_agree_with_the_challenges_rules_to_four_digits(labels: LabelSet) -> None:
-    tolerances = [c.tolerance_mm for c in labels.classes]
+def test_200_random_pairs_agree_with_the_challenges_rules_to_four_digits(labels: ClassList) -> None:
+    tolerances = [c.tolerance_mm for c in labels.entries]
     kinds = {"absent": 0, "scored": 0, "below": 0}
     for seed in range(200):
         reference, prediction, spacing = random_pair(seed)

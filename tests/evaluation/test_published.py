@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.evaluation.rendering import published, published_round
 
 ROUNDS = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
@@ -17,7 +17,7 @@ def test_rounds_and_their_training_images() -> None:
 
 @pytest.mark.parametrize("name", [r for r in ROUNDS if r != "mt"])
 @pytest.mark.parametrize("measure", ["DSC", "NSD"])
-def test_organ_means_are_the_means_of_the_organs(labels: LabelSet, name: str, measure: str) -> None:
+def test_organ_means_are_the_means_of_the_organs(labels: ClassList, name: str, measure: str) -> None:
     scores = published_round(name)[measure]
     organs = [scores[labels.by_id(i).short] for i in labels.organs]
     assert np.mean(organs) == pytest.approx(scores["organ_mean"], abs=0.0051)
@@ -32,23 +32,23 @@ def test_headline_figures_of_table_5() -> None:
     assert published_round("untrained") == {}
 
 
-def test_averages_of_table_4_are_over_all_fourteen_classes(labels: LabelSet) -> None:
+def test_averages_of_table_4_are_over_all_fourteen_classes(labels: ClassList) -> None:
     table = published()["table4"]
     for split in ("public", "online", "testing"):
         for measure in ("DSC", "NSD"):
-            values = [np.ravel(table[c.short][split][measure])[0] for c in labels.classes]
+            values = [np.ravel(table[c.short][split][measure])[0] for c in labels.entries]
             expected = np.ravel([table["average"][split][measure]])[0]
             assert np.mean(values) == pytest.approx(expected, abs=0.0101), (split, measure)
 
 
-def test_online_column_of_table_4_is_the_last_round_of_table_5(labels: LabelSet) -> None:
-    for c in labels.classes:
+def test_online_column_of_table_4_is_the_last_round_of_table_5(labels: ClassList) -> None:
+    for c in labels.entries:
         online = published()["table4"][c.short]["online"]
         for measure in ("DSC", "NSD"):
             assert online[measure] == pytest.approx(published_round("mot3")[measure][c.short], abs=0.0101)
 
 
-def test_test_column_of_table_4_agrees_with_table_8(labels: LabelSet) -> None:
+def test_test_column_of_table_4_agrees_with_table_8(labels: ClassList) -> None:
     table = published()["table4"]
     means = [
         np.mean([table[labels.by_id(i).short]["testing"][m] for i in labels.organs]) for m in ("DSC", "NSD")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_csv
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.tables import write_round_tables
@@ -21,14 +21,14 @@ COSTS = {
 
 
 @pytest.fixture
-def write(labels: LabelSet, tmp_path: Path) -> Any:
-    scores = [{f"{c.short}_{m}": "0.5" for c in labels.classes for m in MEASURES}]
+def write(labels: ClassList, tmp_path: Path) -> Any:
+    scores = [{f"{c.short}_{m}": "0.5" for c in labels.entries for m in MEASURES}]
     half = dict.fromkeys(MEASURES, 0.5)
     summary = {"organ_mean": half, "tumor": half}
 
     def start(inference: list[dict[str, Any]], targets: str = "organs_tumor") -> Path:
         write_round_tables(
-            tmp_path, scores=scores, summary=summary, inference=inference, labels=labels, targets=targets
+            tmp_path, scores=scores, summary=summary, inference=inference, classes=labels, targets=targets
         )
         return tmp_path
 

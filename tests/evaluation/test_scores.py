@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json
 from flare.core.geometry import Geometry
@@ -187,9 +187,9 @@ def test_missing_folders_are_refused_with_the_key(
         run(config, given["predictions"], given["references"])
 
 
-def test_organ_mean_is_over_rounded_class_means(labels: LabelSet) -> None:
+def test_organ_mean_is_over_rounded_class_means(labels: ClassList) -> None:
     rows = [
-        {"Name": n, **{f"{c.short}_{m}": v for c in labels.classes for m in ("DSC", "NSD")}}
+        {"Name": n, **{f"{c.short}_{m}": v for c in labels.entries for m in ("DSC", "NSD")}}
         for n, v in (("a", 0.3333), ("b", 0.3334))
     ]
     rows[0]["Liver_DSC"] = 0.9
@@ -202,7 +202,9 @@ def test_organ_mean_is_over_rounded_class_means(labels: LabelSet) -> None:
 
 
 @pytest.mark.slow
-def test_worker_processes_give_the_same(labels: LabelSet, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_worker_processes_give_the_same(
+    labels: ClassList, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     predictions, references = folders
     given = {p.name.removesuffix(".nii.gz"): p for p in references.iterdir()}
     found = []
@@ -213,7 +215,7 @@ def test_worker_processes_give_the_same(labels: LabelSet, folders: tuple[Path, P
                 predictions,
                 given,
                 output=tmp_path / str(workers),
-                labels=labels,
+                classes=labels,
                 protocol="flare23",
                 executor=executor,
             )

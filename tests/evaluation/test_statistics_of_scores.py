@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
 from flare.evaluation.statistics import compare_runs, interval, intervals, metrics_file, score_matrix
 from flare.evaluation.summary import metrics_columns
 
 
-def rows(labels: LabelSet, scores: list[float], **cells: Any) -> list[dict[str, Any]]:
+def rows(labels: ClassList, scores: list[float], **cells: Any) -> list[dict[str, Any]]:
     columns = metrics_columns(labels)[1:]
     return [{"Name": f"c{i}", **dict.fromkeys(columns, s), **cells} for i, s in enumerate(scores)]
 
@@ -52,9 +52,9 @@ def test_the_same_scores_have_the_same_interval() -> None:
     assert interval(scores) == interval(scores.copy())
 
 
-def test_intervals_name_every_class_and_the_organ_mean(labels: LabelSet) -> None:
+def test_intervals_name_every_class_and_the_organ_mean(labels: ClassList) -> None:
     found = intervals(rows(labels, [0.2, 0.4, 0.9], Lesion_DSC=None), labels)
-    assert list(found) == [*(c.short for c in labels.classes), "organ_mean"]
+    assert list(found) == [*(c.short for c in labels.entries), "organ_mean"]
     assert found["Lesion"]["DSC"] is None
     assert found["organ_mean"]["DSC"] == found["Liver"]["DSC"]  # all organs alike, resampled together
     low, high = found["Liver"]["NSD"] or (0, 0)
@@ -67,7 +67,7 @@ def test_empty_cells_are_not_numbers() -> None:
     np.testing.assert_array_equal(matrix, [[np.nan, 0.5], [np.nan, 1]])
 
 
-def test_comparison_of_two_runs(labels: LabelSet, tmp_path: Path) -> None:
+def test_comparison_of_two_runs(labels: ClassList, tmp_path: Path) -> None:
     ours = [0.5 + 0.01 * i for i in range(10)]
     other = [s - 0.02 - 0.001 * i for i, s in enumerate(ours)]
     write_csv(tmp_path / "a" / "metrics.csv", rows(labels, ours))
@@ -82,19 +82,19 @@ def test_comparison_of_two_runs(labels: LabelSet, tmp_path: Path) -> None:
     assert found[14]["class"] == "organ_mean"
 
 
-def test_equal_runs_do_not_differ(labels: LabelSet, tmp_path: Path) -> None:
+def test_equal_runs_do_not_differ(labels: ClassList, tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     write_csv(path, rows(labels, [0.1, 0.2]))
     assert {(r["difference"], r["p"]) for r in compare_runs(path, path, labels)} == {(0, 1)}
 
 
-def test_only_common_cases_are_compared(labels: LabelSet, tmp_path: Path) -> None:
+def test_only_common_cases_are_compared(labels: ClassList, tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", rows(labels, [0.1, 0.2, 0.3]))
     write_csv(tmp_path / "b.csv", rows(labels, [0.1, 0.2]))
     assert compare_runs(tmp_path / "a.csv", tmp_path / "b.csv", labels)[0]["cases"] == 2
 
 
-def test_what_cannot_be_compared_is_refused(labels: LabelSet, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(labels: ClassList, tmp_path: Path) -> None:
     with pytest.raises(FlareError, match=r"compare: no metrics\.csv"):
         metrics_file(tmp_path)
     write_csv(tmp_path / "a.csv", rows(labels, [0.1]))

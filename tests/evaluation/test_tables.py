@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_csv
 from flare.evaluation.efficiency import table6, table7, table8
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_latex, to_markdown
 from flare.evaluation.tables import AblationRow, table4, table5
 
 
-def summary(labels: LabelSet, dsc: float, nsd: float, **special: float | None) -> dict[str, Any]:
-    classes = {c.short: {"DSC": special.get(c.short, dsc), "NSD": nsd} for c in labels.classes}
+def summary(labels: ClassList, dsc: float, nsd: float, **special: float | None) -> dict[str, Any]:
+    classes = {c.short: {"DSC": special.get(c.short, dsc), "NSD": nsd} for c in labels.entries}
     return {"classes": classes, "organ_mean": {"DSC": dsc, "NSD": nsd}, "tumor": classes["Lesion"]}
 
 
-def test_table5_has_the_promised_columns(labels: LabelSet, tmp_path: Path) -> None:
+def test_table5_has_the_promised_columns(labels: ClassList, tmp_path: Path) -> None:
     rows = [
         AblationRow("mo", 12, summary(labels, 0.5, 0.6), "organs"),
         AblationRow("mt", 8, summary(labels, 0.1, 0.2), "tumor"),
@@ -51,7 +51,7 @@ def test_table5_has_the_promised_columns(labels: LabelSet, tmp_path: Path) -> No
     assert (untrained["cases"], untrained["paper_organ_mean_DSC"]) == ("", "")
 
 
-def test_table5_shows_the_best_in_bold_with_the_papers_beside(labels: LabelSet, tmp_path: Path) -> None:
+def test_table5_shows_the_best_in_bold_with_the_papers_beside(labels: ClassList, tmp_path: Path) -> None:
     rows = [AblationRow(n, 4, summary(labels, d, d)) for n, d in (("mo", 0.5), ("mo1", 0.75))]
     table5(rows, labels, tmp_path / "table5")
     text = (tmp_path / "table5.md").read_text()
@@ -63,9 +63,9 @@ def test_table5_shows_the_best_in_bold_with_the_papers_beside(labels: LabelSet, 
     assert r"DSC (\%)" in latex
 
 
-def test_table4_averages_cases_and_skips_what_is_not_scored(labels: LabelSet, tmp_path: Path) -> None:
+def test_table4_averages_cases_and_skips_what_is_not_scored(labels: ClassList, tmp_path: Path) -> None:
     rows = [
-        {f"{c.short}_{m}": value for c in labels.classes for m in ("DSC", "NSD")} for value in ("0.5", "0.7")
+        {f"{c.short}_{m}": value for c in labels.entries for m in ("DSC", "NSD")} for value in ("0.5", "0.7")
     ]
     rows[1]["Lesion_DSC"] = ""
     lines = table4(rows, labels, tmp_path / "table4")
@@ -76,16 +76,16 @@ def test_table4_averages_cases_and_skips_what_is_not_scored(labels: LabelSet, tm
     assert "| Liver | 60.00±10.00 | 60.00±10.00 | **97.46±0.48** |" in (tmp_path / "table4.md").read_text()
 
 
-def table4_rows(labels: LabelSet, tmp_path: Path, **dsc: float | None) -> dict[str, str]:
+def table4_rows(labels: ClassList, tmp_path: Path, **dsc: float | None) -> dict[str, str]:
     """Lines of the Markdown by target: all 0.5 but for these DSC."""
-    half = {f"{c.short}_{m}": 0.5 for c in labels.classes for m in ("DSC", "NSD")}
+    half = {f"{c.short}_{m}": 0.5 for c in labels.entries for m in ("DSC", "NSD")}
     missing = {f"{short}_NSD": None for short, value in dsc.items() if value is None}
     table4([half | {f"{k}_DSC": v for k, v in dsc.items()} | missing], labels, tmp_path / "table4")
     lines = (tmp_path / "table4.md").read_text().splitlines()
     return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
-def test_table4_shows_the_best_of_a_row_in_bold(labels: LabelSet, tmp_path: Path) -> None:
+def test_table4_shows_the_best_of_a_row_in_bold(labels: ClassList, tmp_path: Path) -> None:
     rows = table4_rows(labels, tmp_path, Lesion=0.7, Liver=0.9744)
     assert rows["Lesion"].startswith(
         "| Lesion | **70.00±0.00** | 50.00±0.00 | 52.23±35.08 | **51.80±34.38** |"
@@ -98,7 +98,7 @@ def test_table4_shows_the_best_of_a_row_in_bold(labels: LabelSet, tmp_path: Path
     assert r"\textbf{70.00$\pm$0.00}" in (tmp_path / "table4.tex").read_text()
 
 
-def test_table4_compares_nothing_with_a_class_that_is_not_scored(labels: LabelSet, tmp_path: Path) -> None:
+def test_table4_compares_nothing_with_a_class_that_is_not_scored(labels: ClassList, tmp_path: Path) -> None:
     rows = table4_rows(labels, tmp_path, Lesion=None)
     assert rows["Lesion"].startswith("| Lesion | - | - | 52.23±35.08 |")
     assert "**" not in rows["Lesion"]
@@ -115,7 +115,7 @@ def test_efficiency_tables_put_the_papers_rows_below(tmp_path: Path) -> None:
     assert "| paper | 26.70 | 2504.60 |" in (tmp_path / "table7.md").read_text()
 
 
-def test_table8_compares_scores_upwards_and_time_downwards(labels: LabelSet, tmp_path: Path) -> None:
+def test_table8_compares_scores_upwards_and_time_downwards(labels: ClassList, tmp_path: Path) -> None:
     table8(summary(labels, 0.9, 0.9), tmp_path / "table8", efficiency={"time_s": 20.0})
     text = (tmp_path / "table8.md").read_text()
     assert "| ours | **0.9000** | 0.9000 | **0.9000** | **0.9000** | - | 20.0000 |" in text

@@ -94,7 +94,7 @@ def test_the_fit_reads_cases_and_only_scores_what_the_reference_has(labels, tmp_
     pair = (tmp_path / "predicted.nii.gz", tmp_path / "reference.nii.gz")
     executor = LocalExecutor(workers=0, retries=0)
     pairs = {"a": pair, "b": (tmp_path / "none.nii.gz", pair[1])}
-    fit, (failure,) = fit_components(pairs, labels=labels, label_map=None, executor=executor)
+    fit, (failure,) = fit_components(pairs, classes=labels, label_map=None, executor=executor)
     assert failure.case_id == "b"
     assert fit["liver"] == {
         "keep_largest": True,

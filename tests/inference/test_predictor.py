@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise
 from flare.inference.predictor import Predictor
@@ -36,7 +36,7 @@ def predictor(
 ):
     return Predictor(
         network,
-        labels=labels,
+        classes=labels,
         outputs=outputs,
         spacing_mm=spacing_mm,
         interpolation="linear",
@@ -247,7 +247,7 @@ def test_flare22_knows_the_long_vessels_by_the_class_list(labels):
 def test_flare22_asks_for_tubes_and_not_for_how_classes_are_scored(labels, caplog):
     """Liver scored over a slice range is no tube; aorta scored as a whole is one."""
     settings = replace(DENSE, name="flare22")
-    turned = LabelSet(tuple(replace(c, slice_range=not c.slice_range) for c in labels.classes))
+    turned = ClassList(tuple(replace(c, slice_range=not c.slice_range) for c in labels.entries))
     for organ, windows in (("aorta", 1), ("liver", 3)):
         truth = np.full((8, 16, 32), labels.id_of(organ), dtype=np.int16)
         assert (
@@ -255,7 +255,7 @@ def test_flare22_asks_for_tubes_and_not_for_how_classes_are_scored(labels, caplo
         )
     assert not caplog.records
     # a list of before names no tube: every window is looked at, and a line says so
-    plain = LabelSet.from_config(
+    plain = ClassList.from_config(
         {n: {k: v for k, v in c.items() if k != "tube"} for n, c in labels.to_config().items()}
     )
     truth = np.full((8, 16, 32), labels.id_of("aorta"), dtype=np.int16)

@@ -61,7 +61,7 @@ def visited(labels: Any, shape: Start, settings: Any, answer: int, monkeypatch: 
     logits = answering(answer)
     predictor = Predictor(
         lambda patch: logits,
-        labels=labels,
+        classes=labels,
         outputs=(0, 1, 5),
         spacing_mm=(4.0, 1.2, 1.2),
         interpolation="linear",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.volumes import read_labels
 from flare.merging.provenance import Merged
 from flare.merging.rules import merge_labels
@@ -18,7 +18,7 @@ SPACING_MM = (5.0, 3.1, 3.1)
 
 
 @pytest.fixture(scope="module", params=["amos_0001", "amos_0013"])
-def organs(request: pytest.FixtureRequest, real_data: Path, labels: LabelSet) -> np.ndarray:
+def organs(request: pytest.FixtureRequest, real_data: Path, labels: ClassList) -> np.ndarray:
     """Every fourth voxel in plane of a real map, in our ids."""
     path = real_data / "amos_labels" / f"{request.param}.nii.gz"
     if not path.exists():
@@ -35,12 +35,12 @@ def ball_in(organs: np.ndarray, class_id: int, radius_mm: float) -> np.ndarray:
 
 
 def merged(
-    truth: np.ndarray | None, pseudo: np.ndarray, labels: LabelSet, targets: str = "organs_tumor"
+    truth: np.ndarray | None, pseudo: np.ndarray, labels: ClassList, targets: str = "organs_tumor"
 ) -> Merged:
     return merge_labels(
         truth,
         pseudo,
-        labels=labels,
+        classes=labels,
         spacing_mm=SPACING_MM,
         targets=targets,
         rule="paper",
@@ -50,7 +50,7 @@ def merged(
     )
 
 
-def test_a_liver_annotated_without_its_tumor_is_whole_again(organs: np.ndarray, labels: LabelSet) -> None:
+def test_a_liver_annotated_without_its_tumor_is_whole_again(organs: np.ndarray, labels: ClassList) -> None:
     liver, tumor = labels.id_of("liver"), labels.tumor
     lesion = ball_in(organs, liver, 15.0) & (organs == liver)
     truth = np.where(lesion, np.uint8(tumor), organs)
@@ -61,7 +61,7 @@ def test_a_liver_annotated_without_its_tumor_is_whole_again(organs: np.ndarray, 
     np.testing.assert_array_equal(merged(truth, organs, labels, "organs").labels, organs)
 
 
-def test_an_organ_round_closes_the_hole_that_the_teacher_left(organs: np.ndarray, labels: LabelSet) -> None:
+def test_an_organ_round_closes_the_hole_that_the_teacher_left(organs: np.ndarray, labels: ClassList) -> None:
     liver = labels.id_of("liver")
     lesion = ball_in(organs, liver, 12.0)
     assert (organs[lesion] == liver).all()
@@ -70,7 +70,7 @@ def test_an_organ_round_closes_the_hole_that_the_teacher_left(organs: np.ndarray
     np.testing.assert_array_equal(merged(truth, pseudo, labels, "organs").labels, organs)
 
 
-def test_pseudo_tumors_stay_inside_organs_only(organs: np.ndarray, labels: LabelSet) -> None:
+def test_pseudo_tumors_stay_inside_organs_only(organs: np.ndarray, labels: ClassList) -> None:
     kidney, tumor = labels.id_of("left_kidney"), labels.tumor
     inside = ball_in(organs, kidney, 8.0) & (organs == kidney)
     outside = np.zeros_like(inside)
@@ -84,7 +84,7 @@ def test_pseudo_tumors_stay_inside_organs_only(organs: np.ndarray, labels: Label
 
 
 def test_trusted_organs_replace_a_teacher_that_is_off_by_a_voxel(
-    organs: np.ndarray, labels: LabelSet
+    organs: np.ndarray, labels: ClassList
 ) -> None:
     partial = np.where(np.isin(organs, [labels.id_of("liver"), labels.id_of("aorta")]), organs, np.uint8(0))
     shifted = np.roll(organs, 1, axis=2)

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, write_index
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_csv, read_json
 from flare.core.geometry import Geometry, Orientation
@@ -58,7 +58,7 @@ def put(folder: Path, case: str, array: np.ndarray, geometry: Geometry = GRID) -
     write_labels(folder / f"{case}.nii.gz", array, geometry)
 
 
-def test_plain_folders_are_matched_by_case_id(tmp_path: Path, folders: Any, labels: LabelSet) -> None:
+def test_plain_folders_are_matched_by_case_id(tmp_path: Path, folders: Any, labels: ClassList) -> None:
     put(tmp_path / "truth" / "1-50", "both", volume(x0=1, x1=1))
     put(tmp_path / "pseudo", "both_0000", volume(x1=1, x2=1, x4=3))
     put(tmp_path / "truth", "truth_only", volume(x0=14, x1=1))
@@ -80,7 +80,7 @@ def test_plain_folders_are_matched_by_case_id(tmp_path: Path, folders: Any, labe
     assert read_json(tmp_path / "out" / "both.json")["classes"]["spleen"]["source"] == "pseudo"
 
 
-def test_the_keys_of_plain_folders_reach_the_rules(tmp_path: Path, folders: Any, labels: LabelSet) -> None:
+def test_the_keys_of_plain_folders_reach_the_rules(tmp_path: Path, folders: Any, labels: ClassList) -> None:
     put(tmp_path / "truth", "a", volume(x0=3, x1=14))
     put(tmp_path / "pseudo", "a", volume(x0=1, x2=1, x4=3))
 
@@ -125,7 +125,7 @@ def test_a_fault_costs_no_labels_that_were_merged_and_a_refusal_does(
     assert not merged.exists()
 
 
-def test_foreign_ids_and_declared_classes(tmp_path: Path, folders: Any, labels: LabelSet) -> None:
+def test_foreign_ids_and_declared_classes(tmp_path: Path, folders: Any, labels: ClassList) -> None:
     put(tmp_path / "truth", "a", volume(x0=5))
     put(tmp_path / "pseudo", "a", volume(x0=1, x2=9))
     folders("data.label_map={5: 1, rest: 0}")
@@ -138,7 +138,7 @@ def test_foreign_ids_and_declared_classes(tmp_path: Path, folders: Any, labels: 
 
 
 def test_an_empty_label_file_tells_nothing_whatever_is_declared(
-    tmp_path: Path, folders: Any, labels: LabelSet
+    tmp_path: Path, folders: Any, labels: ClassList
 ) -> None:
     put(tmp_path / "truth", "a", volume())
     put(tmp_path / "pseudo", "a", volume(x0=1))
@@ -146,7 +146,7 @@ def test_an_empty_label_file_tells_nothing_whatever_is_declared(
     assert read_labels(tmp_path / "out" / "a.nii.gz", labels).array[0, 0].tolist() == [1, 0, 0, 0, 0]
 
 
-def test_another_voxel_order_is_merged_losslessly(tmp_path: Path, folders: Any, labels: LabelSet) -> None:
+def test_another_voxel_order_is_merged_losslessly(tmp_path: Path, folders: Any, labels: ClassList) -> None:
     order = Orientation((2, 0, 1), (True, False, True))
     truth, pseudo = volume(x0=1, x1=1), volume(x1=1, x2=3)
     truth[0, 0, 0] = 2
@@ -272,7 +272,7 @@ def a_round(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> 
     return start
 
 
-def test_a_round_merges_its_teachers_predictions(tmp_path: Path, a_round: Any, labels: LabelSet) -> None:
+def test_a_round_merges_its_teachers_predictions(tmp_path: Path, a_round: Any, labels: ClassList) -> None:
     done = a_round()
     folder = tmp_path / "outputs" / "r" / "rounds" / "mot2" / "labels"
     assert done["output"] == folder

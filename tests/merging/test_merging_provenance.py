@@ -22,7 +22,7 @@ def told(truth: list[int] | None, pseudo: list[int], case: str = "a") -> dict:
     merged = merge_labels(
         None if truth is None else np.array([[truth]], dtype=np.uint8),
         guess,
-        labels=LABELS,
+        classes=LABELS,
         spacing_mm=(1, 1, 1),
         **RULES.to_config(),
     )

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from flare.cli import CONF
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
 from flare.inference.settings import InferenceSettings
@@ -71,7 +71,7 @@ class Counting(Plain):
     """A network that takes classes and targets and counts its outputs itself, as ours do."""
 
     def __init__(self, classes: dict[str, Any], targets: str, **others: Any) -> None:
-        super().__init__(len(LabelSet.from_config(classes).outputs(targets)))
+        super().__init__(len(ClassList.from_config(classes).outputs(targets)))
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +128,7 @@ def test_monais_networks_give_what_ours_give(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "swinunetr" else ()) for name in SMALL]
 )
-def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, labels: LabelSet) -> None:
+def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, labels: ClassList) -> None:
     torch.manual_seed(0)
     path, module = saved(small(name, "labels.targets=organs"), tmp_path / "last.ckpt")
     image = torch.randn(2, 1, *SMALL[name][1])
@@ -141,7 +141,7 @@ def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, lab
         assert torch.equal(network(image), module.net.eval()(image))
     pupil = build_network(small(name, "labels.targets=organs_tumor"))
     fresh = {key: weights.clone() for key, weights in pupil.state_dict().items()}
-    start_from_teacher(pupil, checkpoint, labels=labels, targets="organs_tumor")
+    start_from_teacher(pupil, checkpoint, classes=labels, targets="organs_tumor")
     heads = 0
     for key, weights in pupil.state_dict().items():
         taught = checkpoint.state_dict[key]
@@ -154,10 +154,10 @@ def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, lab
             assert torch.equal(weights.narrow(axis, 14, 1), fresh[key].narrow(axis, 14, 1)), key
     assert heads >= 2  # weights and bias of one head at the least
     tumor = build_network(small(name, "labels.targets=tumor"))
-    start_from_teacher(tumor, checkpoint, labels=labels, targets="tumor")  # the background's row alone
+    start_from_teacher(tumor, checkpoint, classes=labels, targets="tumor")  # the background's row alone
     wider = build_network(small(name, "labels.targets=organs", f"{INNER}.in_channels=2"))
     with pytest.raises(FlareError, match="another architecture"):
-        check_teacher(wider, checkpoint, labels=labels, targets="organs")
+        check_teacher(wider, checkpoint, classes=labels, targets="organs")
 
 
 def test_rows_go_by_class_also_where_teacher_and_pupil_have_as_many(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_rows_go_by_class_also_where_teacher_and_pupil_have_as_many(tmp_path: Pa
     pupil = Adapted(classes, "organs", network=cfg.model.net.network, outputs_as="channels")
     fresh = pupil.network.last.weight.clone()
     checkpoint = load_network(path, ["mine.Plain"])[1]
-    start_from_teacher(pupil, checkpoint, labels=LabelSet.from_config(classes), targets="organs")
+    start_from_teacher(pupil, checkpoint, classes=ClassList.from_config(classes), targets="organs")
     taught = module.net.network.last.weight
     assert torch.equal(pupil.network.last.weight[:13], taught[[0, *range(2, 14)]])
     assert torch.equal(pupil.network.last.weight[13], fresh[13])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cohort_files import label_array, write
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.files import read_csv
 from flare.prepare.analysis import (
@@ -36,30 +36,32 @@ ORGANS = tuple(range(1, 14))
         (ORGANS, (*ORGANS, 14), "organs_complete"),  # a source that would have annotated a tumor
     ],
 )
-def test_kinds(labels: LabelSet, present: tuple, annotated: tuple, kind: str) -> None:
+def test_kinds(labels: ClassList, present: tuple, annotated: tuple, kind: str) -> None:
     assert kind_of(present, annotated, labels) == kind
 
 
 def test_a_class_list_without_tumor_has_complete_cases() -> None:
     organ = {"role": "organ", "tolerance_mm": 1, "slice_range": False}
-    two = LabelSet.from_config({"a": {"id": 3, "short": "A", **organ}, "b": {"id": 7, "short": "B", **organ}})
+    two = ClassList.from_config(
+        {"a": {"id": 3, "short": "A", **organ}, "b": {"id": 7, "short": "B", **organ}}
+    )
     assert kind_of((3, 7), (3, 7), two) == "organs_complete"
     assert kind_of((3,), (3,), two) == "partial"
 
 
-def test_counting_reads_ids_through_the_map_and_gives_volumes(tmp_path: Path, labels: LabelSet) -> None:
+def test_counting_reads_ids_through_the_map_and_gives_volumes(tmp_path: Path, labels: ClassList) -> None:
     path = write(tmp_path / "a.nii.gz", label_array(5, 5, 52, 99), spacing=(2.0, 2.0, 5.0))
-    found = count_labels("a", path, labels.to_config(), {"5": 1, "52": 5, "rest": 0})
+    found = count_labels("a", path, labels, {"5": 1, "52": 5, "rest": 0})
     assert found == {"voxels": {"1": 20, "5": 10}, "voxel_ml": 0.02, "warnings": []}
 
 
-def test_an_id_outside_the_map_is_refused_with_the_id(tmp_path: Path, labels: LabelSet) -> None:
+def test_an_id_outside_the_map_is_refused_with_the_id(tmp_path: Path, labels: ClassList) -> None:
     path = write(tmp_path / "a.nii.gz", label_array(5, 99))
     with pytest.raises(CaseError, match="99"):
-        count_labels("a", path, labels.to_config(), {"5": 1})
+        count_labels("a", path, labels, {"5": 1})
 
 
-def analyse(tmp_path: Path, labels: LabelSet, *entries: Entry) -> Analysis:
+def analyse(tmp_path: Path, labels: ClassList, *entries: Entry) -> Analysis:
     journal = Journal(tmp_path / "journal.jsonl")
     return analyse_labels(entries, labels, None, journal=journal, executor=LocalExecutor(0, 0))
 
@@ -70,7 +72,7 @@ def entry(tmp_path: Path, case: str, *class_ids: int, annotates: tuple[int, ...]
     return Entry(case, "train", tmp_path / "no_image.nii.gz", label, annotates)
 
 
-def test_only_label_files_are_read(tmp_path: Path, labels: LabelSet) -> None:
+def test_only_label_files_are_read(tmp_path: Path, labels: ClassList) -> None:
     unlabeled = Entry("u", "train", tmp_path / "no_image.nii.gz")
     found = analyse(tmp_path, labels, entry(tmp_path, "a", 1, 14), unlabeled)
     assert [(c.id, c.kind, c.present, c.annotated) for c in found.cases] == [
@@ -79,7 +81,7 @@ def test_only_label_files_are_read(tmp_path: Path, labels: LabelSet) -> None:
     ]
 
 
-def test_a_source_says_that_an_absent_organ_was_looked_for(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_source_says_that_an_absent_organ_was_looked_for(tmp_path: Path, labels: ClassList) -> None:
     no_gallbladder = tuple(i for i in ORGANS if i != 9)
     declared = entry(tmp_path, "a", *no_gallbladder, annotates=ORGANS)
     silent = entry(tmp_path, "b", *no_gallbladder)
@@ -90,21 +92,21 @@ def test_a_source_says_that_an_absent_organ_was_looked_for(tmp_path: Path, label
     ]
 
 
-def test_a_class_beyond_the_source_is_kept_and_warned_of(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_class_beyond_the_source_is_kept_and_warned_of(tmp_path: Path, labels: ClassList) -> None:
     found = analyse(tmp_path, labels, entry(tmp_path, "a", 1, 14, annotates=(1,)))
     assert found.cases[0].annotated == (1, 14)
     assert "tumor" in found.warnings["a"][0]
 
 
 def test_an_empty_label_is_partial_with_a_warning_whatever_its_source(
-    tmp_path: Path, labels: LabelSet
+    tmp_path: Path, labels: ClassList
 ) -> None:
     found = analyse(tmp_path, labels, entry(tmp_path, "a", annotates=ORGANS))
     assert (found.cases[0].kind, found.cases[0].annotated) == ("partial", ())
     assert found.warnings == {"a": ["label file without any foreground"]}
 
 
-def test_the_report_has_volumes_zeros_and_unknowns(tmp_path: Path, labels: LabelSet) -> None:
+def test_the_report_has_volumes_zeros_and_unknowns(tmp_path: Path, labels: ClassList) -> None:
     complete = entry(tmp_path, "a", 1, annotates=(1, 2))
     found = analyse(tmp_path, labels, complete, Entry("u", "train", tmp_path / "u.nii.gz"))
     write_label_analysis(tmp_path / "label_analysis.csv", found, labels)
@@ -115,7 +117,7 @@ def test_the_report_has_volumes_zeros_and_unknowns(tmp_path: Path, labels: Label
     assert (tmp_path / "label_analysis.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, labels: LabelSet) -> None:
+def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, labels: ClassList) -> None:
     found = analyse(tmp_path, labels, entry(tmp_path, "a", 1))
     plot = tmp_path / "label_analysis.png"
     write_label_analysis(plot.with_suffix(".csv"), found, labels)
@@ -124,7 +126,7 @@ def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, labels: LabelSet
     assert plot.read_bytes() == b"kept"
 
 
-def test_counts_by_class_and_kind(tmp_path: Path, labels: LabelSet) -> None:
+def test_counts_by_class_and_kind(tmp_path: Path, labels: ClassList) -> None:
     found = analyse(tmp_path, labels, entry(tmp_path, "a", 1, 14), entry(tmp_path, "b", 1, 2))
     counts = class_counts(found.cases, labels)
     expected = np.zeros((14, 4), int)

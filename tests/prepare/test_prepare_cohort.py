@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from cohort_files import image_array, label_array, write, write_case, write_dicom
 from conftest import CONF
 from flare.core.cases import read_index, select_cases
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, stat_key
 from flare.data import cache
@@ -355,7 +355,7 @@ def test_four_thousand_cases_are_analysed_in_a_minute(
 
 @pytest.mark.slow
 def test_the_real_scans(
-    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: LabelSet
+    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: ClassList
 ) -> None:
     """Left and right by anatomy: RAS order has X run to the patient's right, where the liver is."""
     cfg = config(
@@ -392,7 +392,7 @@ def test_the_real_scans(
 
 
 def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
-    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: LabelSet
+    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: ClassList
 ) -> None:
     cfg = config(
         "prepare",

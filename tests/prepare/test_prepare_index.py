@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.prepare.index import Index, build_index
 
@@ -15,11 +15,11 @@ def touch(root: Path, *names: str) -> None:
         path.write_bytes(b"")
 
 
-def build(root: Path, classes: LabelSet, /, **data: Any) -> Index:
+def build(root: Path, classes: ClassList, /, **data: Any) -> Index:
     return build_index({"root": str(root), **data}, classes)
 
 
-def test_the_challenge_layout_with_sub_folders(tmp_path: Path, labels: LabelSet) -> None:
+def test_the_challenge_layout_with_sub_folders(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "im/1-500/a_0000.nii.gz", "im/501-1000/deep/b_0000.nii.gz", "un/c_0000.nii.gz")
     touch(tmp_path, "la/x/a.nii.gz", "la/b.nii.gz", "val/d_0000.nii.gz", "val/e_0000.nii.gz", "vla/d.nii.gz")
     found = build(
@@ -42,7 +42,7 @@ def test_the_challenge_layout_with_sub_folders(tmp_path: Path, labels: LabelSet)
     assert found.entries[1].image == tmp_path / "im/501-1000/deep/b_0000.nii.gz"
 
 
-def test_lists_of_roots_inside_and_outside_the_root(tmp_path: Path, labels: LabelSet) -> None:
+def test_lists_of_roots_inside_and_outside_the_root(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "data/one/a_0000.nrrd", "other/b_0000.mha", "data/la/a.nii", "other_labels/b.nii.gz")
     found = build(
         tmp_path / "data",
@@ -54,7 +54,7 @@ def test_lists_of_roots_inside_and_outside_the_root(tmp_path: Path, labels: Labe
     assert found.problems == []
 
 
-def test_a_file_below_two_roots_counts_once(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_file_below_two_roots_counts_once(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "un/deep/a_0000.nii.gz")
     found = build(tmp_path, labels, unlabeled_images=["un", "un/deep"])
     assert [e.id for e in found.entries] == ["a"]
@@ -62,7 +62,7 @@ def test_a_file_below_two_roots_counts_once(tmp_path: Path, labels: LabelSet) ->
 
 @pytest.mark.parametrize("second", ["im/b/a_0000.nii.gz", "un/a.nii.gz", "test/a_0000.nii.gz"])
 def test_cases_of_one_id_are_both_refused_with_both_paths(
-    tmp_path: Path, labels: LabelSet, second: str
+    tmp_path: Path, labels: ClassList, second: str
 ) -> None:
     touch(tmp_path, "im/a_0000.nii.gz", second, "im/ok_0000.nii.gz", "la/a.nii.gz", "la/ok.nii.gz")
     (tmp_path / "un").mkdir(exist_ok=True)
@@ -77,14 +77,16 @@ def test_cases_of_one_id_are_both_refused_with_both_paths(
         assert str(tmp_path / second) in problem.reason
 
 
-def test_two_labels_of_one_id_are_refused_with_both_paths(tmp_path: Path, labels: LabelSet) -> None:
+def test_two_labels_of_one_id_are_refused_with_both_paths(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "im/a_0000.nii.gz", "la/a.nii.gz", "la/b/a.nii.gz")
     (problem,) = build(tmp_path, labels, labeled_images="im", labels="la").problems
     assert "la/a.nii.gz" in problem.reason
     assert "la/b/a.nii.gz" in problem.reason
 
 
-def test_an_image_without_label_and_a_label_without_image_are_named(tmp_path: Path, labels: LabelSet) -> None:
+def test_an_image_without_label_and_a_label_without_image_are_named(
+    tmp_path: Path, labels: ClassList
+) -> None:
     touch(tmp_path, "im/a_0000.nii.gz", "im/ok_0000.nii.gz", "la/b.nii.gz", "la/ok.nii.gz")
     found = build(tmp_path, labels, labeled_images="im", labels="la")
     assert [e.id for e in found.entries] == ["ok"]
@@ -94,7 +96,7 @@ def test_an_image_without_label_and_a_label_without_image_are_named(tmp_path: Pa
     ]
 
 
-def test_a_case_whose_id_ends_like_a_channel_keeps_its_label(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_case_whose_id_ends_like_a_channel_keeps_its_label(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "im/x_0000_0000.nii.gz", "im/x_0001_0000.nii.gz", "la/x_0000.nii.gz", "la/x_0001.nii.gz")
     found = build(tmp_path, labels, labeled_images="im", labels="la")
     assert [(e.id, e.label) for e in found.entries] == [
@@ -103,7 +105,7 @@ def test_a_case_whose_id_ends_like_a_channel_keeps_its_label(tmp_path: Path, lab
     ]
 
 
-def test_cases_that_no_name_rule_can_pair_are_listed(tmp_path: Path, labels: LabelSet) -> None:
+def test_cases_that_no_name_rule_can_pair_are_listed(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "scan/ct.nii.gz", "scan/segmentation.nii.gz")
     cases = {"patient": {"image": "scan/ct.nii.gz", "label": "scan/segmentation.nii.gz", "split": "test"}}
     (entry,) = build(tmp_path, labels, cases=cases).entries
@@ -121,14 +123,14 @@ def test_cases_that_no_name_rule_can_pair_are_listed(tmp_path: Path, labels: Lab
         ({"label": "ct.nii.gz"}, r"data\.cases\.p\.image: missing"),
     ],
 )
-def test_listed_cases_are_checked(tmp_path: Path, labels: LabelSet, case: dict, message: str) -> None:
+def test_listed_cases_are_checked(tmp_path: Path, labels: ClassList, case: dict, message: str) -> None:
     touch(tmp_path, "ct.nii.gz")
     with pytest.raises(FlareError, match=message):
         build(tmp_path, labels, cases={"p": case})
 
 
 def test_a_missing_folder_of_labels_is_refused_and_one_of_validation_is_not(
-    tmp_path: Path, labels: LabelSet, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, labels: ClassList, caplog: pytest.LogCaptureFixture
 ) -> None:
     touch(tmp_path, "im/a_0000.nii.gz", "la/a.nii.gz")
     with pytest.raises(FlareError, match=r"data\.labels: no folder"):
@@ -139,7 +141,7 @@ def test_a_missing_folder_of_labels_is_refused_and_one_of_validation_is_not(
     assert str(tmp_path) not in caplog.text
 
 
-def test_entries_know_what_their_source_annotates(tmp_path: Path, labels: LabelSet) -> None:
+def test_entries_know_what_their_source_annotates(tmp_path: Path, labels: ClassList) -> None:
     touch(tmp_path, "im/kits/a_0000.nii.gz", "im/b_0000.nii.gz", "la/a.nii.gz", "la/b.nii.gz")
     sources = [{"match": "kits/*", "annotates": ["tumor", "right_kidney"]}]
     found = build(tmp_path, labels, labeled_images="im", labels="la", sources=sources)
@@ -147,7 +149,7 @@ def test_entries_know_what_their_source_annotates(tmp_path: Path, labels: LabelS
 
 
 def test_paths_are_absolute_so_that_the_index_holds_from_anywhere(
-    tmp_path: Path, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labels: ClassList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, "un/a_0000.nii.gz")
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_labels
 from flare.report.agreement import Quality, compare_case, dice
@@ -25,7 +25,7 @@ def test_dice_is_of_classes_that_the_reference_has() -> None:
     assert dice(ours, reference, [1, 2, 3]) == {1: pytest.approx(2 / 3), 2: pytest.approx(0.5)}
 
 
-def test_each_comparison_is_asked_about_what_was_learned(tmp_path: Path, labels: LabelSet) -> None:
+def test_each_comparison_is_asked_about_what_was_learned(tmp_path: Path, labels: ClassList) -> None:
     found = compare_case(
         "case",
         prediction=write(tmp_path / "p.nii.gz", [1, 1, 1, 0, 0, 0, 0, 0]),
@@ -33,7 +33,7 @@ def test_each_comparison_is_asked_about_what_was_learned(tmp_path: Path, labels:
         merged=write(tmp_path / "m.nii.gz", [1, 1, 14, 14, 0, 0, 0, 0]),
         truth=write(tmp_path / "t.nii.gz", [1, 1, 14, 0, 0, 0, 0, 1]),
         label_map=None,
-        classes=labels.to_config(),
+        classes=labels,
         targets="organs_tumor",
         taught="organs",
     )
@@ -43,11 +43,11 @@ def test_each_comparison_is_asked_about_what_was_learned(tmp_path: Path, labels:
     assert found["merged"] == {1: pytest.approx(4 / 5), 14: pytest.approx(2 / 3)}
 
 
-def test_without_references_nothing_is_compared(tmp_path: Path, labels: LabelSet) -> None:
+def test_without_references_nothing_is_compared(tmp_path: Path, labels: ClassList) -> None:
     prediction = write(tmp_path / "p.nii.gz", [1] * 8)
     nothing = dict.fromkeys(("previous", "merged", "truth", "label_map"))
     assert not compare_case(
-        "case", prediction, classes=labels.to_config(), targets="organs", taught="organs", **nothing
+        "case", prediction, classes=labels, targets="organs", taught="organs", **nothing
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.report.charts import class_boxes
 from flare.report.facts import Facts, RoundFacts, gather
 from flare.report.figures import trend, trends
@@ -17,15 +17,15 @@ from report_run import make_run
 PLAN = {"cases": "2", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
 
 
-def facts(labels: LabelSet, rounds: list[RoundFacts], table: list[dict[str, Any]]) -> Facts:
+def facts(labels: ClassList, rounds: list[RoundFacts], table: list[dict[str, Any]]) -> Facts:
     return Facts("run", "phantom", "test", "present", labels, [], [], rounds, table, [], {}, {})
 
 
-def two_classes(labels: LabelSet) -> LabelSet:
-    return LabelSet.from_config({k: v for k, v in labels.to_config().items() if k in ("liver", "tumor")})
+def two_classes(labels: ClassList) -> ClassList:
+    return ClassList.from_config({k: v for k, v in labels.to_config().items() if k in ("liver", "tumor")})
 
 
-def test_the_best_of_ours_is_marked_whatever_the_paper_has(labels: LabelSet) -> None:
+def test_the_best_of_ours_is_marked_whatever_the_paper_has(labels: ClassList) -> None:
     rows = [
         {"round": "mo", "cases": 4, "Liver_DSC": 60.0, "organ_mean_DSC": 50.0, "paper_Liver_DSC": 95.7},
         {"round": "atlas", "cases": None, "Liver_DSC": 70.0, "organ_mean_DSC": 20.0},
@@ -37,7 +37,7 @@ def test_the_best_of_ours_is_marked_whatever_the_paper_has(labels: LabelSet) -> 
     assert first["cells"][0] == {"ours": 60.0, "paper": 95.7, "best": False}
 
 
-def test_provenance_counts_maps_and_volume_by_source(labels: LabelSet) -> None:
+def test_provenance_counts_maps_and_volume_by_source(labels: ClassList) -> None:
     fates = {"tumors_kept": "1", "tumors_dropped": "2", "tumors_superseded": "0", "tumors_absorbed": "0"}
     rows = [
         {"tumor_bearing": "liver", "overwritten": "5", **fates, "Liver_source": "mo@12", "Liver_merged": "30"}
@@ -57,7 +57,7 @@ def test_provenance_counts_maps_and_volume_by_source(labels: LabelSet) -> None:
     assert (row["bearing"], row["overwritten"], row["kept"], row["dropped"]) == (1, 5, 2, 4)
 
 
-def test_cases_are_ranked_by_the_classes_that_were_scored(labels: LabelSet) -> None:
+def test_cases_are_ranked_by_the_classes_that_were_scored(labels: ClassList) -> None:
     scores = [
         {"Name": "a", "Liver_DSC": 0.5, "Lesion_DSC": None},
         {"Name": "b", "Liver_DSC": 0.9, "Lesion_DSC": 0.3},
@@ -84,12 +84,12 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
 ) -> None:
     made = make_run(tmp_path, (last,))
     found = gather(made.cfg, made.rounds, made.cohort, made.run, made.results.table, [], 1)
-    scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.labels.classes}
+    scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.classes.entries}
     scored = {key: value for key, value in scores.items() if value is not None}
     assert set(scored) == shown
     ((_, mean),) = ranked(found)
     assert mean == pytest.approx(sum(scored.values()) / len(scored))
-    ticks = class_boxes(found.last, found.labels).axes[1].get_xticklabels()
+    ticks = class_boxes(found.last, found.classes).axes[1].get_xticklabels()
     assert len(ticks) == (1 if last == "mt" else 13)
     assert list(trends(found)) == [f"{drawn}_DSC"]
     figure = trend(found)
@@ -99,5 +99,5 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
     assert told == [f"{name} DSC of {last.upper()}", f"{name} DSC of the best baseline (atlas)"]
 
 
-def test_a_run_whose_rounds_are_not_in_the_table_has_no_trend(labels: LabelSet) -> None:
+def test_a_run_whose_rounds_are_not_in_the_table_has_no_trend(labels: ClassList) -> None:
     assert trend(facts(labels, [RoundFacts("mo", None, PLAN)], [])) is None

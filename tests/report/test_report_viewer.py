@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.report.pictures import encode, lookup_table, pack_case
 from tiny_round import LIVER, SHAPE, TUMOR, write_case
 
@@ -30,13 +30,13 @@ def test_the_file_is_the_array_in_ras_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [10**6, SHAPE[0] * SHAPE[1] * SHAPE[2] // 8])
 def test_large_volumes_are_packed_coarser(
-    tmp_path: Path, labels: LabelSet, limit: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, labels: ClassList, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flare.report.pictures.VOXELS", limit)
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    packed = pack_case("case", image, label, label, labels.to_config(), None)
+    packed = pack_case("case", image, label, label, labels, None)
     shown = read_back(packed["reference"], tmp_path)
     assert shown.GetSize() == tuple(n if limit == 10**6 else n // 2 for n in SHAPE[::-1])
     assert set(np.unique(sitk.GetArrayFromImage(shown))) >= {LIVER, TUMOR}
@@ -48,7 +48,7 @@ def test_large_volumes_are_packed_coarser(
     assert np.median(grey[sitk.GetArrayFromImage(shown) == LIVER]) == pytest.approx(280 / 400 * 255, abs=5)
 
 
-def test_the_background_is_clear_and_classes_are_named(labels: LabelSet) -> None:
+def test_the_background_is_clear_and_classes_are_named(labels: ClassList) -> None:
     table = lookup_table(labels)
     assert table["I"] == [0, *labels.ids]
     assert table["A"][0] == 0

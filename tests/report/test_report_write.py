@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import write_csv, write_text
 from flare.report.facts import Facts
 from flare.report.page import NIIVUE, viewer_json, write_report
@@ -119,7 +119,7 @@ def test_the_page_is_made_again_only_when_what_it_shows_changed(
     assert len(built) == 4
 
 
-def test_a_name_cannot_leave_the_viewers_data(labels: LabelSet) -> None:
+def test_a_name_cannot_leave_the_viewers_data(labels: ClassList) -> None:
     name = "</script><!--<script>"
     facts = Facts("run", "phantom", "test", "present", labels, [], [], [], [], [], {}, {})
     told = viewer_json(facts, {name: {"image": "AA=="}}, [])

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from flare.core.cases import read_index
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json, write_json
 from flare.core.volumes import read_image, write_image
@@ -77,10 +77,10 @@ def test_two_rounds_leave_labels_checkpoints_and_the_table(finished: Path) -> No
     assert not list(finished.rglob(".partial-*"))
 
 
-def test_the_table_has_the_columns_that_are_promised(finished: Path, labels: LabelSet) -> None:
+def test_the_table_has_the_columns_that_are_promised(finished: Path, labels: ClassList) -> None:
     with (finished / "demo" / "table5.csv").open(newline="") as stream:
         head, *rows = csv.reader(stream)
-    keys = [f"{c.short}_{m}" for m in ("DSC", "NSD") for c in labels.classes]
+    keys = [f"{c.short}_{m}" for m in ("DSC", "NSD") for c in labels.entries]
     keys += ["organ_mean_DSC", "organ_mean_NSD"]
     assert head == ["round", "cases", *keys, "paper_cases", *(f"paper_{k}" for k in keys)]
     assert [row[:2] for row in rows] == [["mo", "2"], ["mo1", "4"]]
@@ -304,7 +304,7 @@ PAPER = {
 }  # fmt: skip
 
 
-def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path, labels: LabelSet) -> None:
+def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path, labels: ClassList) -> None:
     root = tmp_path / "FLARE23"
     write_challenge(root, labels)
     line = ["experiment=flare23", f"data.root={root}", "dry_run=true", "executor.workers=0"]
@@ -320,7 +320,7 @@ def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path,
         assert [line for line in text.splitlines() if f"│ {name} " in line and f" {cases} " in line]
 
 
-def write_challenge(root: Path, labels: LabelSet) -> None:
+def write_challenge(root: Path, labels: ClassList) -> None:
     """4000 cases of a few voxels in the challenge's layout: one file of each kind, hard-linked."""
     from cohort_files import image_array, label_array, write
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.rounds.teachers import Teacher, present_teachers, read_teacher, require_teacher, teachers_of
 from flare.runs.folders import RunFolder
@@ -89,7 +89,7 @@ def test_a_round_without_such_cases_has_no_second_teacher(tmp_path: Path, key: s
 
 
 @pytest.fixture
-def taught(tmp_path: Path, labels: LabelSet, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+def taught(tmp_path: Path, labels: ClassList, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
     """A round of two teachers; a checkpoint says that it is of the round in whose folder it lies."""
 
     def load(path: Path) -> SimpleNamespace:
@@ -127,7 +127,7 @@ def test_weights_start_from_the_main_teacher(tmp_path: Path, taught: DictConfig)
 
 
 def test_a_second_teacher_of_another_round_is_refused(
-    tmp_path: Path, taught: DictConfig, labels: LabelSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, taught: DictConfig, labels: ClassList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = SimpleNamespace(round="mo", spacing_mm=(4.0, 1.2, 1.2), labels=labels)
     monkeypatch.setattr("flare.runs.checkpoints.load_checkpoint", lambda _: other)

@@ -76,7 +76,7 @@ def test_what_a_checkpoint_carries(tmp_path: Path, content: dict) -> None:
     assert found.intensity == INTENSITY
     assert (found.round, found.targets, found.interpolation) == ("mo", "organs", "linear")
     assert found.outputs == tuple(range(14))
-    assert found.labels.tumor == 14
+    assert found.class_list.tumor == 14
     assert found.sha256 == sha256(path)
     assert found.path == path
     assert not any(k.startswith(("net.", "loss.")) for k in found.state_dict)
@@ -154,7 +154,7 @@ def test_an_entry_that_lacks_something(tmp_path: Path, content: dict) -> None:
         "flare.core.files.write_text",
         "flare.models_evil.Net",
         "flare.models.unet.check_patch_size",  # a function
-        "flare.models.unet.LabelSet",  # no network
+        "flare.models.unet.ClassList",  # no network
         "flare.models.unet.nn.Linear",  # a network, but not of these packages
         "flare.models.absent.Net",
         "flare.models.unet.",

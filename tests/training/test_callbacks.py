@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_csv
 from flare.training.callbacks import EpochProgress, Throughput, TrainingTable
 
@@ -28,7 +28,7 @@ def trainer_at(folder: Path, epoch: int, **metrics: float) -> Any:
 
 
 def test_a_row_an_epoch_with_scores_only_where_there_was_a_validation(
-    tmp_path: Path, labels: LabelSet
+    tmp_path: Path, labels: ClassList
 ) -> None:
     table, module = TrainingTable(labels), None
     scores = {"train/loss": 1.5, "val/dsc/liver": 0.25, "val/dsc_mean": 0.25}
@@ -42,7 +42,7 @@ def test_a_row_an_epoch_with_scores_only_where_there_was_a_validation(
 
 
 def test_a_resumed_training_replaces_the_rows_of_epochs_it_does_again(
-    tmp_path: Path, labels: LabelSet
+    tmp_path: Path, labels: ClassList
 ) -> None:
     first = TrainingTable(labels)
     first.on_train_start(trainer_at(tmp_path, 0), None)

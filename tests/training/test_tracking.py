@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.core.geometry import Geometry, Volume
 from flare.evaluation.tables import AblationRow, table5
@@ -136,11 +136,11 @@ def test_the_table_of_cases_has_ids_and_scores(runs: list[OfflineRun]) -> None:
     assert [row[0] for row in table["data"]] == ["held_out"]
 
 
-def test_table5_is_an_artifact_once(cohort: Cohort, labels: LabelSet, tmp_path: Path) -> None:
+def test_table5_is_an_artifact_once(cohort: Cohort, labels: ClassList, tmp_path: Path) -> None:
     cfg = configuration(tmp_path, tmp_path, *WANDB, "name=trial")
     run = run_folder(cfg)
     scores = dict.fromkeys(("DSC", "NSD"), 0.5)
-    summary = {"classes": {c.short: scores for c in labels.classes}, "organ_mean": scores}
+    summary = {"classes": {c.short: scores for c in labels.entries}, "organ_mean": scores}
     rows = table5([AblationRow("mo", 3, summary)], labels, run.root / "table5")
     publish_table(cfg, run, rows)
     publish_table(cfg, run, rows)  # unchanged: nothing to say
@@ -196,7 +196,7 @@ def segmented(tumor_slice: int | None) -> dict[str, Any]:
     return {"image": Volume(image, geometry), "reference": reference, "segmentation": reference}
 
 
-def test_a_slice_goes_through_the_tumor(labels: LabelSet) -> None:
+def test_a_slice_goes_through_the_tumor(labels: ClassList) -> None:
     with_tumor = cut_slice("a", segmented(3), labels)  # type: ignore[arg-type]
     assert (with_tumor.reference == TUMOR).sum() == 4
     assert with_tumor.grey.dtype == np.uint8

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.models.unet import UNet
 from flare.runs.checkpoints import Checkpoint
 from flare.training.build import check_teacher, start_from_teacher
 
 
-def network(labels: LabelSet, targets: str, seed: int, **changes: Any) -> UNet:
+def network(labels: ClassList, targets: str, seed: int, **changes: Any) -> UNet:
     torch.manual_seed(seed)
     settings = {
         "features": [2, 3, 4],
@@ -28,7 +28,7 @@ def network(labels: LabelSet, targets: str, seed: int, **changes: Any) -> UNet:
     return UNet(labels.to_config(), targets, **{**settings, **changes})
 
 
-def checkpoint(labels: LabelSet, targets: str, state: dict[str, torch.Tensor]) -> Checkpoint:
+def checkpoint(labels: ClassList, targets: str, state: dict[str, torch.Tensor]) -> Checkpoint:
     return Checkpoint(
         path=Path("mo/last.ckpt"),
         sha256="",
@@ -46,13 +46,13 @@ def checkpoint(labels: LabelSet, targets: str, state: dict[str, torch.Tensor]) -
     )
 
 
-def test_organ_rows_are_copied_and_the_tumors_row_stays_fresh(labels: LabelSet) -> None:
+def test_organ_rows_are_copied_and_the_tumors_row_stays_fresh(labels: ClassList) -> None:
     teacher = network(labels, "organs", 0).state_dict()
     for head in ("heads.0.bias", "heads.1.bias"):
         teacher[head].copy_(torch.arange(14.0))
     pupil = network(labels, "organs_tumor", 1)
     fresh = {key: weights.clone() for key, weights in pupil.state_dict().items()}
-    start_from_teacher(pupil, checkpoint(labels, "organs", teacher), labels=labels, targets="organs_tumor")
+    start_from_teacher(pupil, checkpoint(labels, "organs", teacher), classes=labels, targets="organs_tumor")
     for key, weights in pupil.state_dict().items():
         if key.startswith("heads."):
             assert torch.equal(weights[:14], teacher[key])
@@ -61,30 +61,30 @@ def test_organ_rows_are_copied_and_the_tumors_row_stays_fresh(labels: LabelSet) 
             assert torch.equal(weights, teacher[key])
 
 
-def test_rows_are_copied_by_class_and_not_by_position(labels: LabelSet) -> None:
+def test_rows_are_copied_by_class_and_not_by_position(labels: ClassList) -> None:
     teacher = network(labels, "tumor", 0).state_dict()
     pupil = network(labels, "organs_tumor", 1)
-    start_from_teacher(pupil, checkpoint(labels, "tumor", teacher), labels=labels, targets="organs_tumor")
+    start_from_teacher(pupil, checkpoint(labels, "tumor", teacher), classes=labels, targets="organs_tumor")
     head = pupil.state_dict()["heads.1.weight"]
     assert torch.equal(head[0], teacher["heads.1.weight"][0])
     assert torch.equal(head[14], teacher["heads.1.weight"][1])
     assert not torch.equal(head[1], teacher["heads.1.weight"][1])
 
 
-def test_another_architecture_is_refused(labels: LabelSet) -> None:
+def test_another_architecture_is_refused(labels: ClassList) -> None:
     teacher = checkpoint(labels, "organs", network(labels, "organs", 0).state_dict())
     deeper = network(labels, "organs", 0, convolutions_per_stage=2)
     with pytest.raises(FlareError, match=r"round.init=teacher: mo/last.ckpt has another architecture"):
-        check_teacher(deeper, teacher, labels=labels, targets="organs")
+        check_teacher(deeper, teacher, classes=labels, targets="organs")
     wider = network(labels, "organs", 0, features=[2, 3, 5])
     with pytest.raises(FlareError, match="another architecture"):
-        check_teacher(wider, teacher, labels=labels, targets="organs")
+        check_teacher(wider, teacher, classes=labels, targets="organs")
 
 
-def test_another_name_for_an_id_is_refused(labels: LabelSet) -> None:
+def test_another_name_for_an_id_is_refused(labels: ClassList) -> None:
     renamed = labels.to_config()
     renamed["kidney"] = renamed.pop("right_kidney")
     state = network(labels, "organs", 0).state_dict()
     teacher = replace(checkpoint(labels, "organs", state), classes=renamed)
     with pytest.raises(FlareError, match=r"class 2 is kidney in mo/last.ckpt, right_kidney in classes"):
-        check_teacher(network(labels, "organs", 1), teacher, labels=labels, targets="organs")
+        check_teacher(network(labels, "organs", 1), teacher, classes=labels, targets="organs")

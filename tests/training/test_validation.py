@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry, Volume
 from flare.core.volumes import write_image, write_labels
@@ -47,16 +47,16 @@ def scores_of(
     predictor: Fixed,
     case: Case,
     *,
-    labels: LabelSet,
+    labels: ClassList,
     outputs: Sequence[int],
     nsd: bool = False,
     **reading: Any,
 ) -> Scores:
-    segmented = segment_case(predictor, case, labels=labels, label_map=reading.get("label_map"))
-    return score_case(segmented, labels=labels, outputs=outputs, nsd=nsd)
+    segmented = segment_case(predictor, case, classes=labels, label_map=reading.get("label_map"))
+    return score_case(segmented, classes=labels, outputs=outputs, nsd=nsd)
 
 
-def test_only_trained_classes_of_the_annotation_are_scored(tmp_path: Path, labels: LabelSet) -> None:
+def test_only_trained_classes_of_the_annotation_are_scored(tmp_path: Path, labels: ClassList) -> None:
     reference = np.zeros(GRID.shape, np.uint8)
     reference[0, 0] = labels.id_of("liver")  # four voxels
     reference[1, 0] = labels.id_of("aorta")
@@ -70,7 +70,7 @@ def test_only_trained_classes_of_the_annotation_are_scored(tmp_path: Path, label
     assert scores == {"dsc/liver": pytest.approx(6 / 7), "dsc/aorta": 0.0}
 
 
-def test_surfaces_are_scored_if_asked(tmp_path: Path, labels: LabelSet) -> None:
+def test_surfaces_are_scored_if_asked(tmp_path: Path, labels: ClassList) -> None:
     reference = np.zeros(GRID.shape, np.uint8)
     reference[:, 1:, 1:] = labels.id_of("liver")
     segmentation = np.zeros(GRID.shape, np.uint8)
@@ -80,7 +80,7 @@ def test_surfaces_are_scored_if_asked(tmp_path: Path, labels: LabelSet) -> None:
     assert scores == {"dsc/liver": pytest.approx(2 * 8 / (12 + 8)), "nsd/liver": 1.0}
 
 
-def test_foreign_ids_are_renumbered(tmp_path: Path, labels: LabelSet) -> None:
+def test_foreign_ids_are_renumbered(tmp_path: Path, labels: ClassList) -> None:
     reference = np.full(GRID.shape, 77, np.uint8)
     predictor = Fixed(np.full(GRID.shape, labels.id_of("liver"), np.uint8))
     scores = scores_of(
@@ -93,14 +93,14 @@ def test_foreign_ids_are_renumbered(tmp_path: Path, labels: LabelSet) -> None:
     assert scores == {"dsc/liver": 1.0}
 
 
-def test_a_case_without_annotation_is_refused(tmp_path: Path, labels: LabelSet) -> None:
+def test_a_case_without_annotation_is_refused(tmp_path: Path, labels: ClassList) -> None:
     with pytest.raises(CaseError, match="case a: no annotation"):
         segment_case(
-            Fixed(np.zeros(GRID.shape, np.uint8)), case_of(tmp_path, None), labels=labels, label_map=None
+            Fixed(np.zeros(GRID.shape, np.uint8)), case_of(tmp_path, None), classes=labels, label_map=None
         )
 
 
-def test_means_are_over_the_cases_that_have_a_class_then_over_organs(labels: LabelSet) -> None:
+def test_means_are_over_the_cases_that_have_a_class_then_over_organs(labels: ClassList) -> None:
     scores = {
         "a": {"dsc/liver": 0.9, "dsc/tumor": 0.1, "nsd/liver": 0.3},
         "b": {"dsc/liver": 0.7, "dsc/spleen": 0.4},
@@ -116,9 +116,9 @@ def test_means_are_over_the_cases_that_have_a_class_then_over_organs(labels: Lab
     }
 
 
-def test_where_no_organ_is_trained_the_mean_is_the_tumors(labels: LabelSet) -> None:
+def test_where_no_organ_is_trained_the_mean_is_the_tumors(labels: ClassList) -> None:
     assert mean_scores({"a": {"dsc/tumor": 0.2}}, labels)["val/dsc_mean"] == pytest.approx(0.2)
 
 
-def test_nothing_to_score_gives_nothing(labels: LabelSet) -> None:
+def test_nothing_to_score_gives_nothing(labels: ClassList) -> None:
     assert mean_scores({"a": {}}, labels) == {}

@@ -10,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, select_cases
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import config_hash
 from flare.core.geometry import Spacing
@@ -114,7 +114,7 @@ def _from_pairs(
     function: Callable[..., None] = predict_by_atlas
     if name == "thresholds":
         priors = folder / "priors.json"
-        classes = LabelSet.from_config(cfg.classes).ids
+        classes = ClassList.from_config(cfg.classes).ids
         learned, failures = _fit_once(priors, learned, pairs, classes, prepared.spacing_mm, executor)
         if failures:
             reason = f"thresholds could not be fitted, {len(failures)} training cases failed"

@@ -49,7 +49,7 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     network = architecture(checkpoint.state_dict)
     kernels = _common_kernels(network)
     weights = _padded(checkpoint.state_dict, kernels)
-    names = ["background", *(checkpoint.labels.name_of(c) for c in checkpoint.outputs[1:])]
+    names = ["background", *(checkpoint.class_list.name_of(c) for c in checkpoint.outputs[1:])]
     dataset = {
         "channel_names": {"0": "CT"},
         "labels": {name: channel for channel, name in enumerate(names)},

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from flare.convert.export import export_folder
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import read_network
-from flare.core.classes import TARGETS, LabelSet
+from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError
 from flare.core.limits import given_paths
 from flare.core.preprocessing import ORDERS, Intensity
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     convert(
         source,
         output,
-        labels=LabelSet.from_config(cfg.classes),
+        classes=ClassList.from_config(cfg.classes),
         targets=cfg.targets,
         name=cfg.round.name,
         fold=cfg.fold,
@@ -59,7 +59,7 @@ def convert(
     source: Path,
     output: Path,
     *,
-    labels: LabelSet,
+    classes: ClassList,
     targets: str | None = None,
     name: str | None = None,
     fold: str | int | None = None,
@@ -70,7 +70,7 @@ def convert(
     Args:
         source: As in `conf/convert.yaml`, like `output` and `fold`.
         output: See there.
-        labels: The class list, for networks that come in.
+        classes: The class list, for networks that come in.
         targets: What the outputs are, or None to tell by their number. Given, it also vouches for names in
             the source that are not those of the classes.
         name: Round that the checkpoint stands for, or None.
@@ -89,7 +89,7 @@ def convert(
         export_folder(source, output, fold=0 if fold is None else fold)
     else:
         network = read_network(source, fold)
-        write_checkpoint(network, output, labels=labels, targets=targets, name=name, given=values)
+        write_checkpoint(network, output, classes=classes, targets=targets, name=name, given=values)
     log.info("wrote %s", output)
 
 
@@ -97,7 +97,7 @@ def write_checkpoint(
     network: Foreign,
     path: Path,
     *,
-    labels: LabelSet,
+    classes: ClassList,
     targets: str | None,
     name: str | None,
     given: Mapping[str, Any],
@@ -107,7 +107,7 @@ def write_checkpoint(
     Args:
         network: What was read.
         path: The file to write.
-        labels: As for `convert`, like `targets` and `name`.
+        classes: As for `convert`, like `targets` and `name`.
         targets: See there.
         name: See there.
         given: Values of `VALUES` that the user adds or corrects.
@@ -115,11 +115,11 @@ def write_checkpoint(
     arguments = architecture(network.weights)
     if arguments.pop("input_channels") != 1:
         raise FlareError("source: a network of several input channels; expected one, CT")
-    targets = _targets(network, labels, targets)
+    targets = _targets(network, classes, targets)
     values = _values(network.values, given)
-    classes = labels.to_config()
+    plain = classes.to_config()
     with torch.device("meta"):
-        net = UNet(classes, targets, **arguments)
+        net = UNet(plain, targets, **arguments)
     try:
         net.load_state_dict(network.weights, assign=True)
     except RuntimeError as error:
@@ -128,7 +128,7 @@ def write_checkpoint(
     target = f"{UNet.__module__}.{UNet.__qualname__}"
     carried = {
         **values,
-        "classes": classes,
+        "classes": plain,
         "targets": targets,
         "round": name,
         "config": {
@@ -141,21 +141,21 @@ def write_checkpoint(
     write_weights_file(path, {"state_dict": state, KEY: carried})
 
 
-def _targets(network: Foreign, labels: LabelSet, targets: str | None) -> str:
+def _targets(network: Foreign, classes: ClassList, targets: str | None) -> str:
     """Say what the outputs are; without the user's word, names must agree where there are any."""
     if targets is None:
-        fitting = [t for t in TARGETS if _count(labels, t) == network.outputs]
+        fitting = [t for t in TARGETS if _count(classes, t) == network.outputs]
         if len(fitting) != 1:
             raise FlareError(
                 f"targets: the network has {network.outputs} outputs; the class list gives "
-                + ", ".join(f"{_count(labels, t)} for {t}" for t in TARGETS if _count(labels, t))
+                + ", ".join(f"{_count(classes, t)} for {t}" for t in TARGETS if _count(classes, t))
                 + "; choose another class list with classes="
             )
         targets = fitting[0]
-        expected = ["background", *(labels.name_of(c) for c in labels.outputs(targets)[1:])]
+        expected = ["background", *(classes.name_of(c) for c in classes.outputs(targets)[1:])]
         names = network.channel_names or ()
         strange = [
-            (n, e) for n, e in zip(names, expected, strict=False) if _plain(n) not in _known(e, labels)
+            (n, e) for n, e in zip(names, expected, strict=False) if _plain(n) not in _known(e, classes)
         ]
         if strange:
             raise FlareError(
@@ -165,16 +165,16 @@ def _targets(network: Foreign, labels: LabelSet, targets: str | None) -> str:
         if not names:
             log.warning("outputs taken in the order of the class list: %s", ", ".join(expected))
         return targets
-    if len(labels.outputs(targets)) != network.outputs:
+    if len(classes.outputs(targets)) != network.outputs:
         raise FlareError(
-            f"targets={targets}: {len(labels.outputs(targets))} outputs, the network has {network.outputs}"
+            f"targets={targets}: {len(classes.outputs(targets))} outputs, the network has {network.outputs}"
         )
     return targets
 
 
-def _count(labels: LabelSet, targets: str) -> int:
+def _count(classes: ClassList, targets: str) -> int:
     try:
-        return len(labels.outputs(targets))
+        return len(classes.outputs(targets))
     except FlareError:
         return 0  # a class list without organs or without tumor
 
@@ -183,11 +183,11 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _known(name: str, labels: LabelSet) -> set[str]:
+def _known(name: str, classes: ClassList) -> set[str]:
     """Names under which a class may stand in another project's files."""
     if name == "background":
         return {name}
-    return {name, labels.by_id(labels.id_of(name)).short.lower(), name.replace("inferior_vena_cava", "ivc")}
+    return {name, classes.by_id(classes.id_of(name)).short.lower(), name.replace("inferior_vena_cava", "ivc")}
 
 
 def _values(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, write_csv
 
@@ -122,7 +122,7 @@ class Source:
     annotates: tuple[int, ...]
 
 
-def read_sources(given: Sequence[Mapping[str, Any]] | None, labels: LabelSet) -> tuple[Source, ...]:
+def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) -> tuple[Source, ...]:
     """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`.
 
     Raises:
@@ -135,7 +135,7 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, labels: LabelSet) ->
                 f"data.sources[{number}]: expected the keys match and annotates, given {sorted(item)}"
             )
         try:
-            annotates = tuple(sorted(labels.id_of(str(name)) for name in item["annotates"]))
+            annotates = tuple(sorted(classes.id_of(str(name)) for name in item["annotates"]))
         except FlareError as error:
             raise FlareError(f"data.sources[{number}].annotates: {error}") from None
         sources.append(Source(str(item["match"]), annotates))
@@ -166,7 +166,7 @@ def annotated_by(
     return None if source is None else source.annotates
 
 
-def read_label_map(given: Mapping[Any, Any] | None, labels: LabelSet) -> dict[str, int] | None:
+def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[str, int] | None:
     """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
 
     Returns:
@@ -183,10 +183,10 @@ def read_label_map(given: Mapping[Any, Any] | None, labels: LabelSet) -> dict[st
         if text != "rest" and not text.lstrip("-").isdigit():
             raise FlareError(f"data.label_map: expected whole numbers or `rest` as keys, given {key!r}")
         name = str(value).strip()
-        target = int(name) if name.lstrip("-").isdigit() else labels.id_of(name)
-        if target not in (0, *labels.ids):
+        target = int(name) if name.lstrip("-").isdigit() else classes.id_of(name)
+        if target not in (0, *classes.ids):
             raise FlareError(
-                f"data.label_map.{text}: expected one of {[0, *labels.ids]} or a class name, given {value!r}"
+                f"data.label_map.{text}: expected one of {[0, *classes.ids]} or a class name, given {value!r}"
             )
         table[text] = target
     return table

@@ -36,29 +36,29 @@ class LabelClass:
 
 
 @dataclass(frozen=True)
-class LabelSet:
+class ClassList:
     """The classes of a project, ordered by id, without the background.
 
     Another hospital's organs are another file in `conf/classes`. At most one class is a tumor.
     """
 
-    classes: tuple[LabelClass, ...]
+    entries: tuple[LabelClass, ...]
 
     def __post_init__(self) -> None:
-        ids = [c.id for c in self.classes]
+        ids = [c.id for c in self.entries]
         if len(set(ids)) != len(ids) or any(not 1 <= i <= 255 for i in ids):
             raise FlareError(f"classes: ids must be distinct and in 1..255, given {ids}")
-        shorts = [c.short for c in self.classes]
+        shorts = [c.short for c in self.entries]
         if len(set(shorts)) != len(shorts):
             raise FlareError(f"classes: short names must be distinct, they name columns; given {shorts}")
-        for c in self.classes:
+        for c in self.entries:
             if c.role not in ("organ", "tumor"):
                 raise FlareError(f"classes.{c.name}.role: expected organ or tumor, given {c.role!r}")
-        if sum(c.role == "tumor" for c in self.classes) > 1:
+        if sum(c.role == "tumor" for c in self.entries) > 1:
             raise FlareError("classes: at most one class may have the role tumor")
 
     @classmethod
-    def from_config(cls, classes: Mapping[str, Mapping[str, Any]]) -> LabelSet:
+    def from_config(cls, classes: Mapping[str, Mapping[str, Any]]) -> ClassList:
         """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}.
 
         Raises:
@@ -85,36 +85,36 @@ class LabelSet:
 
     def to_config(self) -> dict[str, dict[str, Any]]:
         """Plain values from which `from_config` gives back the same set."""
-        return {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in self.classes}
+        return {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in self.entries}
 
     @cached_property
     def _by_id(self) -> dict[int, LabelClass]:
-        return {c.id: c for c in self.classes}
+        return {c.id: c for c in self.entries}
 
     @property
     def ids(self) -> tuple[int, ...]:
         """All class ids, ascending, without background."""
-        return tuple(c.id for c in self.classes)
+        return tuple(c.id for c in self.entries)
 
     @property
     def organs(self) -> tuple[int, ...]:
         """Ids of the organ classes, ascending."""
-        return tuple(c.id for c in self.classes if c.role == "organ")
+        return tuple(c.id for c in self.entries if c.role == "organ")
 
     @property
     def tubes(self) -> tuple[int, ...]:
         """Ids of the long vessels and the esophagus, ascending."""
-        return tuple(c.id for c in self.classes if c.tube)
+        return tuple(c.id for c in self.entries if c.tube)
 
     @property
     def tumor(self) -> int | None:
         """Id of the tumor class, if there is one."""
-        return next((c.id for c in self.classes if c.role == "tumor"), None)
+        return next((c.id for c in self.entries if c.role == "tumor"), None)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Class names in the order of `ids`."""
-        return tuple(c.name for c in self.classes)
+        return tuple(c.name for c in self.entries)
 
     def by_id(self, class_id: int) -> LabelClass:
         """The class with this id."""
@@ -128,7 +128,7 @@ class LabelSet:
 
     def id_of(self, name: str) -> int:
         """The id of the class with this name."""
-        for c in self.classes:
+        for c in self.entries:
             if c.name == name:
                 return c.id
         raise FlareError(f"classes: no class is named {name!r}; known: {list(self.names)}")

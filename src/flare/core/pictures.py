@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flare.core.classes import LabelClass, LabelSet
+from flare.core.classes import ClassList, LabelClass
 from flare.core.geometry import Volume, reorient_to_ras
 from flare.core.volumes import match_grid, read_image, read_labels
 
@@ -56,10 +56,10 @@ RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d27
 STROKES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS' name
 
 
-def class_colours(labels: LabelSet) -> dict[int, str]:
+def class_colours(classes: ClassList) -> dict[int, str]:
     """Class id -> `#rrggbb`; organs in the order of their ids, beyond 13 the colours come again."""
-    colours = {id_: ORGANS[i % len(ORGANS)] for i, id_ in enumerate(labels.organs)}
-    return colours if labels.tumor is None else {**colours, labels.tumor: TUMOR}
+    colours = {id_: ORGANS[i % len(ORGANS)] for i, id_ in enumerate(classes.organs)}
+    return colours if classes.tumor is None else {**colours, classes.tumor: TUMOR}
 
 
 def run_strokes(names: Iterable[str]) -> dict[str, Stroke]:
@@ -84,7 +84,7 @@ def read_case(
     reference: Path,
     prediction: Path,
     *,
-    labels: LabelSet,
+    classes: ClassList,
     label_map: dict[Any, int] | None,
 ) -> tuple[Volume, Volume, Volume]:
     """Read a case for showing.
@@ -94,7 +94,7 @@ def read_case(
         image: The CT.
         reference: Its annotation.
         prediction: What a round predicts.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of the annotation's ids.
 
     Returns:
@@ -104,8 +104,8 @@ def read_case(
         CaseError: If a file cannot be read or a label map does not lie on the image's grid.
     """
     ct = read_image(image, case)
-    truth = match_grid(read_labels(reference, labels, label_map, case), ct, case)
-    ours = match_grid(read_labels(prediction, labels, case=case), ct, case)
+    truth = match_grid(read_labels(reference, classes, label_map, case), ct, case)
+    ours = match_grid(read_labels(prediction, classes, case=case), ct, case)
     return reorient_to_ras(ct)[0], reorient_to_ras(truth)[0], reorient_to_ras(ours)[0]
 
 
@@ -135,7 +135,7 @@ def draw_case(
     image: Path,
     reference: Path,
     prediction: Path,
-    classes: Mapping[str, Mapping[str, Any]],
+    classes: ClassList,
     label_map: dict[Any, int] | None,
     small: bool,
 ) -> dict[str, bytes]:
@@ -146,33 +146,32 @@ def draw_case(
         image: The CT.
         reference: Its annotation.
         prediction: What a round predicts.
-        classes: The class list, plain.
+        classes: The class list.
         label_map: Renumbering of the annotation's ids.
         small: One axial slice at a lower resolution instead of three planes.
 
     Returns:
         `reference` and `prediction`: WebP pictures of one size.
     """
-    labels = LabelSet.from_config(classes)
-    ct, truth, ours = read_case(case, image, reference, prediction, labels=labels, label_map=label_map)
-    centre, box = find_view(truth, ours.array, labels)
+    ct, truth, ours = read_case(case, image, reference, prediction, classes=classes, label_map=label_map)
+    centre, box = find_view(truth, ours.array, classes)
     scale = SMALL_PIXELS_PER_MM if small else PIXELS_PER_MM
     axes = (0,) if small else (0, 1, 2)
     return {
-        name: _encode(_sheet(_planes(ct, shown.array, centre, box, axes, scale, labels)))
+        name: _encode(_sheet(_planes(ct, shown.array, centre, box, axes, scale, classes)))
         for name, shown in (("reference", truth), ("prediction", ours))
     }
 
 
 def find_view(
-    truth: Volume, prediction: np.ndarray, labels: LabelSet
+    truth: Volume, prediction: np.ndarray, classes: ClassList
 ) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]]:
     """Where to cut, and what to show: the middle of the tumor if there is one, and all that is labelled.
 
     Args:
         truth: Reference labels, RAS voxel order.
         prediction: Predicted labels on the same grid.
-        labels: The class list.
+        classes: The class list.
 
     Returns:
         Index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's, if it
@@ -184,8 +183,8 @@ def find_view(
     if not shown.any():
         shown = np.ones_like(shown)
     focus = shown
-    if labels.tumor is not None and (truth.array == labels.tumor).any():
-        focus = truth.array == labels.tumor
+    if classes.tumor is not None and (truth.array == classes.tumor).any():
+        focus = truth.array == classes.tumor
     centre, box = [], []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -203,7 +202,7 @@ def _planes(
     box: tuple[slice, slice, slice],
     axes: Sequence[int],
     scale: float,
-    labels: LabelSet,
+    classes: ClassList,
 ) -> Planes:
     """Coloured slices across `axes`, in the radiologist's view: the patient's right is on the left."""
     planes = []
@@ -212,19 +211,19 @@ def _planes(
         index[axis] = centre[axis]
         spacing = [s for a, s in enumerate(ct.geometry.spacing_mm) if a != axis]
         # rows from superior or anterior down; columns from the patient's right, or from anterior
-        grey, classes = (np.flip(v[tuple(index)]) for v in (ct.array, shown))
-        planes.append(paint(grey, classes, [s * scale for s in spacing], labels))
+        grey, labels = (np.flip(v[tuple(index)]) for v in (ct.array, shown))
+        planes.append(paint(grey, labels, [s * scale for s in spacing], classes))
     return planes
 
 
-def paint(grey_hu: np.ndarray, classes: np.ndarray, zoom: Sequence[float], labels: LabelSet) -> np.ndarray:
+def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classes: ClassList) -> np.ndarray:
     """Enlarge a slice and lay class colours over it, opaque along their borders.
 
     Args:
         grey_hu: `(rows, columns)` HU.
-        classes: `(rows, columns)` class ids.
+        labels: `(rows, columns)` class ids.
         zoom: Pixels a voxel along rows and columns.
-        labels: The class list.
+        classes: The class list.
 
     Returns:
         `(rows, columns, 3)` uint8.
@@ -235,9 +234,9 @@ def paint(grey_hu: np.ndarray, classes: np.ndarray, zoom: Sequence[float], label
     size = tuple(max(1, round(n * z)) for n, z in zip(grey_hu.shape[::-1], zoom[::-1], strict=True))
     grey = np.clip((grey_hu.astype(np.float32) - low) / (high - low), 0, 1)
     grey = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC)).clip(0, 1) * 255
-    big = np.asarray(Image.fromarray(classes).resize(size, Image.Resampling.NEAREST))
+    big = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
     table = np.zeros((256, 3), np.float32)
-    for class_id, colour in class_colours(labels).items():
+    for class_id, colour in class_colours(classes).items():
         table[class_id] = rgb(colour)
     across, down = big[:, 1:] != big[:, :-1], big[1:] != big[:-1]
     border = np.zeros(big.shape, bool)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.dicom import is_dicom, read_dicom
 from flare.core.errors import AwayError, CaseError, FlareError
 from flare.core.files import PARTIAL, atomic
@@ -137,13 +137,13 @@ def read_image(path: Path, case: str | None = None) -> Volume:
 
 
 def read_labels(
-    path: Path, labels: LabelSet, label_map: Mapping[Any, int] | None = None, case: str | None = None
+    path: Path, classes: ClassList, label_map: Mapping[Any, int] | None = None, case: str | None = None
 ) -> Volume:
     """Read a label map.
 
     Args:
         path: As for `read_image`.
-        labels: The class list; other values are refused.
+        classes: The class list; other values are refused.
         label_map: `data.label_map`: value in the file -> class id, and `rest` -> id of all others.
         case: Case id for messages.
 
@@ -160,7 +160,7 @@ def read_labels(
     if found.dtype.kind == "f" and (found != np.rint(found)).any():
         broken = found[found != np.rint(found)][:5].tolist()
         raise CaseError(case, f"{path} has label values that are not integers: {broken}")
-    table = _lookup(found.astype(int).tolist(), labels, label_map, path, case)
+    table = _lookup(found.astype(int).tolist(), classes, label_map, path, case)
     array = np.zeros(volume.array.shape, np.uint8)
     if volume.array.dtype == np.int16:
         full = np.zeros(1 << 16, np.uint8)
@@ -182,10 +182,10 @@ def _values(array: np.ndarray) -> np.ndarray:
 
 
 def _lookup(
-    found: list[int], labels: LabelSet, label_map: Mapping[Any, int] | None, path: Path, case: str
+    found: list[int], classes: ClassList, label_map: Mapping[Any, int] | None, path: Path, case: str
 ) -> dict[int, int]:
     """Class id of each value found, or a refusal naming the values."""
-    known = {0, *labels.ids}
+    known = {0, *classes.ids}
     given = {str(k): int(v) for k, v in (label_map or {}).items()}
     table: dict[int, int] = {}
     for value in found:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity
@@ -51,11 +51,11 @@ class FlareDataModule(pl.LightningDataModule):
             raise FlareError(f"labels.cases={cfg.labels.cases}: the cohort has no such training case")
         self.batch_size = int(cfg.data.batch_size)
         self.workers = int(cfg.data.workers)
-        labels = LabelSet.from_config(cfg.classes)
+        classes = ClassList.from_config(cfg.classes)
         self.dataset = PatchDataset(
             cases=[(case_id, CaseArrays(*training[case_id])) for case_id in sorted(training)],
             intensity=intensity,
-            outputs=labels.outputs(cfg.labels.targets),
+            outputs=classes.outputs(cfg.labels.targets),
             sampling=sampling or foreground_sampling(cfg),
             augmenter=build_augmenter(cfg),
             seed=int(cfg.seed),
@@ -150,14 +150,14 @@ def foreground_sampling(cfg: DictConfig) -> ForegroundSampling:
     for key in ("oversample_foreground", "tumor_fraction"):
         if not 0 <= cfg.data[key] <= 1:
             raise FlareError(f"data.{key}: expected a share between 0 and 1, given {cfg.data[key]}")
-    labels = LabelSet.from_config(cfg.classes)
+    classes = ClassList.from_config(cfg.classes)
     return ForegroundSampling(
         patch_size=_patch_size(cfg),
         batch_size=int(cfg.data.batch_size),
         oversample_foreground=float(cfg.data.oversample_foreground),
         tumor_fraction=float(cfg.data.tumor_fraction),
-        classes=labels.outputs(cfg.labels.targets)[1:],
-        tumor=labels.tumor,
+        classes=classes.outputs(cfg.labels.targets)[1:],
+        tumor=classes.tumor,
     )
 
 

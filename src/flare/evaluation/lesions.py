@@ -10,7 +10,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.geometry import Spacing
 from flare.merging.components import Component, bounding_box, shell_of
 
@@ -41,7 +41,7 @@ class Lesion:
 
 
 def find_lesions(
-    reference: np.ndarray, prediction: np.ndarray, *, spacing_mm: Spacing, labels: LabelSet
+    reference: np.ndarray, prediction: np.ndarray, *, spacing_mm: Spacing, classes: ClassList
 ) -> list[Lesion]:
     """List the tumors of both sides, matched by overlap (one voxel suffices).
 
@@ -49,19 +49,19 @@ def find_lesions(
         reference: `(Z, Y, X)` uint8 class ids.
         prediction: `(Z, Y, X)` uint8 class ids.
         spacing_mm: Voxel size along Z, Y, X.
-        labels: The classes; without a tumor class the list is empty.
+        classes: The classes; without a tumor class the list is empty.
 
     Returns:
         The reference's lesions, then the predicted ones. Where the reference has no organ, the prediction
         says which organ surrounds a lesion.
     """
-    if labels.tumor is None:
+    if classes.tumor is None:
         return []
-    tumors = (reference == labels.tumor, prediction == labels.tumor)
+    tumors = (reference == classes.tumor, prediction == classes.tumor)
     box = bounding_box(tumors[0] | tumors[1], margin=(1, 1, 1))
     if box is None:
         return []
-    is_organ = np.isin(np.arange(256), labels.organs)
+    is_organ = np.isin(np.arange(256), classes.organs)
     organs = np.where(is_organ[reference[box]], reference[box], prediction[box])
     # padded, since cc3d 4.1.1 fails on some masks that fill an axis of length one
     inner = (slice(1, -1),) * 3
@@ -85,7 +85,7 @@ def find_lesions(
                     side=side,
                     volume_ml=volume_ml,
                     diameter_mm=float(np.cbrt(6 * volume_ml * 1000 / np.pi)),
-                    organ=labels.by_id(organ).short if organ else OUTSIDE,
+                    organ=classes.by_id(organ).short if organ else OUTSIDE,
                     matched=bool(mine.any()),
                     dsc=dsc,
                 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from flare.core.classes import LabelClass, LabelSet
+from flare.core.classes import ClassList, LabelClass
 from flare.core.errors import FlareError
 from flare.core.geometry import Spacing
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
@@ -50,7 +50,7 @@ def score_case(
     prediction: np.ndarray,
     *,
     spacing_mm: Spacing,
-    labels: LabelSet,
+    classes: ClassList,
     protocol: str = "flare23",
     details: bool = False,
     threads: int | None = None,
@@ -64,7 +64,7 @@ def score_case(
         reference: `(Z, Y, X)` uint8 class ids, in stored voxel order.
         prediction: `(Z, Y, X)` uint8 class ids, same grid.
         spacing_mm: Voxel size along Z, Y, X.
-        labels: The classes to score.
+        classes: The classes to score.
         protocol: `flare23` (the official script to the digit: it leaves the last slice of the range out),
             `corrected` (keeps it) or `present` (corrected, and only classes that the reference has).
         details: Also HD95 and volumes.
@@ -82,7 +82,7 @@ def score_case(
         raise FlareError(f"protocol: expected one of {list(PROTOCOLS)}, given {protocol!r}")
     if reference.shape != prediction.shape:
         raise FlareError(f"reference and prediction differ in size: {reference.shape} and {prediction.shape}")
-    highest = max(labels.ids)
+    highest = max(classes.ids)
     boxes_r = ndimage.find_objects(reference, max_label=highest)
     boxes_p = ndimage.find_objects(prediction, max_label=highest)
 
@@ -91,14 +91,14 @@ def score_case(
         return _score_class(reference, prediction, box_r, box_p, c, spacing_mm, protocol, details)
 
     # the largest first, so that threads end together
-    order = sorted(labels.classes, key=lambda c: -_voxels(boxes_r[c.id - 1]) - _voxels(boxes_p[c.id - 1]))
+    order = sorted(classes.entries, key=lambda c: -_voxels(boxes_r[c.id - 1]) - _voxels(boxes_p[c.id - 1]))
     threads = threads or _threads()
     if threads == 1:
         found = {c.short: one(c) for c in order}
     else:
         with ThreadPoolExecutor(threads) as pool:
             found = dict(zip((c.short for c in order), pool.map(one, order), strict=True))
-    return {c.short: found[c.short] for c in labels.classes}
+    return {c.short: found[c.short] for c in classes.entries}
 
 
 def rounded(value: float) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flare.core.cases import read_label_map
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import write_csv, write_json
 from flare.core.limits import check_values
@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     found, twice = unique_cases(find_images(references), known=names)
     if not found and not twice:
         raise FlareError(f"references: no label map below {folder}")
-    labels = LabelSet.from_config(cfg.classes)
+    classes = ClassList.from_config(cfg.classes)
     output = Path(cfg.output or predictions)
     other = metrics_file(Path(cfg.compare)) if cfg.get("compare") else None
     with closing(build_executor(cfg)) as executor:
@@ -62,17 +62,17 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             predictions,
             found,
             output=output,
-            labels=labels,
+            classes=classes,
             protocol=cfg.protocol,
             executor=executor,
-            label_map=read_label_map(cfg.data.label_map, labels),
+            label_map=read_label_map(cfg.data.label_map, classes),
             details=True,
             refused={case: f"references: {reason}" for case, reason in twice.items()},
         )
     failures = failed_cases(summary)
     if other is not None:
         try:
-            comparison = compare_runs(output / "metrics.csv", other, labels)
+            comparison = compare_runs(output / "metrics.csv", other, classes)
         except FlareError:
             report_failures(failures, "evaluate")  # they may be why there is nothing to compare
             raise
@@ -94,7 +94,7 @@ def score_folder(
     references: Mapping[str, Path],
     *,
     output: Path,
-    labels: LabelSet,
+    classes: ClassList,
     protocol: str,
     executor: Executor,
     label_map: Mapping[Any, int] | None = None,
@@ -108,7 +108,7 @@ def score_folder(
         predictions: Folder searched recursively for `<case>.nii.gz`.
         references: Case id -> label map.
         output: Folder for `metrics.csv` and `summary.json`.
-        labels: The classes to score.
+        classes: The classes to score.
         protocol: `flare23`, `corrected` or `present`.
         executor: Runs the cases.
         label_map: `data.label_map`, applied to the references.
@@ -129,7 +129,7 @@ def score_folder(
     for what, cases in (("has no prediction and scores zero", missing), ("has no reference", extra)):
         for case in cases:
             log.warning("case %s %s", case, what)
-    shared = {"classes": labels.to_config(), "label_map": label_map, "protocol": protocol, "details": details}
+    shared = {"classes": classes, "label_map": label_map, "protocol": protocol, "details": details}
     jobs = {
         case: {"case": case, "reference": path, "prediction": given.get(case), **shared}
         for case, path in sorted(references.items())
@@ -138,10 +138,10 @@ def score_folder(
     scored, unscored = _score_all(jobs, executor)
     stop_on_faults(unscored, "scoring", jobs, max_failed)
     rows = [metrics_row(case, found.classes) for case, found in scored.items()]
-    write_csv(output / "metrics.csv", rows, metrics_columns(labels))
+    write_csv(output / "metrics.csv", rows, metrics_columns(classes))
     summary = {
         "protocol": protocol,
-        **summarise(rows, labels),
+        **summarise(rows, classes),
         "one_slice": _one_slice(scored),
         "missing": missing,
         "extra": extra,
@@ -149,7 +149,7 @@ def score_folder(
         "faults": [o.case_id for o in unscored if o.is_fault],
     }
     if details:
-        summary |= {"intervals": intervals(rows, labels), **write_details(scored, output)}
+        summary |= {"intervals": intervals(rows, classes), **write_details(scored, output)}
     write_json(output / "summary.json", summary)
     return summary
 
@@ -180,7 +180,7 @@ def score_files(
     case: str,
     reference: Path,
     prediction: Path | None,
-    classes: Mapping[str, Mapping[str, Any]],
+    classes: ClassList,
     label_map: Mapping[Any, int] | None,
     protocol: str,
     details: bool,
@@ -190,19 +190,18 @@ def score_files(
     Raises:
         CaseError: If a file is bad or the grids differ.
     """
-    labels = LabelSet.from_config(classes)
-    truth = read_labels(reference, labels, label_map, case)
+    truth = read_labels(reference, classes, label_map, case)
     spacing_mm = truth.geometry.spacing_mm
     if prediction is None:
         array = np.zeros_like(truth.array)
     else:
-        array = match_grid(read_labels(prediction, labels, case=case), truth, case).array
+        array = match_grid(read_labels(prediction, classes, case=case), truth, case).array
     scores = score_case(
-        truth.array, array, spacing_mm=spacing_mm, labels=labels, protocol=protocol, details=details
+        truth.array, array, spacing_mm=spacing_mm, classes=classes, protocol=protocol, details=details
     )
     if prediction is None:
         scores = {k: s if s.dsc is None else replace(s, dsc=0.0, nsd=0.0) for k, s in scores.items()}
-    tumor = labels.tumor
-    if not details or tumor is None or scores[labels.by_id(tumor).short].dsc is None:
+    tumor = classes.tumor
+    if not details or tumor is None or scores[classes.by_id(tumor).short].dsc is None:
         return CaseScores(scores)
-    return CaseScores(scores, find_lesions(truth.array, array, spacing_mm=spacing_mm, labels=labels))
+    return CaseScores(scores, find_lesions(truth.array, array, spacing_mm=spacing_mm, classes=classes))

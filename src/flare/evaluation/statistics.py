@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.evaluation.metrics import MEASURES
@@ -42,26 +42,26 @@ def interval(scores: np.ndarray) -> list[float] | None:
 
 
 def intervals(
-    rows: Sequence[Mapping[str, Any]], labels: LabelSet
+    rows: Sequence[Mapping[str, Any]], classes: ClassList
 ) -> dict[str, dict[str, list[float] | None]]:
     """95 % confidence intervals of each class's mean and of the organ mean.
 
     Args:
         rows: As in `metrics.csv`.
-        labels: The classes.
+        classes: The classes.
 
     Returns:
         Short name, or `organ_mean` -> measure -> (low, high).
     """
     if not rows:
         return {}
-    names = [*(c.short for c in labels.classes), "organ_mean"]
+    names = [*(c.short for c in classes.entries), "organ_mean"]
     found: dict[str, dict[str, list[float] | None]] = {name: {} for name in names}
     for m in MEASURES:
-        scores = score_matrix(rows, [f"{c.short}_{m}" for c in labels.classes])
-        for c, column in zip(labels.classes, scores.T, strict=True):
+        scores = score_matrix(rows, [f"{c.short}_{m}" for c in classes.entries])
+        for c, column in zip(classes.entries, scores.T, strict=True):
             found[c.short][m] = interval(column[:, None])
-        found["organ_mean"][m] = interval(scores[:, _organ_columns(labels)])
+        found["organ_mean"][m] = interval(scores[:, _organ_columns(classes)])
     return found
 
 
@@ -77,13 +77,13 @@ def metrics_file(path: Path) -> Path:
     return found
 
 
-def compare_runs(ours: Path, other: Path, labels: LabelSet) -> list[dict[str, Any]]:
+def compare_runs(ours: Path, other: Path, classes: ClassList) -> list[dict[str, Any]]:
     """Compare two runs on the cases that both scored.
 
     Args:
         ours: `metrics.csv` of this run.
         other: `metrics.csv` of the other.
-        labels: The classes.
+        classes: The classes.
 
     Returns:
         One row a class and measure, and the organ mean per case: cases, both means, the mean difference
@@ -96,15 +96,15 @@ def compare_runs(ours: Path, other: Path, labels: LabelSet) -> list[dict[str, An
     cases = sorted(a.keys() & b.keys())
     if not cases:
         raise FlareError(f"compare: no case of {other} is among those scored here")
-    columns = {m: [f"{c.short}_{m}" for c in labels.classes] for m in MEASURES}
+    columns = {m: [f"{c.short}_{m}" for c in classes.entries] for m in MEASURES}
     unknown = [c for m in MEASURES for c in columns[m] if c not in b[cases[0]]]
     if unknown:
         raise FlareError(f"compare: {other} lacks the columns {unknown[:5]}; expected the same classes")
     found = []
     for m in MEASURES:
         x, y = (score_matrix([rows[c] for c in cases], columns[m]) for rows in (a, b))
-        organs = _organ_columns(labels)
-        pairs = [(c.short, x[:, i], y[:, i]) for i, c in enumerate(labels.classes)]
+        organs = _organ_columns(classes)
+        pairs = [(c.short, x[:, i], y[:, i]) for i, c in enumerate(classes.entries)]
         for name, p, q in [*pairs, ("organ_mean", _mean(x[:, organs]), _mean(y[:, organs]))]:
             both = ~np.isnan(p) & ~np.isnan(q)
             if both.any():
@@ -128,8 +128,8 @@ def _paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _organ_columns(labels: LabelSet) -> list[int]:
-    return [i for i, c in enumerate(labels.classes) if c.id in labels.organs]
+def _organ_columns(classes: ClassList) -> list[int]:
+    return [i for i, c in enumerate(classes.entries) if c.id in classes.organs]
 
 
 def _mean(scores: np.ndarray, axis: int = 1) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_csv, write_csv
 from flare.evaluation.lesions import Lesion, detection, size_class
 from flare.evaluation.metrics import MEASURES, ClassScore, rounded
@@ -17,9 +17,9 @@ from flare.evaluation.metrics import MEASURES, ClassScore, rounded
 Row = dict[str, Any]
 
 
-def metrics_columns(labels: LabelSet) -> list[str]:
+def metrics_columns(classes: ClassList) -> list[str]:
     """Columns of `metrics.csv`, in the official script's order."""
-    return ["Name", *(f"{c.short}_{m}" for m in MEASURES for c in labels.classes)]
+    return ["Name", *(f"{c.short}_{m}" for m in MEASURES for c in classes.entries)]
 
 
 def metrics_row(case: str, scores: Mapping[str, ClassScore]) -> Row:
@@ -37,20 +37,20 @@ def read_scores(path: Path) -> list[Row]:
     ]
 
 
-def only_learned(rows: Sequence[Mapping[str, Any]], labels: LabelSet, targets: str) -> list[Row]:
+def only_learned(rows: Sequence[Mapping[str, Any]], classes: ClassList, targets: str) -> list[Row]:
     """Rows of `metrics.csv` without the scores of classes that a round does not learn: None in their place.
 
     Args:
         rows: One a case.
-        labels: The classes.
+        classes: The classes.
         targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
     """
-    learned = labels.outputs(targets)
-    foreign = {f"{c.short}_{m}": None for c in labels.classes if c.id not in learned for m in MEASURES}
+    learned = classes.outputs(targets)
+    foreign = {f"{c.short}_{m}": None for c in classes.entries if c.id not in learned for m in MEASURES}
     return [{**row, **foreign} for row in rows]
 
 
-def summarise(rows: Sequence[Row], labels: LabelSet) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], classes: ClassList) -> dict[str, Any]:
     """Means over cases, as the official script takes them.
 
     Each class's mean over the cases that score it is rounded to four digits; the organ mean is taken over
@@ -63,11 +63,11 @@ def summarise(rows: Sequence[Row], labels: LabelSet) -> dict[str, Any]:
     def class_mean(column: str) -> float | None:
         return _mean([row[column] for row in rows if row[column] is not None])
 
-    classes = {c.short: {m: class_mean(f"{c.short}_{m}") for m in MEASURES} for c in labels.classes}
-    organs = [classes[labels.by_id(i).short] for i in labels.organs]
-    tumor = None if labels.tumor is None else classes[labels.by_id(labels.tumor).short]
+    by_short = {c.short: {m: class_mean(f"{c.short}_{m}") for m in MEASURES} for c in classes.entries}
+    organs = [by_short[classes.by_id(i).short] for i in classes.organs]
+    tumor = None if classes.tumor is None else by_short[classes.by_id(classes.tumor).short]
     organ_mean = {m: _mean([c[m] for c in organs if c[m] is not None]) for m in MEASURES}
-    return {"cases": len(rows), "classes": classes, "organ_mean": organ_mean, "tumor": tumor}
+    return {"cases": len(rows), "classes": by_short, "organ_mean": organ_mean, "tumor": tumor}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import LabelClass, LabelSet
+from flare.core.classes import ClassList, LabelClass
 from flare.core.files import write_csv
 from flare.evaluation.efficiency import table8, write_efficiency
 from flare.evaluation.metrics import MEASURES
@@ -44,12 +44,12 @@ class AblationRow:
     summary: Mapping[str, Any]
     targets: str = "organs_tumor"
 
-    def percent(self, labels: LabelSet) -> dict[str, float | None]:
+    def percent(self, classes: ClassList) -> dict[str, float | None]:
         """`<short>_DSC`, ... and `organ_mean_DSC`, ..., in percent with two digits."""
-        learned = {labels.by_id(i).short for i in labels.outputs(self.targets) if i}
+        learned = {classes.by_id(i).short for i in classes.outputs(self.targets) if i}
         values: dict[str, float | None] = {}
         for m in MEASURES:
-            for c in labels.classes:
+            for c in classes.entries:
                 score = self.summary["classes"][c.short][m] if c.short in learned else None
                 values[f"{c.short}_{m}"] = _percent(score)
             mean = None if self.targets == "tumor" else self.summary["organ_mean"][m]
@@ -58,36 +58,36 @@ class AblationRow:
 
 
 def table5(
-    rows: Sequence[AblationRow], labels: LabelSet, stem: Path, *, note: str = ""
+    rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note: str = ""
 ) -> list[dict[str, Any]]:
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
     Args:
         rows: One a round or baseline, all of the same cases.
-        labels: The classes.
+        classes: The classes.
         stem: Where the files go.
         note: What a reader of `.md` and `.tex` must know of the rows.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
     """
-    keys = [f"{c}_{m}" for m in MEASURES for c in _shorts(labels)]
+    keys = [f"{c}_{m}" for m in MEASURES for c in _shorts(classes)]
     keys += [f"organ_mean_{m}" for m in MEASURES]
     lines = []
     for row in rows:
         paper = published_round(row.round)
         theirs = {k: paper.get(k[-3:], {}).get(k[:-4]) for k in keys}
-        line = {"round": row.round, "cases": row.cases, **row.percent(labels)}
+        line = {"round": row.round, "cases": row.cases, **row.percent(classes)}
         line["paper_cases"] = paper.get("training_images")
         lines.append(line | {f"paper_{k}": v for k, v in theirs.items()})
     columns = ["round", "cases", *keys, "paper_cases", *(f"paper_{k}" for k in keys)]
     write_csv(stem.with_suffix(".csv"), lines, columns)
-    write_table(stem, [_ablation(lines, labels, m, note) for m in MEASURES])
+    write_table(stem, [_ablation(lines, classes, m, note) for m in MEASURES])
     return lines
 
 
-def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str, note: str) -> Table:
-    names = [*_shorts(labels), "organ_mean"]
+def _ablation(lines: Sequence[Mapping[str, Any]], classes: ClassList, measure: str, note: str) -> Table:
+    names = [*_shorts(classes), "organ_mean"]
     heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
     rows = []
     for line in lines:
@@ -98,7 +98,7 @@ def _ablation(lines: Sequence[Mapping[str, Any]], labels: LabelSet, measure: str
     return Table(f"{title}. {note}" if note else title, heads, rows)
 
 
-def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> list[dict[str, Any]]:
+def table4(rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path) -> list[dict[str, Any]]:
     """Write scores per class: our mean and standard deviation over cases beside the paper's three cohorts.
 
     The best of a row is bold, DSC and NSD apart. A class that is not scored here is not compared, and
@@ -106,10 +106,10 @@ def table4(rows: Sequence[Mapping[str, Any]], labels: LabelSet, stem: Path) -> l
 
     Args:
         rows: One a case, as in `metrics.csv`: `<short>_DSC`, ... from 0 to 1; empty or None is not scored.
-        labels: The classes.
+        classes: The classes.
         stem: Where `.csv`, `.md` and `.tex` go.
     """
-    lines = [_target(c, rows) for c in labels.classes]
+    lines = [_target(c, rows) for c in classes.entries]
     average: dict[str, Any] = {"target": "average"}
     for m in MEASURES:
         means = [line[m] for line in lines if line[m] is not None]
@@ -157,8 +157,8 @@ def _paper(target: str) -> dict[str, Any]:
     return columns
 
 
-def _shorts(labels: LabelSet) -> list[str]:
-    return [c.short for c in labels.classes]
+def _shorts(classes: ClassList) -> list[str]:
+    return [c.short for c in classes.entries]
 
 
 def _percent(score: float | None) -> float | None:
@@ -176,7 +176,7 @@ def write_round_tables(
     scores: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Any],
     inference: Sequence[Mapping[str, Any]],
-    labels: LabelSet,
+    classes: ClassList,
     targets: str,
 ) -> None:
     """Write tables 4 and 8, and 6 and 7 where the efficiency was measured.
@@ -188,10 +188,10 @@ def write_round_tables(
         scores: The rows of `metrics.csv`.
         summary: What `flare.evaluation.scores` gives.
         inference: The rows of `inference.csv`.
-        labels: The classes.
+        classes: The classes.
         targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
     """
-    table4(only_learned(scores, labels, targets), labels, folder / "table4")
+    table4(only_learned(scores, classes, targets), classes, folder / "table4")
     efficiency = write_efficiency(inference, folder)
     summary = dict(summary)
     if targets == "tumor":

@@ -10,7 +10,7 @@ from typing import Any
 import cc3d
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_json, write_json
 from flare.core.volumes import match_grid, read_labels
 from flare.runs.outcomes import Outcome
@@ -57,7 +57,7 @@ def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:
 
 
 def compare_case(
-    case: str, prediction: Path, reference: Path, classes: dict[str, Any], label_map: dict[Any, int] | None
+    case: str, prediction: Path, reference: Path, classes: ClassList, label_map: dict[Any, int] | None
 ) -> dict[str, tuple[float, float]]:
     """Score one case with all components and with the largest one alone.
 
@@ -65,21 +65,20 @@ def compare_case(
         case: Its id.
         prediction: Segmentation without post-processing.
         reference: Ground truth of the same scan.
-        classes: The class list as plain values.
+        classes: The class list.
         label_map: Renumbering of the reference's ids.
 
     Returns:
         Organ name to Dice before and after, for the organs that the reference has.
     """
-    labels = LabelSet.from_config(classes)
-    predicted = read_labels(prediction, labels, case=case)
-    truth = match_grid(read_labels(reference, labels, label_map, case=case), predicted, case).array
-    cleaned = keep_largest(predicted.array, labels.organs)
+    predicted = read_labels(prediction, classes, case=case)
+    truth = match_grid(read_labels(reference, classes, label_map, case=case), predicted, case).array
+    cleaned = keep_largest(predicted.array, classes.organs)
     scores = {}
-    for organ in labels.organs:
+    for organ in classes.organs:
         mask = truth == organ
         if mask.any():
-            scores[labels.name_of(organ)] = (
+            scores[classes.name_of(organ)] = (
                 dice(predicted.array == organ, mask),
                 dice(cleaned == organ, mask),
             )
@@ -89,7 +88,7 @@ def compare_case(
 def fit_components(
     pairs: Mapping[str, tuple[Path, Path]],
     *,
-    labels: LabelSet,
+    classes: ClassList,
     label_map: dict[Any, int] | None,
     executor: Executor,
 ) -> tuple[Fit, list[Outcome]]:
@@ -97,7 +96,7 @@ def fit_components(
 
     Args:
         pairs: Case id to prediction (without post-processing) and reference.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of the references' ids.
         executor: Where the cases run.
 
@@ -110,7 +109,7 @@ def fit_components(
             "case": case,
             "prediction": prediction,
             "reference": reference,
-            "classes": labels.to_config(),
+            "classes": classes,
             "label_map": label_map,
         }
         for case, (prediction, reference) in pairs.items()
@@ -119,22 +118,22 @@ def fit_components(
         run_cases(compare_case, jobs, executor=executor, description="fit components"), key=_case
     )
     failures = [outcome for outcome in outcomes if outcome.error is not None]
-    return decide([o.value for o in outcomes if o.error is None], labels), failures
+    return decide([o.value for o in outcomes if o.error is None], classes), failures
 
 
-def decide(scores: list[dict[str, tuple[float, float]]], labels: LabelSet) -> Fit:
+def decide(scores: list[dict[str, tuple[float, float]]], classes: ClassList) -> Fit:
     """Average the Dice of each organ over the cases that have it, before and after, and decide.
 
     Args:
         scores: What `compare_case` gives, one entry per case.
-        labels: The class list.
+        classes: The class list.
 
     Returns:
         One entry per organ; an organ that no case has is left as it is.
     """
     fit: Fit = {}
-    for organ in labels.organs:
-        name = labels.name_of(organ)
+    for organ in classes.organs:
+        name = classes.name_of(organ)
         found = [case[name] for case in scores if name in case]
         before, after = (
             (float(np.mean(column)) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
@@ -153,13 +152,13 @@ def write_fit(path: Path, fit: Fit, checkpoint: str) -> None:
     write_json(path, {"checkpoint": checkpoint, "organs": fit})
 
 
-def fitted_classes(path: Path, checkpoint: str, labels: LabelSet) -> tuple[int, ...]:
+def fitted_classes(path: Path, checkpoint: str, classes: ClassList) -> tuple[int, ...]:
     """List the ids of the organs for which a fit keeps the largest component.
 
     Args:
         path: What `write_fit` left; it may not be there.
         checkpoint: Hash of the checkpoint that predicts; another one's fit says nothing about it.
-        labels: The class list.
+        classes: The class list.
     """
     if not path.exists():
         return ()
@@ -167,7 +166,7 @@ def fitted_classes(path: Path, checkpoint: str, labels: LabelSet) -> tuple[int, 
     if found.get("checkpoint") != checkpoint:
         log.warning("%s was fitted on another checkpoint than the teacher's and is not applied", path.name)
         return ()
-    return tuple(labels.id_of(name) for name, entry in found["organs"].items() if entry["keep_largest"])
+    return tuple(classes.id_of(name) for name, entry in found["organs"].items() if entry["keep_largest"])
 
 
 def _case(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
 from flare.core.limits import check_values, given_paths
@@ -120,7 +120,7 @@ def check_checkpoint(cfg: DictConfig, path: Path) -> None:
     from flare.runs.checkpoints import load_checkpoint  # torch: only once there is work
 
     checkpoint = load_checkpoint(path)
-    theirs, ours = _classes(checkpoint.labels), _classes(LabelSet.from_config(cfg.classes))
+    theirs, ours = _classes(checkpoint.class_list), _classes(ClassList.from_config(cfg.classes))
     if theirs != ours:
         raise FlareError(
             f"checkpoint={path}: its classes are {theirs}; the configuration (classes=) has {ours}"
@@ -135,6 +135,6 @@ def check_checkpoint(cfg: DictConfig, path: Path) -> None:
             raise FlareError(f"checkpoint={path}: has {key}={found}; expected {wanted}")
 
 
-def _classes(labels: LabelSet) -> str:
+def _classes(classes: ClassList) -> str:
     """List ids and names."""
-    return ", ".join(f"{entry.id} {entry.name}" for entry in labels.classes)
+    return ", ".join(f"{entry.id} {entry.name}" for entry in classes.entries)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.geometry import Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, normalise, preprocess
 from flare.inference.blend import Accumulator, Blended, average_over_flips, covered_box, flips
@@ -68,7 +68,7 @@ class Predictor:
         self,
         network: Network,
         *,
-        labels: LabelSet,
+        classes: ClassList,
         outputs: tuple[int, ...],
         spacing_mm: Spacing,
         interpolation: str,
@@ -85,8 +85,8 @@ class Predictor:
         self.device = choose_device(settings.device)
         self.autocast_type = autocast_type(settings.precision, self.device)
         self._ids = np.asarray(outputs, dtype=np.uint8)
-        self._cleaned = tuple(labels.organs) if settings.components == "organs" else ()
-        self._tubes = frozenset(labels.tubes)
+        self._cleaned = tuple(classes.organs) if settings.components == "organs" else ()
+        self._tubes = frozenset(classes.tubes)
         if settings.name == "flare22" and not self._tubes:
             log.warning("classes: none has tube=true, so that inference=flare22 narrows its search nowhere")
 
@@ -107,7 +107,7 @@ class Predictor:
         network, checkpoint = load_network(path, settings.networks)
         return cls(
             network.to(choose_device(settings.device)),
-            labels=checkpoint.labels,
+            classes=checkpoint.class_list,
             outputs=checkpoint.outputs,
             spacing_mm=checkpoint.spacing_mm,
             interpolation=checkpoint.interpolation,

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import annotated_by, read_index, read_label_map, read_sources, select_cases
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.limits import check_values
 from flare.core.volumes import find_images, strip_extension, unique_cases
@@ -83,9 +83,9 @@ def _merge_round(cfg: DictConfig) -> tuple[Path, MergedCohort]:
 def _merge_folders(cfg: DictConfig) -> tuple[Path, MergedCohort]:
     """Merge two plain folders, matched by case id, into a third."""
     rules = MergeRules.from_config(cfg)
-    labels = LabelSet.from_config(cfg.classes)
-    label_map = read_label_map(_plain(cfg.data.label_map), labels)
-    sources = read_sources(_plain(cfg.data.sources), labels)
+    classes = ClassList.from_config(cfg.classes)
+    label_map = read_label_map(_plain(cfg.data.label_map), classes)
+    sources = read_sources(_plain(cfg.data.sources), classes)
     output = Path(str(cfg.output)).expanduser().absolute()
     paths: dict[str, list[Path]] = {}
     for key in ("ground_truth", "pseudo"):
@@ -117,7 +117,7 @@ def _merge_folders(cfg: DictConfig) -> tuple[Path, MergedCohort]:
                 maps,
                 output,
                 journal=Journal(output / "journal" / "merge.jsonl"),
-                labels=labels,
+                classes=classes,
                 label_map=label_map,
                 rules=rules,
                 executor=executor,

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
 
@@ -35,13 +35,13 @@ def annotated_classes(ground_truth: np.ndarray | None, declared: Collection[int]
     return frozenset(np.flatnonzero(present(ground_truth)).tolist()) - {0}
 
 
-def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, labels: LabelSet) -> None:
+def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
     """Refuse maps that cannot be merged.
 
     Raises:
         FlareError: If one is not uint8 `(Z, Y, X)`, holds values outside the class list, or shapes differ.
     """
-    known = table((0, *labels.ids))
+    known = table((0, *classes.ids))
     for name, volume in (("ground truth", ground_truth), ("pseudo labels", pseudo)):
         if volume is None:
             continue
@@ -49,7 +49,7 @@ def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, labels: Labe
             raise FlareError(f"{name}: expected uint8 (Z, Y, X), given {volume.dtype} {volume.shape}")
         foreign = np.flatnonzero(present(volume) & ~known).tolist()
         if foreign:
-            raise FlareError(f"{name}: values {foreign} are outside the class list {[0, *labels.ids]}")
+            raise FlareError(f"{name}: values {foreign} are outside the class list {[0, *classes.ids]}")
     if ground_truth is not None and ground_truth.shape != pseudo.shape:
         raise FlareError(
             f"ground truth {ground_truth.shape} and pseudo labels {pseudo.shape} differ in shape"
@@ -69,7 +69,7 @@ class CaseMaps:
     Args:
         truth: `(Z, Y, X)` uint8; all background where there is no ground truth.
         pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
-        labels: The class list.
+        classes: The class list.
         spacing_mm: Voxel size along Z, Y, X.
         annotated: Class ids that the ground truth annotates.
         tumor_is_target: Whether the round learns tumors.
@@ -77,7 +77,7 @@ class CaseMaps:
 
     truth: np.ndarray
     pseudo: np.ndarray
-    labels: LabelSet
+    classes: ClassList
     spacing_mm: Sequence[float]
     annotated: frozenset[int]
     tumor_is_target: bool
@@ -85,7 +85,7 @@ class CaseMaps:
     @cached_property
     def is_organ(self) -> np.ndarray:
         """256 booleans, by class id."""
-        return table(self.labels.organs)
+        return table(self.classes.organs)
 
     @cached_property
     def true_tumor(self) -> np.ndarray:
@@ -100,7 +100,7 @@ class CaseMaps:
     @property
     def tumor_id(self) -> int:
         """Id of the tumor class; -1, which no voxel has, if there is none."""
-        return -1 if self.labels.tumor is None else self.labels.tumor
+        return -1 if self.classes.tumor is None else self.classes.tumor
 
     @cached_property
     def truth_answers_for_tumors(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.files import read_json, remove_partial, sha256, write_json
 from flare.core.geometry import Geometry, Volume
@@ -28,7 +28,7 @@ def merge_case(
     ground_truth: Path | None,
     pseudo: Path | None,
     declared: Collection[int] | None,
-    classes: Mapping[str, Any],
+    classes: ClassList,
     label_map: Mapping[str, int] | None,
     rules: Mapping[str, Any],
     teacher: Mapping[str, Any],
@@ -41,7 +41,7 @@ def merge_case(
         ground_truth: Annotation, if there is one.
         pseudo: The teacher's prediction, if there is one; with it, the result is on its grid.
         declared: Class ids that the annotation's source declares to annotate; None if it does not say.
-        classes: The class list as plain values.
+        classes: The class list.
         label_map: Renumbering of the annotation's ids; predictions have ours.
         rules: Arguments of `merge_labels`.
         teacher: Round and checkpoint hash that made the pseudo labels.
@@ -50,15 +50,14 @@ def merge_case(
     Raises:
         CaseError: If a file is bad or the grids differ; nothing is written.
     """
-    labels = LabelSet.from_config(classes)
     source = PseudoSource(**teacher)
-    truth = None if ground_truth is None else read_labels(ground_truth, labels, label_map, case)
-    guess = None if pseudo is None else read_labels(pseudo, labels, None, case)
-    merged, grid = _merged(case, truth, guess, declared, labels, rules)
+    truth = None if ground_truth is None else read_labels(ground_truth, classes, label_map, case)
+    guess = None if pseudo is None else read_labels(pseudo, classes, None, case)
+    merged, grid = _merged(case, truth, guess, declared, classes, rules)
     sources = {} if truth is None else {GROUND_TRUTH: {"kind": GROUND_TRUTH}}
     if guess is not None:
         sources[source.name] = source.to_config()
-    told = sidecar(case, merged.report, labels, rules=rules, sources=sources, pseudo_name=source.name)
+    told = sidecar(case, merged.report, classes, rules=rules, sources=sources, pseudo_name=source.name)
     write_labels(outputs["labels"], merged.labels, grid)
     write_json(outputs["provenance"], told)
 
@@ -68,14 +67,14 @@ def _merged(
     truth: Volume | None,
     guess: Volume | None,
     declared: Collection[int] | None,
-    labels: LabelSet,
+    classes: ClassList,
     rules: Mapping[str, Any],
 ) -> tuple[Merged, Geometry]:
     """Merge what there is: both maps on the pseudo label's grid, or the only one as it is."""
     if guess is None:
         if truth is None:
             raise CaseError(case, "expected ground truth or pseudo labels, given neither")
-        return taken_alone(truth.array, GROUND_TRUTH, labels), truth.geometry
+        return taken_alone(truth.array, GROUND_TRUTH, classes), truth.geometry
     annotated = None
     if truth is not None:
         truth = _on_grid_of(guess, truth, case)
@@ -85,7 +84,7 @@ def _merged(
     merged = merge_labels(
         None if truth is None else truth.array,
         guess.array,
-        labels=labels,
+        classes=classes,
         spacing_mm=guess.geometry.spacing_mm,
         annotated=annotated,
         **rules,
@@ -159,7 +158,7 @@ def merge_round(
     cases: Sequence[Case],
     folder: RoundFolder,
     *,
-    labels: LabelSet,
+    classes: ClassList,
     label_map: Mapping[str, int] | None,
     rules: MergeRules,
     teachers: Mapping[str, PseudoSource],
@@ -170,7 +169,7 @@ def merge_round(
     Args:
         cases: The round's training cases.
         folder: Has `predictions/<case>.nii.gz`; gets `labels/`.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of the annotations' ids.
         rules: How to merge.
         teachers: Case id -> who made its prediction.
@@ -192,7 +191,7 @@ def merge_round(
         maps,
         folder.labels,
         journal=folder.journal("merge"),
-        labels=labels,
+        classes=classes,
         label_map=label_map,
         rules=rules,
         executor=executor,
@@ -205,7 +204,7 @@ def merge_cohort(
     output: Path,
     *,
     journal: Journal,
-    labels: LabelSet,
+    classes: ClassList,
     label_map: Mapping[str, int] | None,
     rules: MergeRules,
     executor: Executor,
@@ -217,7 +216,7 @@ def merge_cohort(
         maps: Case id -> its maps.
         output: Folder of `<case>.nii.gz`, `<case>.json`, `provenance.csv` and `provenance.md`.
         journal: What was merged before.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of the annotations' ids.
         rules: How to merge.
         executor: Where the cases are worked on.
@@ -226,7 +225,7 @@ def merge_cohort(
     remove_partial(output)
     inputs = {case: given.inputs() for case, given in maps.items()}
     common = {
-        "classes": labels.to_config(),
+        "classes": classes.to_config(),
         "label_map": None if label_map is None else dict(label_map),
         "rules": rules.to_config(),
     }
@@ -242,6 +241,7 @@ def merge_cohort(
             "outputs": _outputs(output, case),
             **common,
             **own[case],
+            "classes": classes,
         }
         for case, given in maps.items()
         if not journal.is_current(case, inputs[case], configs[case])
@@ -266,7 +266,7 @@ def merge_cohort(
         hashes={case: journal.output_hash(case, "labels") for case in done},
         processed=[case for case in jobs if case not in failed],
         failures=failures,
-        summary=write_provenance(output, told, labels),
+        summary=write_provenance(output, told, classes),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import write_csv, write_text
 from flare.merging.components import Component, Shell
 
@@ -109,7 +109,7 @@ def count_voxels(
     sources: Mapping[str, np.ndarray],
     merged: np.ndarray,
     class_source: Mapping[int, str],
-    labels: LabelSet,
+    classes: ClassList,
     overwritten: Mapping[int, int],
 ) -> dict[int, VoxelCounts]:
     """Count voxels per class in every source and in the merged map.
@@ -118,7 +118,7 @@ def count_voxels(
         sources: Source name -> `(Z, Y, X)` uint8 map.
         merged: `(Z, Y, X)` uint8.
         class_source: Class id -> name of the source it was taken from.
-        labels: The class list.
+        classes: The class list.
         overwritten: Class id -> trusted voxels that a kept pseudo tumor took.
     """
     joint = {name: _joint(volume, merged) for name, volume in sources.items()}
@@ -130,7 +130,7 @@ def count_voxels(
             taken=int(joint[class_source[c]][c, c]) if class_source[c] in joint else 0,
             overwritten=int(overwritten.get(c, 0)),
         )
-        for c in labels.ids
+        for c in classes.ids
     }
 
 
@@ -146,7 +146,7 @@ FATES = ("kept", "dropped", "superseded", "absorbed")
 def sidecar(
     case: str,
     report: MergeReport,
-    labels: LabelSet,
+    classes: ClassList,
     *,
     rules: Mapping[str, Any],
     sources: Mapping[str, Mapping[str, Any]],
@@ -157,7 +157,7 @@ def sidecar(
     Args:
         case: The case id.
         report: What merging found.
-        labels: The class list.
+        classes: The class list.
         rules: The choices it was merged with.
         sources: Source name -> what is known of it, for every source that had a map; any number.
         pseudo_name: The name among them that the report's `pseudo` stands for.
@@ -167,10 +167,10 @@ def sidecar(
         return pseudo_name if source == PSEUDO else source
 
     def organ(class_id: int) -> str:
-        return labels.name_of(class_id) if class_id else "background"
+        return classes.name_of(class_id) if class_id else "background"
 
-    classes = {
-        labels.name_of(c): {
+    by_name = {
+        classes.name_of(c): {
             "id": c,
             "source": named(report.class_source[c]),
             "before": {named(s): n for s, n in counts.before.items()},
@@ -195,19 +195,19 @@ def sidecar(
         "case": case,
         "rules": dict(rules),
         "sources": {name: dict(known) for name, known in sources.items()},
-        "trusted": [labels.name_of(c) for c in report.trusted],
-        "tumor_bearing": [labels.name_of(c) for c in report.tumor_bearing],
-        "classes": classes,
+        "trusted": [classes.name_of(c) for c in report.trusted],
+        "tumor_bearing": [classes.name_of(c) for c in report.tumor_bearing],
+        "classes": by_name,
         "tumors": tumors,
     }
 
 
-def provenance_row(told: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
+def provenance_row(told: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:
     """Give a case's row of the cohort table.
 
     Args:
         told: The case's sidecar.
-        labels: The class list.
+        classes: The class list.
     """
     fates = Counter(t["fate"] for t in told["tumors"])
     row: dict[str, Any] = {
@@ -218,7 +218,7 @@ def provenance_row(told: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
         **{f"tumors_{fate}": fates[fate] for fate in FATES},
         "overwritten": sum(c["overwritten_by_pseudo_tumor"] for c in told["classes"].values()),
     }
-    for c in labels.classes:
+    for c in classes.entries:
         known = told["classes"][c.name]
         before = known["before"]
         row |= {
@@ -230,17 +230,17 @@ def provenance_row(told: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
     return row
 
 
-def summarise(sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:
+def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
     """Sum a cohort's provenance up in a Markdown table, one row a class.
 
     Args:
         sidecars: The sidecar of every case.
-        labels: The class list.
+        classes: The class list.
     """
     from pandas import DataFrame
 
     rows = []
-    for name in labels.names:
+    for name in classes.names:
         entries = [s["classes"][name] for s in sidecars]
         origin = Counter(
             e["source"] if e["source"] in (GROUND_TRUTH, NONE) else PSEUDO for e in entries if e["merged"]
@@ -264,14 +264,14 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:
     return f"{told}\n\n{table}\n\ntumor components: {tumors or 'none judged'}\n"
 
 
-def write_provenance(folder: Path, sidecars: Sequence[Mapping[str, Any]], labels: LabelSet) -> str:
+def write_provenance(folder: Path, sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
     """Write `provenance.csv` and `provenance.md` beside the merged labels.
 
     Returns:
         The summary.
     """
-    rows = [provenance_row(told, labels) for told in sidecars]
-    summary = summarise(sidecars, labels)
+    rows = [provenance_row(told, classes) for told in sidecars]
+    summary = summarise(sidecars, classes)
     write_csv(folder / TABLE, rows)
     write_text(folder / SUMMARY, summary)
     return summary

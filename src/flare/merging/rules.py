@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import TARGETS, LabelSet
+from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError
 from flare.merging.components import components, dilated, shell_of
 from flare.merging.maps import CaseMaps, annotated_classes, check_maps, present, table, tally
@@ -33,7 +33,7 @@ def merge_labels(
     ground_truth: np.ndarray | None,
     pseudo: np.ndarray,
     *,
-    labels: LabelSet,
+    classes: ClassList,
     spacing_mm: Sequence[float],
     annotated: Collection[int] | None = None,
     targets: str,
@@ -47,7 +47,7 @@ def merge_labels(
     Args:
         ground_truth: `(Z, Y, X)` uint8, or None for a case without one.
         pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
-        labels: The class list.
+        classes: The class list.
         spacing_mm: Voxel size along Z, Y, X.
         annotated: Class ids that the ground truth annotates; one of them that is absent is absent in the
             patient. None: the classes present, for absent then means not annotated.
@@ -66,18 +66,18 @@ def merge_labels(
 
     Reference: method section 4.
     """
-    labels.outputs(targets)  # refuses targets that the class list lacks
+    classes.outputs(targets)  # refuses targets that the class list lacks
     if rule not in RULES:
         raise FlareError(f"labels.rule: expected one of {list(RULES)}, given {rule!r}")
-    check_maps(ground_truth, pseudo, labels)
+    check_maps(ground_truth, pseudo, classes)
     if ground_truth is None and not constrain_unlabeled:
-        return taken_alone(pseudo, PSEUDO, labels)
+        return taken_alone(pseudo, PSEUDO, classes)
     if ground_truth is not None and targets == "tumor":
-        return taken_alone(ground_truth, GROUND_TRUTH, labels)
+        return taken_alone(ground_truth, GROUND_TRUTH, classes)
     case = CaseMaps(
         truth=np.zeros_like(pseudo) if ground_truth is None else ground_truth,
         pseudo=pseudo,
-        labels=labels,
+        classes=classes,
         spacing_mm=spacing_mm,
         annotated=annotated_classes(ground_truth, annotated),
         tumor_is_target=targets != "organs",
@@ -87,17 +87,17 @@ def merge_labels(
     return _paper(case, dilation_mm, tumor_inside_fraction, has_truth=ground_truth is not None)
 
 
-def taken_alone(volume: np.ndarray, source: str, labels: LabelSet) -> Merged:
+def taken_alone(volume: np.ndarray, source: str, classes: ClassList) -> Merged:
     """Give one map as it is, for a case that has no other, reported as taken from `source`."""
-    class_source = dict.fromkeys(labels.ids, source)
-    counts = count_voxels({source: volume}, volume, class_source, labels, {})
+    class_source = dict.fromkeys(classes.ids, source)
+    counts = count_voxels({source: volume}, volume, class_source, classes, {})
     return Merged(volume.copy(), MergeReport(class_source, counts=counts))
 
 
 def _paper(case: CaseMaps, dilation_mm: float, inside_fraction: float, *, has_truth: bool) -> Merged:
     """Steps 1 to 5 of the paper's rule."""
     bearing = _tumor_bearing(case, dilation_mm)
-    trusted = tuple(c for c in case.labels.organs if c in case.annotated and c not in bearing)
+    trusted = tuple(c for c in case.classes.organs if c in case.annotated and c not in bearing)
     organs = np.where(case.pseudo_tumor, np.uint8(0), case.pseudo)
     merged = _with_trusted(organs, case.truth, trusted)
     stays_possible = case.tumor_is_target and not case.truth_answers_for_tumors
@@ -125,13 +125,13 @@ def _paper(case: CaseMaps, dilation_mm: float, inside_fraction: float, *, has_tr
 def _gt_first(case: CaseMaps) -> Merged:
     """The authors' rule: ground truth wins, pseudo organs fill absent classes, pseudo tumor comes last."""
     known = case.annotated | set(np.flatnonzero(present(case.truth)).tolist())
-    absent = table(c for c in case.labels.organs if c not in known)
+    absent = table(c for c in case.classes.organs if c not in known)
     merged = case.truth.copy()
     np.copyto(merged, case.pseudo, where=(merged == 0) & absent[case.pseudo])
     if not case.tumor_is_target:
         pseudo_organs = np.where(case.is_organ[case.pseudo], case.pseudo, np.uint8(0))
         np.copyto(merged, pseudo_organs, where=case.true_tumor)
-    trusted = tuple(c for c in case.labels.organs if c in known)
+    trusted = tuple(c for c in case.classes.organs if c in known)
     overwritten = {}
     if case.tumor_is_target and not case.truth_answers_for_tumors:
         kept = case.pseudo_tumor & (merged != 0)
@@ -148,7 +148,7 @@ def _tumor_bearing(case: CaseMaps, dilation_mm: float) -> tuple[int, ...]:
         return ()
     box, mask = reach
     overlapped = present(case.pseudo[box][mask]) | present(case.truth[box][mask])
-    return tuple(c for c in case.labels.organs if overlapped[c])
+    return tuple(c for c in case.classes.organs if overlapped[c])
 
 
 def _with_trusted(organs: np.ndarray, truth: np.ndarray, trusted: Iterable[int]) -> np.ndarray:
@@ -185,13 +185,13 @@ def _reported(
     has_truth: bool,
 ) -> Merged:
     """Join the map with its report."""
-    source = {c: GROUND_TRUTH if c in trusted else PSEUDO for c in case.labels.organs}
-    if case.labels.tumor is not None:
+    source = {c: GROUND_TRUTH if c in trusted else PSEUDO for c in case.classes.organs}
+    if case.classes.tumor is not None:
         answered = GROUND_TRUTH if case.truth_answers_for_tumors else PSEUDO
-        source[case.labels.tumor] = answered if case.tumor_is_target else NONE
+        source[case.classes.tumor] = answered if case.tumor_is_target else NONE
     maps = {GROUND_TRUTH: case.truth, PSEUDO: case.pseudo} if has_truth else {PSEUDO: case.pseudo}
     found = sorted(found, key=lambda c: (-c.voxels, astuple(c)))
-    counts = count_voxels(maps, merged, source, case.labels, overwritten)
+    counts = count_voxels(maps, merged, source, case.classes, overwritten)
     return Merged(merged, MergeReport(source, trusted, bearing, tuple(found), counts))
 
 

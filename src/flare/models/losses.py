@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
 DENOMINATOR_GUARD = 1e-8  # nnU-Net's, beside the smoothing, so that smoothing may be 0
@@ -141,7 +141,7 @@ class DiceCELoss(DeepSupervision):
         self.ce_weight = ce_weight
         self.smooth = smooth
         self.batch_dice = batch_dice
-        weights = _output_weights(LabelSet.from_config(classes), targets, class_weights or {})
+        weights = _output_weights(ClassList.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
     def compare(self, logits: Tensor, target: Tensor) -> LossParts:
@@ -218,16 +218,16 @@ def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
     return target[:, z, y, x]
 
 
-def _output_weights(labels: LabelSet, targets: str, class_weights: Mapping[str, float]) -> Tensor:
+def _output_weights(classes: ClassList, targets: str, class_weights: Mapping[str, float]) -> Tensor:
     """Give the normalised Dice weight of every foreground output."""
     by_id = {}
     for name, weight in class_weights.items():
-        if name not in labels.names:
-            raise FlareError(f"loss.class_weights: no class is named {name!r}; there are {labels.names}")
+        if name not in classes.names:
+            raise FlareError(f"loss.class_weights: no class is named {name!r}; there are {classes.names}")
         if weight < 0:
             raise FlareError(f"loss.class_weights.{name}: {weight}, expected a weight of 0 or more")
-        by_id[labels.id_of(name)] = float(weight)
-    weights = torch.tensor([by_id.get(class_id, 1.0) for class_id in labels.outputs(targets)[1:]])
+        by_id[classes.id_of(name)] = float(weight)
+    weights = torch.tensor([by_id.get(class_id, 1.0) for class_id in classes.outputs(targets)[1:]])
     if weights.sum() <= 0:
         raise FlareError(f"loss.class_weights: every class that targets={targets} trains has weight 0")
     return weights / weights.sum()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
 NEGATIVE_SLOPE = 1e-2  # of every LeakyReLU, and of the He initialisation that belongs to it
@@ -131,7 +131,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(features, strides, encoder_kernels, decoder_kernels)
-        outputs = len(LabelSet.from_config(classes).outputs(targets))
+        outputs = len(ClassList.from_config(classes).outputs(targets))
         stages = len(features)
         channels = [input_channels, *features]
         self.divisors = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))

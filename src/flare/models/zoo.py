@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from flare.core.classes import TARGETS, LabelSet
+from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError
 from flare.models.unet import UNet, check_patch_size
 
@@ -49,11 +49,11 @@ class Adapted(nn.Module):
         outputs_as: str | None,
     ) -> None:
         super().__init__()
-        self.labels = LabelSet.from_config(classes)
+        self.classes = ClassList.from_config(classes)
         self.targets = targets
         self.settings = dict(network)
         self.outputs_as = outputs_as
-        self.network = self._make(len(self.labels.outputs(targets)), targets)
+        self.network = self._make(len(self.classes.outputs(targets)), targets)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Segment a batch of patches.
@@ -73,7 +73,7 @@ class Adapted(nn.Module):
         Raises:
             FlareError: If an axis is resized that does not count the classes.
         """
-        count = len(self.labels.outputs(self.targets))
+        count = len(self.classes.outputs(self.targets))
         other = next((t for t in TARGETS if self._count(t) not in (0, count)), self.targets)
         with torch.device("meta"):
             resized = self._make(count + 1, other).state_dict()
@@ -90,7 +90,7 @@ class Adapted(nn.Module):
     def _count(self, targets: str) -> int:
         """Number of outputs, 0 if the class list has none of these classes."""
         try:
-            return len(self.labels.outputs(targets))
+            return len(self.classes.outputs(targets))
         except FlareError:
             return 0
 

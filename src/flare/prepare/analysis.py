@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.cases import KINDS, Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import atomic, write_csv
 from flare.core.volumes import read_labels
 from flare.prepare.index import Entry
@@ -46,14 +46,14 @@ class Analysis:
 
 
 def count_labels(
-    case: str, label: Path, classes: Mapping[str, Any], label_map: Mapping[str, int] | None
+    case: str, label: Path, classes: ClassList, label_map: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """Count the voxels of each class in one label file.
 
     Args:
         case: The case id, for messages.
         label: The label file.
-        classes: The class list as plain values.
+        classes: The class list.
         label_map: Renumbering of the file's ids.
 
     Returns:
@@ -63,7 +63,7 @@ def count_labels(
         CaseError: If the file is unreadable or holds values outside the class list.
     """
     with collected_warnings() as warnings:
-        volume = read_labels(label, LabelSet.from_config(classes), label_map, case)
+        volume = read_labels(label, classes, label_map, case)
     counts = np.bincount(volume.array.reshape(-1), minlength=1)
     voxels = {str(i): int(counts[i]) for i in np.flatnonzero(counts) if i > 0}
     if not voxels:
@@ -75,13 +75,13 @@ def count_labels(
     }
 
 
-def kind_of(present: Iterable[int], annotated: Iterable[int], labels: LabelSet) -> str:
+def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
     """Kind of a case that has a label file.
 
     Args:
         present: Class ids with a voxel.
         annotated: Class ids that the annotation covers.
-        labels: The class list.
+        classes: The class list.
 
     Returns:
         `tumor` where there is one, `organs_complete` where all organs are annotated, else `partial`.
@@ -89,15 +89,15 @@ def kind_of(present: Iterable[int], annotated: Iterable[int], labels: LabelSet) 
     Reference: method section 2.
     """
     present, annotated = set(present), set(annotated)
-    if labels.tumor is not None and labels.tumor in present:
+    if classes.tumor is not None and classes.tumor in present:
         return "tumor"
-    complete = bool(present) and bool(labels.organs) and set(labels.organs) <= annotated
+    complete = bool(present) and bool(classes.organs) and set(classes.organs) <= annotated
     return "organs_complete" if complete else "partial"
 
 
 def analyse_labels(
     entries: Sequence[Entry],
-    labels: LabelSet,
+    classes: ClassList,
     label_map: Mapping[str, int] | None,
     *,
     journal: Journal,
@@ -107,7 +107,7 @@ def analyse_labels(
 
     Args:
         entries: The cohort as found on disk.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of the files' ids.
         journal: What was looked into before.
         executor: Where the work runs.
@@ -115,10 +115,10 @@ def analyse_labels(
     Returns:
         The cohort's cases, in the order of `entries`.
     """
-    config = {"classes": labels.ids, "label_map": label_map}
+    config = {"classes": classes.ids, "label_map": label_map}
     labelled = {e.id: e.label for e in entries if e.label is not None}
     jobs = {
-        case: {"case": case, "label": path, "classes": labels.to_config(), "label_map": label_map}
+        case: {"case": case, "label": path, "classes": classes, "label_map": label_map}
         for case, path in labelled.items()
         if not journal.is_current(case, {"label": path}, config)
     }
@@ -132,11 +132,11 @@ def analyse_labels(
     for entry in entries:
         if entry.id not in refused:
             values = journal.values(entry.id) if entry.label is not None else None
-            _add(found, entry, values, labels)
+            _add(found, entry, values, classes)
     return found
 
 
-def _add(found: Analysis, entry: Entry, values: Mapping[str, Any] | None, labels: LabelSet) -> None:
+def _add(found: Analysis, entry: Entry, values: Mapping[str, Any] | None, classes: ClassList) -> None:
     """Add one case, with what its label file holds."""
     if values is None:
         found.cases.append(Case(entry.id, entry.image, None, entry.split, "unlabeled", (), ()))
@@ -148,7 +148,7 @@ def _add(found: Analysis, entry: Entry, values: Mapping[str, Any] | None, labels
     found.volumes_ml[entry.id] = {k: n * values["voxel_ml"] for k, n in voxels.items()}
     warnings = list(values["warnings"])
     if entry.annotates is not None and present - declared:
-        names = ", ".join(labels.name_of(c) for c in sorted(present - declared))
+        names = ", ".join(classes.name_of(c) for c in sorted(present - declared))
         warnings.append(f"has classes that data.sources does not declare for it: {names}")
     if warnings:
         found.warnings[entry.id] = warnings
@@ -158,14 +158,14 @@ def _add(found: Analysis, entry: Entry, values: Mapping[str, Any] | None, labels
             image=entry.image,
             label=entry.label,
             split=entry.split,
-            kind=kind_of(present, annotated, labels),
+            kind=kind_of(present, annotated, classes),
             present=tuple(sorted(present)),
             annotated=tuple(sorted(annotated)),
         )
     )
 
 
-def write_label_analysis(path: Path, analysis: Analysis, labels: LabelSet) -> None:
+def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> None:
     """Write `label_analysis.csv`, one row a case, and the plot of the training cases beside it.
 
     A class has its volume in ml, 0 where the source annotates it and the patient lacks it, and an empty
@@ -174,33 +174,33 @@ def write_label_analysis(path: Path, analysis: Analysis, labels: LabelSet) -> No
     Args:
         path: The csv file; the plot has the suffix `.png`.
         analysis: What the label files hold.
-        labels: The class list.
+        classes: The class list.
     """
     rows = []
     for case in analysis.cases:
         volumes = analysis.volumes_ml.get(case.id, {})
         row: dict[str, object] = {"case": case.id, "split": case.split, "kind": case.kind}
-        row |= {f"{labels.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
+        row |= {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
         rows.append(row)
-    columns = ["case", "split", "kind", *(f"{name}_ml" for name in labels.names)]
+    columns = ["case", "split", "kind", *(f"{name}_ml" for name in classes.names)]
     plot = path.with_suffix(".png")
     before = path.read_bytes() if path.exists() and plot.exists() else None
     write_csv(path, rows, columns)
     if path.read_bytes() != before:
-        plot_label_analysis(plot, analysis.cases, labels)
+        plot_label_analysis(plot, analysis.cases, classes)
 
 
-def class_counts(cases: Sequence[Case], labels: LabelSet) -> np.ndarray:
+def class_counts(cases: Sequence[Case], classes: ClassList) -> np.ndarray:
     """Training cases that show each class, by kind.
 
     Returns:
         `(classes, kinds)` counts in the order of `labels.ids` and `cases.KINDS`.
     """
-    counts = np.zeros((len(labels.ids), len(KINDS)), dtype=int)
+    counts = np.zeros((len(classes.ids), len(KINDS)), dtype=int)
     for case in cases:
         if case.split == "train":
             for class_id in case.present:
-                counts[labels.ids.index(class_id), KINDS.index(case.kind)] += 1
+                counts[classes.ids.index(class_id), KINDS.index(case.kind)] += 1
     return counts
 
 
@@ -210,31 +210,31 @@ def kind_counts(cases: Sequence[Case], split: str = "train") -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
-def plot_label_analysis(path: Path, cases: Sequence[Case], labels: LabelSet) -> None:
+def plot_label_analysis(path: Path, cases: Sequence[Case], classes: ClassList) -> None:
     """Draw how many training cases of each kind show each class.
 
     Args:
         path: The .png file.
         cases: The cohort.
-        labels: The class list.
+        classes: The class list.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    counts, totals = class_counts(cases, labels), kind_counts(cases)
-    figure = Figure(figsize=(7.2, 1.7 + 0.36 * len(labels.ids)), layout="constrained")
+    counts, totals = class_counts(cases, classes), kind_counts(cases)
+    figure = Figure(figsize=(7.2, 1.7 + 0.36 * len(classes.ids)), layout="constrained")
     axes = figure.subplots()
     top = max(1, int(counts.max(initial=0)))
     # a square root keeps a class with few cases apart from one with none
     axes.imshow(counts, cmap="GnBu", aspect="auto", norm=PowerNorm(0.5, 0, top))
     axes.set_xticks(range(len(KINDS)), [f"{k.replace('_', ' ')}\n{totals[k]} cases" for k in KINDS])
-    axes.set_yticks(range(len(labels.ids)), [n.replace("_", " ") for n in labels.names])
+    axes.set_yticks(range(len(classes.ids)), [n.replace("_", " ") for n in classes.names])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)
     axes.set_xticks(np.arange(-0.5, len(KINDS)), minor=True)
-    axes.set_yticks(np.arange(-0.5, len(labels.ids)), minor=True)
+    axes.set_yticks(np.arange(-0.5, len(classes.ids)), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
     for (row, column), count in np.ndenumerate(counts):
@@ -246,7 +246,7 @@ def plot_label_analysis(path: Path, cases: Sequence[Case], labels: LabelSet) -> 
         figure.savefig(temporary, dpi=150)
 
 
-def print_label_analysis(cases: Sequence[Case], labels: LabelSet) -> None:
+def print_label_analysis(cases: Sequence[Case], classes: ClassList) -> None:
     """Show the counts of the training cases on the console, classes by kind."""
     from rich.table import Table
 
@@ -258,7 +258,7 @@ def print_label_analysis(cases: Sequence[Case], labels: LabelSet) -> None:
     for kind in KINDS:
         table.add_column(kind.replace("_", " "), justify="right")
     table.add_column("all", justify="right")
-    for name, row in zip(labels.names, class_counts(cases, labels), strict=True):
+    for name, row in zip(classes.names, class_counts(cases, classes), strict=True):
         table.add_row(name.replace("_", " "), *(str(n) if n else "-" for n in row), str(row.sum()))
     table.add_section()
     table.add_row("cases", *(str(totals[k]) for k in KINDS), str(sum(totals.values())))

@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, write_index
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
@@ -77,7 +77,7 @@ def prepare(cfg: DictConfig) -> Cohort:
     """
     cohort = prepare_cohort(cfg)
     if not cohort.processed:
-        print_label_analysis(cohort.cases, LabelSet.from_config(cfg.classes))
+        print_label_analysis(cohort.cases, ClassList.from_config(cfg.classes))
     report_failures(cohort.failures, "prepare")
     return cohort
 
@@ -125,10 +125,10 @@ def _prepare(settings: Settings) -> Cohort:
         read = {c.id for c in analysis.cases if (c.split == "train") == is_trained}
         stop_on_faults(failures, f"prepare, {step}", read, settings.max_failed, index.groups)
     write_index(settings.folder.index, kept.cases)
-    write_label_analysis(settings.folder.label_analysis, kept, settings.labels)
+    write_label_analysis(settings.folder.label_analysis, kept, settings.classes)
     intensity = _statistics(settings, kept.cases, failures)
     if outcomes:
-        print_label_analysis(kept.cases, settings.labels)
+        print_label_analysis(kept.cases, settings.classes)
     return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
 
 
@@ -156,7 +156,7 @@ def analyse(cfg: DictConfig) -> list[Case]:
     for failure in _index_failures(index) + analysis.failures:
         # on the console only: reasons name files, and log files hold case ids alone
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
-    print_label_analysis(analysis.cases, settings.labels)
+    print_label_analysis(analysis.cases, settings.classes)
     return analysis.cases
 
 
@@ -174,7 +174,7 @@ def _phantom_root(settings: Settings) -> Path:
 
 def _list(settings: Settings) -> Index:
     """List the files."""
-    index = build_index(settings.data, settings.labels)
+    index = build_index(settings.data, settings.classes)
     if not index.entries and not index.problems:
         raise FlareError(
             f"data.root: no image in any of the cohort's folders below {settings.data.get('root')}"
@@ -186,7 +186,7 @@ def _analyse(settings: Settings, index: Index, journal: Journal) -> Analysis:
     """Look into the labels."""
     return analyse_labels(
         index.entries,
-        settings.labels,
+        settings.classes,
         settings.label_map,
         journal=journal,
         executor=settings.executor,

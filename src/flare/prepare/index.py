@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.cases import Source, read_sources, source_of
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.volumes import case_id, find_images, strip_extension
 
@@ -75,14 +75,14 @@ class Index:
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
+def build_index(data: Mapping[str, Any], classes: ClassList) -> Index:
     """List the cases of a cohort.
 
     Args:
         data: `cfg.data`: `root`, the folders of `FOLDERS` (each null, a path or a list of paths, relative
             to the root, searched recursively), `cases` (case id -> {image, label, split} for files that no
             folder and name rule can pair) and `sources`.
-        labels: The class list, for the names in `sources`.
+        classes: The class list, for the names in `sources`.
 
     Returns:
         Entries ordered by split and id, and the refused cases: two of the same id, an image without its
@@ -91,7 +91,7 @@ def build_index(data: Mapping[str, Any], labels: LabelSet) -> Index:
     Raises:
         FlareError: If a required folder is missing, or a source names no class.
     """
-    sources = read_sources(data.get("sources"), labels)
+    sources = read_sources(data.get("sources"), classes)
     root = _root(data)
     found = Index()
     for images_key, labels_key, split in FOLDERS:

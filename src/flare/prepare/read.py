@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import remove_partial, write_csv
 from flare.core.geometry import Spacing, Volume
 from flare.core.volumes import match_grid, read_image, read_labels
@@ -45,7 +45,7 @@ class Finding:
 
 
 def read_case(
-    case: str, image: Path, label: Path | None, labels: LabelSet, label_map: Mapping[str, int] | None
+    case: str, image: Path, label: Path | None, classes: ClassList, label_map: Mapping[str, int] | None
 ) -> tuple[Volume, Volume | None]:
     """Read a case whole, with every check.
 
@@ -53,7 +53,7 @@ def read_case(
         case: The case id, for messages.
         image: File, or DICOM series folder.
         label: Label file, if there is one.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of the label file's ids, see `sources.read_label_map`.
 
     Returns:
@@ -66,7 +66,7 @@ def read_case(
     volume = read_image(image, case)
     if label is None:
         return volume, None
-    return volume, match_grid(read_labels(label, labels, label_map, case), volume, case)
+    return volume, match_grid(read_labels(label, classes, label_map, case), volume, case)
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def check_case(
     case: str,
     image: Path,
     label: Path | None,
-    classes: Mapping[str, Any],
+    classes: ClassList,
     label_map: Mapping[str, int] | None,
 ) -> dict[str, Any]:
     """Check a case of the validation or test split, of which nothing is cached.
@@ -106,7 +106,7 @@ def check_case(
         case: The case id.
         image: File, or DICOM series folder.
         label: Label file, if there is one.
-        classes: The class list as plain values.
+        classes: The class list.
         label_map: Renumbering of the label file's ids.
 
     Returns:
@@ -116,7 +116,7 @@ def check_case(
         CaseError: If the case must be refused.
     """
     with collected_warnings() as warnings:
-        read_case(case, image, label, LabelSet.from_config(classes), label_map)
+        read_case(case, image, label, classes, label_map)
     return {"warnings": warnings}
 
 
@@ -124,7 +124,7 @@ def cache_case(
     case: str,
     image: Path,
     label: Path | None,
-    classes: Mapping[str, Any],
+    classes: ClassList,
     label_map: Mapping[str, int] | None,
     outputs: Mapping[str, Path],
     spacing_mm: Spacing,
@@ -136,7 +136,7 @@ def cache_case(
         case: The case id.
         image: File, or DICOM series folder.
         label: Label file, if there is one.
-        classes: The class list as plain values.
+        classes: The class list.
         label_map: Renumbering of the label file's ids.
         outputs: Where the `image`, and with a label the `labels` and `histogram`, shall lie.
         spacing_mm: Voxel size along Z, Y, X.
@@ -153,7 +153,7 @@ def cache_case(
     from flare.prepare.statistics import foreground_histogram, write_histogram
 
     with collected_warnings() as warnings:
-        volume, target = read_case(case, image, label, LabelSet.from_config(classes), label_map)
+        volume, target = read_case(case, image, label, classes, label_map)
         cache_image(
             volume, outputs["image"], spacing_mm=spacing_mm, interpolation=interpolation, case_id=case
         )
@@ -246,7 +246,7 @@ def _job(settings: Settings, case: Case) -> dict[str, Any]:
         "case": case.id,
         "image": case.image,
         "label": case.label,
-        "classes": settings.labels.to_config(),
+        "classes": settings.classes,
         "label_map": settings.label_map,
     }
 

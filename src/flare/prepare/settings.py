@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import read_label_map, read_sources
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import stat_key
 from flare.core.geometry import Spacing
@@ -30,7 +30,7 @@ class Settings:
 
     Args:
         data: `cfg.data` as plain values.
-        labels: The class list.
+        classes: The class list.
         label_map: Renumbering of foreign label files.
         folder: Where results go.
         executor: Where the work on cases runs.
@@ -38,7 +38,7 @@ class Settings:
     """
 
     data: dict[str, Any]
-    labels: LabelSet
+    classes: ClassList
     label_map: dict[str, int] | None
     folder: PreparedFolder
     executor: Executor
@@ -53,15 +53,15 @@ class Settings:
         """
         check_values(cfg)
         data: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
-        labels = LabelSet.from_config(cfg.classes)
-        label_map = read_label_map(data.get("label_map"), labels)
-        read_sources(data.get("sources"), labels)
-        return cls(data, labels, label_map, prepared_folder(cfg), build_executor(cfg), failed_share(cfg))
+        classes = ClassList.from_config(cfg.classes)
+        label_map = read_label_map(data.get("label_map"), classes)
+        read_sources(data.get("sources"), classes)
+        return cls(data, classes, label_map, prepared_folder(cfg), build_executor(cfg), failed_share(cfg))
 
     @property
     def check_config(self) -> dict[str, Any]:
         """What decides, beside the files, how a check ends."""
-        return {"classes": self.labels.ids, "label_map": self.label_map}
+        return {"classes": self.classes.ids, "label_map": self.label_map}
 
     @property
     def cache_config(self) -> dict[str, Any]:

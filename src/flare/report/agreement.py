@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_label_map, select_cases
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.volumes import case_id, find_images, match_grid, read_labels
 from flare.rounds.graph import Round
 from flare.runs.folders import RunFolder
@@ -53,7 +53,7 @@ def pseudo_label_quality(
     cases: Sequence[Case],
     run: RunFolder,
     *,
-    labels: LabelSet,
+    classes: ClassList,
     truth: Path | None,
     executor: Executor,
 ) -> list[Quality]:
@@ -66,7 +66,7 @@ def pseudo_label_quality(
         rounds: The rounds that were run.
         cases: The cohort.
         run: The run's folder.
-        labels: The class list.
+        classes: The class list.
         truth: Folder of complete labels, where there is one.
         executor: Where the cases are compared.
     """
@@ -84,7 +84,7 @@ def pseudo_label_quality(
             references = _references(case, item, teacher, run, truths)
             prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
-                shared = {"classes": labels.to_config(), "targets": item.cfg.labels.targets}
+                shared = {"classes": classes, "targets": item.cfg.labels.targets}
                 shared["taught"] = (teacher or item).cfg.labels.targets
                 jobs[case.id] = {"case": case.id, "prediction": prediction, **references, **shared}
         description = f"compare labels of {item.name}"
@@ -119,7 +119,7 @@ def _references(
 
 
 def _label_map(cfg: DictConfig) -> dict[Any, int] | None:
-    found = read_label_map(cfg.data.label_map, LabelSet.from_config(cfg.classes))
+    found = read_label_map(cfg.data.label_map, ClassList.from_config(cfg.classes))
     return None if found is None else dict(found)
 
 
@@ -130,7 +130,7 @@ def compare_case(
     merged: Path | None,
     truth: Path | None,
     label_map: dict[Any, int] | None,
-    classes: Mapping[str, Mapping[str, Any]],
+    classes: ClassList,
     targets: str,
     taught: str,
 ) -> dict[str, dict[int, float]]:
@@ -140,27 +140,26 @@ def compare_case(
     learns (`targets`). Where that is organs alone a tumor belongs to its organ, which the truth does not
     tell: its voxels are left out of the comparison.
     """
-    labels = LabelSet.from_config(classes)
-    pseudo = read_labels(prediction, labels, case=case)
+    pseudo = read_labels(prediction, classes, case=case)
     found: dict[str, dict[int, float]] = {}
     if previous is not None:
-        reference = match_grid(read_labels(previous, labels, label_map, case), pseudo, case)
-        found["previous"] = _compare(pseudo.array, reference.array, labels, taught)
+        reference = match_grid(read_labels(previous, classes, label_map, case), pseudo, case)
+        found["previous"] = _compare(pseudo.array, reference.array, classes, taught)
     if truth is None:
         return found
-    reference = match_grid(read_labels(truth, labels, case=case), pseudo, case)
-    found["pseudo"] = _compare(pseudo.array, reference.array, labels, taught)
+    reference = match_grid(read_labels(truth, classes, case=case), pseudo, case)
+    found["pseudo"] = _compare(pseudo.array, reference.array, classes, taught)
     if merged is not None:
-        ours = match_grid(read_labels(merged, labels, case=case), pseudo, case)
-        found["merged"] = _compare(ours.array, reference.array, labels, targets)
+        ours = match_grid(read_labels(merged, classes, case=case), pseudo, case)
+        found["merged"] = _compare(ours.array, reference.array, classes, targets)
     return found
 
 
-def _compare(ours: np.ndarray, reference: np.ndarray, labels: LabelSet, targets: str) -> dict[int, float]:
+def _compare(ours: np.ndarray, reference: np.ndarray, classes: ClassList, targets: str) -> dict[int, float]:
     """Dice of the classes of `targets`; without the tumor among them its voxels do not count."""
-    wanted = [i for i in labels.outputs(targets) if i]
-    if labels.tumor is not None and labels.tumor not in wanted:
-        asked = reference != labels.tumor
+    wanted = [i for i in classes.outputs(targets) if i]
+    if classes.tumor is not None and classes.tumor not in wanted:
+        asked = reference != classes.tumor
         ours, reference = ours[asked], reference[asked]
     return dice(ours, reference, wanted)
 

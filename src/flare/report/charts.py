@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.pictures import TARGETS, Stroke, class_colours, title
 from flare.report.agreement import Quality
 from flare.report.facts import RoundFacts
@@ -90,16 +90,16 @@ def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) ->
     return figure
 
 
-def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
+def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
     """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
-    colours = class_colours(labels)
-    classes = [c for c in labels.classes if c.id in labels.outputs(item.plan["targets"])]
+    colours = class_colours(classes)
+    learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
     with style():
         figure = new_figure(10.4, 5.6)
         grid = figure.subplots(2, 1, sharex=True)
         counts: list[int] = []
         for axes, measure in zip(grid, ("DSC", "NSD"), strict=True):
-            values = [_scores(item, f"{c.short}_{measure}") for c in classes]
+            values = [_scores(item, f"{c.short}_{measure}") for c in learned]
             counts = [len(v) for v in values]
             axes.boxplot(
                 [100 * v for v in values],
@@ -111,7 +111,7 @@ def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
                 whiskerprops={"color": GREY},
                 capprops={"color": GREY},
             )
-            for place, (c, found) in enumerate(zip(classes, values, strict=True)):
+            for place, (c, found) in enumerate(zip(learned, values, strict=True)):
                 offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
                 axes.scatter(
                     place + offsets,
@@ -125,8 +125,8 @@ def class_boxes(item: RoundFacts, labels: LabelSet) -> Figure:
             axes.set_ylim(-3, 103)
             axes.set_ylabel(f"{measure} (%)")
             axes.grid(axis="x", visible=False)
-        names = [f"{title(c).replace(' ', chr(10))}\nn={n}" for c, n in zip(classes, counts, strict=True)]
-        middle, half = (len(classes) - 1) / 2, max(len(classes), MIN_PLACES) / 2 + 0.1
+        names = [f"{title(c).replace(' ', chr(10))}\nn={n}" for c, n in zip(learned, counts, strict=True)]
+        middle, half = (len(learned) - 1) / 2, max(len(learned), MIN_PLACES) / 2 + 0.1
         grid[1].set_xlim(middle - half, middle + half)
         grid[1].set_xticks(range(len(names)), names, fontsize=8)
     return figure
@@ -136,7 +136,7 @@ def _scores(item: RoundFacts, key: str) -> np.ndarray:
     return np.asarray([row[key] for row in item.scores if row.get(key) is not None], dtype=float)
 
 
-def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure | None:
+def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None:
     """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth.
 
     Organs and tumor apart; None where there is nothing to compare them with.
@@ -146,8 +146,8 @@ def label_quality(found: Sequence[Quality], labels: LabelSet) -> Figure | None:
         ("pseudo", ACCENT, "o-", "prediction and truth"),
         ("merged", PAPER, "s-", "merged label and truth"),
     )
-    tumor = () if labels.tumor is None else (labels.tumor,)
-    parts = [(labels.organs, "organs, mean"), (tumor, "tumor")]
+    tumor = () if classes.tumor is None else (classes.tumor,)
+    parts = [(classes.organs, "organs, mean"), (tumor, "tumor")]
     there = [p for p in parts if any(q.mean(k, p[0]) is not None for q in found for k, *_ in lines)]
     if not there:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
 from flare.evaluation.summary import only_learned, read_scores
 from flare.prepare.cohort import Cohort
@@ -64,7 +64,7 @@ class Facts:
         data: Name of the cohort.
         split: The split that was scored.
         protocol: How it was scored.
-        labels: The class list.
+        classes: The class list.
         cases: The prepared cohort.
         scored: The cases that were scored.
         rounds: In the order in which they ran.
@@ -79,7 +79,7 @@ class Facts:
     data: str
     split: str
     protocol: str
-    labels: LabelSet
+    classes: ClassList
     cases: list[Case]
     scored: list[Case]
     rounds: list[RoundFacts]
@@ -115,7 +115,7 @@ def gather(
         failed: Ids of the cases that failed.
         compared: How many cases the table's rows are the means of.
     """
-    split, labels = cfg.data.scoring.split, LabelSet.from_config(cfg.classes)
+    split, labels = cfg.data.scoring.split, ClassList.from_config(cfg.classes)
     scored = held_out(cohort.cases, split)
     plan = {row["round"]: row for row in read_csv(run.root / "plan.csv")}
     return Facts(
@@ -123,7 +123,7 @@ def gather(
         data=cfg.data.name,
         split=split,
         protocol=cfg.data.scoring.protocol,
-        labels=labels,
+        classes=labels,
         cases=cohort.cases,
         scored=scored,
         rounds=[_round(r, run.round(r.name), plan[r.name], scored, split, labels) for r in rounds],
@@ -141,7 +141,7 @@ def _round(
     plan: dict[str, str],
     scored: Sequence[Case],
     split: str,
-    labels: LabelSet,
+    classes: ClassList,
 ) -> RoundFacts:
     journal: Journal = folder.journal(f"predict-{split}")
     metrics = folder.root / split / "metrics.csv"
@@ -151,7 +151,7 @@ def _round(
         teacher=item.teacher if item.cfg.labels.source == "hybrid" else None,
         plan=plan,
         curve=[{k: _number(v) for k, v in row.items()} for row in _csv(folder.training_csv)],
-        scores=only_learned(scores, labels, plan["targets"]),
+        scores=only_learned(scores, classes, plan["targets"]),
         provenance=_csv(folder.labels / "provenance.csv"),
         seconds=[journal.values(c.id) for c in scored if c.id in journal],
         revision=_json(folder.root / "environment.json").get("git_revision", "unknown"),

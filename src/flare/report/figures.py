@@ -105,8 +105,8 @@ def trends(facts: Facts) -> dict[str, str]:
     Organ mean and tumor DSC, as far as any round of the run learns and has them.
     """
     names = {"organ_mean_DSC": "organs, mean"}
-    if facts.labels.tumor is not None:
-        names[f"{facts.labels.by_id(facts.labels.tumor).short}_DSC"] = "tumor"
+    if facts.classes.tumor is not None:
+        names[f"{facts.classes.by_id(facts.classes.tumor).short}_DSC"] = "tumor"
     ours = {r.name for r in facts.rounds}
     rows = [row for row in facts.table if row["round"] in ours]
     return {k: name for k, name in names.items() if any(row.get(k) is not None for row in rows)}

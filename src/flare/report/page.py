@@ -69,7 +69,7 @@ def build_report(
     failed = [f.case_id for f in results.failures]
     facts = gather(cfg, rounds, cohort, run, results.table, failed, results.compared)
     quality = pseudo_label_quality(
-        rounds, cohort.cases, run, labels=facts.labels, truth=truth, executor=executor
+        rounds, cohort.cases, run, classes=facts.classes, truth=truth, executor=executor
     )
     predictions = run.round(facts.last.name).root / facts.split / "predictions"
     shown = draw_cases(facts, cfg, predictions, executor)
@@ -84,8 +84,8 @@ def build_report(
         "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].cfg))),
         "has_truth": truth is not None,
         "sample": SAMPLE,
-        "quality": tables.quality_table(quality, facts.labels),
-        "quality_figure": _svg(charts.label_quality(quality, facts.labels)),
+        "quality": tables.quality_table(quality, facts.classes),
+        "quality_figure": _svg(charts.label_quality(quality, facts.classes)),
         "shown": shown,
         "viewer": viewer_json(facts, volumes, shown),
         "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
@@ -99,14 +99,14 @@ def build_report(
 def _figures(facts: Facts) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "labels.svg"
-        plot_label_analysis(path, facts.cases, facts.labels)
+        plot_label_analysis(path, facts.cases, facts.classes)
         completeness = data_address(path.read_bytes(), "image/svg+xml")
     return {
         "graph": draw_graph(facts.rounds),
         "completeness": completeness,
         "curves": to_svg(charts.learning_curves(facts.rounds)),
         "trend": _svg(trend(facts)),
-        "boxes": to_svg(charts.class_boxes(facts.last, facts.labels)) if tables.ranked(facts) else None,
+        "boxes": to_svg(charts.class_boxes(facts.last, facts.classes)) if tables.ranked(facts) else None,
         "seconds": to_svg(charts.seconds_by_stage(facts.rounds))
         if any(r.seconds for r in facts.rounds)
         else None,
@@ -118,14 +118,14 @@ def _svg(figure: Figure | None) -> str | None:
 
 
 def _tables(facts: Facts) -> dict[str, Any]:
-    colours = class_colours(facts.labels)
+    colours = class_colours(facts.classes)
     return {
         "kinds": KINDS,
         "cohort": tables.cohort_table(facts),
-        "classes": [(c, title(c), colours[c.id]) for c in facts.labels.classes],
+        "classes": [(c, title(c), colours[c.id]) for c in facts.classes.entries],
         "targets": TARGETS,
         "ablation": [(m, tables.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
-        "provenance": tables.provenance_table(facts.rounds, facts.labels),
+        "provenance": tables.provenance_table(facts.rounds, facts.classes),
         "efficiency": tables.efficiency_table(facts.rounds),
         "headline": headline(facts),
     }
@@ -134,7 +134,7 @@ def _tables(facts: Facts) -> dict[str, Any]:
 def headline(facts: Facts) -> list[tuple[str, float]]:
     """The figures that stand at the top: the last round's, and the best baseline beside the first of them."""
     last = next((row for row in facts.table if row["round"] == facts.last.name), {})
-    tumor = "" if facts.labels.tumor is None else f"{facts.labels.by_id(facts.labels.tumor).short}_DSC"
+    tumor = "" if facts.classes.tumor is None else f"{facts.classes.by_id(facts.classes.tumor).short}_DSC"
     known = [(k, n) for k, n in (("organ_mean_DSC", "organ"), (tumor, "tumor")) if last.get(k) is not None]
     found = [(f"{name} DSC of {facts.last.name.upper()}", last[key]) for key, name in known]
     trained = {r.name for r in facts.rounds}
@@ -152,7 +152,7 @@ def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequenc
         return None
     ranks = {s.case: s.rank for s in shown}
     cases = [{"name": case, "rank": ranks.get(case, ""), **packed} for case, packed in volumes.items()]
-    data = {"lookup": lookup_table(facts.labels), "cases": cases}
+    data = {"lookup": lookup_table(facts.classes), "cases": cases}
     return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from flare.core.cases import read_label_map
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import atomic
 from flare.core.geometry import Volume
 from flare.core.pictures import WINDOW_HU, class_colours, draw_case, read_case, rgb, title
@@ -35,7 +35,7 @@ def pack_case(
     image: Path,
     reference: Path,
     prediction: Path,
-    classes: Mapping[str, Mapping[str, Any]],
+    classes: ClassList,
     label_map: dict[Any, int] | None,
 ) -> dict[str, str]:
     """Pack one case for the page.
@@ -45,15 +45,14 @@ def pack_case(
         image: The CT.
         reference: Its annotation.
         prediction: What a round predicts.
-        classes: The class list, plain.
+        classes: The class list.
         label_map: Renumbering of the annotation's ids.
 
     Returns:
         `image`, `reference` and `prediction`: base64 of `.nii.gz`, uint8, in RAS voxel order; the image's
         soft-tissue window is spread over 0 to 255.
     """
-    labels = LabelSet.from_config(classes)
-    ct, truth, ours = read_case(case, image, reference, prediction, labels=labels, label_map=label_map)
+    ct, truth, ours = read_case(case, image, reference, prediction, classes=classes, label_map=label_map)
     coarse = max(1.0, (ct.array.size / VOXELS) ** (1 / 3))
     shape = tuple(max(1, round(n / coarse)) for n in ct.array.shape)
     low, high = WINDOW_HU
@@ -102,11 +101,11 @@ def encode(array: np.ndarray, spacing_mm: list[float]) -> str:
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
 
 
-def lookup_table(labels: LabelSet) -> dict[str, list[Any]]:
+def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
     """Colours and names by class id, as niivue takes them; the background is clear."""
-    colours = class_colours(labels)
+    colours = class_colours(classes)
     table: dict[str, list[Any]] = {"R": [0], "G": [0], "B": [0], "A": [0], "I": [0], "labels": [""]}
-    for c in labels.classes:
+    for c in classes.entries:
         for key, value in zip("RGB", rgb(colours[c.id]), strict=True):
             table[key].append(value)
         table["A"].append(255)
@@ -188,16 +187,15 @@ def pack_cases(facts: Facts, cfg: DictConfig, folder: Path, executor: Executor) 
 
 
 def _jobs(facts: Facts, cfg: DictConfig, folder: Path) -> dict[str, dict[str, Any]]:
-    found = read_label_map(cfg.data.label_map, facts.labels)
+    found = read_label_map(cfg.data.label_map, facts.classes)
     label_map = None if found is None else dict(found)
-    classes = facts.labels.to_config()
     return {
         c.id: {
             "case": c.id,
             "image": c.image,
             "reference": c.label,
             "prediction": path,
-            "classes": classes,
+            "classes": facts.classes,
             "label_map": label_map,
         }
         for c in facts.scored
@@ -238,8 +236,8 @@ def write_overview(path: Path, facts: Facts, shown: Sequence[Shown]) -> None:
             for axes, (key, name) in zip(grid, drawn.items(), strict=True):
                 draw_trend(axes, facts, key, name)
             grid[0].legend(fontsize=8, loc="lower right")
-        colours = class_colours(facts.labels)
-        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.labels.classes]
+        colours = class_colours(facts.classes)
+        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.classes.entries]
         left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
         with atomic(path) as temporary:
             figure.savefig(temporary, dpi=150)

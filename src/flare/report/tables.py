@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.cases import SPLITS
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import kind_counts
@@ -31,7 +31,7 @@ def cohort_table(facts: Facts) -> list[Row]:
 
 def ablation_table(facts: Facts, measure: str) -> list[Row]:
     """Rows of Table 5 for `DSC` or `NSD`: ours, the paper's beside, the best of ours marked."""
-    keys = [f"{name}_{measure}" for name in [*(c.short for c in facts.labels.classes), "organ_mean"]]
+    keys = [f"{name}_{measure}" for name in [*(c.short for c in facts.classes.entries), "organ_mean"]]
     best = {}
     for key in keys:
         values = [row[key] for row in facts.table if row.get(key) is not None]
@@ -56,7 +56,7 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
     ]
 
 
-def provenance_table(rounds: Sequence[RoundFacts], labels: LabelSet) -> list[Row]:
+def provenance_table(rounds: Sequence[RoundFacts], classes: ClassList) -> list[Row]:
     """Where the labels of each round on hybrid labels came from, one row a round."""
     found = []
     for item in rounds:
@@ -65,7 +65,7 @@ def provenance_table(rounds: Sequence[RoundFacts], labels: LabelSet) -> list[Row
         maps = {GROUND_TRUTH: 0, "teacher": 0}
         voxels = {GROUND_TRUTH: 0, "teacher": 0}
         for row in item.provenance:
-            for c in labels.classes:
+            for c in classes.entries:
                 merged, source = int(row[f"{c.short}_merged"] or 0), row[f"{c.short}_source"]
                 if merged and source != NONE:
                     kind = GROUND_TRUTH if source == GROUND_TRUTH else "teacher"
@@ -88,9 +88,9 @@ def provenance_table(rounds: Sequence[RoundFacts], labels: LabelSet) -> list[Row
     return found
 
 
-def quality_table(found: Sequence[Quality], labels: LabelSet) -> list[Row]:
+def quality_table(found: Sequence[Quality], classes: ClassList) -> list[Row]:
     """Mean Dice of each comparison in percent, organs and tumor apart, with the number of cases."""
-    tumor = () if labels.tumor is None else (labels.tumor,)
+    tumor = () if classes.tumor is None else (classes.tumor,)
     return [
         {
             "round": q.round,
@@ -99,7 +99,7 @@ def quality_table(found: Sequence[Quality], labels: LabelSet) -> list[Row]:
             "cells": [
                 {
                     "n": q.cases[k],
-                    "organs": _percent(q.mean(k, labels.organs)),
+                    "organs": _percent(q.mean(k, classes.organs)),
                     "tumor": _percent(q.mean(k, tumor)),
                 }
                 for k in COMPARISONS
@@ -161,7 +161,7 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> list[t
 
 def ranked(facts: Facts) -> list[tuple[str, float]]:
     """Scored cases with their mean DSC over the last round's classes that were scored, the best first."""
-    shorts = [c.short for c in facts.labels.classes]
+    shorts = [c.short for c in facts.classes.entries]
     means = {}
     for row in facts.last.scores:
         values = [row[f"{s}_DSC"] for s in shorts if row.get(f"{s}_DSC") is not None]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from flare.baselines.predict import predict_baseline
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5, write_round_tables
@@ -64,7 +64,7 @@ def write_ablation(
         log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
         _set_tables_aside(run.root)
         return Results([], [])
-    labels = LabelSet.from_config(cfg.classes)
+    classes = ClassList.from_config(cfg.classes)
     scores: dict[str, list[dict[str, Any]]] = {}
     failures: list[Outcome] = []
     for item in rounds:
@@ -75,9 +75,9 @@ def write_ablation(
     write_round_tables(
         run.root,
         scores=scores[item.name],
-        summary=summarise(scores[item.name], labels),
+        summary=summarise(scores[item.name], classes),
         inference=predicted.rows,
-        labels=labels,
+        classes=classes,
         targets=rounds[-1].cfg.labels.targets,
     )
     for name in cfg.baselines:
@@ -92,8 +92,8 @@ def write_ablation(
         log.warning("table 5: %s; the others failed in some row", told)
     plan = plan_rounds(rounds, cohort.cases)
     notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
-    rows = _rows(scores, common, plan, labels)
-    table = table5(rows, labels, run.root / "table5", note=" ".join(filter(None, notes)))
+    rows = _rows(scores, common, plan, classes)
+    table = table5(rows, classes, run.root / "table5", note=" ".join(filter(None, notes)))
     return Results(table, failures, len(common))
 
 
@@ -101,7 +101,7 @@ def _rows(
     scores: Mapping[str, Sequence[dict[str, Any]]],
     common: set[str],
     plan: Sequence[Mapping[str, Any]],
-    labels: LabelSet,
+    classes: ClassList,
 ) -> list[AblationRow]:
     """Average what is common to all rows."""
     known = {row["round"]: row for row in plan}
@@ -109,7 +109,7 @@ def _rows(
         AblationRow(
             name,
             known[name]["cases"] if name in known else None,
-            summarise([row for row in found if row["Name"] in common], labels),
+            summarise([row for row in found if row["Name"] in common], classes),
             known[name]["targets"] if name in known else "organs_tumor",
         )
         for name, found in scores.items()

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_label_map, select_cases
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, sha256
 from flare.inference.components import fitted_classes
@@ -108,7 +108,7 @@ def label_cases(
     Raises:
         FlareError: If either step failed in general, see `outcomes.stop_on_faults`.
     """
-    labels = LabelSet.from_config(cfg.classes)
+    classes = ClassList.from_config(cfg.classes)
     folder = run.round(cfg.round.name)
     failures: list[Outcome] = []
     sources: dict[str, PseudoSource] = {}
@@ -122,8 +122,8 @@ def label_cases(
     merged = merge_round(
         [c for c in cases if c.id not in failed],
         folder,
-        labels=labels,
-        label_map=read_label_map(cfg.data.label_map, labels),
+        classes=classes,
+        label_map=read_label_map(cfg.data.label_map, classes),
         rules=rules or MergeRules.from_config(cfg.labels),
         teachers=sources,
         executor=executor,
@@ -159,7 +159,7 @@ def _predict(
         settings=InferenceSettings.from_config(cfg),
         executor=executor,
         journal=folder.journal("predict"),
-        components=fitted_classes(fitted, digest, LabelSet.from_config(cfg.classes)),
+        components=fitted_classes(fitted, digest, ClassList.from_config(cfg.classes)),
     )
 
 

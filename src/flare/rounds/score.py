@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_label_map
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import config_hash, read_json, sha256
 from flare.evaluation.scores import failed_cases, score_folder
 from flare.inference.components import fit_components, write_fit
@@ -100,13 +100,13 @@ def score_split(
     Raises:
         FlareError: If scoring failed in general, see `outcomes.stop_on_faults`; what was scored before stays.
     """
-    labels = LabelSet.from_config(cfg.classes)
-    label_map = read_label_map(cfg.data.label_map, labels)
+    classes = ClassList.from_config(cfg.classes)
+    label_map = read_label_map(cfg.data.label_map, classes)
     references = {c.id: c.label for c in cases if c.label is not None}
     inputs: dict[str, Path | str] = dict(references) | {"predictions": _digest(cases, folder)}
     config = {
         "protocol": cfg.data.scoring.protocol,
-        "classes": labels.to_config(),
+        "classes": classes.to_config(),
         "label_map": label_map,
     }
     journal = Journal(folder / "journal.jsonl")
@@ -116,7 +116,7 @@ def score_split(
             folder / "predictions",
             references,
             output=folder,
-            labels=labels,
+            classes=classes,
             protocol=cfg.data.scoring.protocol,
             executor=executor,
             label_map=label_map,
@@ -135,19 +135,19 @@ def _digest(cases: Sequence[Case], folder: Path) -> str:
 
 
 def _organs_learned(cfg: DictConfig) -> bool:
-    labels = LabelSet.from_config(cfg.classes)
-    return bool(set(labels.organs) & set(labels.outputs(cfg.labels.targets)))
+    classes = ClassList.from_config(cfg.classes)
+    return bool(set(classes.organs) & set(classes.outputs(cfg.labels.targets)))
 
 
 def _fit(cfg: DictConfig, cases: Sequence[Case], folder: RoundFolder, executor: Executor) -> list[Outcome]:
     """Decide for which organs the largest component helps, if anything changed; returns what failed."""
-    labels = LabelSet.from_config(cfg.classes)
+    classes = ClassList.from_config(cfg.classes)
     journal = folder.journal("components")
     inputs: dict[str, Path | str] = {c.id: c.label for c in cases if c.label is not None}
     inputs["predictions"] = _digest(cases, folder.root / "validation")
     checkpoint = sha256(folder.last)
-    label_map = read_label_map(cfg.data.label_map, labels)
-    config = {"classes": labels.to_config(), "label_map": label_map, "checkpoint": checkpoint}
+    label_map = read_label_map(cfg.data.label_map, classes)
+    config = {"classes": classes.to_config(), "label_map": label_map, "checkpoint": checkpoint}
     if journal.is_current("components", inputs, config):
         return []
     pairs = {
@@ -155,7 +155,7 @@ def _fit(cfg: DictConfig, cases: Sequence[Case], folder: RoundFolder, executor: 
         for c in cases
         if c.label is not None
     }
-    fit, failures = fit_components(pairs, labels=labels, label_map=label_map, executor=executor)
+    fit, failures = fit_components(pairs, classes=classes, label_map=label_map, executor=executor)
     step = f"round={cfg.round.name}, fitting components"
     stop_on_faults(failures, step, pairs, failed_share(cfg))
     write_fit(folder.components, fit, checkpoint)

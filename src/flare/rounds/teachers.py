@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.runs.folders import RunFolder, named_run
 
@@ -154,12 +154,12 @@ def _read(cfg: DictConfig, teacher: Teacher) -> Checkpoint:
         raise FlareError(
             f"data.spacing_mm={list(cfg.data.spacing_mm)}: the teacher {path} has {list(found.spacing_mm)}"
         )
-    ours, theirs = (_names(labels) for labels in (LabelSet.from_config(cfg.classes), found.labels))
+    ours, theirs = (_names(c) for c in (ClassList.from_config(cfg.classes), found.class_list))
     if cfg.labels.source == "hybrid" and ours != theirs:
         raise FlareError(f"classes: the teacher {path} has {theirs}, expected {ours}")
     return found
 
 
-def _names(labels: LabelSet) -> str:
+def _names(classes: ClassList) -> str:
     """Ids and names, all that predictions depend on."""
-    return ", ".join(f"{c.id} {c.name}" for c in labels.classes)
+    return ", ".join(f"{c.id} {c.name}" for c in classes.entries)

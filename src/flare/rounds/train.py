@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
@@ -104,14 +104,14 @@ def check_configuration(
         network,
         batch_size=int(cfg.data.batch_size),
         patch_size=list(cfg.data.patch_size),
-        outputs=len(LabelSet.from_config(cfg.classes).outputs(cfg.labels.targets)),
+        outputs=len(ClassList.from_config(cfg.classes).outputs(cfg.labels.targets)),
     )
     build_loss(cfg)
     check_optimizer(cfg, network)
     build_augmenter(cfg)
     build_trainer(cfg, TrainingFolder(run.round(cfg.round.name).checkpoints / "checked"), has_validation=True)
     check_labels(cfg)
-    columns = TrainingTable(LabelSet.from_config(cfg.classes)).columns
+    columns = TrainingTable(ClassList.from_config(cfg.classes)).columns
     if cfg.objective is not None and cfg.objective not in columns:
         raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
     planned = planned or {}
@@ -120,7 +120,9 @@ def check_configuration(
     if cfg.round.init != "teacher":
         return
     if teacher is not None:
-        check_teacher(network, teacher, labels=LabelSet.from_config(cfg.classes), targets=cfg.labels.targets)
+        check_teacher(
+            network, teacher, classes=ClassList.from_config(cfg.classes), targets=cfg.labels.targets
+        )
     elif cfg.round.teacher in planned:
         with torch.device("meta"):
             taught = build_network(planned[cfg.round.teacher])
@@ -179,7 +181,7 @@ def train_round(
         teacher = read_teacher(cfg, run) if is_taught else None
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round)
-            start_from_teacher(module.net, teacher, labels=module.labels, targets=cfg.labels.targets)
+            start_from_teacher(module.net, teacher, classes=module.classes, targets=cfg.labels.targets)
         if is_first:  # everything that can refuse is built: only now files are touched
             begin(start)
             record_environment(folder.root, cfg)

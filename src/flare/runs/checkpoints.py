@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import atomic, sha256
 
@@ -24,7 +24,7 @@ class Checkpoint:
         path: The file it came from.
         sha256: Hash of that file: the provenance of pseudo labels names it.
         state_dict: Weights of the bare network.
-        classes: The class list, as `LabelSet.to_config` gives it.
+        classes: The class list, as `ClassList.to_config` gives it.
         targets: `organs`, `tumor` or `organs_tumor`.
         spacing_mm: Training grid along Z, Y, X.
         interpolation: How images were resampled.
@@ -51,14 +51,14 @@ class Checkpoint:
     git_revision: str
 
     @property
-    def labels(self) -> LabelSet:
+    def class_list(self) -> ClassList:
         """The class list."""
-        return LabelSet.from_config(self.classes)
+        return ClassList.from_config(self.classes)
 
     @property
     def outputs(self) -> tuple[int, ...]:
         """Class id of each output channel."""
-        return self.labels.outputs(self.targets)
+        return self.class_list.outputs(self.targets)
 
 
 # what the entry holds: all but what the file itself says

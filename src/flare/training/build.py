@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flare.core.cases import read_label_map
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.conf import build_part, refusing
 from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
@@ -79,7 +79,7 @@ def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
         intensity: Statistics of the cohort; they go with every checkpoint.
     """
     carried = {
-        "classes": LabelSet.from_config(cfg.classes).to_config(),
+        "classes": ClassList.from_config(cfg.classes).to_config(),
         "targets": str(cfg.labels.targets),
         "spacing_mm": [float(size) for size in cfg.data.spacing_mm],
         "interpolation": str(cfg.data.interpolation),
@@ -97,7 +97,7 @@ def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
         scheduler=instantiate(cfg.scheduler),
         predictor=partial(make_predictor, carried=carried, settings=InferenceSettings.from_config(cfg)),
         carried=carried,
-        label_map=read_label_map(cfg.data.label_map, LabelSet.from_config(cfg.classes)),
+        label_map=read_label_map(cfg.data.label_map, ClassList.from_config(cfg.classes)),
         nsd=bool(cfg.validation.nsd),
     )
 
@@ -113,11 +113,11 @@ def make_predictor(
         carried: What the checkpoint will carry.
         settings: How to predict.
     """
-    labels = LabelSet.from_config(carried["classes"])
+    classes = ClassList.from_config(carried["classes"])
     predictor = Predictor(
         network,
-        labels=labels,
-        outputs=labels.outputs(carried["targets"]),
+        classes=classes,
+        outputs=classes.outputs(carried["targets"]),
         spacing_mm=tuple(carried["spacing_mm"]),
         interpolation=carried["interpolation"],
         intensity=Intensity.from_dict(carried["intensity"]),
@@ -131,7 +131,7 @@ def make_predictor(
     return predictor
 
 
-def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
     """Copy a teacher's weights into a network of the same architecture, in place.
 
     A head has one row a class; the rows of classes that the teacher does not know keep their fresh
@@ -140,14 +140,14 @@ def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, labels: Label
     Args:
         network: Freshly initialised.
         teacher: Checkpoint of the round's teacher.
-        labels: The class list of the new round.
+        classes: The class list of the new round.
         targets: What the new round trains.
 
     Raises:
         FlareError: If architecture or class list are others.
     """
-    check_teacher(network, teacher, labels=labels, targets=targets)
-    outputs = labels.outputs(targets)
+    check_teacher(network, teacher, classes=classes, targets=targets)
+    outputs = classes.outputs(targets)
     pairs = [(outputs.index(c), teacher.outputs.index(c)) for c in outputs if c in teacher.outputs]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     axes = head_axes(network)
@@ -160,21 +160,21 @@ def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, labels: Label
                 weights.copy_(teacher.state_dict[key])
 
 
-def check_teacher(network: nn.Module, teacher: Checkpoint, *, labels: LabelSet, targets: str) -> None:
+def check_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
     """Refuse a teacher whose weights cannot be copied; heads may differ in their number of classes.
 
     Args:
         network: Of the new round; its weights are not looked at and may be on the meta device.
         teacher: Checkpoint of the round's teacher.
-        labels: The class list of the new round.
+        classes: The class list of the new round.
         targets: What the new round trains.
 
     Raises:
         FlareError: If it has other layers, or another name for an id that both train.
     """
     check_architecture(network, teacher.state_dict, str(teacher.path))
-    for class_id in set(labels.outputs(targets)[1:]) & set(teacher.outputs):
-        name, theirs_name = labels.name_of(class_id), teacher.labels.name_of(class_id)
+    for class_id in set(classes.outputs(targets)[1:]) & set(teacher.outputs):
+        name, theirs_name = classes.name_of(class_id), teacher.class_list.name_of(class_id)
         if name != theirs_name:
             raise FlareError(
                 f"round.init=teacher: class {class_id} is {theirs_name} in {teacher.path}, {name} in classes"

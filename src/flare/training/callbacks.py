@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.progress import Progress
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.files import read_csv, write_csv
 from flare.runs.checkpoints import read_weights_file, write_weights_file
 from flare.runs.folders import TrainingFolder
@@ -205,8 +205,8 @@ class TrainingTable(Callback):
         labels: The class list, for the columns.
     """
 
-    def __init__(self, labels: LabelSet) -> None:
-        self.scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in labels.names]
+    def __init__(self, classes: ClassList) -> None:
+        self.scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in classes.names]
         self.scores += [MONITOR, "val/nsd_mean"]
         self.each_epoch = ["lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb"]
         self.rows: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.conf import build_part
 from flare.core.geometry import Volume, reorient_to_ras
 from flare.core.pictures import WINDOW_HU, find_view
@@ -85,7 +85,7 @@ class Slice:
 class ShowsCases(Protocol):
     """A logger that shows more than numbers."""
 
-    def log_slices(self, key: str, slices: Sequence[Slice], labels: LabelSet, step: int) -> None:
+    def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
         """Show slices with their labels over them."""
         ...
 
@@ -94,20 +94,20 @@ class ShowsCases(Protocol):
         ...
 
 
-def cut_slice(case: str, segmented: Segmented, labels: LabelSet) -> Slice:
+def cut_slice(case: str, segmented: Segmented, classes: ClassList) -> Slice:
     """Cut a case where its tumor is largest, or else where most is labelled.
 
     Args:
         case: The case id.
         segmented: The case on its original grid.
-        labels: The class list.
+        classes: The class list.
     """
     image = segmented["image"]
     ct, truth, ours = (
         reorient_to_ras(Volume(array, image.geometry))[0]
         for array in (image.array, segmented["reference"], segmented["segmentation"])
     )
-    centre, box = find_view(truth, ours.array, labels)
+    centre, box = find_view(truth, ours.array, classes)
     low, high = WINDOW_HU
     hu, reference, segmentation = (
         np.ascontiguousarray(np.flip(v.array[centre[0], box[1], box[2]])) for v in (ct, truth, ours)
@@ -158,14 +158,14 @@ class Overlays(Callback):
     ) -> None:
         """Keep a slice of a case that is to be shown."""
         if len(self.slices) < self.cases and self._is_due(trainer) and showing(trainer):
-            self.slices.append(cut_slice(batch.id, outputs, pl_module.labels))  # type: ignore[arg-type]
+            self.slices.append(cut_slice(batch.id, outputs, pl_module.classes))  # type: ignore[arg-type]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what was kept."""
         if not self.slices:
             return
         for logger in showing(trainer):
-            logger.log_slices(OVERLAYS, self.slices, pl_module.labels, trainer.global_step)  # type: ignore[arg-type]
+            logger.log_slices(OVERLAYS, self.slices, pl_module.classes, trainer.global_step)  # type: ignore[arg-type]
         self.slices = []
         self.shown = trainer.current_epoch
 

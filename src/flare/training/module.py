@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flare.core.cases import Case
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.geometry import Volume
 from flare.core.volumes import match_grid, read_image, read_labels
@@ -54,14 +54,14 @@ class Segmented(TypedDict):
 
 
 def segment_case(
-    predictor: CasePredictor, case: Case, *, labels: LabelSet, label_map: Mapping[Any, int] | None
+    predictor: CasePredictor, case: Case, *, classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> Segmented:
     """Segment a case and read its annotation.
 
     Args:
         predictor: Segments a whole volume.
         case: With an annotation.
-        labels: The class list.
+        classes: The class list.
         label_map: `data.label_map`, from the annotation's values to class ids.
 
     Raises:
@@ -70,17 +70,17 @@ def segment_case(
     if case.label is None:
         raise CaseError(case.id, "no annotation to validate against")
     image = read_image(case.image, case.id)
-    reference = match_grid(read_labels(case.label, labels, label_map, case.id), image, case.id).array
+    reference = match_grid(read_labels(case.label, classes, label_map, case.id), image, case.id).array
     segmentation = predictor.predict(image).segmentation
     return Segmented(image=image, reference=reference, segmentation=segmentation)
 
 
-def score_case(segmented: Segmented, *, labels: LabelSet, outputs: Sequence[int], nsd: bool) -> Scores:
+def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[int], nsd: bool) -> Scores:
     """Compare a segmentation with its annotation.
 
     Args:
         segmented: The case.
-        labels: The class list.
+        classes: The class list.
         outputs: Class id of each output of the network, 0 first; others are not asked for.
         nsd: Whether to score surfaces as well.
 
@@ -92,40 +92,40 @@ def score_case(segmented: Segmented, *, labels: LabelSet, outputs: Sequence[int]
     there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
     present = [class_id for class_id in outputs[1:] if class_id in there]
     scores = {
-        f"dsc/{labels.name_of(class_id)}": dice(segmentation == class_id, reference == class_id)
+        f"dsc/{classes.name_of(class_id)}": dice(segmentation == class_id, reference == class_id)
         for class_id in present
     }
     if nsd:
         spacing_mm = segmented["image"].geometry.spacing_mm
         found = surface_scores(
-            reference, segmentation, spacing_mm=spacing_mm, labels=labels, protocol="present"
+            reference, segmentation, spacing_mm=spacing_mm, classes=classes, protocol="present"
         )
         for class_id in present:
-            score = found[labels.by_id(class_id).short].nsd
+            score = found[classes.by_id(class_id).short].nsd
             if score is not None:
-                scores[f"nsd/{labels.name_of(class_id)}"] = score
+                scores[f"nsd/{classes.name_of(class_id)}"] = score
     return scores
 
 
-def mean_scores(scores: Mapping[str, Scores], labels: LabelSet) -> Scores:
+def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
     """Average over the cases that have a class, then over the organs.
 
     Args:
         scores: Case id to what `score_case` gives.
-        labels: The class list.
+        classes: The class list.
 
     Returns:
         `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
         of the tumor where no organ is trained; the same for `nsd`. Empty if no class was to be scored.
     """
-    organs = {labels.name_of(class_id) for class_id in labels.organs}
+    organs = {classes.name_of(class_id) for class_id in classes.organs}
     by_key: dict[str, list[float]] = {}
     for case in sorted(scores):  # the same order of summation on every rank
         for key, value in scores[case].items():
             by_key.setdefault(key, []).append(value)
     means: Scores = {}
     for measure in ("dsc", "nsd"):
-        keys = {name: f"{measure}/{name}" for name in labels.names}
+        keys = {name: f"{measure}/{name}" for name in classes.names}
         found = {name: fmean(by_key[key]) for name, key in keys.items() if key in by_key}
         if found:
             averaged = [value for name, value in found.items() if name in organs] or list(found.values())
@@ -172,8 +172,8 @@ class SegmentationModule(pl.LightningModule):
         self.carried = dict(carried)
         self.label_map = label_map
         self.nsd = nsd
-        self.labels = LabelSet.from_config(carried["classes"])
-        self.outputs = self.labels.outputs(carried["targets"])
+        self.classes = ClassList.from_config(carried["classes"])
+        self.outputs = self.classes.outputs(carried["targets"])
         self.scores: dict[str, Scores] = {}
         for parameter in unsupervised(net, carried["patch_size"], loss.weights):
             parameter.requires_grad_(False)
@@ -236,8 +236,8 @@ class SegmentationModule(pl.LightningModule):
         Returns:
             The case, for callbacks that show it.
         """
-        found = segment_case(self.predictor, case, labels=self.labels, label_map=self.label_map)
-        self.scores[case.id] = score_case(found, labels=self.labels, outputs=self.outputs, nsd=self.nsd)
+        found = segment_case(self.predictor, case, classes=self.classes, label_map=self.label_map)
+        self.scores[case.id] = score_case(found, classes=self.classes, outputs=self.outputs, nsd=self.nsd)
         return found
 
     def on_validation_epoch_end(self) -> None:
@@ -246,7 +246,7 @@ class SegmentationModule(pl.LightningModule):
             shares: list[dict[str, Scores]] = [{} for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(shares, self.scores)
             self.scores = {case: scores for share in shares for case, scores in share.items()}
-        means = mean_scores(self.scores, self.labels)
+        means = mean_scores(self.scores, self.classes)
         # every rank has the same means: nothing to synchronise
         self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=False)
 

@@ -13,7 +13,7 @@ import numpy as np
 from pytorch_lightning.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.pictures import paint
 from flare.training.loggers import Slice
 
@@ -77,11 +77,11 @@ class WandbRun(WandbLogger):
         return super().experiment
 
     @rank_zero_only
-    def log_slices(self, key: str, slices: Sequence[Slice], labels: LabelSet, step: int) -> None:
+    def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
         """Show slices with their reference and segmentation as masks that can be switched on and off."""
         import wandb
 
-        names = {0: "background"} | {c.id: c.name for c in labels.classes}
+        names = {0: "background"} | {c.id: c.name for c in classes.entries}
         images = [
             wandb.Image(
                 s.grey,
@@ -162,11 +162,11 @@ class TensorBoardRun(TensorBoardLogger):
     """Lightning's logger of TensorBoard that shows cases as well."""
 
     @rank_zero_only
-    def log_slices(self, key: str, slices: Sequence[Slice], labels: LabelSet, step: int) -> None:
+    def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
         """Show slices with the reference (left) and the segmentation (right) painted over."""
         for s in slices:
             hu = s.grey.astype(np.float32) / 255 * 400 - 160
-            sides = [paint(hu, classes, (1.0, 1.0), labels) for classes in (s.reference, s.segmentation)]
+            sides = [paint(hu, labels, (1.0, 1.0), classes) for labels in (s.reference, s.segmentation)]
             picture = np.concatenate(sides, axis=1)
             self.experiment.add_image(f"{key}/{s.case}", picture, step, dataformats="HWC")
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
-from flare.core.classes import LabelSet
+from flare.core.classes import ClassList
 from flare.core.conf import build_part
 from flare.core.errors import FlareError
 from flare.inference.hardware import CPU_BF16_FLAGS, autocast_type, cpu_flags
@@ -48,7 +48,7 @@ def build_trainer(
         raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
     callbacks = [build_part(part, f"callbacks.{name}") for name, part in (cfg.callbacks or {}).items()]
     loggers = build_loggers(cfg, folder.logs, ckpt_path)
-    callbacks += [TrainingTable(LabelSet.from_config(cfg.classes)), RunIds(loggers)]
+    callbacks += [TrainingTable(ClassList.from_config(cfg.classes)), RunIds(loggers)]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
     return build_part(
         cfg.trainer,
