@@ -9,10 +9,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from cohort_files import image_array, label_array, write, write_case, write_dicom
-from flare.core import nifti
+from flare.core import volumes as images
 from flare.core.cases import read_index
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_csv
+from flare.core.geometry import Geometry
 from flare.core.volumes import find_images, read_image
 from flare.prepare import analysis as analysis_report
 from flare.prepare.cohort import prepare, prepare_cohort
@@ -58,14 +59,14 @@ def change(root: Path, *cases: str) -> None:
 
 def fail(monkeypatch: pytest.MonkeyPatch, error: Exception, *cases: str) -> None:
     """Let the reading of cases' images end in an error."""
-    unpatched = nifti.read_voxels
+    unpatched = images.read_nifti
 
-    def read_voxels(path: Path, case: str) -> np.ndarray:
+    def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
         if case in cases and "images" in str(path):
             raise error
         return unpatched(path, case)
 
-    monkeypatch.setattr(nifti, "read_voxels", read_voxels)
+    monkeypatch.setattr(images, "read_nifti", read_nifti)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_memory_that_ends_in_itk_is_no_fault_of_the_file(
         raise RuntimeError("Exception thrown in SimpleITK\nFailed to allocate memory for image.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("SimpleITK.ReadImage", fails)
+        patch.setattr("SimpleITK.ImageFileReader.Execute", fails)
         with pytest.raises(MemoryError, match="allocate memory"):
             read_image(path)
     path.write_bytes(b"this is no image")

@@ -46,9 +46,7 @@ def test_each_comparison_is_asked_about_what_was_learned(tmp_path: Path, labels:
 def test_without_references_nothing_is_compared(tmp_path: Path, labels: ClassList) -> None:
     prediction = write(tmp_path / "p.nii.gz", [1] * 8)
     nothing = dict.fromkeys(("previous", "merged", "truth", "label_map"))
-    assert not compare_case(
-        "case", prediction, classes=labels, targets="organs", taught="organs", **nothing
-    )
+    assert not compare_case("case", prediction, classes=labels, targets="organs", taught="organs", **nothing)
 
 
 def test_means_are_over_the_classes_that_were_compared() -> None:

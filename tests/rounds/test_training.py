@@ -336,10 +336,10 @@ def test_restarts_of_two_settings_resume_each_at_its_own_step(cohort: Cohort, tm
 def test_no_training_starts_on_what_a_general_fault_left(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_voxels(path: Path, case: str) -> None:
+    def read_nifti(path: Path, case: str) -> None:
         raise MemoryError(f"no {len(case)} GiB")
 
-    monkeypatch.setattr("flare.core.nifti.read_voxels", read_voxels)
+    monkeypatch.setattr("flare.core.volumes.read_nifti", read_nifti)
     cfg = configuration(cohort.folder.root.parent, tmp_path, f"paths.cache={tmp_path / 'new'}")
     with pytest.raises(FlareError, match=r"^prepare, label analysis: 4 of 4 cases .* 4 x MemoryError: no "):
         train(cfg)
