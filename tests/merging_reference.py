@@ -50,7 +50,7 @@ def merge(
     truth: np.ndarray | None,
     pseudo: np.ndarray,
     *,
-    labels: ClassList,
+    classes: ClassList,
     spacing_mm: tuple[float, float, float],
     annotated: tuple[int, ...] | None,
     targets: str,
@@ -68,7 +68,7 @@ def merge(
     p = {v: int(pseudo[v]) for v in every}
     g = dict.fromkeys(every, 0) if truth is None else {v: int(truth[v]) for v in every}
     known = set(g.values()) - {0} if annotated is None or truth is None else set(annotated)
-    organs, tumor = set(labels.organs), labels.tumor
+    organs, tumor = set(classes.organs), classes.tumor
     g_tumor = {v for v in every if g[v] == tumor}
     tumor_known = bool(g_tumor) or tumor in known
 

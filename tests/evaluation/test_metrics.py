@@ -15,7 +15,7 @@ def score(
     labels: ClassList, r: np.ndarray, p: np.ndarray, protocol: str = "flare23", **more: object
 ) -> dict[str, ClassScore]:
     return score_case(
-        r, p, **{"spacing_mm": ONE_MM, "labels": labels, "protocol": protocol, "threads": 1, **more}
+        r, p, **{"spacing_mm": ONE_MM, "classes": labels, "protocol": protocol, "threads": 1, **more}
     )
 
 

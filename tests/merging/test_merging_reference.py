@@ -34,7 +34,7 @@ def random_case(seed: int) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any
         truth,
         pseudo,
         {
-            "labels": LABELS,
+            "classes": LABELS,
             "spacing_mm": SPACINGS[rng.integers(len(SPACINGS))],
             "annotated": annotated,
             "targets": str(rng.choice(["organs", "organs_tumor", "organs_tumor", "tumor"])),

@@ -23,7 +23,7 @@ def row(*values: int) -> np.ndarray:
 
 def merge(truth: np.ndarray | None, pseudo: np.ndarray, **changes: Any) -> Merged:
     options: dict[str, Any] = {
-        "labels": LABELS,
+        "classes": LABELS,
         "spacing_mm": (1.0, 1.0, 1.0),
         "targets": "organs_tumor",
         "rule": "paper",
@@ -229,10 +229,10 @@ def test_a_tumor_round_takes_the_ground_truth_alone() -> None:
 def test_a_class_list_without_tumor() -> None:
     labels = label_set(organs=3, tumor=None)
     for targets in ("organs", "organs_tumor"):
-        merged = merge(row(0, 1, 1, 0), row(1, 1, 2, 2), labels=labels, targets=targets)
+        merged = merge(row(0, 1, 1, 0), row(1, 1, 2, 2), classes=labels, targets=targets)
         assert values(merged) == [0, 1, 1, 2]
     with pytest.raises(FlareError, match=r"labels\.targets=tumor"):
-        merge(row(1), row(1), labels=labels, targets="tumor")
+        merge(row(1), row(1), classes=labels, targets="tumor")
 
 
 def test_the_report_says_where_each_class_came_from() -> None:

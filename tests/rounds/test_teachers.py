@@ -93,7 +93,7 @@ def taught(tmp_path: Path, labels: ClassList, monkeypatch: pytest.MonkeyPatch) -
     """A round of two teachers; a checkpoint says that it is of the round in whose folder it lies."""
 
     def load(path: Path) -> SimpleNamespace:
-        return SimpleNamespace(round=path.parent.parent.name, spacing_mm=(4.0, 1.2, 1.2), labels=labels)
+        return SimpleNamespace(round=path.parent.parent.name, spacing_mm=(4.0, 1.2, 1.2), class_list=labels)
 
     monkeypatch.setattr("flare.runs.checkpoints.load_checkpoint", load)
     for name in ("mo", "mot"):
@@ -129,7 +129,7 @@ def test_weights_start_from_the_main_teacher(tmp_path: Path, taught: DictConfig)
 def test_a_second_teacher_of_another_round_is_refused(
     tmp_path: Path, taught: DictConfig, labels: ClassList, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = SimpleNamespace(round="mo", spacing_mm=(4.0, 1.2, 1.2), labels=labels)
+    other = SimpleNamespace(round="mo", spacing_mm=(4.0, 1.2, 1.2), class_list=labels)
     monkeypatch.setattr("flare.runs.checkpoints.load_checkpoint", lambda _: other)
     with pytest.raises(FlareError, match=r"round\.unlabeled_teacher=mot: .* is a checkpoint of round mo$"):
         read_teacher(taught, RunFolder(tmp_path))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flare.core.files import config_hash, sha256, stat_key, told_if_full
+from flare.runs.outcomes import Outcome
+from flare.runs.work import Executor, Job, run_cases
 
 Inputs = Mapping[str, "Path | str"]
 
@@ -108,3 +111,71 @@ class Journal:
     def output_hash(self, case_id: str, name: str) -> str:
         """SHA-256 of a recorded output."""
         return self._entries[case_id]["outputs"][name]["sha256"]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a step came to.
+
+    Args:
+        values: Case id -> what the function returned, for every case that is done, now or earlier.
+        processed: Cases that were done in this call; the others were unchanged.
+        failures: Cases that failed, and why.
+    """
+
+    values: dict[str, dict[str, Any]]
+    processed: list[str]
+    failures: list[Outcome]
+
+
+def resume_cases(
+    function: Callable[..., Mapping[str, Any] | None],
+    jobs: Mapping[str, Job],
+    *,
+    inputs: Mapping[str, Inputs],
+    config: Mapping[str, Any] | Callable[[str], Mapping[str, Any]],
+    outputs: Callable[[str], Mapping[str, Path]],
+    journal: Journal,
+    executor: Executor,
+    description: str,
+    again: Collection[str] = (),
+    before: Callable[[Collection[str]], None] | None = None,
+) -> Resumed:
+    """Do what is new or changed among a step's cases, and note each case as it is done.
+
+    A case that its files' content refuses loses what an earlier state of them gave; a case that failed by
+    no fault of its files keeps it, since that may be as good as ever.
+
+    Args:
+        function: Importable; takes a job and returns plain values.
+        jobs: Case id -> arguments of the function, for every case of the step.
+        inputs: Case id -> what the case is made from.
+        config: What else decides the result, of all cases or by case.
+        outputs: Gives the files that a case leaves.
+        journal: What is done.
+        executor: Where the cases are worked on.
+        description: Of the progress bar.
+        again: Cases to do although they are current.
+        before: Called once with the cases to do, if there are any.
+    """
+    configs = {case: config(case) if callable(config) else config for case in jobs}
+    todo = {
+        case: job
+        for case, job in jobs.items()
+        if case in again or not journal.is_current(case, inputs[case], configs[case])
+    }
+    if todo and before is not None:
+        before(todo.keys())
+    failures: list[Outcome] = []
+    for outcome in run_cases(function, todo, executor=executor, description=description):
+        case = outcome.case_id
+        if outcome.error is None:
+            journal.record(case, inputs[case], configs[case], outputs(case), outcome.value)
+            continue
+        failures.append(outcome)
+        if case in journal and not outcome.is_fault:
+            for path in outputs(case).values():
+                path.unlink(missing_ok=True)
+    failed = {outcome.case_id for outcome in failures}
+    values = {case: journal.values(case) for case in jobs if case not in failed}
+    return Resumed(values, [case for case in todo if case not in failed], failures)
