@@ -18,11 +18,7 @@ from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor, run_cases
 
 SIGN = np.uint32(1 << 31)
-
-
 HALF = 16  # bits: the first pass counts by the upper half, the second by the lower half where it matters
-
-
 Counts = tuple[np.ndarray, np.ndarray]
 
 
@@ -110,14 +106,8 @@ class Percentiles:
 
 
 BODY = BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=100)
-
-
 WINDOW = (10, 90)  # percentiles of a class's HU that make its window
-
-
 SMOOTHING_MM = 4.0  # noise would break an organ into crumbs
-
-
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 

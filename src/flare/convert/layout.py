@@ -14,7 +14,6 @@ from torch import Tensor
 from flare.core.errors import FlareError
 
 Weights = dict[str, Tensor]
-
 KIND = r"(?P<kind>weight|bias)"
 NNUNET1 = (
     rf"conv_blocks_(?P<side>context|localization)\.(?P<stage>\d+)\.(?:(?P<part>[01])\.)?blocks\.(?P<block>\d+)"

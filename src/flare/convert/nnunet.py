@@ -19,7 +19,6 @@ from flare.core.errors import FlareError
 from flare.core.files import read_json, sha256
 
 log = logging.getLogger(__name__)
-
 MODELS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
 STAGE = 5  # of the trainer's arguments: plans, fold, output, data, batch Dice, stage, ...
 CHECKPOINT = "checkpoint_final.pth"

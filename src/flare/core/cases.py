@@ -13,14 +13,8 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv, write_csv
 
 SPLITS = ("train", "validation", "test")
-
-
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
-
-
 SELECTIONS = ("organs_complete", "tumor", "labeled", "all")
-
-
 COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
 
 

@@ -23,7 +23,6 @@ from flare.core.headers import (
 )
 
 log = logging.getLogger(__name__)
-
 MOST_PIXELS = 2**24  # a compressed frame of 4096 x 4096 (ours)
 FRAME_BYTES = 8  # the least that a compressed frame takes: the header of its item
 # DICOM: transfer syntaxes (PS3.5, section 10), value representations by the width

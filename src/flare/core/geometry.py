@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 Shape = tuple[int, int, int]
-
-
 Spacing = tuple[float, float, float]
 
 

@@ -16,14 +16,8 @@ import SimpleITK as sitk
 from flare.core.geometry import Geometry
 
 DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
-
-
 USUAL_RATIO = 16  # CT packs to a half or a quarter; a file that holds more is met by doubling
-
-
 BLOCK = 1 << 16  # bytes
-
-
 GZIP = b"\x1f\x8b"
 
 
@@ -86,16 +80,10 @@ def read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.n
 
 log = logging.getLogger(__name__)
 
-
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings name files on the console; ours name cases
 
-
 MOST_VOXELS = 2**31  # 2,048 slices of 1024 x 1024 (ours)
-
-
 MOST_LITRES = 3000  # 1 m x 1 m x 3 m (ours): a wrong unit asks for petabytes when it is resampled
-
-
 SNAP = 1e-3  # how far a direction may be from orthonormal (interface: bad input)
 
 

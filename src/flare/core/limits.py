@@ -58,7 +58,6 @@ AUGMENTATIONS = {  # ranges of each section of data.augmentation
     "mirror": {},
 }
 
-
 # key -> rule; `*` stands for any key; a key that a configuration lacks is not asked for
 RULES: dict[str, Rule] = {
     "seed": whole(0, 2**32 - 1),

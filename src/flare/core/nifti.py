@@ -34,7 +34,6 @@ from flare.core.headers import (
 )
 
 Form = tuple[np.ndarray, np.ndarray]  # directions as columns, and origin, both LPS
-
 KINDS = {348: Nifti1Header, 540: Nifti2Header}  # by the first number of the file
 UNITS_MM = {1: 1000.0, 3: 0.001}  # metre and micron; everything else counts as millimetre
 TO_LPS = np.diag([-1.0, -1.0, 1.0])

@@ -15,13 +15,8 @@ from flare.core.geometry import Volume, reorient_to_ras
 from flare.core.volumes import match_grid, read_image, read_labels
 
 Colour = tuple[int, int, int]
-
-
 Stroke = tuple[str, str, str]  # `#rrggbb`, dashes for matplotlib and for CSS
-
-
 TUMOR = "#e61a33"
-
 
 # Found by search (ours): any two of these and the tumor's differ by more than 20 in CIELAB (delta E 1976)
 # for a protanope and a deuteranope, by more than 30 for others, and all stand out on grey.
@@ -41,18 +36,14 @@ ORGANS = (
     "#00ffcc",
 )
 
-
 TARGETS = {
     "organs": "#2f6f9f",
     "tumor": "#b3263a",
     "organs_tumor": "#6b4a9c",
 }  # of rounds, by what they learn
 
-
 # of runs side by side: Okabe and Ito's colours (2008), told apart with any colour vision, yellow left out
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d2733")
-
-
 STROKES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS' name
 
 
@@ -110,23 +101,11 @@ def read_case(
 
 
 WINDOW_HU = (-160.0, 240.0)  # soft tissue (ours)
-
-
 PIXELS_PER_MM = 1.5
-
-
 SMALL_PIXELS_PER_MM = 0.9
-
-
 MARGIN_MM = 30.0  # around what is labelled
-
-
 OPACITY = 0.42
-
-
 QUALITY = 82  # of the WebP files
-
-
 Planes = list[np.ndarray]
 
 

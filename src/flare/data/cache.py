@@ -23,7 +23,6 @@ CHUNKS = (16, 128, 128)  # voxels compressed into one chunk (ours, see docs/benc
 BLOCKS = (8, 32, 32)  # voxels that can be read on their own (ours)
 COMPRESSION_LEVEL = 1  # Zstandard's; more saves under 2 % of size and costs several times the time (ours)
 FOREGROUND_SAMPLES = 10_000  # voxels kept per class for patches centred on foreground (as nnU-Net)
-
 META = "flare"
 FOREGROUND = "foreground-{}"
 

@@ -19,7 +19,6 @@ MEASURES = ("DSC", "NSD")
 PROTOCOLS = ("flare23", "corrected", "present")
 LOWEST_DSC = 0.2  # below it the challenge's NSD is 0
 DIGITS = 4
-
 Box = tuple[slice, slice, slice]
 
 

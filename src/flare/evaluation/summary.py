@@ -85,7 +85,6 @@ DETAIL_COLUMNS = (
     "volume_error_ml",
 )
 
-
 LESION_COLUMNS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC")
 
 

@@ -14,8 +14,6 @@ from scipy.ndimage import gaussian_filter
 from flare.inference.windows import Row, Start, window_slices
 
 Shape = tuple[int, int, int]
-
-
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -146,8 +144,6 @@ class Accumulator:
 
 
 VARIANTS = ("none", "tta4", "tta8")
-
-
 Axes = tuple[int, ...]
 
 

@@ -17,7 +17,6 @@ from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
-
 Fit = dict[str, dict[str, Any]]
 
 

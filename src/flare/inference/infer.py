@@ -21,7 +21,6 @@ from flare.runs.outcomes import Outcome, report_failures
 from flare.runs.work import build_executor
 
 log = logging.getLogger(__name__)
-
 JOURNAL = Path("journal") / "inference.jsonl"
 CSV = "inference.csv"
 

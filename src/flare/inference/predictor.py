@@ -25,8 +25,6 @@ from flare.inference.windows import Row, Start, plan_windows, window_slices
 from flare.models.rebuild import load_network
 
 Network = Callable[[torch.Tensor], torch.Tensor]
-
-
 log = logging.getLogger(__name__)
 
 

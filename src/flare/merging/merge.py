@@ -102,8 +102,6 @@ def _on_grid_of(guess: Volume, truth: Volume, case: str) -> Volume:
 
 
 log = logging.getLogger(__name__)
-
-
 FORMAT = 1  # raised when the rules or the sidecar change, so that labels merged before are redone
 
 

@@ -15,11 +15,7 @@ from flare.core.files import write_csv, write_text
 from flare.merging.components import Component, Shell
 
 GROUND_TRUTH = "ground_truth"
-
-
 PSEUDO = "pseudo"
-
-
 NONE = "none"  # source of a class that the round does not have
 
 
@@ -135,11 +131,7 @@ def count_voxels(
 
 
 TABLE = "provenance.csv"
-
-
 SUMMARY = "provenance.md"
-
-
 FATES = ("kept", "dropped", "superseded", "absorbed")
 
 

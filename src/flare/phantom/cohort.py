@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from flare.runs.work import Executor
 
 log = logging.getLogger(__name__)
-
 SUMMARY = "cohort.json"
 RECORDS = ".cases"  # one small file a case, written after its last file
 

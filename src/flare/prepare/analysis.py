@@ -23,8 +23,6 @@ from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
-
-
 EMPTY_LABEL = "label file without any foreground"
 
 

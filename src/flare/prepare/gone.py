@@ -10,7 +10,6 @@ from flare.core.files import read_json, write_json
 from flare.prepare.index import Index
 
 log = logging.getLogger(__name__)
-
 NAMED = 10  # paths that a message names
 
 

@@ -21,8 +21,6 @@ from flare.runs.outcomes import Outcome
 from flare.runs.work import run_cases
 
 COLUMNS = ("case", "path", "status", "reason")
-
-
 OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
 
 

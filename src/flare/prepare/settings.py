@@ -72,27 +72,14 @@ class Settings:
 
 log = logging.getLogger(__name__)
 
-
 # ours, measured on the real scans at hand (docs/benchmarks.md); rather too little than too much, since work
 # that would fit must not be refused, and a disk that fills up stops it later without loss
 PACKED = (".gz", ".nrrd", ".mha")
-
-
 BYTES_PER_VOXEL = {True: 1.0, False: 2.0}  # in a file, packed or not
-
-
 VOXEL_MM3 = 1.6  # 0.8 x 0.8 x 2.5 mm
-
-
 BODY_MM3 = 30e6  # of a whole abdomen, with the air around it
-
-
 BYTES_PER_CACHED_VOXEL = 1.0
-
-
 SECONDS_PER_MEGAVOXEL = 0.05  # reading gzip, checking and resampling, one core
-
-
 SECONDS_PER_CASE = 0.02
 
 

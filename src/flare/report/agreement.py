@@ -19,7 +19,6 @@ from flare.runs.folders import RunFolder
 from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
-
 SAMPLE = 60  # cases a round, evenly over the index: a mean does not need 4000
 COMPARISONS = ("previous", "pseudo", "merged")
 

@@ -44,7 +44,6 @@ def render(template: str, **context: Any) -> str:
 
 INK, GREY, LINE, ACCENT, PAPER = "#1d2733", "#6b7683", "#d5dae0", "#2f6f9f", "#a0522d"
 
-
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -151,10 +150,7 @@ def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
 
 
 WIDTH, HEIGHT, GAP, ROW, EDGE = 122, 129, 24, 153, 4  # of a box, between columns, of a row, around all
-
-
 BELOW = 11  # how far below its boxes an arrow runs that has others to pass
-
 
 CASES = {
     "organs_complete": "organs complete",
@@ -162,7 +158,6 @@ CASES = {
     "labeled": "labelled",
     "all": "labelled or not",
 }
-
 
 LEARNS = {"organs": "organs", "tumor": "tumor", "organs_tumor": "both"}
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from flare.rounds.ablation import Results
 
 log = logging.getLogger(__name__)
-
-
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
 
 

@@ -115,8 +115,6 @@ def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
 
 
 log = logging.getLogger(__name__)
-
-
 ALL_LARGE = 8  # up to so many cases, each is shown in three planes
 
 

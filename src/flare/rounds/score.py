@@ -22,7 +22,6 @@ from flare.runs.outcomes import Outcome, stop_on_faults
 from flare.runs.work import Executor, failed_share
 
 log = logging.getLogger(__name__)
-
 Summary = dict[str, Any]
 
 

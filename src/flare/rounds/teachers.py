@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
-
 UNLABELED = "unlabeled_teacher"  # the key of the teacher of cases without ground truth
 
 

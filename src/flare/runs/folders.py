@@ -20,11 +20,7 @@ from flare.core.geometry import Spacing
 from flare.runs.journal import Journal
 
 log = logging.getLogger(__name__)
-
-
 HOLDER = "process "
-
-
 PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their parent was killed
 
 

@@ -34,14 +34,8 @@ from flare.core.files import GENERAL_FAULTS, says_no_room
 from flare.runs.outcomes import Outcome
 
 log = logging.getLogger(__name__)
-
-
 Job = dict[str, Any]
-
-
 MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
-
-
 DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
 
 

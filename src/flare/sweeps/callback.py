@@ -26,7 +26,6 @@ from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_job
 from flare.sweeps.table import failures, show, write_sweep
 
 log = logging.getLogger(__name__)
-
 BY_NUMBER = {"subdir": "${hydra.job.num}"}
 
 

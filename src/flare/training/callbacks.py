@@ -121,8 +121,6 @@ class Checkpoints(Checkpoint):
 
 
 log = logging.getLogger(__name__)
-
-
 MEBIBYTE = 2**20
 
 

@@ -21,7 +21,6 @@ from flare.runs.journal import Journal
 from flare.runs.records import public_config
 
 log = logging.getLogger(__name__)
-
 UNKNOWN = "unknown"  # trainings of which only files were found
 # keys of the trainer that say what is shown and when, not what the weights become
 NOT_IDENTITY = (

@@ -22,7 +22,6 @@ from flare.training.callbacks import AtomicCheckpointIO, TrainingTable, hide_mes
 from flare.training.loggers import RunIds, build_loggers
 
 log = logging.getLogger(__name__)
-
 BROKEN_KERNEL, BROKEN_DEPTH = 3, 2  # slices, see is_bfloat16_broken
 PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}
 
