@@ -6,10 +6,10 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="infer")
 def main(cfg: DictConfig) -> object:
-    """Do the work in `flare.inference.infer` and return its result."""
-    from flare.inference.infer import infer
+    """Do the work in `flare.cli.infer_cases` and return its result."""
+    from flare.cli import infer_cases
 
-    return infer(cfg)
+    return infer_cases(cfg)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="iterate")
 def main(cfg: DictConfig) -> object:
-    """Do the work in `flare.iterate` and return its result."""
-    from flare.rounds.iterate import iterate
+    """Do the work in `flare.cli.iterate_rounds` and return its result."""
+    from flare.cli import iterate_rounds
 
-    return iterate(cfg)
+    return iterate_rounds(cfg)
 
 
 if __name__ == "__main__":

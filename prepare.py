@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 def main(cfg: DictConfig) -> object:
-    """Do the work in `flare.prepare` and return its result."""
+    """Do the work in `flare.prepare.cohort` and return its result."""
     from flare.prepare.cohort import prepare
 
     return prepare(cfg)

@@ -18,7 +18,7 @@ from flare.evaluation.tables import AblationRow, table5
 from flare.merging.merge import merge_round
 from flare.merging.rules import MergeRules, PseudoSource
 from flare.prepare.cohort import Cohort, prepare_cohort
-from flare.rounds.ablation import Results
+from flare.rounds.ablation import Results, Trained
 from flare.rounds.graph import Round, compose_rounds, plan_rounds, write_plan
 from flare.rounds.score import held_out, score_split
 from flare.runs.folders import RoundFolder, RunFolder, run_folder
@@ -47,7 +47,8 @@ class Made:
     results: Results
 
     def arguments(self) -> tuple[Any, ...]:
-        return self.cfg, self.rounds, self.cohort, self.run, self.results, LocalExecutor(workers=0, retries=0)
+        trained = Trained(self.rounds, self.cohort, self.run, LocalExecutor(workers=0, retries=0))
+        return self.cfg, trained, self.results
 
 
 def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_cases: int = 1) -> Made:

@@ -19,6 +19,7 @@ import bad_cohort
 from bad_cohort import GOOD, LABELS, REFUSED, image, label, put
 from bad_files import truncate
 from flare.baselines.untrained import save_untrained
+from flare.cli import iterate_rounds
 from flare.core.cases import read_index
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json
@@ -28,7 +29,6 @@ from flare.evaluation.scores import evaluate
 from flare.inference.infer import infer
 from flare.merging.folders import merge
 from flare.prepare.cohort import prepare
-from flare.rounds.iterate import iterate
 from flare.rounds.train import train
 from tiny_run import NETWORK, configuration, script, start
 
@@ -212,7 +212,7 @@ def test_train_and_iterate_go_on_without_the_bad_cases(cohort: Path, prepared: t
     assert (rounds / "all" / "checkpoints" / "last.ckpt").is_file()
     own = [*line, "rounds=[mt]"]
     with pytest.raises(FlareError) as refused:
-        iterate(configuration("iterate", own), own)
+        iterate_rounds(configuration("iterate", own), own)
     assert_named(str(refused.value), REFUSED)
     assert "iterate: " in str(refused.value)
     assert (rounds / "mt" / "checkpoints" / "last.ckpt").is_file()
@@ -291,7 +291,7 @@ def test_folders_that_are_not_there_are_named(tmp_path: Path) -> None:
         prepare(configuration("prepare", bad_cohort.overrides(tmp_path, tmp_path / "out")))
     own = [*bad_cohort.overrides(tmp_path, tmp_path / "out"), "rounds=[mo]", "trainer=cpu"]
     with pytest.raises(FlareError, match=r"data\.labeled_images: no folder"):
-        iterate(configuration("iterate", own), own)
+        iterate_rounds(configuration("iterate", own), own)
     with pytest.raises(FlareError, match="references: expected a folder"):
         evaluate(configuration("evaluate", [f"predictions={tmp_path}", f"references={tmp_path / 'no'}"]))
     assert not (tmp_path / "out").exists()

@@ -8,11 +8,11 @@ import pytest
 
 import bad_cohort
 from bad_cohort import put
+from flare.cli import iterate_rounds
 from flare.core.files import read_csv
 from flare.core.volumes import read_image
 from flare.prepare.cohort import generate_if_phantom
 from flare.prepare.settings import Settings
-from flare.rounds.iterate import iterate
 from flare.runs.checkpoints import load_checkpoint
 from tiny_run import FEW, NETWORK, SETTINGS, configuration, script
 
@@ -96,7 +96,7 @@ def test_cases_whose_ids_end_as_image_names_do_go_through_all_steps(tmp_path: Pa
         "data=flare23", f"data.root={root}", *(f"data.{key}" for key in cohort),
         f"paths.outputs={tmp_path / 'outputs'}", "rounds=[mo,mo1]", "baselines=[]",
     ]  # fmt: skip
-    result = iterate(configuration("iterate", line), line)
+    result = iterate_rounds(configuration("iterate", line), line)
     assert [row["cases"] for row in result["table"]] == [2, 4]
     rounds = tmp_path / "outputs" / "demo" / "rounds"
     for split, case in (("validation", "phantom_4001_0000"), ("test", "phantom_5001_0000")):

@@ -9,8 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flare.cli import CONF
-from flare.rounds.iterate import iterate
+from flare.cli import CONF, iterate_rounds
 
 ROOT = CONF.parent
 NETWORK = [
@@ -59,7 +58,7 @@ def configuration(script: str, overrides: list[str]) -> DictConfig:
 def run_iterate(outputs: Path, *overrides: str) -> dict[str, Any]:
     """Call `iterate` in this process."""
     line = given(outputs, *overrides)
-    return iterate(configuration("iterate", line), line)
+    return iterate_rounds(configuration("iterate", line), line)
 
 
 def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:

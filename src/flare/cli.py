@@ -1,26 +1,28 @@
-"""Console commands of the installed package: the same scripts as in the checkout, with `conf/` packaged."""
+"""Console commands: the scripts of the checkout, composed from the rooms, with `conf/` packaged."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
-PACKAGED = Path(__file__).parent / "conf"
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[2] / "conf"
+from flare.core.classes import ClassList
+from flare.core.files import CONF as CONF
+
+if TYPE_CHECKING:
+    from flare.rounds.ablation import Results, Trained
 
 # script -> module and function that does its work, imported when it runs
 WORK = {
     "prepare": ("flare.prepare.cohort", "prepare"),
     "train": ("flare.rounds.train", "train"),
-    "infer": ("flare.inference.infer", "infer"),
+    "infer": ("flare.cli", "infer_cases"),
     "merge_labels": ("flare.merging.folders", "merge"),
     "evaluate": ("flare.evaluation.scores", "evaluate"),
-    "iterate": ("flare.rounds.iterate", "iterate"),
+    "iterate": ("flare.cli", "iterate_rounds"),
 }
 # as above, of `python -m flare.<command>`
 MODULES = {
@@ -28,6 +30,54 @@ MODULES = {
     "dashboard": ("flare.dashboard", "main"),
     "sweeps": ("flare.sweeps.rerun", "main"),
 }
+
+
+def infer_cases(cfg: DictConfig) -> dict[str, Any]:
+    """Segment images; with `inference.measure=true` also write `table6` and `table7`, the paper's beside.
+
+    Args:
+        cfg: Configuration of `infer`.
+
+    Returns:
+        What `inference.infer` returns.
+    """
+    from flare.evaluation.efficiency import write_efficiency
+    from flare.inference.infer import infer
+
+    return infer(cfg, write_efficiency)
+
+
+def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the rounds, then the baselines; write table and report, publish the table and show it.
+
+    Args:
+        cfg: Configuration of `iterate`.
+        overrides: As for `rounds.iterate`.
+
+    Returns:
+        What `rounds.iterate` returns.
+
+    Raises:
+        FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
+    """
+    from flare.baselines.predict import check_baselines, predictors
+    from flare.report.online import publish_table
+    from flare.report.page import write_report
+    from flare.report.tables import mean_table, show
+    from flare.rounds.ablation import write_ablation
+    from flare.rounds.iterate import iterate
+
+    check_baselines(cfg.baselines)
+
+    def finish(trained: Trained) -> Results:
+        results = write_ablation(trained, predictors(cfg.baselines, trained))
+        write_report(cfg, trained, results)
+        publish_table(cfg, trained.run, results.table)
+        if results.table:
+            show(mean_table(results.table, ClassList.from_config(cfg.classes)))
+        return results
+
+    return iterate(cfg, overrides, finish)
 
 
 def task(script: str) -> Callable[[DictConfig], Any]:

@@ -24,7 +24,10 @@ from flare.core.geometry import Geometry
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_image, write_image
 from flare.data import cache
-from flare.runs.folders import prepared_folder
+from flare.prepare.cohort import Cohort
+from flare.rounds.ablation import Trained
+from flare.rounds.graph import Round
+from flare.runs.folders import RunFolder, prepared_folder
 from flare.runs.journal import Journal
 from flare.runs.outcomes import Outcome
 from flare.runs.work import Job, LocalExecutor
@@ -164,15 +167,9 @@ def prepared(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[...,
         asked.append(Case(f"scan{seed}", path, path, "test", "partial", (1,), (1,)))
 
     def predict(name: str, executor: LocalExecutor) -> tuple[list[np.ndarray], list[Outcome]]:
-        failures = cohort.predict_baseline(
-            name,
-            cfg,
-            cohort=known,
-            intensity=INTENSITY,
-            held_out=asked,
-            folder=tmp_path / name,
-            executor=executor,
-        )
+        made = Cohort(folder, known, [], INTENSITY, [])
+        trained = Trained([Round("mot3", cfg)], made, RunFolder(tmp_path), executor)
+        failures = cohort.predict_baseline(name, trained, asked, tmp_path / name)
         paths = [tmp_path / name / "predictions" / f"{c.id}.nii.gz" for c in asked]
         return [read_image(p).array for p in paths if p.exists()], failures
 

@@ -11,10 +11,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from flare.cli import infer_cases
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.inference import predict as cohort
-from flare.inference.infer import infer
 from flare.inference.predict import predict_cases
 from flare.inference.settings import InferenceSettings
 from flare.runs.journal import Journal
@@ -70,7 +70,7 @@ def write_ct(path, seed=0, shape=(10, 24, 28), direction=(1, 0, 0, 0, 1, 0, 0, 0
 def run(config, checkpoint, tmp_path):
     def start(*overrides, checkpoint=checkpoint):
         given = [f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "executor.workers=0"]
-        return infer(
+        return infer_cases(
             config(
                 "infer",
                 f"checkpoint={checkpoint}",

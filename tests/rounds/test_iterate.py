@@ -105,6 +105,13 @@ def test_a_second_start_does_nothing_and_imports_nothing_heavy(finished: Path) -
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - began < 20
     assert done.stdout.splitlines()[-1] == "[]"
+    # the ablation table is the last thing on the console
+    (mo1,) = (row for row in read_csv(finished / "demo" / "table5.csv") if row["round"] == "mo1")
+    last = done.stderr.rstrip().splitlines()[-2]
+    assert [cell.strip() for cell in last.strip("│").split("│")][:3] == [
+        *("mo1", mo1["cases"]),
+        f"{float(mo1['organ_mean_DSC']):.2f} ({mo1['paper_organ_mean_DSC']})",
+    ]
     assert changed(before, times(finished, *WORK, "*.html", "*.png")) == set()
 
 

@@ -159,8 +159,8 @@ def test_rows_of_the_table_are_means_over_the_cases_that_every_row_has(
     monkeypatch.setattr(ablation, "predict_split", predict)
     overrides = ["data.scoring={split: validation, protocol: present}"]
     rounds = [Round(n, config("train", f"round={n}", *overrides)) for n in ("mo", "mo1")]
-    cfg = config("iterate", *overrides)
-    results = ablation.write_ablation(cfg, rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
+    trained = ablation.Trained(rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
+    results = ablation.write_ablation(trained)
     assert [(r["round"], r["Liver_DSC"], r["organ_mean_DSC"]) for r in results.table] == [
         ("mo", 100.0, 100.0),
         ("mo1", 100.0, 100.0),
@@ -184,8 +184,9 @@ def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_st
 ) -> None:
     for name in ("table5.csv", "table5.md", "table4.csv", "table5.previous.csv"):
         (tmp_path / name).write_text(name)
-    cfg = config("iterate", "data.scoring.split=test")
-    results = ablation.write_ablation(cfg, [], _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
+    rounds = [Round("mo", config("train", "round=mo", "data.scoring.split=test"))]
+    trained = ablation.Trained(rounds, _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
+    results = ablation.write_ablation(trained)
     assert results.table == []
     assert "data.scoring.split=test: no labelled case" in caplog.text
     left = {p.name: p.read_text() for p in tmp_path.iterdir()}

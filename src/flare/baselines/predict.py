@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from flare.core.preprocessing import Intensity, preprocess, resample
 from flare.core.volumes import read_image, write_labels
 from flare.inference.predict import predict_cases, segmentation_path
 from flare.inference.settings import InferenceSettings
-from flare.runs.folders import PreparedFolder, prepared_folder
+from flare.rounds.ablation import Predict, Trained
+from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal
 from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor, run_cases
@@ -39,40 +41,34 @@ def check_baselines(names: Sequence[str]) -> None:
             raise FlareError(f"baselines: expected some of {list(BASELINES)}, given {name!r}")
 
 
-def predict_baseline(
-    name: str,
-    cfg: DictConfig,
-    *,
-    cohort: Sequence[Case],
-    intensity: Intensity,
-    held_out: Sequence[Case],
-    folder: Path,
-    executor: Executor,
-) -> list[Outcome]:
+def predictors(names: Sequence[str], trained: Trained) -> dict[str, Predict]:
+    """What predicts held-out cases with each baseline, for `rounds.ablation.write_ablation`."""
+    return {name: partial(predict_baseline, name, trained) for name in names}
+
+
+def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], folder: Path) -> list[Outcome]:
     """Predict held-out cases with one baseline into `<folder>/predictions`.
 
     Args:
-        name: `untrained` (the network of `cfg` with fresh weights), `thresholds` or `atlas`.
-        cfg: Configuration of the last round.
-        cohort: The prepared cohort; the latter two learn from its annotated training cases.
-        intensity: Statistics of the cohort.
+        name: `untrained` (the last round's network with fresh weights), `thresholds` or `atlas`.
+        trained: The rounds; the latter two learn from the annotated training cases of their cohort.
         held_out: Cases to predict.
         folder: The baseline's folder.
-        executor: Where the cases are worked on.
 
     Returns:
         Cases that failed, and why.
+
+    Raises:
+        FlareError: If the cohort has no case to learn from.
     """
-    check_baselines([name])
+    cfg, executor, cohort = trained.rounds[-1].cfg, trained.executor, trained.cohort
     if name == "untrained":
-        return _untrained(cfg, intensity, held_out, folder, executor)
-    prepared = prepared_folder(cfg)
-    complete = select_cases(cohort, "organs_complete")
-    known = complete if name == "atlas" else select_cases(cohort, "labeled")
-    pairs = {c.id: (prepared.image(c.id), prepared.labels(c.id)) for c in known}
+        return _untrained(cfg, cohort.require_intensity(), held_out, folder, executor)
+    known = select_cases(cohort.cases, "organs_complete" if name == "atlas" else "labeled")
+    pairs = {c.id: (cohort.folder.image(c.id), cohort.folder.labels(c.id)) for c in known}
     if not pairs:
         raise FlareError(f"baselines: {name} needs annotated training cases, and there are none")
-    return _from_pairs(name, cfg, pairs, prepared, held_out, folder, executor)
+    return _from_pairs(name, cfg, pairs, cohort.folder, held_out, folder, executor)
 
 
 def _untrained(

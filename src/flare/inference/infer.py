@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ JOURNAL = Path("journal") / "inference.jsonl"
 CSV = "inference.csv"
 
 
-def infer(cfg: DictConfig) -> dict[str, Any]:
+def infer(
+    cfg: DictConfig, tabulate: Callable[[Sequence[dict[str, Any]], Path], object] | None = None
+) -> dict[str, Any]:
     """Segment what `input` names into the folder `output`.
 
     Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
-    segmentations says how each came about; with `inference.measure=true` also what it cost, and `table6` and
-    `table7` compare that with the paper's.
+    segmentations says how each came about; with `inference.measure=true` also what it cost.
 
     Args:
         cfg: Configuration of the script `infer`.
+        tabulate: With `inference.measure=true` gets the rows and the folder, which is still locked.
 
     Returns:
         `output` and one row per case as in `inference.csv`.
@@ -65,10 +68,8 @@ def infer(cfg: DictConfig) -> dict[str, Any]:
         if done.rows:
             # measured cases have columns of their own
             write_csv(output / CSV, done.rows, list(dict.fromkeys(key for row in done.rows for key in row)))
-        if settings.measure:
-            from flare.evaluation.efficiency import write_efficiency
-
-            write_efficiency(done.rows, output)
+        if settings.measure and tabulate is not None:
+            tabulate(done.rows, output)
     twice = [Outcome(case, error=reason) for case, reason in refused.items()]
     report_failures([*twice, *done.failures], "infer")
     return {"output": str(output), "cases": done.rows}

@@ -32,7 +32,7 @@ from flare.runs.work import Executor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flare.rounds.ablation import Results
+    from flare.rounds.ablation import Results, Trained
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
@@ -157,27 +157,18 @@ def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequenc
 FORMAT = 5  # raised when the page changes, so that pages made before are made again
 
 
-def write_report(
-    cfg: DictConfig,
-    rounds: Sequence[Round],
-    cohort: Cohort,
-    run: RunFolder,
-    results: Results,
-    executor: Executor,
-) -> Path:
+def write_report(cfg: DictConfig, trained: Trained, results: Results) -> Path:
     """Make the page of a run, or find it made.
 
     Args:
         cfg: Configuration of `iterate`.
-        rounds: The rounds, trained, in the order in which they ran.
-        cohort: The prepared cohort.
-        run: The run's folder; gets `report.html` and `figures/`.
+        trained: The rounds; their run's folder gets `report.html` and `figures/`.
         results: The ablation table and the cases that failed.
-        executor: Where cases are compared and drawn.
 
     Returns:
         The page.
     """
+    rounds, cohort, run, executor = trained.rounds, trained.cohort, trained.run, trained.executor
     truth = _truth_folder(cfg)
     outputs = {"page": run.root / "report.html", "overview": run.root / "figures" / "overview.png"}
     journal = Journal(run.root / "journal" / "report.jsonl")

@@ -1,4 +1,4 @@
-"""The page's tables: what was run, scores beside the paper's, provenance, efficiency."""
+"""Tables: what was run, scores beside the paper's, provenance, efficiency; the console's."""
 
 from __future__ import annotations
 
@@ -9,14 +9,51 @@ import numpy as np
 
 from flare.core.cases import SPLITS
 from flare.core.classes import ClassList
+from flare.evaluation.metrics import MEASURES
+from flare.evaluation.rendering import Column, Table, beside, cell
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import kind_counts
 from flare.report.agreement import COMPARISONS, Quality
 from flare.report.charts import mean_of
 from flare.report.facts import Facts, RoundFacts
+from flare.runs.work import console
 
 Row = dict[str, Any]
+
+
+def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList) -> Table:
+    """Organ means and tumor of the ablation table, the paper's in brackets.
+
+    Args:
+        rows: Of `table5.csv`, with numbers as such.
+        classes: The class list.
+    """
+    names = ["organ_mean", *(c.short for c in classes.entries if c.id == classes.tumor)]
+    keys = [f"{name}_{measure}" for name in names for measure in MEASURES]
+    columns = [Column("round"), Column("cases"), *(Column(k.replace("_", " "), "max") for k in keys)]
+    body = [
+        [
+            cell(row["round"]),
+            cell(row["cases"], 0),
+            *(beside(row.get(k), row.get(f"paper_{k}")) for k in keys),
+        ]
+        for row in rows
+    ]
+    return Table("Rounds, in percent, the paper's in brackets; best in bold", columns, body)
+
+
+def show(table: Table) -> None:
+    """Show a table on the console, the best of each column in bold."""
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    drawn = Shown(title=table.title, title_justify="left")
+    for heading in table.headings:
+        drawn.add_column(heading, overflow="fold")
+    for texts, best in table.marked():
+        drawn.add_row(*(Text(t, "bold" if b else "") for t, b in zip(texts, best, strict=True)))
+    console.print(drawn)
 
 
 def cohort_table(facts: Facts) -> list[Row]:

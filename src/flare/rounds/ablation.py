@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.baselines.predict import predict_baseline
 from flare.core.cases import Case
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
 from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5, write_round_tables
 from flare.prepare.cohort import Cohort
@@ -25,6 +23,25 @@ from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor
 
 log = logging.getLogger(__name__)
+# of held-out cases into `<folder>/predictions`; returns the cases that failed
+Predict = Callable[[Sequence[Case], Path], list[Outcome]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose rounds are trained.
+
+    Args:
+        rounds: In the order in which they ran.
+        cohort: The prepared cohort.
+        run: The run's folder.
+        executor: Where cases are worked on.
+    """
+
+    rounds: Sequence[Round]
+    cohort: Cohort
+    run: RunFolder
+    executor: Executor
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,7 @@ class Results:
     compared: int = 0
 
 
-def write_ablation(
-    cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFolder, executor: Executor
-) -> Results:
+def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = None) -> Results:
     """Score all rounds and baselines on `data.scoring.split` and write `table5.csv`, `.md` and `.tex`.
 
     The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7. Without
@@ -52,14 +67,13 @@ def write_ablation(
     rows are means over the same cases: one that failed in some row counts in none.
 
     Args:
-        cfg: Configuration of `iterate`.
-        rounds: The rounds, trained.
-        cohort: The prepared cohort.
-        run: The run's folder; gets the tables.
-        executor: Where cases are worked on.
+        trained: The rounds; their run's folder gets the tables.
+        baselines: Name of a row -> what predicts its cases.
     """
+    rounds, run, executor = trained.rounds, trained.run, trained.executor
+    cfg = rounds[-1].cfg
     split = cfg.data.scoring.split
-    cases = held_out(cohort.cases, split)
+    cases = held_out(trained.cohort.cases, split)
     if not cases:
         log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
         _set_tables_aside(run.root)
@@ -78,19 +92,18 @@ def write_ablation(
         summary=summarise(scores[item.name], classes),
         inference=predicted.rows,
         classes=classes,
-        targets=rounds[-1].cfg.labels.targets,
+        targets=cfg.labels.targets,
     )
-    for name in cfg.baselines:
+    for name, predict in (baselines or {}).items():
         place = run.root / "baselines" / name
-        refused = _predict_baseline(name, rounds[-1].cfg, cohort, cases, place, executor)
-        scores[name], failed = _score(rounds[-1].cfg, cases, refused, place, executor)
+        scores[name], failed = _score(cfg, cases, predict(cases, place), place, executor)
         failures += failed
     common = common_cases(scores)
     told = f"mean over {len(common)} cases"
     if len(common) < len(cases):
         told += f" of {len(cases)}, those that every row has"
         log.warning("table 5: %s; the others failed in some row", told)
-    plan = plan_rounds(rounds, cohort.cases)
+    plan = plan_rounds(rounds, trained.cohort.cases)
     notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
     rows = _rows(scores, common, plan, classes)
     table = table5(rows, classes, run.root / "table5", note=" ".join(filter(None, notes)))
@@ -142,19 +155,3 @@ def _score(
     failed = {f.case_id for f in refused}
     _, failures = score_split(cfg, [c for c in cases if c.id not in failed], folder, executor)
     return read_scores(folder / "metrics.csv"), [*refused, *failures]
-
-
-def _predict_baseline(
-    name: str, cfg: DictConfig, cohort: Cohort, cases: Sequence[Case], folder: Path, executor: Executor
-) -> list[Outcome]:
-    if cohort.intensity is None:
-        raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
-    return predict_baseline(
-        name,
-        cfg,
-        cohort=cohort.cases,
-        intensity=cohort.intensity,
-        held_out=cases,
-        folder=folder,
-        executor=executor,
-    )

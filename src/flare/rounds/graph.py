@@ -12,10 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from flare.cli import CONF
 from flare.core.cases import Case, select_cases
 from flare.core.errors import FlareError
-from flare.core.files import write_csv
+from flare.core.files import CONF, write_csv
 from flare.merging.rules import MergeRules
 from flare.models.names import describe_network
 from flare.rounds.teachers import require_teacher, unlabeled_teacher

@@ -1,4 +1,4 @@
-"""Carry a cohort through the graph of rounds: label, train, score; then the ablation table and the report."""
+"""Carry a cohort through the graph of rounds: label, train, score; then the ablation table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flare.baselines.predict import check_baselines
 from flare.core.files import remove_partial
 from flare.core.limits import check_values
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.index import check_folders
 from flare.prepare.settings import Settings
-from flare.report.online import publish_table
-from flare.report.page import write_report
-from flare.rounds.ablation import Results, write_ablation
+from flare.rounds.ablation import Results, Trained, write_ablation
 from flare.rounds.graph import Round, check_rounds, compose_rounds, plan_rounds, print_plan, write_plan
 from flare.rounds.label import build_training_set
 from flare.rounds.score import finish_round
@@ -33,12 +30,17 @@ from flare.training.resuming import find_training, is_trained, make_current, tra
 log = logging.getLogger(__name__)
 
 
-def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
+def iterate(
+    cfg: DictConfig,
+    overrides: Sequence[str] | None = None,
+    finish: Callable[[Trained], Results] = write_ablation,
+) -> dict[str, Any]:
     """Run the rounds, each resumed where it stopped; unchanged steps are not done again.
 
     Args:
         cfg: Configuration of `iterate`.
         overrides: The command line, forwarded to each round; by default Hydra's.
+        finish: What to do once all rounds are trained, the run still locked; writes the ablation table.
 
     Returns:
         `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
@@ -53,7 +55,6 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
     for item in rounds:
         check_values(item.cfg)
     check_rounds(rounds, run)
-    check_baselines(cfg.baselines)
     settings = Settings.from_config(cfg)
     settings.executor.close()
     check_folders(settings.data)
@@ -69,7 +70,7 @@ def iterate(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str
         remove_partial(run.root)
         remove_partial(run.root / "baselines", below=True)
         record_environment(run.root, cfg)
-        return _run(cfg, rounds, run)
+        return _run(cfg, rounds, run, finish)
 
 
 def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
@@ -99,8 +100,10 @@ def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
     return note
 
 
-def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, Any]:
-    """Prepare once, then round after round, then the table and the report."""
+def _run(
+    cfg: DictConfig, rounds: Sequence[Round], run: RunFolder, finish: Callable[[Trained], Results]
+) -> dict[str, Any]:
+    """Prepare once, then round after round, then the table."""
     cohort = prepare_cohort(cfg)
     plan = plan_rounds(rounds, cohort.cases)
     print_plan(plan)
@@ -114,9 +117,7 @@ def _run(cfg: DictConfig, rounds: Sequence[Round], run: RunFolder) -> dict[str, 
             left = f", about {spent / number * (len(rounds) - number) / 60:.0f} min left" if number else ""
             log.info("round %s, %d of %d%s", item.name, number + 1, len(rounds), left)
             failures += run_round(item.cfg, cohort, run, executor)
-        results = write_ablation(cfg, rounds, cohort, run, executor)
-        write_report(cfg, rounds, cohort, run, results, executor)
-        publish_table(cfg, run, results.table)
+        results = finish(Trained(rounds, cohort, run, executor))
     finally:
         executor.close()
     failures += results.failures
@@ -155,6 +156,3 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
             executor.close()  # its processes would wait through the whole training, with their memory
             train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
         return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
-
-
-__all__ = ["Results", "iterate", "run_round"]

@@ -20,10 +20,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from flare.report.tables import show
 from flare.runs.folders import is_job
 from flare.runs.work import console
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs
-from flare.sweeps.table import failures, show, write_sweep
+from flare.sweeps.table import compare, failures, write_sweep
 
 log = logging.getLogger(__name__)
 BY_NUMBER = {"subdir": "${hydra.job.num}"}
@@ -93,7 +94,7 @@ class SweepTable(Callback):
         if self.sweep is None or all(job.status == PLANNED for job in jobs):
             return
         write_sweep(self.sweep)
-        show(jobs)
+        show(compare(jobs))
         console.print(f"the jobs compared: {self.sweep / 'sweep.md'}", markup=False, soft_wrap=True)
         if text := failures(jobs, self.sweep).strip():
             console.print(text, markup=False, soft_wrap=True)

@@ -17,8 +17,9 @@ from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
 from flare.core.limits import given_paths
+from flare.report.tables import show
 from flare.sweeps.jobs import COMPLETED, Job, read_jobs
-from flare.sweeps.table import failures, show, write_sweep
+from flare.sweeps.table import compare, failures, write_sweep
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
         jobs = rerun(sweep, extra)
     elif extra:
         raise FlareError(f"{extra[0]}: overrides are for rerun=true")
-    show(jobs)
+    show(compare(jobs))
     if text := failures(jobs, sweep).strip():
         log.error(text)
         open_jobs = sum(job.status != COMPLETED for job in jobs)

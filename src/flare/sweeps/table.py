@@ -43,21 +43,6 @@ def write_sweep(sweep: Path) -> list[Job]:
     return jobs
 
 
-def show(jobs: Sequence[Job]) -> None:
-    """Show the comparison on the console."""
-    from rich.table import Table as Shown
-
-    from flare.runs.work import console
-
-    table = compare(jobs)
-    drawn = Shown(title=table.title, title_justify="left")
-    for column in table.columns:
-        drawn.add_column(column.heading, overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(shown.text for shown in row))
-    console.print(drawn)
-
-
 def varied(jobs: Sequence[Job]) -> list[str]:
     """Keys in whose values the jobs differ, as far as these are known; of a single job all."""
     known = [job.choices for job in jobs if job.overrides is not None]

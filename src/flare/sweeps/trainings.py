@@ -7,10 +7,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
-from flare.evaluation.rendering import Column, Table, beside, cell
+from flare.evaluation.rendering import Table
 from flare.report.comparison import Comparison, Rows
+from flare.report.tables import mean_table
 from flare.sweeps.jobs import read_jobs
 from flare.sweeps.table import compare, shown, varied
 
@@ -47,28 +49,13 @@ def read_comparison(run: Path) -> Comparison:
         project=wandb.get("project") or "flare",
         entity=wandb.get("entity"),
         curves=curves,
-        tables=[compare(jobs)] if jobs else _rounds(run / "table5.csv"),
+        tables=[compare(jobs)] if jobs else _rounds(run / "table5.csv", config),
         measures=None if trained else shown(jobs),
     )
 
 
-def _rounds(path: Path) -> list[Table]:
-    """Means of the ablation table, the paper's in brackets."""
+def _rounds(path: Path, config: Any) -> list[Table]:
+    """Means of the ablation table, where there is one."""
     rows = read_csv(path) if path.exists() else []
-    if not rows:
-        return []
-    keys = [key for key in rows[0] if key.startswith(("organ_mean_", "Lesion_", "Tumor_"))]
-    columns = [Column("round"), Column("cases"), *(Column(k.replace("_", " "), "max") for k in keys)]
-    body = [
-        [
-            cell(row["round"]),
-            cell(row["cases"] or None),
-            *(beside(_number(row[k]), _number(row.get(f"paper_{k}"))) for k in keys),
-        ]
-        for row in rows
-    ]
-    return [Table("Rounds, in percent, the paper's in brackets; best in bold", columns, body)]
-
-
-def _number(text: str | None) -> float | None:
-    return float(text) if text else None
+    numbers = [{k: v if k == "round" else float(v) if v else None for k, v in row.items()} for row in rows]
+    return [mean_table(numbers, ClassList.from_config(config.classes))] if rows else []
