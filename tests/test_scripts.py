@@ -64,7 +64,7 @@ def test_a_class_list_of_ones_own_is_a_config(tmp_path: Path) -> None:
     done = script("train", *own, *bad_cohort.overrides(tmp_path / "data", outputs), *net, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     checkpoint = outputs / "default" / "rounds" / "all" / "checkpoints" / "last.ckpt"
-    assert load_checkpoint(checkpoint).labels.names == ("bladder", "prostate", "rectum")
+    assert load_checkpoint(checkpoint).class_list.names == ("bladder", "prostate", "rectum")
     assert load_checkpoint(checkpoint).outputs == (0, 1, 2, 5)
     folders = [f"input={tmp_path / 'data' / 'images'}", f"output={tmp_path / 'out'}", "tta=none"]
     done = script("infer", *own, f"checkpoint={checkpoint}", *folders, "executor.workers=0", cwd=tmp_path)

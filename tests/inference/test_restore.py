@@ -157,7 +157,7 @@ def test_nnunets_rule_for_the_coarse_axis(variant, network_mm, original_mm, expe
 MEMORY = """
 import resource
 import torch
-from flare.inference.accumulate import Blended
+from flare.inference.blend import Blended
 from flare.inference.restore import restore_labels
 shape = (40, 128, 128)
 box = ((0, 40), (0, 128), (0, 128))
