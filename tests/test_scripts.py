@@ -11,8 +11,7 @@ from bad_cohort import put
 from flare.cli import iterate_rounds
 from flare.core.files import read_csv
 from flare.core.volumes import read_image
-from flare.prepare.cohort import generate_if_phantom
-from flare.prepare.settings import Settings
+from flare.prepare.settings import PrepareSettings
 from flare.runs.checkpoints import load_checkpoint
 from tiny_run import FEW, NETWORK, SETTINGS, configuration, script
 
@@ -82,7 +81,9 @@ def test_a_class_list_of_ones_own_is_a_config(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_cases_whose_ids_end_as_image_names_do_go_through_all_steps(tmp_path: Path) -> None:
     made = configuration("prepare", [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'made'}"])
-    generate_if_phantom(Settings.from_config(made))
+    settings = PrepareSettings.from_config(made)
+    assert settings.generator is not None
+    settings.generator.make(settings.executor)
     root = tmp_path / "FLARE23"
     for path in (tmp_path / "made" / "data" / "phantom-demo-0").rglob("*.nii.gz"):
         if path.parent.name == "truth":

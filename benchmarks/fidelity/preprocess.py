@@ -19,7 +19,7 @@ from rows import ABDOMEN, ABDOMEN_LABELS, NNUNET2, Row, counted, limited, stated
 from flare.core.geometry import Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
 from flare.core.volumes import read_image, write_image
-from flare.prepare.statistics import foreground_histogram, intensity_of
+from flare.prepare.intensity import foreground_histogram, intensity_of
 
 SPACING = (4.0, 1.2, 1.2)
 

@@ -10,7 +10,7 @@ import hydra
 from omegaconf import DictConfig
 
 from flare.core.classes import ClassList
-from flare.core.files import CONF as CONF
+from flare.core.conf import CONF as CONF
 
 if TYPE_CHECKING:
     from flare.rounds.ablation import Results, Trained

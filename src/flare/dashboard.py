@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from flare.core.checks import given_paths
 from flare.core.errors import FlareError
-from flare.core.limits import given_paths
 
 log = logging.getLogger(__name__)
 

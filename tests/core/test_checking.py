@@ -10,14 +10,19 @@ from omegaconf import DictConfig, OmegaConf
 from conftest import CONF
 from flare.core.cases import SPLITS
 from flare.core.checks import choice, limits, number, several, whole
+from flare.core.classes import RULES as OF_CLASSES
 from flare.core.errors import FlareError
-from flare.core.limits import RULES, check_values
+from flare.core.limits import RULES as OTHERS
+from flare.core.limits import check_values
 from flare.core.preprocessing import ORDERS
 from flare.data.spatial import IMAGE_INTERPOLATIONS, LABEL_INTERPOLATIONS
 from flare.evaluation.metrics import PROTOCOLS
-from flare.prepare.settings import Settings
+from flare.phantom.plan import RULES as OF_THE_PHANTOM
+from flare.prepare.settings import RULES as OF_PREPARE
+from flare.prepare.settings import PrepareSettings
 from flare.training.trainer import PRECISIONS
 
+RULES = OTHERS | OF_CLASSES | OF_PREPARE | OF_THE_PHANTOM
 MEANINGLESS = [
     "data.augmentation.label_interpolation=foo",
     "data.augmentation.image_interpolation=nearest",
@@ -29,6 +34,10 @@ MEANINGLESS = [
     "data.oversample_foreground=33",
     "data.tumor_fraction=-1",
     "data.interpolation=liner",
+    "data.interpolation=nearest",
+    "data.accept_removed=perhaps",
+    "executor.max_failed=2",
+    "classes.liver.role=bone",
     "data.percentiles=[99,1]",
     "data.percentiles=[0.5]",
     "data.percentiles=[1,1]",
@@ -81,7 +90,7 @@ def composed() -> DictConfig:
 
 
 def test_as_it_is_the_configuration_is_sound(composed: DictConfig, tmp_path: Path) -> None:
-    Settings.from_config(composed)
+    PrepareSettings.from_config(composed)
 
 
 @pytest.mark.parametrize("override", MEANINGLESS)
@@ -90,7 +99,7 @@ def test_a_value_that_means_nothing_is_refused_in_one_line(override: str, compos
     cfg = composed.copy()
     OmegaConf.update(cfg, key, yaml.safe_load(value), merge=False, force_add=True)
     with pytest.raises(FlareError) as refused:
-        Settings.from_config(cfg)
+        PrepareSettings.from_config(cfg)
     assert str(refused.value).startswith(key)
     assert "expected" in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from flare.core.errors import FlareError
 from flare.phantom.case import draw_case, generate_case, place
-from flare.phantom.cohort import generate_cohort
+from flare.phantom.generator import Phantom
 from flare.phantom.painting import PHASES
 from flare.phantom.placement import room_positions
 from flare.phantom.plan import CLASS_IDS, ORDERS, ORGANS, plan_cohort
@@ -58,7 +58,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def make(root: Path, **changes: Any) -> None:
-    generate_cohort(root, executor=LocalExecutor(workers=0, retries=0), **settings(**changes))
+    Phantom(root, settings(**changes)).make(LocalExecutor(workers=0, retries=0))
 
 
 def read(path: Path) -> tuple[sitk.Image, np.ndarray]:
@@ -333,9 +333,8 @@ def test_finished_cohort_is_left_alone_and_a_half_made_one_completed(tmp_path: P
 def test_recognising_a_finished_cohort_imports_no_array_library(cohort: Path) -> None:
     code = f"""
 import sys
-from pathlib import Path
-from flare.phantom import generate_cohort
-generate_cohort(Path({str(cohort)!r}), executor=None, **{settings()!r})
+from flare.phantom.generator import Phantom
+Phantom({str(cohort)!r}, {settings()!r}).make(None)
 print([m for m in ("numpy", "scipy", "SimpleITK", "torch") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

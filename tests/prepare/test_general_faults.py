@@ -125,9 +125,7 @@ def test_label_files_that_cannot_be_opened_stop_prepare(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", no_access)
-        with pytest.raises(
-            FlareError, match=r"label analysis: 3 of 8 cases .*Permission denied.*\(case c0\)"
-        ):
+        with pytest.raises(FlareError, match=r"caching: 3 of 8 cases .*Permission denied.*\(case c0\)"):
             prepare_cohort(build())
 
 

@@ -11,14 +11,12 @@ from flare.prepare.analysis import (
     Analysis,
     analyse_labels,
     class_counts,
-    count_labels,
     kind_counts,
     kind_of,
     write_label_analysis,
 )
 from flare.prepare.index import Entry
-from flare.runs.journal import Journal
-from flare.runs.work import LocalExecutor
+from flare.prepare.read import count_labels
 
 ORGANS = tuple(range(1, 14))
 
@@ -61,9 +59,9 @@ def test_an_id_outside_the_map_is_refused_with_the_id(tmp_path: Path, labels: Cl
         count_labels("a", path, labels, {"5": 1})
 
 
-def analyse(tmp_path: Path, labels: ClassList, *entries: Entry) -> Analysis:
-    journal = Journal(tmp_path / "journal.jsonl")
-    return analyse_labels(entries, labels, None, journal=journal, executor=LocalExecutor(0, 0))
+def analyse(labels: ClassList, *entries: Entry) -> Analysis:
+    values = {e.id: count_labels(e.id, e.label, labels, None) if e.label else {} for e in entries}
+    return analyse_labels(entries, values, labels)
 
 
 def entry(tmp_path: Path, case: str, *class_ids: int, annotates: tuple[int, ...] | None = None) -> Entry:
@@ -74,7 +72,7 @@ def entry(tmp_path: Path, case: str, *class_ids: int, annotates: tuple[int, ...]
 
 def test_only_label_files_are_read(tmp_path: Path, labels: ClassList) -> None:
     unlabeled = Entry("u", "train", tmp_path / "no_image.nii.gz")
-    found = analyse(tmp_path, labels, entry(tmp_path, "a", 1, 14), unlabeled)
+    found = analyse(labels, entry(tmp_path, "a", 1, 14), unlabeled)
     assert [(c.id, c.kind, c.present, c.annotated) for c in found.cases] == [
         ("a", "tumor", (1, 14), (1, 14)),
         ("u", "unlabeled", (), ()),
@@ -85,7 +83,7 @@ def test_a_source_says_that_an_absent_organ_was_looked_for(tmp_path: Path, label
     no_gallbladder = tuple(i for i in ORGANS if i != 9)
     declared = entry(tmp_path, "a", *no_gallbladder, annotates=ORGANS)
     silent = entry(tmp_path, "b", *no_gallbladder)
-    found = analyse(tmp_path, labels, declared, silent)
+    found = analyse(labels, declared, silent)
     assert [(c.kind, c.annotated) for c in found.cases] == [
         ("organs_complete", ORGANS),
         ("partial", no_gallbladder),
@@ -93,7 +91,7 @@ def test_a_source_says_that_an_absent_organ_was_looked_for(tmp_path: Path, label
 
 
 def test_a_class_beyond_the_source_is_kept_and_warned_of(tmp_path: Path, labels: ClassList) -> None:
-    found = analyse(tmp_path, labels, entry(tmp_path, "a", 1, 14, annotates=(1,)))
+    found = analyse(labels, entry(tmp_path, "a", 1, 14, annotates=(1,)))
     assert found.cases[0].annotated == (1, 14)
     assert "tumor" in found.warnings["a"][0]
 
@@ -101,14 +99,17 @@ def test_a_class_beyond_the_source_is_kept_and_warned_of(tmp_path: Path, labels:
 def test_an_empty_label_is_partial_with_a_warning_whatever_its_source(
     tmp_path: Path, labels: ClassList
 ) -> None:
-    found = analyse(tmp_path, labels, entry(tmp_path, "a", annotates=ORGANS))
+    empty = entry(tmp_path, "a", annotates=ORGANS)
+    found = analyse(labels, empty)
     assert (found.cases[0].kind, found.cases[0].annotated) == ("partial", ())
-    assert found.warnings == {"a": ["label file without any foreground"]}
+    assert empty.label is not None
+    counted = count_labels("a", empty.label, labels, None)
+    assert counted["warnings"] == ["label file without any foreground"]
 
 
 def test_the_report_has_volumes_zeros_and_unknowns(tmp_path: Path, labels: ClassList) -> None:
     complete = entry(tmp_path, "a", 1, annotates=(1, 2))
-    found = analyse(tmp_path, labels, complete, Entry("u", "train", tmp_path / "u.nii.gz"))
+    found = analyse(labels, complete, Entry("u", "train", tmp_path / "u.nii.gz"))
     write_label_analysis(tmp_path / "label_analysis.csv", found, labels)
     first, second = read_csv(tmp_path / "label_analysis.csv")
     assert (first["case"], first["split"], first["kind"]) == ("a", "train", "partial")
@@ -118,7 +119,7 @@ def test_the_report_has_volumes_zeros_and_unknowns(tmp_path: Path, labels: Class
 
 
 def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, labels: ClassList) -> None:
-    found = analyse(tmp_path, labels, entry(tmp_path, "a", 1))
+    found = analyse(labels, entry(tmp_path, "a", 1))
     plot = tmp_path / "label_analysis.png"
     write_label_analysis(plot.with_suffix(".csv"), found, labels)
     plot.write_bytes(b"kept")
@@ -127,7 +128,7 @@ def test_an_unchanged_report_is_not_drawn_again(tmp_path: Path, labels: ClassLis
 
 
 def test_counts_by_class_and_kind(tmp_path: Path, labels: ClassList) -> None:
-    found = analyse(tmp_path, labels, entry(tmp_path, "a", 1, 14), entry(tmp_path, "b", 1, 2))
+    found = analyse(labels, entry(tmp_path, "a", 1, 14), entry(tmp_path, "b", 1, 2))
     counts = class_counts(found.cases, labels)
     expected = np.zeros((14, 4), int)
     expected[0, 1] = expected[13, 1] = 1  # liver and tumor in the tumor case

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cohort_files import image_array, label_array, write, write_case, write_dicom
 from conftest import CONF
-from flare.core.cases import read_index, select_cases
+from flare.core.cases import Case, read_index, select_cases
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, stat_key
@@ -20,6 +20,7 @@ from flare.data.cache import open_array
 from flare.prepare import analysis as analysis_report
 from flare.prepare.cohort import analyse, prepare, prepare_cohort
 from flare.runs.folders import lock, prepared_folder
+from flare.runs.work import Executor
 
 ORGANS = tuple(range(1, 14))
 
@@ -423,16 +424,29 @@ def test_analysis_names_what_it_leaves_out(
     assert "case c is left out: image without a label" in told
 
 
-def test_the_phantom_is_made_before_it_is_indexed(
-    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+class Maker:
+    """A generator of somebody's own: of so many cases."""
+
+    def __init__(self, root: str, cases: int) -> None:
+        self.root, self.names = Path(root), [f"made{number}" for number in range(cases)]
+
+    def make(self, executor: Executor) -> None:
+        for name in self.names:
+            write_case(self.root, name, 1)
+
+    def planned_cases(self) -> list[Case]:
+        return [Case(name, self.root / name, None, "train", "partial", (), ()) for name in self.names]
+
+
+def test_a_generator_makes_the_cohort_before_it_is_listed_and_plans_it_without(
+    tmp_path: Path, build: Callable[..., DictConfig]
 ) -> None:
-    asked = {}
-
-    def generate_cohort(root: Path, **settings: object) -> None:
-        asked.update(settings)
-        write_case(root, "made", 1)
-
-    monkeypatch.setattr("flare.phantom.cohort.generate_cohort", generate_cohort)
-    cohort = prepare(build("data.name=phantom", "data.phantom.size=demo", "data.phantom.seed=3"))
-    assert [c.id for c in cohort.cases] == ["made"]
-    assert {k: v for k, v in asked.items() if k != "executor"} == {"size": "demo", "seed": 3}
+    given = {"_target_": f"{__name__}.Maker", "root": str(tmp_path), "cases": 2}
+    cfg = build()
+    cfg.data.generator = given
+    assert [c.id for c in analyse(cfg)] == ["made0", "made1"]
+    assert list(tmp_path.iterdir()) == []
+    assert [c.id for c in prepare(cfg).cases] == ["made0", "made1"]
+    cfg.data.generator = {**given, "size": 3}
+    with pytest.raises(FlareError, match=r"^data\.generator: .* does not take size"):
+        prepare(cfg)

@@ -6,6 +6,7 @@ import pytest
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.prepare.index import Index, build_index
+from flare.prepare.settings import CohortFiles
 
 
 def touch(root: Path, *names: str) -> None:
@@ -16,7 +17,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def build(root: Path, classes: ClassList, /, **data: Any) -> Index:
-    return build_index({"root": str(root), **data}, classes)
+    return build_index(CohortFiles.from_config({"root": str(root), **data}, classes))
 
 
 def test_the_challenge_layout_with_sub_folders(tmp_path: Path, labels: ClassList) -> None:
@@ -154,5 +155,6 @@ def test_paths_are_absolute_so_that_the_index_holds_from_anywhere(
     touch(tmp_path, "un/a_0000.nii.gz")
     monkeypatch.chdir(tmp_path)
     for root in (".", None):
-        (entry,) = build_index({"root": root, "unlabeled_images": "un"}, labels).entries
+        files = CohortFiles.from_config({"root": root, "unlabeled_images": "un"}, labels)
+        (entry,) = build_index(files).entries
         assert entry.image == tmp_path / "un/a_0000.nii.gz"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flare.core.errors import FlareError
-from flare.prepare.settings import Estimate, duration, estimate, require_room, size
+from flare.prepare.estimate import Estimate, duration, estimate, require_room, size
 
 
 def test_the_estimate_comes_from_file_sizes(tmp_path: Path) -> None:
@@ -14,16 +14,16 @@ def test_the_estimate_comes_from_file_sizes(tmp_path: Path) -> None:
     packed, raw = tmp_path / "a.nii.gz", tmp_path / "b.nii"
     packed.write_bytes(bytes(10**6))  # no image at all: nothing looks into it
     raw.write_bytes(bytes(10**6))
-    found = estimate([packed, raw], [packed], (2.0, 2.0, 2.0), workers=2)
-    assert found.cases == 3
-    assert found.disk_bytes == 300_000
-    assert found.seconds == pytest.approx((2.5 * 0.05 + 3 * 0.02) / 2)
+    found = estimate([packed, raw], (2.0, 2.0, 2.0), workers=2, is_cached=True)
+    assert (found.cases, found.disk_bytes) == (2, 300_000)
+    assert found.seconds == pytest.approx((1.5 * 0.05 + 2 * 0.02) / 2)
+    assert estimate([packed], (2.0, 2.0, 2.0), workers=2, is_cached=False).disk_bytes == 0
 
 
 def test_no_case_counts_more_than_a_body(tmp_path: Path) -> None:
     with (tmp_path / "a.nii").open("wb") as stream:
         stream.truncate(10**12)  # sparse: takes no room
-    assert estimate([tmp_path / "a.nii"], [], (2.0, 2.0, 2.0), workers=1).disk_bytes == 30e6 / 8
+    assert estimate([tmp_path / "a.nii"], (2.0, 2.0, 2.0), 1, is_cached=True).disk_bytes == 30e6 / 8
 
 
 def test_a_series_counts_by_its_slices_and_a_missing_file_not_at_all(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_series_counts_by_its_slices_and_a_missing_file_not_at_all(tmp_path: P
     for number in range(4):
         (tmp_path / "s" / f"{number}.dcm").write_bytes(bytes(500_000))
     paths = [tmp_path / "s", tmp_path / "gone.nii.gz"]
-    assert estimate(paths, [], (2.0, 2.0, 2.0), workers=1).disk_bytes == 200_000
+    assert estimate(paths, (2.0, 2.0, 2.0), 1, is_cached=True).disk_bytes == 200_000
 
 
 def test_too_little_room_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

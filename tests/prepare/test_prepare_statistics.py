@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flare.core.errors import FlareError
-from flare.prepare.statistics import (
+from flare.prepare.intensity import (
     foreground_histogram,
     intensity_of,
     pool,

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from flare.convert.export import export_folder
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import read_network
+from flare.core.checks import given_paths
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError
-from flare.core.limits import given_paths
 from flare.core.preprocessing import ORDERS, Intensity
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import KEY, write_weights_file

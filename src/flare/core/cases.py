@@ -15,6 +15,7 @@ from flare.core.files import read_csv, write_csv
 SPLITS = ("train", "validation", "test")
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
 SELECTIONS = ("organs_complete", "tumor", "labeled", "all")
+SOURCES = "[{match: <glob>, annotates: [<class>, ...]}, ...]"
 COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
 
 
@@ -122,11 +123,14 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) 
     Raises:
         FlareError: If an item lacks a key or names an unknown class.
     """
+    if not isinstance(given or [], Sequence):
+        raise FlareError(f"data.sources={given}: expected {SOURCES}")
     sources = []
     for number, item in enumerate(given or ()):
-        if set(item) != {"match", "annotates"}:
+        is_one = isinstance(item, Mapping) and set(item) == {"match", "annotates"}
+        if not is_one or isinstance(item["annotates"], str) or not isinstance(item["annotates"], Sequence):
             raise FlareError(
-                f"data.sources[{number}]: expected the keys match and annotates, given {sorted(item)}"
+                f"data.sources[{number}]: expected the keys match and annotates, as {SOURCES}; given {item}"
             )
         try:
             annotates = tuple(sorted(classes.id_of(str(name)) for name in item["annotates"]))
@@ -171,6 +175,8 @@ def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[
     """
     if not given:
         return None
+    if not isinstance(given, Mapping):
+        raise FlareError(f"data.label_map={given}: expected {{<from>: <to>, ..., rest: 0}}")
     table = {}
     for key, value in given.items():
         text = str(key).strip()

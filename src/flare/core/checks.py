@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+
+from flare.core.errors import FlareError
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,15 @@ class Rule:
 
     holds: Callable[[Any], bool]
     expected: str
+
+    def require(self, key: str, value: Any) -> None:
+        """Refuse a value of a config key that is not such.
+
+        Raises:
+            FlareError: Naming the key, what was given and what was expected.
+        """
+        if not self.holds(value):
+            raise FlareError(f"{key}={value}: expected {self.expected}")
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Rule:
@@ -79,3 +93,43 @@ SHARE = number(0, 1)
 COUNT = whole(1)
 POSITIVE = number(0, above=True)
 NOT_NEGATIVE = number(0)
+
+
+def check_values(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Refuse, before any work, a value that means nothing.
+
+    Args:
+        cfg: Configuration of any script, or plain values.
+        rules: Key -> rule; `*` stands for any key. A key that is absent or `???` is not asked for.
+
+    Raises:
+        FlareError: Naming the first such key, what was given and what was expected.
+    """
+    for pattern, rule in rules.items():
+        for key, value in _values(cfg, pattern.split(".")):
+            rule.require(key, value)
+
+
+def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that a pattern stands for, and their plain values."""
+    if not parts:
+        yield path, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        return
+    if not isinstance(node, Mapping):
+        raise FlareError(f"{path}={node}: expected a section with the key {parts[0]}")
+    head, *rest = parts
+    for key in list(node) if head == "*" else [head]:
+        if key in node and not (OmegaConf.is_config(node) and OmegaConf.is_missing(node, key)):
+            yield from _values(node[key], rest, f"{path}.{key}" if path else str(key))
+
+
+def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
+    """Paths that a command cannot do without.
+
+    Raises:
+        FlareError: Naming the first that is not given.
+    """
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key) or not cfg[key]:
+            raise FlareError(f"{key}: not given; expected {key}=<path>")
+    return [Path(cfg[key]) for key in keys]

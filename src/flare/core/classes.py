@@ -7,8 +7,16 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from flare.core.checks import FLAG, NOT_NEGATIVE, check_values, choice, whole
 from flare.core.errors import FlareError
 
+RULES = {
+    "classes.*.id": whole(1, 255),
+    "classes.*.role": choice("organ", "tumor"),
+    "classes.*.tolerance_mm": NOT_NEGATIVE,
+    "classes.*.slice_range": FLAG,
+    "classes.*.tube": FLAG,
+}
 TARGETS = ("organs", "tumor", "organs_tumor")
 
 
@@ -46,14 +54,11 @@ class ClassList:
 
     def __post_init__(self) -> None:
         ids = [c.id for c in self.entries]
-        if len(set(ids)) != len(ids) or any(not 1 <= i <= 255 for i in ids):
-            raise FlareError(f"classes: ids must be distinct and in 1..255, given {ids}")
+        if len(set(ids)) != len(ids):
+            raise FlareError(f"classes: ids must be distinct, given {ids}")
         shorts = [c.short for c in self.entries]
         if len(set(shorts)) != len(shorts):
             raise FlareError(f"classes: short names must be distinct, they name columns; given {shorts}")
-        for c in self.entries:
-            if c.role not in ("organ", "tumor"):
-                raise FlareError(f"classes.{c.name}.role: expected organ or tumor, given {c.role!r}")
         if sum(c.role == "tumor" for c in self.entries) > 1:
             raise FlareError("classes: at most one class may have the role tumor")
 
@@ -62,9 +67,9 @@ class ClassList:
         """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}.
 
         Raises:
-            FlareError: If a class lacks a key other than `tube`, or ids, short names or roles are not as they
-                must be.
+            FlareError: If a class lacks a key other than `tube`, or a value is not as it must be.
         """
+        check_values({"classes": classes}, RULES)
         for name, given in classes.items():
             missing = [f.name for f in fields(LabelClass) if f.name not in (*given, "name", "tube")]
             if missing:

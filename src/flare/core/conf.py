@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -15,6 +16,8 @@ from omegaconf import DictConfig
 from flare.core.errors import FlareError
 
 log = logging.getLogger(__name__)
+PACKAGED = Path(__file__).parents[1] / "conf"
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # of a checkout
 
 
 def build_part(part: DictConfig, key: str, **arguments: Any) -> Any:

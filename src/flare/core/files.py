@@ -22,8 +22,6 @@ GENERAL_FAULTS = (
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EROFS, errno.EMFILE, errno.ENFILE),
 )
-PACKAGED = Path(__file__).parents[1] / "conf"
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # of the wheel, or the checkout
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from flare.core import checks
 from flare.core.checks import (
     COUNT,
     FLAG,
@@ -22,14 +20,6 @@ from flare.core.checks import (
     several,
     whole,
 )
-from flare.core.errors import FlareError
-
-
-def _are_sources(value: Any) -> bool:
-    items = [] if value is None else value
-    return isinstance(items, list) and all(
-        isinstance(item, dict) and isinstance(item.get("annotates", []), list) for item in items
-    )
 
 
 def _are_names(value: Any) -> bool:
@@ -66,21 +56,6 @@ RULES: dict[str, Rule] = {
     "protocol": choice("flare23", "corrected", "present"),
     "round.init": choice("fresh", "teacher"),
     "validation.nsd": FLAG,
-    "classes.*.id": whole(1, 255),
-    "classes.*.tolerance_mm": NOT_NEGATIVE,
-    "classes.*.slice_range": FLAG,
-    "classes.*.tube": FLAG,
-    "executor.max_failed": SHARE,
-    "data.accept_removed": FLAG,
-    "data.sources": Rule(_are_sources, "a list of {match: <glob>, annotates: [<class>, ...]}"),
-    "data.label_map": Rule(
-        lambda value: value is None or isinstance(value, dict), "{<from>: <to>, ..., rest: 0}"
-    ),
-    "data.scoring.split": choice("train", "validation", "test"),
-    "data.scoring.protocol": choice("flare23", "corrected", "present"),
-    "data.spacing_mm": several(3, POSITIVE),
-    "data.interpolation": choice("linear", "cubic", "nnunet"),
-    "data.percentiles": limits(0, 100, apart=True),
     "data.patch_size": several(3, COUNT),
     "data.batch_size": COUNT,
     "data.oversample_foreground": SHARE,
@@ -99,20 +74,6 @@ RULES: dict[str, Rule] = {
     "data.augmentation.mirror.axes": Rule(_are_axes, "a list of some of z, y, x"),
     **{f"data.augmentation.{name}.probability": SHARE for name in AUGMENTATIONS},
     **{f"data.augmentation.{n}.{key}": r for n, rules in AUGMENTATIONS.items() for key, r in rules.items()},
-    "data.phantom.seed": whole(0),
-    "data.phantom.counts.*": whole(0, 999),
-    "data.phantom.grids.*.in_plane_mm": limits(0),
-    "data.phantom.grids.*.slice_mm": limits(0),
-    "data.phantom.grids.*.matrix": optional(COUNT),
-    "data.phantom.tumors.diameter_mm": limits(0),
-    "data.phantom.tumors.minimum_mm": NOT_NEGATIVE,
-    "data.phantom.tumors.contrast_hu": limits(),
-    "data.phantom.tumors.isodense": SHARE,
-    "data.phantom.tumors.hosts.*": NOT_NEGATIVE,
-    "data.phantom.tumors.secondary": SHARE,
-    "data.phantom.tumors.secondary_diameter_mm": limits(0),
-    "data.phantom.deformation_mm": NOT_NEGATIVE,
-    "data.phantom.noise_hu": limits(0),
     "labels.dilation_mm": NOT_NEGATIVE,
     "labels.tumor_inside_fraction": SHARE,
     "labels.constrain_unlabeled": FLAG,
@@ -166,49 +127,6 @@ RULES: dict[str, Rule] = {
 
 
 def check_values(cfg: Mapping[str, Any], groups: Collection[str] | None = None) -> None:
-    """Refuse, before any work, a value that means nothing.
-
-    Args:
-        cfg: Configuration of any script, or plain values.
-        groups: First parts of the keys to look at; by default all.
-
-    Raises:
-        FlareError: Naming the first such key, what was given and what was expected.
-    """
-    for pattern, rule in RULES.items():
-        parts = pattern.split(".")
-        if groups is not None and parts[0] not in groups:
-            continue
-        for key, value in _values(cfg, parts):
-            if not rule.holds(value):
-                raise FlareError(f"{key}={value}: expected {rule.expected}")
-    phantom = cfg.get("data", {}).get("phantom") if groups is None else None
-    if phantom is not None and "grids" in phantom and phantom["size"] not in phantom["grids"]:
-        raise FlareError(
-            f"data.phantom.size={phantom['size']}: expected one of {', '.join(phantom['grids'])}"
-        )
-
-
-def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys that a pattern stands for, and their plain values; what is absent or `???` is left out."""
-    if not parts:
-        yield path, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        return
-    if not isinstance(node, Mapping):
-        raise FlareError(f"{path}={node}: expected a section with the key {parts[0]}")
-    head, *rest = parts
-    for key in list(node) if head == "*" else [head]:
-        if key in node and not OmegaConf.is_missing(node, key):
-            yield from _values(node[key], rest, f"{path}.{key}" if path else str(key))
-
-
-def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
-    """Paths that a command cannot do without.
-
-    Raises:
-        FlareError: Naming the first that is not given.
-    """
-    for key in keys:
-        if OmegaConf.is_missing(cfg, key) or not cfg[key]:
-            raise FlareError(f"{key}: not given; expected {key}=<path>")
-    return [Path(cfg[key]) for key in keys]
+    """Refuse a value that means nothing, see `checks.check_values`; of `groups` alone, if given."""
+    rules = {k: rule for k, rule in RULES.items() if groups is None or k.split(".")[0] in groups}
+    checks.check_values(cfg, rules)

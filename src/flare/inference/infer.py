@@ -9,10 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from flare.core.checks import given_paths
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
-from flare.core.limits import check_values, given_paths
+from flare.core.limits import check_values
 from flare.core.volumes import find_images, unique_cases
 from flare.inference.predict import predict_cases
 from flare.inference.settings import InferenceSettings

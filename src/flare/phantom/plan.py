@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare.core.errors import FlareError
+from flare.core.checks import COUNT, NOT_NEGATIVE, SHARE, check_values, choice, limits, optional, whole
 
 VERSION = 1  # raised when the generator makes other voxels of the same settings
 
@@ -17,6 +17,23 @@ ORGANS = (
     "left_adrenal_gland", "gallbladder", "esophagus", "stomach", "duodenum", "left_kidney",
 )  # fmt: skip
 TUMOR = "tumor"
+HOSTS = (*ORGANS, "outside")
+RULES = {
+    "data.phantom.seed": whole(0),
+    "data.phantom.counts.*": whole(0, 999),
+    "data.phantom.grids.*.in_plane_mm": limits(0),
+    "data.phantom.grids.*.slice_mm": limits(0),
+    "data.phantom.grids.*.matrix": optional(COUNT),
+    "data.phantom.tumors.diameter_mm": limits(0),
+    "data.phantom.tumors.minimum_mm": NOT_NEGATIVE,
+    "data.phantom.tumors.contrast_hu": limits(),
+    "data.phantom.tumors.isodense": SHARE,
+    "data.phantom.tumors.hosts.*": NOT_NEGATIVE,
+    "data.phantom.tumors.secondary": SHARE,
+    "data.phantom.tumors.secondary_diameter_mm": limits(0),
+    "data.phantom.deformation_mm": NOT_NEGATIVE,
+    "data.phantom.noise_hu": limits(0),
+}
 CLASS_IDS = {name: number for number, name in enumerate((*ORGANS, TUMOR), start=1)}
 
 # First case number of each kind: growing one kind renames no case of another.
@@ -69,7 +86,13 @@ def plan_cohort(
     Raises:
         FlareError: If a key has a value that means nothing.
     """
-    _check(size, counts, grids, tumors)
+    given = {"size": size, "seed": seed, "counts": counts, "grids": grids, "tumors": tumors}
+    given |= {"deformation_mm": deformation_mm, "noise_hu": noise_hu}
+    check_values({"data": {"phantom": given}}, RULES)
+    choice(*grids).require("data.phantom.size", size)
+    for key, known, names in (("counts", FIRST_NUMBER, counts), ("tumors.hosts", HOSTS, tumors["hosts"])):
+        for name in names:
+            choice(*known).require(f"data.phantom.{key}", name)
     third = sorted(Path(extra_anatomy).glob("*_totalsegmentator.nii.gz")) if extra_anatomy else []
     plan = {}
     for kind, first in FIRST_NUMBER.items():
@@ -87,20 +110,6 @@ def plan_cohort(
                 **_findings(draw, kind, k, tumors),
             }
     return plan
-
-
-def _check(size: str, counts: Mapping[str, int], grids: Mapping[str, Any], tumors: Mapping[str, Any]) -> None:
-    """Refuse settings that mean nothing."""
-    if size not in grids:
-        raise FlareError(f"data.phantom.size: expected one of {sorted(grids)}, given {size!r}")
-    unknown = set(counts) - set(FIRST_NUMBER)
-    if unknown or any(n < 0 or n > 999 for n in counts.values()):
-        raise FlareError(
-            f"data.phantom.counts: expected 0 to 999 of {list(FIRST_NUMBER)}, given {dict(counts)}"
-        )
-    unknown = set(tumors["hosts"]) - {*ORGANS, "outside"}
-    if unknown:
-        raise FlareError(f"data.phantom.tumors.hosts: expected organs or outside, given {sorted(unknown)}")
 
 
 def _scan(

@@ -1,9 +1,7 @@
-"""Label analysis: which classes each case has, and so how complete its labels are. Reads label files only."""
+"""Label analysis: which classes each case has, and so how complete its labels are."""
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +13,7 @@ import numpy as np
 from flare.core.cases import KINDS, Case
 from flare.core.classes import ClassList
 from flare.core.files import atomic, write_csv
-from flare.core.volumes import read_labels
 from flare.prepare.index import Entry
-from flare.prepare.read import collected_warnings
-from flare.runs.journal import Journal
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Executor, run_cases
-
-log = logging.getLogger(__name__)
-EMPTY_LABEL = "label file without any foreground"
 
 
 @dataclass
@@ -31,46 +21,14 @@ class Analysis:
     """What the label files of a cohort hold.
 
     Args:
-        cases: Every case whose label file could be read, or that has none.
+        cases: Every case that can be used.
         volumes_ml: Case id to class id to millilitres, for labelled cases; classes with no voxel are absent.
-        warnings: Case id to what was odd about its label.
-        failures: Cases refused for their label file.
+        warnings: Case id to what does not fit what its source declares.
     """
 
     cases: list[Case] = field(default_factory=list)
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
-    failures: list[Outcome] = field(default_factory=list)
-
-
-def count_labels(
-    case: str, label: Path, classes: ClassList, label_map: Mapping[str, int] | None
-) -> dict[str, Any]:
-    """Count the voxels of each class in one label file.
-
-    Args:
-        case: The case id, for messages.
-        label: The label file.
-        classes: The class list.
-        label_map: Renumbering of the file's ids.
-
-    Returns:
-        Plain values: `voxels` (class id as text -> count), `voxel_ml`, `warnings`.
-
-    Raises:
-        CaseError: If the file is unreadable or holds values outside the class list.
-    """
-    with collected_warnings() as warnings:
-        volume = read_labels(label, classes, label_map, case)
-    counts = np.bincount(volume.array.reshape(-1), minlength=1)
-    voxels = {str(i): int(counts[i]) for i in np.flatnonzero(counts) if i > 0}
-    if not voxels:
-        warnings.append(EMPTY_LABEL)
-    return {
-        "voxels": voxels,
-        "voxel_ml": math.prod(volume.geometry.spacing_mm) / 1000,
-        "warnings": warnings,
-    }
 
 
 def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
@@ -94,49 +52,28 @@ def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList
 
 
 def analyse_labels(
-    entries: Sequence[Entry],
-    classes: ClassList,
-    label_map: Mapping[str, int] | None,
-    *,
-    journal: Journal,
-    executor: Executor,
+    entries: Sequence[Entry], values: Mapping[str, Mapping[str, Any]], classes: ClassList
 ) -> Analysis:
-    """Look into every label file that is new or changed.
+    """Say how complete the labels of each case are.
 
     Args:
         entries: The cohort as found on disk.
+        values: Case id -> as `read.count_labels`, of the cases that can be used.
         classes: The class list.
-        label_map: Renumbering of the files' ids.
-        journal: What was looked into before.
-        executor: Where the work runs.
 
     Returns:
-        The cohort's cases, in the order of `entries`.
+        The cases that can be used, in the order of `entries`.
     """
-    config = {"classes": classes.ids, "label_map": label_map}
-    labelled = {e.id: e.label for e in entries if e.label is not None}
-    jobs = {
-        case: {"case": case, "label": path, "classes": classes, "label_map": label_map}
-        for case, path in labelled.items()
-        if not journal.is_current(case, {"label": path}, config)
-    }
     found = Analysis()
-    for outcome in run_cases(count_labels, jobs, executor=executor, description="label analysis"):
-        if outcome.error is None:
-            journal.record(outcome.case_id, {"label": labelled[outcome.case_id]}, config, {}, outcome.value)
-        else:
-            found.failures.append(outcome)
-    refused = {f.case_id for f in found.failures}
     for entry in entries:
-        if entry.id not in refused:
-            values = journal.values(entry.id) if entry.label is not None else None
-            _add(found, entry, values, classes)
+        if entry.id in values:
+            _add(found, entry, values[entry.id], classes)
     return found
 
 
-def _add(found: Analysis, entry: Entry, values: Mapping[str, Any] | None, classes: ClassList) -> None:
+def _add(found: Analysis, entry: Entry, values: Mapping[str, Any], classes: ClassList) -> None:
     """Add one case, with what its label file holds."""
-    if values is None:
+    if entry.label is None:
         found.cases.append(Case(entry.id, entry.image, None, entry.split, "unlabeled", (), ()))
         return
     voxels = {int(k): n for k, n in values["voxels"].items()}
@@ -144,12 +81,9 @@ def _add(found: Analysis, entry: Entry, values: Mapping[str, Any] | None, classe
     # an empty label file tells nothing, whatever its source declares
     annotated = present | declared if present else set()
     found.volumes_ml[entry.id] = {k: n * values["voxel_ml"] for k, n in voxels.items()}
-    warnings = list(values["warnings"])
     if entry.annotates is not None and present - declared:
         names = ", ".join(classes.name_of(c) for c in sorted(present - declared))
-        warnings.append(f"has classes that data.sources does not declare for it: {names}")
-    if warnings:
-        found.warnings[entry.id] = warnings
+        found.warnings[entry.id] = [f"has classes that data.sources does not declare for it: {names}"]
     found.cases.append(
         Case(
             id=entry.id,

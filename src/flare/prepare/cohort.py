@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, write_index
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
+from flare.core.files import write_csv
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.gone import require_present
-from flare.prepare.index import Index, build_index, check_folders
-from flare.prepare.read import (
-    FAILED,
-    OK,
-    REFUSED,
-    WARNING,
-    Finding,
-    read_cases,
-    recorded_warnings,
-    write_integrity,
-)
-from flare.prepare.settings import Settings
-from flare.prepare.statistics import pool, write_statistics
+from flare.prepare.index import CohortFiles, Index, build_index, require_present
+from flare.prepare.intensity import pool, write_statistics
+from flare.prepare.read import count_cases, read_cases
+from flare.prepare.settings import PrepareSettings
 from flare.runs.folders import PreparedFolder, lock
-from flare.runs.journal import Journal
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
 from flare.runs.work import console
 
 log = logging.getLogger(__name__)
+COLUMNS = ("case", "path", "status", "reason")
+OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of `integrity.csv`.
+
+    Args:
+        case: The case.
+        path: Its image, or the file at fault.
+        status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
+            tried again).
+        reason: What was found, empty if nothing.
+    """
+
+    case: str
+    path: Path
+    status: str
+    reason: str = ""
+
+
+def write_integrity(path: Path, findings: Sequence[Finding]) -> None:
+    """Write `integrity.csv`, the refused first."""
+    order = (REFUSED, FAILED, WARNING, OK)
+    ranked = sorted(findings, key=lambda f: (order.index(f.status), f.case, str(f.path)))
+    write_csv(path, [vars(f) for f in ranked], COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -95,47 +113,43 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
         FlareError: If a configuration cannot be; if files are gone that the last start saw; or if a step
             failed in general, see `outcomes.stop_on_faults`: index and statistics stay as they were.
     """
-    settings = Settings.from_config(cfg)
-    check_folders(settings.data)
+    settings = PrepareSettings.from_config(cfg)
     with lock(settings.folder.root, wait=True):  # jobs of a sweep share it; the first prepares, the rest find
         return _prepare(settings)
 
 
-def _prepare(settings: Settings) -> Cohort:
+def _prepare(settings: PrepareSettings) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
     try:
-        generate_if_phantom(settings)
-        index = _list(settings)
-        if settings.data["name"] != "phantom":  # whose files are made again
-            accept_removed = bool(settings.data.get("accept_removed"))
-            require_present(index, settings.folder.seen, accept_removed=accept_removed)
-        analysis = _analyse(settings, index, settings.folder.journal("analysis"))
-        failures = [*_index_failures(index), *analysis.failures]
-        labelled = {e.id for e in index.entries if e.label is not None}
-        stop_on_faults(failures, "prepare, label analysis", labelled, settings.max_failed, index.groups)
-        outcomes = read_cases(settings, analysis.cases)
+        if settings.generator is not None:
+            settings.generator.make(settings.executor)
+        index = _list(settings.files)
+        if settings.generator is None:  # one's files are made again
+            require_present(index, settings.folder.seen, accept_removed=settings.accept_removed)
+        failures, ids = _index_failures(index), [e.id for e in index.entries]
+        stop_on_faults(failures, "prepare, listing files", ids, settings.max_failed, index.groups)
+        read = read_cases(settings, index.entries)
     finally:
         settings.executor.close()
-    unreadable = [o for o in outcomes if o.error is not None]
-    refused = {o.case_id for o in unreadable}
-    kept = replace(analysis, cases=[c for c in analysis.cases if c.id not in refused])
-    failures += unreadable
-    write_integrity(settings.folder.integrity, _findings(settings.folder, index, kept, failures))
-    for step, is_trained in (("checking held-out cases", False), ("caching", True)):
-        read = {c.id for c in analysis.cases if (c.split == "train") == is_trained}
-        stop_on_faults(failures, f"prepare, {step}", read, settings.max_failed, index.groups)
-    write_index(settings.folder.index, kept.cases)
-    write_label_analysis(settings.folder.label_analysis, kept, settings.classes)
-    intensity = _statistics(settings, kept.cases, failures)
-    if outcomes:
-        print_label_analysis(kept.cases, settings.classes)
-    return Cohort(settings.folder, kept.cases, failures, intensity, sorted(o.case_id for o in outcomes))
+    analysis = analyse_labels(index.entries, read.values, settings.classes)
+    failures += read.failures
+    write_integrity(settings.folder.integrity, _findings(index, analysis, read.values, failures))
+    for step, is_trained in (("caching", True), ("checking held-out cases", False)):
+        chosen = [e.id for e in index.entries if (e.split == "train") == is_trained]
+        stop_on_faults(failures, f"prepare, {step}", chosen, settings.max_failed, index.groups)
+    write_index(settings.folder.index, analysis.cases)
+    write_label_analysis(settings.folder.label_analysis, analysis, settings.classes)
+    intensity = _statistics(settings, analysis.cases, failures)
+    tried = sorted([*read.processed, *(f.case_id for f in read.failures)])
+    if tried:
+        print_label_analysis(analysis.cases, settings.classes)
+    return Cohort(settings.folder, analysis.cases, failures, intensity, tried)
 
 
 def analyse(cfg: DictConfig) -> list[Case]:
     """List the cases of a cohort with their kinds, from folder listings and label files alone.
 
-    Writes nothing. The embedded cohort is told from its plan, whether it is made or not.
+    Writes nothing. A cohort that is generated is told from its plan, whether it is made or not.
 
     Args:
         cfg: As for `prepare`.
@@ -143,54 +157,28 @@ def analyse(cfg: DictConfig) -> list[Case]:
     Returns:
         The cases whose label file, if any, can be used.
     """
-    settings = Settings.from_config(cfg)
-    if settings.data["name"] == "phantom":
-        from flare.phantom.cohort import planned_cases
-
-        return planned_cases(_phantom_root(settings), **settings.data["phantom"])
+    settings = PrepareSettings.from_config(cfg)
+    if settings.generator is not None:
+        return settings.generator.planned_cases()
     try:
-        index = _list(settings)
-        analysis = _analyse(settings, index, settings.folder.journal("analysis", is_kept=False))
+        index = _list(settings.files)
+        values, failures = count_cases(settings, index.entries)
     finally:
         settings.executor.close()
-    for failure in _index_failures(index) + analysis.failures:
+    for failure in _index_failures(index) + failures:
         # on the console only: reasons name files, and log files hold case ids alone
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
-    print_label_analysis(analysis.cases, settings.classes)
-    return analysis.cases
+    cases = analyse_labels(index.entries, values, settings.classes).cases
+    print_label_analysis(cases, settings.classes)
+    return cases
 
 
-def generate_if_phantom(settings: Settings) -> None:
-    """Make the embedded cohort before it is indexed, if it is the one that was asked for."""
-    if settings.data["name"] == "phantom":
-        from flare.phantom.cohort import generate_cohort
-
-        generate_cohort(_phantom_root(settings), **settings.data["phantom"], executor=settings.executor)
-
-
-def _phantom_root(settings: Settings) -> Path:
-    return Path(settings.data["root"]).expanduser()
-
-
-def _list(settings: Settings) -> Index:
+def _list(files: CohortFiles) -> Index:
     """List the files."""
-    index = build_index(settings.data, settings.classes)
+    index = build_index(files)
     if not index.entries and not index.problems:
-        raise FlareError(
-            f"data.root: no image in any of the cohort's folders below {settings.data.get('root')}"
-        )
+        raise FlareError(f"data.root: no image in any of the cohort's folders below {files.root}")
     return index
-
-
-def _analyse(settings: Settings, index: Index, journal: Journal) -> Analysis:
-    """Look into the labels."""
-    return analyse_labels(
-        index.entries,
-        settings.classes,
-        settings.label_map,
-        journal=journal,
-        executor=settings.executor,
-    )
 
 
 def _index_failures(index: Index) -> list[Outcome]:
@@ -200,7 +188,7 @@ def _index_failures(index: Index) -> list[Outcome]:
 
 
 def _findings(
-    folder: PreparedFolder, index: Index, kept: Analysis, failures: Sequence[Outcome]
+    index: Index, analysis: Analysis, values: Mapping[str, Mapping[str, Any]], failures: Sequence[Outcome]
 ) -> list[Finding]:
     """Rows of `integrity.csv`: what became of every file that was found."""
     found = [Finding(p.id, p.path, REFUSED, p.reason) for p in index.problems]
@@ -210,14 +198,15 @@ def _findings(
         for f in failures
         if f.case_id in images
     ]
-    seen = recorded_warnings(folder, kept.cases)
-    for case in kept.cases:
-        reasons = dict.fromkeys([*kept.warnings.get(case.id, []), *seen[case.id]])
+    for case in analysis.cases:
+        reasons = dict.fromkeys([*values[case.id]["warnings"], *analysis.warnings.get(case.id, [])])
         found.append(Finding(case.id, case.image, WARNING if reasons else OK, "; ".join(reasons)))
     return found
 
 
-def _statistics(settings: Settings, cases: Sequence[Case], failures: Sequence[Outcome]) -> Intensity | None:
+def _statistics(
+    settings: PrepareSettings, cases: Sequence[Case], failures: Sequence[Outcome]
+) -> Intensity | None:
     """Pool the intensities of the labelled training cases."""
     path = settings.folder.statistics
     labelled = [c for c in cases if c.split == "train" and c.present]
@@ -227,4 +216,4 @@ def _statistics(settings: Settings, cases: Sequence[Case], failures: Sequence[Ou
             path.unlink(missing_ok=True)
         return None
     histogram = pool(settings.folder.histogram(c.id) for c in labelled)
-    return write_statistics(path, histogram, len(labelled), settings.data["percentiles"])
+    return write_statistics(path, histogram, len(labelled), settings.percentiles)

@@ -9,21 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flare.core.cases import Source, read_sources, source_of
-from flare.core.classes import ClassList
+from flare.core.cases import Source, source_of
 from flare.core.errors import FlareError
+from flare.core.files import read_json, write_json
 from flare.core.volumes import case_id, find_images, strip_extension
+from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
 
 log = logging.getLogger(__name__)
 
-# config keys of the folders of each group of cases: images, labels, split
-FOLDERS = (
-    ("labeled_images", "labels", "train"),
-    ("unlabeled_images", None, "train"),
-    ("validation_images", "validation_labels", "validation"),
-    ("test_images", "test_labels", "test"),
-)
-REQUIRED = ("labeled_images", "labels")  # the others may be absent from a copy of the challenge's data
+NAMED = 10  # paths that a message names
 
 
 @dataclass(frozen=True)
@@ -75,93 +69,42 @@ class Index:
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def build_index(data: Mapping[str, Any], classes: ClassList) -> Index:
+def build_index(files: CohortFiles) -> Index:
     """List the cases of a cohort.
-
-    Args:
-        data: `cfg.data`: `root`, the folders of `FOLDERS` (each null, a path or a list of paths, relative
-            to the root, searched recursively), `cases` (case id -> {image, label, split} for files that no
-            folder and name rule can pair) and `sources`.
-        classes: The class list, for the names in `sources`.
 
     Returns:
         Entries ordered by split and id, and the refused cases: two of the same id, an image without its
         label, a label without its image.
 
     Raises:
-        FlareError: If a required folder is missing, or a source names no class.
+        FlareError: If a required folder is missing, or a path of `data.cases`.
     """
-    sources = read_sources(data.get("sources"), classes)
-    root = _root(data)
     found = Index()
     for images_key, labels_key, split in FOLDERS:
-        images = _collect(found, root, data, images_key)
-        targets = _collect(found, root, data, labels_key, images) if labels_key else {}
+        images = _collect(found, files, images_key)
+        targets = _collect(found, files, labels_key, images) if labels_key else {}
         _pair(found, images, targets, split, must_have_label=images_key in REQUIRED)
-    found.entries += _explicit(root, data.get("cases") or {})
+    found.entries += _explicit(files)
     _refuse_duplicates(found)
     found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
     found.problems.sort(key=lambda p: p.id)
-    _declare(found, sources)
+    _declare(found, files.sources)
     return found
-
-
-def check_folders(data: Mapping[str, Any]) -> None:
-    """Refuse, before any work, a cohort whose required folders are missing.
-
-    Args:
-        data: As for `build_index`. The phantom's folders are made.
-
-    Raises:
-        FlareError: Naming the key.
-    """
-    for key in REQUIRED if data["name"] != "phantom" else ():
-        folders_of(_root(data), data.get(key), key)
-
-
-def _root(data: Mapping[str, Any]) -> Path:
-    """What the folders of a cohort are relative to."""
-    return Path(str(data.get("root") or ".")).expanduser().absolute()
-
-
-def folders_of(root: Path, value: Any, key: str) -> list[Path]:
-    """Existing folders of one config value.
-
-    Args:
-        root: What relative paths start from.
-        value: None, a path, or a sequence of paths.
-        key: The config key, for messages.
-    """
-    values: Sequence[Any] = () if value is None else [value] if isinstance(value, str | Path) else list(value)
-    existing = []
-    for given in values:
-        folder = root / Path(str(given)).expanduser()
-        if folder.is_dir():
-            existing.append(folder)
-        elif key in REQUIRED:
-            raise FlareError(
-                f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
-            )
-        else:
-            log.warning("data.%s: its folder does not exist, so the cohort goes without", key)
-    return existing
 
 
 def _declare(found: Index, sources: Sequence[Source]) -> None:
     """Give each case what its source declares, and each source its cases, the refused ones included."""
-    for number, entry in enumerate(found.entries):
-        source = source_of(sources, entry.id, (entry.image, entry.label))
+    places = [(e.id, (e.image, e.label)) for e in found.entries] + [(p.id, (p.path,)) for p in found.problems]
+    for number, (case, paths) in enumerate(places):
+        source = source_of(sources, case, paths)
         if source is not None:
-            found.entries[number] = replace(entry, annotates=source.annotates)
-            found.groups[f"data.sources ({source.match})"].add(entry.id)
-    for problem in found.problems:
-        source = source_of(sources, problem.id, (problem.path,))
-        if source is not None:
-            found.groups[f"data.sources ({source.match})"].add(problem.id)
+            found.groups[f"data.sources ({source.match})"].add(case)
+            if number < len(found.entries):
+                found.entries[number] = replace(found.entries[number], annotates=source.annotates)
 
 
 def _collect(
-    found: Index, root: Path, data: Mapping[str, Any], key: str, images: Mapping[str, Any] | None = None
+    found: Index, files: CohortFiles, key: str, images: Mapping[str, Any] | None = None
 ) -> dict[str, list[Path]]:
     """Paths below the folders of a key, by case id; a file reached twice counts once.
 
@@ -169,7 +112,7 @@ def _collect(
     that the label of a case called `x_0000` is not taken for one of a case `x`.
     """
     by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
-    for folder in folders_of(root, data.get(key), key):
+    for folder in files.existing(key):
         for path in find_images(folder):
             whole = strip_extension(path.name)
             case = whole if images is not None and whole in images else case_id(path)
@@ -200,16 +143,16 @@ def _pair(
         found.problems.append(Problem(case, labels[case][0], "label without an image"))
 
 
-def _explicit(root: Path, cases: Mapping[str, Mapping[str, Any]]) -> Iterator[Entry]:
+def _explicit(files: CohortFiles) -> Iterator[Entry]:
     """Entries of `data.cases`."""
-    for case, given in cases.items():
+    for case, given in files.cases.items():
         split = str(given.get("split", "train"))
         if split not in {s for _, _, s in FOLDERS}:
             raise FlareError(f"data.cases.{case}.split: expected train, validation or test, given {split!r}")
         paths = {}
         for key in ("image", "label"):
             if given.get(key) is not None:
-                paths[key] = root / Path(str(given[key])).expanduser()
+                paths[key] = files.root / Path(str(given[key])).expanduser()
                 if not paths[key].exists():
                     raise FlareError(f"data.cases.{case}.{key}: there is no {paths[key]}")
         if "image" not in paths:
@@ -233,3 +176,46 @@ def _refuse_duplicates(found: Index) -> None:
 def _both(paths: Iterable[Path]) -> str:
     """Several paths as a message names them."""
     return " and ".join(str(p) for p in paths)
+
+
+def require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
+    """Refuse a cohort of which files are gone since the last start, and note what is there now.
+
+    A case that the configuration no longer names is not gone, nor is one that was moved.
+
+    Args:
+        index: What was found now.
+        seen: File of the paths that the last start saw; it need not exist.
+        accept_removed: Whether files were removed on purpose.
+
+    Raises:
+        FlareError: Naming the paths; the note stays as it was, so that the next start refuses as well.
+    """
+    now: dict[str, dict[str, str]] = {}
+    for entry in index.entries:
+        paths = {"image": entry.image, "label": entry.label}
+        now[entry.id] = {role: str(path) for role, path in paths.items() if path is not None}
+    known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
+    # where a file has another place now, only that one counts
+    wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
+    gone = sorted(path for path in wanted if not _is_there(Path(path)))
+    if gone and not accept_removed:
+        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+        raise FlareError(
+            f"data: {len(gone)} files that the last start saw are gone: {', '.join(gone[:NAMED])}{more}. Is "
+            "a disk or share away? Start again when it is back; if they were removed on purpose, say so once "
+            "with data.accept_removed=true. Nothing in the cache was removed"
+        )
+    if gone:
+        log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
+    there = {c: {role: p for role, p in paths.items() if _is_there(Path(p))} for c, paths in now.items()}
+    if there != known:
+        write_json(seen, there)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file, or anything in a folder of slices, can be seen."""
+    try:
+        return any(p.exists() for p in path.iterdir()) if path.is_dir() else path.exists()
+    except OSError:
+        return False

@@ -1,70 +1,30 @@
-"""Whether a case can be used: everything that reading its files can show, and the report of it."""
+"""Reading a case once: everything that its files can show, and what training reads of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flare.core.cases import Case
+import numpy as np
+
 from flare.core.classes import ClassList
-from flare.core.files import remove_partial, write_csv
+from flare.core.files import remove_partial
 from flare.core.geometry import Spacing, Volume
 from flare.core.volumes import match_grid, read_image, read_labels
-from flare.prepare.settings import Settings, estimate, require_room
+from flare.prepare.estimate import estimate, require_room
+from flare.prepare.index import Entry
+from flare.prepare.settings import PrepareSettings
 from flare.runs.folders import PreparedFolder
-from flare.runs.journal import Journal
+from flare.runs.journal import Journal, Resumed, resume_cases
 from flare.runs.outcomes import Outcome
 from flare.runs.work import run_cases
 
-COLUMNS = ("case", "path", "status", "reason")
-OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of `integrity.csv`.
-
-    Args:
-        case: The case.
-        path: Its image, or the file at fault.
-        status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
-            tried again).
-        reason: What was found, empty if nothing.
-    """
-
-    case: str
-    path: Path
-    status: str
-    reason: str = ""
-
-
-def read_case(
-    case: str, image: Path, label: Path | None, classes: ClassList, label_map: Mapping[str, int] | None
-) -> tuple[Volume, Volume | None]:
-    """Read a case whole, with every check.
-
-    Args:
-        case: The case id, for messages.
-        image: File, or DICOM series folder.
-        label: Label file, if there is one.
-        classes: The class list.
-        label_map: Renumbering of the label file's ids, see `sources.read_label_map`.
-
-    Returns:
-        The image, and its labels in the image's voxel order.
-
-    Raises:
-        CaseError: If the case must be refused: unreadable, not a finite 3D scalar volume, broken geometry,
-            unknown label values, image and label on different grids.
-    """
-    volume = read_image(image, case)
-    if label is None:
-        return volume, None
-    return volume, match_grid(read_labels(label, classes, label_map, case), volume, case)
+EMPTY_LABEL = "label file without any foreground"
 
 
 @contextmanager
@@ -84,41 +44,38 @@ def collected_warnings() -> Iterator[list[str]]:
         package.removeHandler(handler)
 
 
-def write_integrity(path: Path, findings: Sequence[Finding]) -> None:
-    """Write `integrity.csv`, the refused first."""
-    order = (REFUSED, FAILED, WARNING, OK)
-    ranked = sorted(findings, key=lambda f: (order.index(f.status), f.case, str(f.path)))
-    write_csv(path, [vars(f) for f in ranked], COLUMNS)
-
-
-def check_case(
-    case: str,
-    image: Path,
-    label: Path | None,
-    classes: ClassList,
-    label_map: Mapping[str, int] | None,
+def count_labels(
+    case: str, label: Path, classes: ClassList, label_map: Mapping[str, int] | None
 ) -> dict[str, Any]:
-    """Check a case of the validation or test split, of which nothing is cached.
+    """Count the voxels of each class in one label file.
 
     Args:
-        case: The case id.
-        image: File, or DICOM series folder.
-        label: Label file, if there is one.
+        case: The case id, for messages.
+        label: The label file.
         classes: The class list.
-        label_map: Renumbering of the label file's ids.
+        label_map: Renumbering of the file's ids.
 
     Returns:
-        Plain values: `warnings`.
+        Plain values: `voxels` (class id as text -> count), `voxel_ml`, `warnings`.
 
     Raises:
-        CaseError: If the case must be refused.
+        CaseError: If the file is unreadable or holds values outside the class list.
     """
     with collected_warnings() as warnings:
-        read_case(case, image, label, classes, label_map)
-    return {"warnings": warnings}
+        counts = _counts(read_labels(label, classes, label_map, case), warnings)
+    return {**counts, "warnings": warnings}
 
 
-def cache_case(
+def _counts(labels: Volume, warnings: list[str]) -> dict[str, Any]:
+    """What `count_labels` says of the voxels."""
+    counts = np.bincount(labels.array.reshape(-1), minlength=1)
+    voxels = {str(i): int(counts[i]) for i in np.flatnonzero(counts) if i > 0}
+    if not voxels:
+        warnings.append(EMPTY_LABEL)
+    return {"voxels": voxels, "voxel_ml": math.prod(labels.geometry.spacing_mm) / 1000}
+
+
+def read_case(
     case: str,
     image: Path,
     label: Path | None,
@@ -128,7 +85,7 @@ def cache_case(
     spacing_mm: Spacing,
     interpolation: str,
 ) -> dict[str, Any]:
-    """Check a training case and store all that training reads of it.
+    """Read a case whole, with every check, count its labels and store what training reads of it.
 
     Args:
         case: The case id.
@@ -136,119 +93,159 @@ def cache_case(
         label: Label file, if there is one.
         classes: The class list.
         label_map: Renumbering of the label file's ids.
-        outputs: Where the `image`, and with a label the `labels` and `histogram`, shall lie.
+        outputs: Where the `image`, and with a label the `labels` and `histogram`, shall lie; empty for a case
+            that is not trained on.
         spacing_mm: Voxel size along Z, Y, X.
         interpolation: `linear`, `cubic` or `nnunet`.
 
     Returns:
-        Plain values: `warnings`.
+        Plain values, as `count_labels`; `warnings` alone without a label.
 
     Raises:
-        CaseError: If the case must be refused; nothing is written for it.
+        CaseError: If the case must be refused: unreadable, not a finite 3D scalar volume, broken geometry,
+            unknown label values, image and label on different grids. Nothing is written for it.
     """
+    counts, target = {}, None
+    with collected_warnings() as warnings:
+        if label is not None:  # first: it takes less time, and its refusal spares the image
+            target = read_labels(label, classes, label_map, case)
+            counts = _counts(target, warnings)
+        volume = read_image(image, case)
+        target = target and match_grid(target, volume, case)
+        if outputs:
+            _store(case, volume, target, outputs, spacing_mm, interpolation)
+    return {**counts, "warnings": warnings}
+
+
+def _store(
+    case: str,
+    image: Volume,
+    labels: Volume | None,
+    outputs: Mapping[str, Path],
+    spacing_mm: Spacing,
+    interpolation: str,
+) -> None:
+    """Cache a training case."""
     # imported here: only the workers need the store
     from flare.data.cache import cache_image, cache_labels
-    from flare.prepare.statistics import foreground_histogram, write_histogram
+    from flare.prepare.intensity import foreground_histogram, write_histogram
 
-    with collected_warnings() as warnings:
-        volume, target = read_case(case, image, label, classes, label_map)
-        cache_image(
-            volume, outputs["image"], spacing_mm=spacing_mm, interpolation=interpolation, case_id=case
-        )
-        if target is not None:
-            cache_labels(target, outputs["labels"], image=outputs["image"], case_id=case)
-            write_histogram(outputs["histogram"], foreground_histogram(volume.array, target.array))
-    return {"warnings": warnings}
+    cache_image(image, outputs["image"], spacing_mm=spacing_mm, interpolation=interpolation, case_id=case)
+    if labels is not None:
+        cache_labels(labels, outputs["labels"], image=outputs["image"], case_id=case)
+        write_histogram(outputs["histogram"], foreground_histogram(image.array, labels.array))
 
 
-def read_cases(settings: Settings, cases: Sequence[Case]) -> list[Outcome]:
-    """Check all cases that are new or changed, and cache those of the training split.
+@dataclass(frozen=True)
+class _Step:
+    """The training cases, which are cached, or the held-out ones, which are only checked."""
 
-    Args:
-        settings: The preparation, whose folder the caller holds.
-        cases: The whole cohort.
+    settings: PrepareSettings
+    entries: dict[str, Entry]
+    is_cached: bool
 
-    Returns:
-        Outcomes of the cases that were read; unchanged cases have none.
+    @property
+    def journal(self) -> Journal:
+        return self.settings.folder.journal("cache" if self.is_cached else "check")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.settings.decisive(is_cached=self.is_cached)
+
+    def outputs(self, case: str) -> dict[str, Path]:
+        return cached_files(self.settings.folder, self.entries[case]) if self.is_cached else {}
+
+    def inputs(self, case: str) -> dict[str, Path | str]:
+        entry = self.entries[case]
+        return {"image": entry.image} if entry.label is None else {"image": entry.image, "label": entry.label}
+
+    def job(self, case: str) -> dict[str, Any]:
+        entry, settings = self.entries[case], self.settings
+        return {
+            "case": case,
+            "image": entry.image,
+            "label": entry.label,
+            "classes": settings.classes,
+            "label_map": settings.label_map,
+            "outputs": self.outputs(case),
+            "spacing_mm": settings.folder.spacing_mm,
+            "interpolation": settings.interpolation,
+        }
+
+    def make_room(self, todo: Iterable[str]) -> None:
+        """Say what the work will take, refuse it where the disk cannot hold it, clear what was left half."""
+        folder, images = self.settings.folder, [self.entries[case].image for case in todo]
+        needed = estimate(images, folder.spacing_mm, self.settings.executor.workers, is_cached=self.is_cached)
+        require_room(folder.root, needed)
+        for path in (folder.image(""), folder.labels(""), folder.histogram("")):
+            remove_partial(path.parent)
+
+
+def _steps(settings: PrepareSettings, entries: Iterable[Entry]) -> list[_Step]:
+    """The training cases first: only they need room on the disk."""
+    by_kind: dict[bool, dict[str, Entry]] = {True: {}, False: {}}
+    for entry in entries:
+        by_kind[entry.split == "train"][entry.id] = entry
+    return [_Step(settings, chosen, is_cached) for is_cached, chosen in by_kind.items()]
+
+
+def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
+    """Read every case that is new or changed, once; cache those of the training split.
 
     Raises:
         FlareError: If the disk has no room.
     """
-    cache, check = settings.folder.journal("cache"), settings.folder.journal("check")
-    to_cache = _pending([c for c in cases if c.split == "train"], cache, settings.cache_config)
-    to_check = _pending([c for c in cases if c.split != "train"], check, settings.check_config)
-    if not to_cache and not to_check:
-        return []
-    workers = getattr(settings.executor, "workers", 1)
-    images = ([c.image for c in to_cache], [c.image for c in to_check])
-    require_room(settings.folder.root, estimate(*images, settings.folder.spacing_mm, workers))
-    for path in (settings.folder.image(""), settings.folder.labels(""), settings.folder.histogram("")):
-        remove_partial(path.parent)
-    checked = _check(settings, check, to_check)
-    return checked + _cache(settings, cache, to_cache)
+    done = [
+        resume_cases(
+            read_case,
+            {case: step.job(case) for case in step.entries},
+            inputs={case: step.inputs(case) for case in step.entries},
+            config=step.config,
+            outputs=step.outputs,
+            journal=step.journal,
+            executor=settings.executor,
+            description="check and cache" if step.is_cached else "check held-out cases",
+            before=step.make_room,
+        )
+        for step in _steps(settings, entries)
+    ]
+    values = {case: found for part in done for case, found in part.values.items()}
+    processed = [case for part in done for case in part.processed]
+    return Resumed(values, processed, [failure for part in done for failure in part.failures])
 
 
-def recorded_warnings(folder: PreparedFolder, cases: Sequence[Case]) -> dict[str, list[str]]:
-    """What was odd about each case when it was last read."""
-    journals = {True: folder.journal("cache"), False: folder.journal("check")}
-    return {c.id: journals[c.split == "train"].values(c.id)["warnings"] for c in cases}
+def count_cases(
+    settings: PrepareSettings, entries: Sequence[Entry]
+) -> tuple[dict[str, dict[str, Any]], list[Outcome]]:
+    """Count the labels of a cohort without reading an image or writing anything.
 
-
-def _pending(cases: Sequence[Case], journal: Journal, config: Mapping[str, Any]) -> list[Case]:
-    """Cases whose files or settings are not those of the last time."""
-    return [c for c in cases if not journal.is_current(c.id, _inputs(c), config)]
-
-
-def _check(settings: Settings, journal: Journal, cases: Sequence[Case]) -> list[Outcome]:
-    """Check held-out cases, noting each that is done."""
-    jobs = {c.id: _job(settings, c) for c in cases}
-    by_id, outcomes = {c.id: c for c in cases}, []
-    for outcome in run_cases(
-        check_case, jobs, executor=settings.executor, description="check held-out cases"
-    ):
+    Returns:
+        Case id -> as `count_labels`, of what was noted before where the files are unchanged; and the cases
+        that failed.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    jobs, failures = {}, []
+    for step in _steps(settings, entries):
+        journal, config = step.journal, step.config
+        for case, entry in step.entries.items():
+            if entry.label is None:
+                values[case] = {"warnings": []}
+            elif journal.is_current(case, step.inputs(case), config):
+                values[case] = journal.values(case)
+            else:
+                given = step.job(case)
+                jobs[case] = {key: given[key] for key in ("case", "label", "classes", "label_map")}
+    for outcome in run_cases(count_labels, jobs, executor=settings.executor, description="label analysis"):
         if outcome.error is None:
-            inputs = _inputs(by_id[outcome.case_id])
-            journal.record(outcome.case_id, inputs, settings.check_config, {}, outcome.value)
-        outcomes.append(outcome)
-    return outcomes
+            values[outcome.case_id] = outcome.value
+        else:
+            failures.append(outcome)
+    return values, failures
 
 
-def _cache(settings: Settings, journal: Journal, cases: Sequence[Case]) -> list[Outcome]:
-    """Check and cache training cases, noting each that is done."""
-    by_id, outcomes = {c.id: c for c in cases}, []
-    outputs = {c.id: cached_files(settings.folder, c) for c in cases}
-    arrays = {"spacing_mm": settings.folder.spacing_mm, "interpolation": settings.data["interpolation"]}
-    jobs = {c.id: {**_job(settings, c), **arrays, "outputs": outputs[c.id]} for c in cases}
-    for outcome in run_cases(cache_case, jobs, executor=settings.executor, description="check and cache"):
-        case = outcome.case_id
-        if outcome.error is None:
-            journal.record(case, _inputs(by_id[case]), settings.cache_config, outputs[case], outcome.value)
-        elif not outcome.is_fault:
-            for path in outputs[case].values():  # of an earlier, readable state of its files
-                path.unlink(missing_ok=True)
-        outcomes.append(outcome)
-    return outcomes
-
-
-def cached_files(folder: PreparedFolder, case: Case) -> dict[str, Path]:
+def cached_files(folder: PreparedFolder, entry: Entry) -> dict[str, Path]:
     """The files that are cached of a training case."""
-    outputs = {"image": folder.image(case.id)}
-    if case.label is not None:
-        outputs |= {"labels": folder.labels(case.id), "histogram": folder.histogram(case.id)}
+    outputs = {"image": folder.image(entry.id)}
+    if entry.label is not None:
+        outputs |= {"labels": folder.labels(entry.id), "histogram": folder.histogram(entry.id)}
     return outputs
-
-
-def _job(settings: Settings, case: Case) -> dict[str, Any]:
-    """Arguments that checking and caching share, as plain values."""
-    return {
-        "case": case.id,
-        "image": case.image,
-        "label": case.label,
-        "classes": settings.classes,
-        "label_map": settings.label_map,
-    }
-
-
-def _inputs(case: Case) -> dict[str, Path | str]:
-    """The files that a case is made from."""
-    return {"image": case.image} if case.label is None else {"image": case.image, "label": case.label}

@@ -3,164 +3,169 @@
 from __future__ import annotations
 
 import logging
-import math
-import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.cases import read_label_map, read_sources
+from flare.core import limits as others
+from flare.core.cases import SPLITS, Case, Source, read_label_map, read_sources
+from flare.core.checks import FLAG, POSITIVE, check_values, choice, limits, several
 from flare.core.classes import ClassList
+from flare.core.conf import build_part
 from flare.core.errors import FlareError
-from flare.core.files import stat_key
-from flare.core.geometry import Spacing
-from flare.core.limits import check_values
 from flare.runs.folders import PreparedFolder, prepared_folder
 from flare.runs.work import Executor, build_executor, failed_share
 
-STORE_FORMAT = 1  # raised when what is cached changes, so that old caches are redone
+log = logging.getLogger(__name__)
+# config keys of the folders of each group of cases: images, labels, split
+FOLDERS = (
+    ("labeled_images", "labels", "train"),
+    ("unlabeled_images", None, "train"),
+    ("validation_images", "validation_labels", "validation"),
+    ("test_images", "test_labels", "test"),
+)
+REQUIRED = ("labeled_images", "labels")  # the others may be absent from a copy of the challenge's data
+STORE_FORMAT = 2  # raised when what is cached or noted of a case changes, so that old caches are redone
+RULES = {
+    "data.accept_removed": FLAG,
+    "data.spacing_mm": several(3, POSITIVE),
+    "data.interpolation": choice("linear", "cubic", "nnunet"),
+    "data.percentiles": limits(0, 100, apart=True),
+    "data.scoring.split": choice(*SPLITS),
+    "data.scoring.protocol": choice("flare23", "corrected", "present"),
+}
+
+
+class Generator(Protocol):
+    """Makes a cohort's files before they are listed; `data.generator._target_` names its class."""
+
+    def make(self, executor: Executor) -> None:
+        """Make what is missing of the cohort."""
+        ...
+
+    def planned_cases(self) -> list[Case]:
+        """List the cases that `make` would make, without making them."""
+        ...
 
 
 @dataclass(frozen=True)
-class Settings:
+class CohortFiles:
+    """Where the files of a cohort are.
+
+    Args:
+        root: What relative paths start from.
+        folders: Config key of `FOLDERS` -> folders that are searched recursively.
+        cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
+        sources: What the sources of labels annotate.
+    """
+
+    root: Path
+    folders: Mapping[str, tuple[Path, ...]]
+    cases: Mapping[str, Mapping[str, Any]]
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
+        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`.
+
+        Raises:
+            FlareError: If a source names no class.
+        """
+        root = Path(str(data.get("root") or ".")).expanduser().absolute()
+        folders = {}
+        for key in [key for *keys, _ in FOLDERS for key in keys if key]:
+            given = data.get(key) or ()
+            paths = [given] if isinstance(given, str | Path) else list(given)
+            folders[key] = tuple(root / Path(str(path)).expanduser() for path in paths)
+        return cls(root, folders, data.get("cases") or {}, read_sources(data.get("sources"), classes))
+
+    def require_folders(self) -> None:
+        """Refuse a cohort whose required folders are missing.
+
+        Raises:
+            FlareError: Naming the key.
+        """
+        for key in REQUIRED:
+            self.existing(key)
+
+    def existing(self, key: str) -> list[Path]:
+        """The folders of a key that exist; those of a required key must."""
+        found = []
+        for folder in self.folders[key]:
+            if folder.is_dir():
+                found.append(folder)
+            elif key in REQUIRED:
+                raise FlareError(
+                    f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
+                )
+            else:
+                log.warning("data.%s: its folder does not exist, so the cohort goes without", key)
+        return found
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
     """Settings of one preparation.
 
     Args:
-        data: `cfg.data` as plain values.
+        files: Where the cohort's files are.
         classes: The class list.
         label_map: Renumbering of foreign label files.
         folder: Where results go.
+        interpolation: How images are resampled: `linear`, `cubic` or `nnunet`.
+        percentiles: Of foreground intensities, lower and upper, in percent.
+        accept_removed: Whether files that the last start saw were removed on purpose.
+        generator: Makes the files; None where they are given.
         executor: Where the work on cases runs.
         max_failed: Share of a step's cases that may fail by no fault of their files.
     """
 
-    data: dict[str, Any]
+    files: CohortFiles
     classes: ClassList
     label_map: dict[str, int] | None
     folder: PreparedFolder
+    interpolation: str
+    percentiles: tuple[float, float]
+    accept_removed: bool
+    generator: Generator | None
     executor: Executor
     max_failed: float
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> Settings:
+    def from_config(cls, cfg: DictConfig) -> PrepareSettings:
         """Read the groups `classes`, `data` and `executor`.
 
         Raises:
-            FlareError: Before any work, if any value of the configuration means nothing.
+            FlareError: Before any work, if a value means nothing or a required folder is missing.
         """
-        check_values(cfg)
+        others.check_values(cfg)
+        check_values(cfg, RULES)
         data: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
         classes = ClassList.from_config(cfg.classes)
-        label_map = read_label_map(data.get("label_map"), classes)
-        read_sources(data.get("sources"), classes)
-        return cls(data, classes, label_map, prepared_folder(cfg), build_executor(cfg), failed_share(cfg))
-
-    @property
-    def check_config(self) -> dict[str, Any]:
-        """What decides, beside the files, how a check ends."""
-        return {"classes": self.classes.ids, "label_map": self.label_map}
-
-    @property
-    def cache_config(self) -> dict[str, Any]:
-        """What decides, beside the files, what is cached of a case."""
-        arrays = {"spacing_mm": self.folder.spacing_mm, "interpolation": self.data["interpolation"]}
-        return {**self.check_config, **arrays, "format": STORE_FORMAT}
-
-
-log = logging.getLogger(__name__)
-
-# ours, measured on the real scans at hand (docs/benchmarks.md); rather too little than too much, since work
-# that would fit must not be refused, and a disk that fills up stops it later without loss
-PACKED = (".gz", ".nrrd", ".mha")
-BYTES_PER_VOXEL = {True: 1.0, False: 2.0}  # in a file, packed or not
-VOXEL_MM3 = 1.6  # 0.8 x 0.8 x 2.5 mm
-BODY_MM3 = 30e6  # of a whole abdomen, with the air around it
-BYTES_PER_CACHED_VOXEL = 1.0
-SECONDS_PER_MEGAVOXEL = 0.05  # reading gzip, checking and resampling, one core
-SECONDS_PER_CASE = 0.02
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is still to be done.
-
-    Args:
-        cases: Cases to read.
-        seconds: Wall time.
-        disk_bytes: Room for what will be written.
-    """
-
-    cases: int
-    seconds: float
-    disk_bytes: int
-
-
-def estimate(
-    to_cache: Iterable[Path], to_check: Iterable[Path], spacing_mm: Spacing, workers: int
-) -> Estimate:
-    """Estimate the work from file sizes.
-
-    Args:
-        to_cache: Images that are read and cached.
-        to_check: Images that are only read.
-        spacing_mm: Voxel size of the cached arrays.
-        workers: Processes that share the work.
-
-    Returns:
-        The estimate; an image whose size cannot be asked for counts nothing, it will be refused or fail.
-    """
-    cached, checked = [_voxels(p) for p in to_cache], [_voxels(p) for p in to_check]
-    cases, voxels = len(cached) + len(checked), sum(cached) + sum(checked)
-    mm3 = sum(min(count * VOXEL_MM3, BODY_MM3) for count in cached)
-    disk = mm3 / math.prod(spacing_mm) * BYTES_PER_CACHED_VOXEL
-    seconds = voxels / 1e6 * SECONDS_PER_MEGAVOXEL + cases * SECONDS_PER_CASE
-    return Estimate(cases, seconds / max(1, workers), math.ceil(disk))
-
-
-def _voxels(path: Path) -> float:
-    """About how many voxels an image has."""
-    try:
-        return stat_key(path)[0] / BYTES_PER_VOXEL[path.name.lower().endswith(PACKED)]
-    except OSError:
-        return 0.0
-
-
-def require_room(folder: Path, needed: Estimate) -> None:
-    """Say what the work will take, and refuse it where the disk cannot hold it.
-
-    Args:
-        folder: Where the cache will lie; it need not exist.
-        needed: From `estimate`.
-
-    Raises:
-        FlareError: If less is free than needed.
-    """
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    log.info(
-        "%d cases to read: about %s and %s of %s free",
-        needed.cases,
-        duration(needed.seconds),
-        size(needed.disk_bytes),
-        size(free),
-    )
-    if needed.disk_bytes > free:
-        raise FlareError(
-            f"data.cache: needs about {size(needed.disk_bytes)} for {needed.cases} cases, "
-            f"{size(free)} are free in {existing}"
+        files = CohortFiles.from_config(data, classes)
+        generator = data.get("generator") and build_part(cfg.data.generator, "data.generator")
+        if generator is None:
+            files.require_folders()
+        lower, upper = (float(percent) for percent in data["percentiles"])
+        return cls(
+            files=files,
+            classes=classes,
+            label_map=read_label_map(data.get("label_map"), classes),
+            folder=prepared_folder(cfg),
+            interpolation=data["interpolation"],
+            percentiles=(lower, upper),
+            accept_removed=bool(data.get("accept_removed")),
+            generator=generator,
+            executor=build_executor(cfg),
+            max_failed=failed_share(cfg),
         )
 
-
-def duration(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{max(1, math.ceil(seconds))} s"
-    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def size(count: float) -> str:
-    """A number of bytes as people say it."""
-    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+    def decisive(self, *, is_cached: bool) -> dict[str, Any]:
+        """What decides, beside the files, what a case comes to, and what is cached of it."""
+        found: dict[str, Any] = {"classes": self.classes.ids, "label_map": self.label_map}
+        if is_cached:
+            found |= {"spacing_mm": self.folder.spacing_mm, "interpolation": self.interpolation}
+        return {**found, "format": STORE_FORMAT}

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from flare.core.cases import Case, select_cases
+from flare.core.conf import CONF
 from flare.core.errors import FlareError
-from flare.core.files import CONF, write_csv
+from flare.core.files import write_csv
 from flare.merging.rules import MergeRules
 from flare.models.names import describe_network
 from flare.rounds.teachers import require_teacher, unlabeled_teacher

@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 from flare.core.files import remove_partial
 from flare.core.limits import check_values
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
-from flare.prepare.index import check_folders
-from flare.prepare.settings import Settings
+from flare.prepare.settings import PrepareSettings
 from flare.rounds.ablation import Results, Trained, write_ablation
 from flare.rounds.graph import Round, check_rounds, compose_rounds, plan_rounds, print_plan, write_plan
 from flare.rounds.label import build_training_set
@@ -55,9 +54,7 @@ def iterate(
     for item in rounds:
         check_values(item.cfg)
     check_rounds(rounds, run)
-    settings = Settings.from_config(cfg)
-    settings.executor.close()
-    check_folders(settings.data)
+    PrepareSettings.from_config(cfg)
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
         print_plan(plan)

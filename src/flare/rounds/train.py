@@ -22,7 +22,7 @@ from flare.data.datamodule import FlareDataModule, build_augmenter
 from flare.data.loaders import CaseArrays
 from flare.models.zoo import check_network
 from flare.prepare.cohort import prepare_cohort
-from flare.prepare.settings import Settings
+from flare.prepare.settings import PrepareSettings
 from flare.rounds.graph import check_labels
 from flare.rounds.label import TrainingSet, build_training_set
 from flare.rounds.score import finish_round
@@ -97,7 +97,7 @@ def check_configuration(
     Raises:
         FlareError: Naming the config key.
     """
-    Settings.from_config(cfg).executor.close()
+    PrepareSettings.from_config(cfg)
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
         network = build_network(cfg)
     check_network(

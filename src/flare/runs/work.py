@@ -29,6 +29,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from flare.core.checks import SHARE
 from flare.core.errors import AwayError, CaseError, FlareError, NoRoomError
 from flare.core.files import GENERAL_FAULTS, says_no_room
 from flare.runs.outcomes import Outcome
@@ -45,6 +46,11 @@ class Executor(Protocol):
     The function is importable and takes and returns plain values and paths, so that any scheduler of
     futures fits behind it.
     """
+
+    @property
+    def workers(self) -> int:
+        """Cases that are worked on at the same time; 0 in this process, one after the other."""
+        ...
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """Yield one outcome a case, as they complete; an exception of one case never ends the others.
@@ -74,8 +80,14 @@ def build_executor(cfg: DictConfig) -> Executor:
 
 
 def failed_share(cfg: DictConfig) -> float:
-    """Read `executor.max_failed`: the share of a step's cases that may fail by no fault of their files."""
-    return float(cfg.executor.get("max_failed", MAX_FAILED))
+    """Read `executor.max_failed`: the share of a step's cases that may fail by no fault of their files.
+
+    Raises:
+        FlareError: If it is no share.
+    """
+    share = cfg.executor.get("max_failed", MAX_FAILED)
+    SHARE.require("executor.max_failed", share)
+    return float(share)
 
 
 def run_cases(

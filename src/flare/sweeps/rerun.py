@@ -15,8 +15,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from flare.core.checks import given_paths
 from flare.core.errors import FlareError
-from flare.core.limits import given_paths
 from flare.report.tables import show
 from flare.sweeps.jobs import COMPLETED, Job, read_jobs
 from flare.sweeps.table import compare, failures, write_sweep

@@ -20,53 +20,61 @@ SUMMARY = "cohort.json"
 RECORDS = ".cases"  # one small file a case, written after its last file
 
 
-def generate_cohort(root: Path, *, executor: Executor, **settings: Any) -> None:
-    """Make the phantom cohort in the challenge's layout, or what is missing of it.
-
-    A case whose specification and files are unchanged is left alone, so more cases can be asked for later;
-    a case that is no longer asked for is removed, as is one of other settings.
+class Phantom:
+    """The phantom cohort in the challenge's layout; `data.generator` names it.
 
     Args:
         root: Folder of the cohort.
-        executor: Runs the cases.
-        **settings: As for `plan_cohort`.
+        settings: `data.phantom`, as for `plan_cohort`.
 
     Raises:
-        FlareError: If settings mean nothing, or a case failed.
+        FlareError: If settings mean nothing.
     """
-    root = Path(root)
-    settings["extra_anatomy"] = str(settings["extra_anatomy"]) if settings["extra_anatomy"] else None
-    settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as it reads back
-    plan = plan_cohort(**{k: v for k, v in settings.items() if k != "version"})
-    if _is_finished(root, settings, plan):
-        return
-    _remove_strangers(root, plan)
-    missing = {case_id: spec for case_id, spec in plan.items() if not _is_whole(root, case_id, spec)}
-    _make(root, missing, executor)
-    cases = {case_id: read_json(_record(root, case_id)) for case_id in plan}
-    write_json(root / SUMMARY, {"settings": settings, "cases": cases})
 
+    def __init__(self, root: Path | str, settings: Mapping[str, Any]) -> None:
+        self.root = Path(root).expanduser()
+        extra = settings["extra_anatomy"]
+        settings = {**settings, "extra_anatomy": str(extra) if extra else None}
+        self._plan = plan_cohort(**settings)
+        self._settings = json.loads(json.dumps({"version": VERSION, **settings}))  # as it reads back
 
-def planned_cases(root: Path, **settings: Any) -> list[Case]:
-    """List the cases that `generate_cohort` makes of the same settings, without making them.
+    def make(self, executor: Executor) -> None:
+        """Make the cohort, or what is missing of it.
 
-    Args:
-        root: Folder of the cohort.
-        settings: As for `plan_cohort`.
+        A case whose specification and files are unchanged is left alone, so more cases can be asked for
+        later; a case that is no longer asked for is removed, as is one of other settings.
 
-    Returns:
-        The cases, of the kinds that were asked for; which classes each will have is not known.
-    """
-    from flare.phantom.case import FOLDERS
+        Args:
+            executor: Runs the cases.
 
-    cases = []
-    for case_id, spec in plan_cohort(**settings).items():
-        images, labels, _ = FOLDERS[spec["kind"]]
-        split = {"imagesVal": "validation", "imagesTs": "test"}.get(images, "train")
-        label = root / labels / f"{case_id}.nii.gz" if labels else None
-        kind = spec["kind"] if split == "train" else "organs_complete"
-        cases.append(Case(case_id, root / images / f"{case_id}_0000.nii.gz", label, split, kind, (), ()))
-    return cases
+        Raises:
+            FlareError: If a case failed.
+        """
+        root, plan = self.root, self._plan
+        if _is_finished(root, self._settings, plan):
+            return
+        _remove_strangers(root, plan)
+        missing = {case_id: spec for case_id, spec in plan.items() if not _is_whole(root, case_id, spec)}
+        _make(root, missing, executor)
+        cases = {case_id: read_json(_record(root, case_id)) for case_id in plan}
+        write_json(root / SUMMARY, {"settings": self._settings, "cases": cases})
+
+    def planned_cases(self) -> list[Case]:
+        """List the cases that `make` makes, of the kinds that were asked for, without making them.
+
+        Which classes each will have is not known.
+        """
+        from flare.phantom.case import FOLDERS
+
+        cases = []
+        for case_id, spec in self._plan.items():
+            images, labels, _ = FOLDERS[spec["kind"]]
+            split = {"imagesVal": "validation", "imagesTs": "test"}.get(images, "train")
+            label = self.root / labels / f"{case_id}.nii.gz" if labels else None
+            kind = spec["kind"] if split == "train" else "organs_complete"
+            image = self.root / images / f"{case_id}_0000.nii.gz"
+            cases.append(Case(case_id, image, label, split, kind, (), ()))
+        return cases
 
 
 def _record(root: Path, case_id: str) -> Path:
