@@ -84,8 +84,8 @@ def test_a_list_of_ones_own() -> None:
     ("classes", "message"),
     [
         ({"a": one(id=1), "b": one(id=1, short="Y")}, "ids must be distinct"),
-        ({"a": one(id=0)}, r"classes\.a\.id=0: expected .* from 1 to 255"),
-        ({"a": one(id=256)}, r"id=256: .* 1 to 255"),
+        ({"a": one(id=0)}, r"classes\.a\.id=0: expected .* from 1 to 254"),
+        ({"a": one(id=255)}, r"id=255: .* 1 to 254"),
         ({"a": one(role="bone")}, r"classes\.a\.role=bone"),
         ({"a": one(id=1, role="tumor"), "b": one(id=2, role="tumor", short="Y")}, "at most one"),
         ({"a": {"id": 1, "short": "A"}}, r"classes\.a.*role"),

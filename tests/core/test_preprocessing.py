@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flare.core.errors import FlareError
 from flare.core.geometry import Geometry, Volume
-from flare.core.preprocessing import Intensity, normalise, preprocess, preprocess_labels, separate_axis
+from flare.core.preprocessing import Intensity, normalise, preprocess, separate_axis
 
 TARGET = (4.0, 1.2, 1.2)
 SIGNED_PERMUTATIONS = [
@@ -38,15 +38,6 @@ def test_an_image_by_torch() -> None:
     assert found.array.dtype == np.int16
     assert np.abs(found.array - expected).max() <= 0.5 + 1e-3
     assert found.ras == volume.geometry
-
-
-def test_labels_have_the_images_grid() -> None:
-    volume = scan()
-    labels = Volume((volume.array > 0).astype(np.uint8) * 14, volume.geometry)
-    found = preprocess_labels(labels, TARGET)
-    assert found.dtype == np.uint8
-    assert found.shape == preprocess(volume, TARGET, "linear").array.shape
-    assert set(np.unique(found)) == {0, 14}
 
 
 @given(st.sampled_from(SIGNED_PERMUTATIONS), st.sampled_from(["linear", "cubic", "nnunet"]))

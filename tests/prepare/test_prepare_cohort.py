@@ -1,5 +1,6 @@
 import errno
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from cohort_files import image_array, label_array, write, write_case, write_dicom
 from conftest import CONF
+from flare.core import volumes
 from flare.core.cases import Case, read_index, select_cases
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, stat_key
+from flare.core.geometry import Geometry
 from flare.data import cache
 from flare.data.cache import open_array
 from flare.prepare import analysis as analysis_report
@@ -141,6 +144,32 @@ def test_only_what_is_new_or_changed_is_read(tmp_path: Path, build: Callable[...
     prepared_folder(build()).labels("b").unlink()  # an own output was lost
     assert processed_after(build) == ["b"]
     assert stat_key(prepared_folder(build()).image("a")) == kept
+
+
+def test_every_file_is_unpacked_once(
+    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are counted where they are checked and cached; a plan counts only what nobody counted yet."""
+    write_case(tmp_path, "a", 1, 14)
+    write(tmp_path / "vi/v_0000.nii.gz", image_array(4))
+    write(tmp_path / "vl/v.nii.gz", label_array(2))
+    cfg = build("data.validation_images=vi", "data.validation_labels=vl")
+    read, unpatched = Counter[str](), volumes.read_nifti
+
+    def counted(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
+        read[str(path.relative_to(tmp_path))] += 1
+        return unpatched(path, case)
+
+    monkeypatch.setattr(volumes, "read_nifti", counted)
+    cases = prepare(cfg).cases
+    images = ["images/a_0000.nii.gz", "vi/v_0000.nii.gz"]
+    assert read == dict.fromkeys([*images, "labels/a.nii.gz", "vl/v.nii.gz"], 1)
+    read.clear()
+    assert analyse(cfg) == cases
+    assert read == {}
+    write(tmp_path / "labels/a.nii.gz", label_array(1, 2, 3))
+    assert [c.kind for c in analyse(cfg)] == ["partial", "partial"]
+    assert read == {"labels/a.nii.gz": 1}
 
 
 def test_settings_that_change_the_arrays_redo_them(tmp_path: Path, build: Callable[..., DictConfig]) -> None:

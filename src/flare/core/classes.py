@@ -11,7 +11,7 @@ from flare.core.checks import FLAG, NOT_NEGATIVE, check_values, choice, whole
 from flare.core.errors import FlareError
 
 RULES = {
-    "classes.*.id": whole(1, 255),
+    "classes.*.id": whole(1, 254),
     "classes.*.role": choice("organ", "tumor"),
     "classes.*.tolerance_mm": NOT_NEGATIVE,
     "classes.*.slice_range": FLAG,
@@ -25,7 +25,7 @@ class LabelClass:
     """One class of a label map.
 
     Args:
-        id: Value in the label files, 1 to 255.
+        id: Value in the label files, 1 to 254.
         name: The name in configs and logs.
         short: The name in tables, as the challenge's script has it.
         role: `organ` or `tumor`.

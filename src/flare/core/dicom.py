@@ -107,10 +107,18 @@ def _read_series(folder: Path, case: str) -> tuple[np.ndarray, Geometry]:
 
 def _slice(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the header of a file which holds what it claims."""
-    check_elements(path)
+    content = path.read_bytes()
+    syntax, held = _check_elements(content), len(content)
     reader = read_information(path, "GDCMImageIO")
     bits = reader.GetMetaData("0028|0100") if reader.HasMetaDataKey("0028|0100") else ""
-    check_slice(path, reader.GetSize(), 2 if bits == "16" else 1)
+    columns, rows, frames = (*reader.GetSize(), 1)[:3]
+    if not syntax.startswith(COMPRESSED):
+        require_held(columns * rows * frames * (2 if bits == "16" else 1), held)
+    elif columns * rows > MOST_PIXELS or frames * FRAME_BYTES > held:
+        raise BadFileError(
+            f"claims {frames} compressed frames of {columns} x {rows} pixels in {held} bytes; "
+            f"expected at most {held // FRAME_BYTES} frames of {MOST_PIXELS} pixels"
+        )
     return reader
 
 
@@ -134,13 +142,13 @@ def _slice_gap(origins: np.ndarray, case: str) -> tuple[float, np.ndarray]:
     return gap, whole / np.linalg.norm(whole)
 
 
-def check_elements(path: Path) -> None:
-    """Follow a DICOM file from element to element, into sequences: GDCM takes memory for any claimed length.
+def _check_elements(content: bytes) -> bytes:
+    """Follow a file from element to element, into sequences: GDCM takes memory for any claimed length.
 
-    Raises:
-        BadFileError: If it is no DICOM file, or an element claims more than what is left of the file.
+    Returns:
+        How it is written, see `_transfer_syntax`.
     """
-    content, at = path.read_bytes(), 132
+    at = 132
     if content[128:132] != b"DICM":
         at = 0  # a bare data set, as old scanners write it, starts with group 8
         if content[:2] != b"\x08\0":
@@ -167,29 +175,10 @@ def check_elements(path: Path) -> None:
         is_item = tag == ITEM and not in_pixels
         if not is_item and content[at : at + 4] not in (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0"):
             at += length  # else what lies inside is followed, too
+    return syntax
 
 
 def _transfer_syntax(start: bytes) -> bytes:
     """UID of how a DICOM file is written; its element is explicit and little-endian (PS3.10, section 7.1)."""
     found = re.search(rb"\x02\x00\x10\x00UI..([0-9.]+)", start[:BLOCK], re.DOTALL)
     return found[1] if found else IMPLICIT
-
-
-def check_slice(path: Path, size: tuple[int, ...], pixel_bytes: int) -> None:
-    """Hold the size of a DICOM file's pixels (columns, rows, and frames if any) against the file.
-
-    Raises:
-        BadFileError: If it claims more than the file holds; where it is compressed, a frame of more than
-            `MOST_PIXELS`, or more frames than there is room for.
-    """
-    columns, rows, frames = (*size, 1)[:3]
-    held = path.stat().st_size
-    with path.open("rb") as stream:
-        syntax = _transfer_syntax(stream.read(BLOCK))
-    if not syntax.startswith(COMPRESSED):
-        require_held(columns * rows * frames * pixel_bytes, held)
-    elif columns * rows > MOST_PIXELS or frames * FRAME_BYTES > held:
-        raise BadFileError(
-            f"claims {frames} compressed frames of {columns} x {rows} pixels in {held} bytes; "
-            f"expected at most {held // FRAME_BYTES} frames of {MOST_PIXELS} pixels"
-        )

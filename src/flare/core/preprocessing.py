@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from flare.core.errors import FlareError
-from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, reorient_to_ras
+from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, nearest_source, reorient_to_ras
 
 ORDERS = ("linear", "cubic", "nnunet", "nearest")
 
@@ -41,7 +41,7 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
     if order not in ORDERS:
         raise FlareError(f"data.interpolation: expected one of {list(ORDERS)}, given {order!r}")
     if order == "nearest":
-        return array[np.ix_(*(_nearest(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+        return array[np.ix_(*(nearest_source(n, m) for n, m in zip(array.shape, shape, strict=True)))]
     if tuple(array.shape) == tuple(shape):
         return array.astype(np.float32)
     if order == "linear":
@@ -56,14 +56,9 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
         in_plane = tuple(size for axis, size in enumerate(shape) if axis != separate_axis)
         planes = np.moveaxis(array.astype(np.float32), separate_axis, 0)
         smooth = np.stack([_cubic(plane, in_plane) for plane in planes])
-        chosen = smooth[_nearest(array.shape[separate_axis], shape[separate_axis])]
+        chosen = smooth[nearest_source(array.shape[separate_axis], shape[separate_axis])]
         return np.ascontiguousarray(np.moveaxis(chosen, 0, separate_axis))
     return _cubic(array.astype(np.float32), shape)
-
-
-def _nearest(size: int, wanted: int) -> np.ndarray:
-    """Source index of each of `wanted` voxels whose extents divide those of `size` voxels."""
-    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(int), size - 1)
 
 
 def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -168,17 +163,6 @@ def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
             coarsest = [axis for axis in range(3) if spacing[axis] == max(spacing)]
             return coarsest[0] if len(coarsest) == 1 else None
     return None
-
-
-def preprocess_labels(volume: Volume, spacing_mm: Spacing) -> np.ndarray:
-    """Reorient to RAS and resample labels, nearest neighbour (ours).
-
-    Returns:
-        `(Z, Y, X)` uint8 on the same grid as `preprocess` gives the image.
-    """
-    ras, _ = reorient_to_ras(volume)
-    shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
-    return resample(ras.array, shape, "nearest")
 
 
 def normalise(array: np.ndarray, intensity: Intensity) -> np.ndarray:

@@ -82,10 +82,13 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(place)
         inner[:] = sorted(d for d in inner if not d.startswith(PARTIAL))
-        files = [Path(folder) / n for n in sorted(names) if not n.startswith(".")]  # ._x.nii is no image
-        found = [p for p in files if p.name.lower().endswith(EXTENSIONS)]
-        yield from found
-        if any(is_dicom(p) for p in files if p not in found):  # also where a mask lies beside the slices
+        others = []
+        for name in sorted(n for n in names if not n.startswith(".")):  # ._x.nii is no image
+            if name.lower().endswith(EXTENSIONS):
+                yield Path(folder) / name
+            else:
+                others.append(Path(folder) / name)
+        if any(is_dicom(path) for path in others):  # also where a mask lies beside the slices
             yield Path(folder)
 
 
@@ -114,8 +117,8 @@ def read_image(path: Path, case: str | None = None) -> Volume:
         raise AwayError(case, f"{path} does not exist")
     if path.is_file() and path.stat().st_size == 0:
         raise CaseError(case, f"{path} is empty")
-    is_scan = path.is_dir() or (is_dicom(path) and not is_nifti(path))
     try:
+        is_scan = path.is_dir() or (not is_nifti(path) and is_dicom(path))
         read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
         array, geometry = read(path, case)
     except BadFileError as error:

@@ -267,10 +267,10 @@ class PreparedFolder:
         """A case's foreground intensities."""
         return self.arrays / "histograms" / f"{case_id}.npz"
 
-    def journal(self, step: str, *, is_kept: bool = True) -> Journal:
-        """What is done of one step: `analysis`, `check`, or `cache` (one a spacing)."""
+    def journal(self, step: str) -> Journal:
+        """What is done of one step: `check`, or `cache` (one a spacing)."""
         name = f"{step}-{self.arrays.name}" if step == "cache" else step
-        return Journal(self.root / "journal" / f"{name}.jsonl", is_kept=is_kept)
+        return Journal(self.root / "journal" / f"{name}.jsonl")
 
 
 def prepared_folder(cfg: DictConfig) -> PreparedFolder:

@@ -30,12 +30,10 @@ class Journal:
 
     Args:
         path: The journal, made when first written.
-        is_kept: Whether what is recorded goes to disk; else it is known to this object alone.
     """
 
-    def __init__(self, path: Path, *, is_kept: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.is_kept = is_kept
         self._entries: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -86,8 +84,6 @@ class Journal:
             "values": dict(values or {}),
         }
         self._entries[case_id] = entry
-        if not self.is_kept:
-            return
         with told_if_full(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+", encoding="utf-8") as stream:
