@@ -91,7 +91,7 @@ def test_an_image_without_label_and_a_label_without_image_are_named(
     touch(tmp_path, "im/a_0000.nii.gz", "im/ok_0000.nii.gz", "la/b.nii.gz", "la/ok.nii.gz")
     found = build(tmp_path, labels, labeled_images="im", labels="la")
     assert [e.id for e in found.entries] == ["ok"]
-    assert [(p.id, p.reason.split(" under")[0]) for p in found.problems] == [
+    assert [(p.case, p.reason.split(" under")[0]) for p in found.problems] == [
         ("a", "image without a label"),
         ("b", "label without an image"),
     ]

@@ -16,35 +16,16 @@ from flare.core.errors import FlareError
 from flare.core.files import write_csv
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.index import CohortFiles, Index, build_index, require_present
+from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index, require_present
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases
-from flare.prepare.settings import PrepareSettings
+from flare.prepare.settings import CohortFiles, PrepareSettings
 from flare.runs.folders import PreparedFolder, lock
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
 from flare.runs.work import console
 
 log = logging.getLogger(__name__)
 COLUMNS = ("case", "path", "status", "reason")
-OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One row of `integrity.csv`.
-
-    Args:
-        case: The case.
-        path: Its image, or the file at fault.
-        status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
-            tried again).
-        reason: What was found, empty if nothing.
-    """
-
-    case: str
-    path: Path
-    status: str
-    reason: str = ""
 
 
 def write_integrity(path: Path, findings: Sequence[Finding]) -> None:
@@ -183,7 +164,7 @@ def _list(files: CohortFiles) -> Index:
 
 def _index_failures(index: Index) -> list[Outcome]:
     """The cases refused for their names, once each."""
-    reasons = {p.id: p.reason for p in index.problems}
+    reasons = {p.case: p.reason for p in index.problems}
     return [Outcome(case, error=reason, kind=reason.split(":")[0]) for case, reason in reasons.items()]
 
 
@@ -191,16 +172,15 @@ def _findings(
     index: Index, analysis: Analysis, values: Mapping[str, Mapping[str, Any]], failures: Sequence[Outcome]
 ) -> list[Finding]:
     """Rows of `integrity.csv`: what became of every file that was found."""
-    found = [Finding(p.id, p.path, REFUSED, p.reason) for p in index.problems]
     images = {e.id: e.image for e in index.entries}
-    found += [
-        Finding(f.case_id, images[f.case_id], FAILED if f.is_fault else REFUSED, f.error or "")
+    found = index.problems + [
+        Finding(f.case_id, images[f.case_id], f.error or "", FAILED if f.is_fault else REFUSED)
         for f in failures
         if f.case_id in images
     ]
     for case in analysis.cases:
         reasons = dict.fromkeys([*values[case.id]["warnings"], *analysis.warnings.get(case.id, [])])
-        found.append(Finding(case.id, case.image, WARNING if reasons else OK, "; ".join(reasons)))
+        found.append(Finding(case.id, case.image, "; ".join(reasons), WARNING if reasons else OK))
     return found
 
 

@@ -17,6 +17,7 @@ from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
 
 log = logging.getLogger(__name__)
 
+OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
 NAMED = 10  # paths that a message names
 
 
@@ -40,18 +41,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A case that is refused.
+class Finding:
+    """What became of a case: one row of `integrity.csv`.
 
     Args:
-        id: The case.
-        path: The file at fault.
-        reason: What is wrong with it.
+        case: The case.
+        path: Its image, or the file at fault.
+        reason: What was found, empty if nothing.
+        status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
+            tried again).
     """
 
-    id: str
+    case: str
     path: Path
-    reason: str
+    reason: str = ""
+    status: str = REFUSED
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Index:
     """
 
     entries: list[Entry] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -87,14 +91,16 @@ def build_index(files: CohortFiles) -> Index:
     found.entries += _explicit(files)
     _refuse_duplicates(found)
     found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
-    found.problems.sort(key=lambda p: p.id)
+    found.problems.sort(key=lambda p: p.case)
     _declare(found, files.sources)
     return found
 
 
 def _declare(found: Index, sources: Sequence[Source]) -> None:
     """Give each case what its source declares, and each source its cases, the refused ones included."""
-    places = [(e.id, (e.image, e.label)) for e in found.entries] + [(p.id, (p.path,)) for p in found.problems]
+    places = [(e.id, (e.image, e.label)) for e in found.entries] + [
+        (p.case, (p.path,)) for p in found.problems
+    ]
     for number, (case, paths) in enumerate(places):
         source = source_of(sources, case, paths)
         if source is not None:
@@ -133,14 +139,14 @@ def _pair(
     for case, paths in images.items():
         targets = labels.get(case, [])
         if len(targets) > 1:
-            found.problems.append(Problem(case, targets[0], f"two labels of the same id: {_both(targets)}"))
+            found.problems.append(Finding(case, targets[0], f"two labels of the same id: {_both(targets)}"))
         elif must_have_label and not targets and len(paths) == 1:
             reason = "image without a label under data.labels; should it be under data.unlabeled_images?"
-            found.problems.append(Problem(case, paths[0], reason))
+            found.problems.append(Finding(case, paths[0], reason))
         else:
             found.entries += [Entry(case, split, path, targets[0] if targets else None) for path in paths]
     for case in labels.keys() - images.keys():
-        found.problems.append(Problem(case, labels[case][0], "label without an image"))
+        found.problems.append(Finding(case, labels[case][0], "label without an image"))
 
 
 def _explicit(files: CohortFiles) -> Iterator[Entry]:
@@ -169,7 +175,7 @@ def _refuse_duplicates(found: Index) -> None:
         if len(entries) > 1:
             paths = [e.image for e in entries]
             reason = f"{len(entries)} cases of the same id: {_both(paths)}"
-            found.problems += [Problem(case, path, reason) for path in paths]
+            found.problems += [Finding(case, path, reason) for path in paths]
     found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
 
 

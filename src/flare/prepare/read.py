@@ -19,7 +19,6 @@ from flare.core.volumes import match_grid, read_image, read_labels
 from flare.prepare.estimate import estimate, require_room
 from flare.prepare.index import Entry
 from flare.prepare.settings import PrepareSettings
-from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
 from flare.runs.outcomes import Outcome
 from flare.runs.work import run_cases
@@ -153,7 +152,12 @@ class _Step:
         return self.settings.decisive(is_cached=self.is_cached)
 
     def outputs(self, case: str) -> dict[str, Path]:
-        return cached_files(self.settings.folder, self.entries[case]) if self.is_cached else {}
+        folder, outputs = self.settings.folder, {}
+        if self.is_cached:
+            outputs["image"] = folder.image(case)
+            if self.entries[case].label is not None:
+                outputs |= {"labels": folder.labels(case), "histogram": folder.histogram(case)}
+        return outputs
 
     def inputs(self, case: str) -> dict[str, Path | str]:
         entry = self.entries[case]
@@ -241,11 +245,3 @@ def count_cases(
         else:
             failures.append(outcome)
     return values, failures
-
-
-def cached_files(folder: PreparedFolder, entry: Entry) -> dict[str, Path]:
-    """The files that are cached of a training case."""
-    outputs = {"image": folder.image(entry.id)}
-    if entry.label is not None:
-        outputs |= {"labels": folder.labels(entry.id), "histogram": folder.histogram(entry.id)}
-    return outputs

@@ -118,18 +118,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if missing:
         raise FlareError(f"checkpoint={path}: its entry {KEY!r} lacks {missing}")
     state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
-    return Checkpoint(
-        path=path,
-        sha256=sha256(path),
-        state_dict=state,
-        classes=carried["classes"],
-        targets=carried["targets"],
-        spacing_mm=tuple(carried["spacing_mm"]),
-        interpolation=carried["interpolation"],
-        intensity=carried["intensity"],
-        patch_size=tuple(carried["patch_size"]),
-        mirror_axes=tuple(carried["mirror_axes"]),
-        round=carried["round"],
-        config=carried["config"],
-        git_revision=carried["git_revision"],
-    )
+    values = {k: carried[k] for k in CARRIED}
+    values |= {k: tuple(carried[k]) for k in ("spacing_mm", "patch_size", "mirror_axes")}
+    return Checkpoint(path=path, sha256=sha256(path), state_dict=state, **values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -190,7 +191,7 @@ def _take(stream: IO[str], *, wait: bool) -> bool:
         except OSError:
             stream.seek(0)
             number = stream.read().strip().removeprefix(HOLDER)
-            if not number.isdigit() or _is_running(int(number)):
+            if not number.isdigit() or psutil.pid_exists(int(number)):
                 if not wait or number == str(os.getpid()):
                     return False
                 if not told:
@@ -200,17 +201,6 @@ def _take(stream: IO[str], *, wait: bool) -> bool:
             elif time.monotonic() > deadline:
                 return False
             time.sleep(0.2)
-
-
-def _is_running(process: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @dataclass(frozen=True)
