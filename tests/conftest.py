@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,14 @@ def labels() -> ClassList:
 def config() -> Callable[..., DictConfig]:
     """Compose a script's configuration: `config("train", "round=mo", "model=tiny")`."""
 
-    def build(script: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose(script, list(overrides))
+    return lambda script, *overrides: _composed(script, overrides).copy()
 
-    return build
+
+@cache
+def _composed(script: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Composing takes longer than most tests, and many ask for the same."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(script, list(overrides))
 
 
 @pytest.fixture(scope="session")

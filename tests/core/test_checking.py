@@ -105,11 +105,9 @@ def test_a_value_that_means_nothing_is_refused_in_one_line(override: str, compos
     assert "\n" not in str(refused.value)
 
 
-def test_merge_labels_own_keys_are_looked_at() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("merge_labels", ["dilation_mm=a"])
+def test_merge_labels_own_keys_are_looked_at(config: Callable[..., DictConfig]) -> None:
     with pytest.raises(FlareError, match=r"^dilation_mm=a: expected a number, 0 or more$"):
-        check_values(cfg)
+        check_values(config("merge_labels", "dilation_mm=a"))
 
 
 @pytest.mark.parametrize("script", ["infer", "evaluate", "iterate"])

@@ -103,6 +103,7 @@ def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
     assert guilty.read_text() == "xx"  # once beside the slow one, once alone
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_the_caller_is_busy(pool: LocalExecutor, tmp_path: Path) -> None:
     """The pool is found broken when the next case is handed to it."""
     jobs = {
@@ -120,6 +121,7 @@ def test_a_worker_that_dies_while_the_caller_is_busy(pool: LocalExecutor, tmp_pa
     assert "worker process died" in str(found["guilty"].error)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_with_nothing_to_do() -> None:
     executor = LocalExecutor(workers=1, retries=0)
     found = []

@@ -207,6 +207,7 @@ def test_a_public_config_holds_plain_values_only(config: Callable[..., DictConfi
     assert torch.load(tmp_path / "config.pt", weights_only=True)["round"]["name"] == "mo"
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_has_a_folder_of_its_own(tmp_path: Path) -> None:
     code = (
         "import hydra; from flare.runs.folders import named_run, run_folder\n"
