@@ -25,10 +25,9 @@ def labels() -> ClassList:
     return ClassList.from_config(OmegaConf.load(CONF / "classes" / "flare23.yaml"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> Callable[..., DictConfig]:
     """Compose a script's configuration: `config("train", "round=mo", "model=tiny")`."""
-
     return lambda script, *overrides: _composed(script, overrides).copy()
 
 

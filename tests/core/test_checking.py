@@ -1,13 +1,12 @@
 """Values that mean nothing are refused in one line before any work; every configuration shipped is sound."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from conftest import CONF
 from flare.core.cases import SPLITS
 from flare.core.checks import choice, limits, number, several, whole
 from flare.core.classes import RULES as OF_CLASSES
@@ -22,6 +21,7 @@ from flare.prepare.settings import RULES as OF_PREPARE
 from flare.prepare.settings import PrepareSettings
 from flare.training.trainer import PRECISIONS
 
+Config = Callable[..., DictConfig]
 RULES = OTHERS | OF_CLASSES | OF_PREPARE | OF_THE_PHANTOM
 MEANINGLESS = [
     "data.augmentation.label_interpolation=foo",
@@ -83,10 +83,9 @@ MEANINGLESS = [
 
 
 @pytest.fixture(scope="module")
-def composed() -> DictConfig:
-    """The configuration of train.py, composed once: it takes longer than all the checks."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["executor.workers=0"])
+def composed(config: Config) -> DictConfig:
+    """The configuration of train.py."""
+    return config("train", "executor.workers=0")
 
 
 def test_as_it_is_the_configuration_is_sound(composed: DictConfig, tmp_path: Path) -> None:
@@ -105,15 +104,14 @@ def test_a_value_that_means_nothing_is_refused_in_one_line(override: str, compos
     assert "\n" not in str(refused.value)
 
 
-def test_merge_labels_own_keys_are_looked_at(config: Callable[..., DictConfig]) -> None:
+def test_merge_labels_own_keys_are_looked_at(config: Config) -> None:
     with pytest.raises(FlareError, match=r"^dilation_mm=a: expected a number, 0 or more$"):
         check_values(config("merge_labels", "dilation_mm=a"))
 
 
 @pytest.mark.parametrize("script", ["infer", "evaluate", "iterate"])
-def test_a_script_asks_for_no_key_that_it_lacks_or_that_is_not_given(script: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        check_values(compose(script, ["data=flare23"]))  # data.root and some of their own are ???
+def test_a_script_asks_for_no_key_that_it_lacks_or_that_is_not_given(script: str, config: Config) -> None:
+    check_values(config(script, "data=flare23"))  # data.root and some of their own are ???
 
 
 SHIPPED = {
@@ -125,15 +123,14 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in SHIPPED.items() for n in names])
-def test_what_is_shipped_is_sound(group: str, name: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        check_values(compose("train", [f"+{group}={name}" if group == "debug" else f"{group}={name}"]))
+def test_what_is_shipped_is_sound(group: str, name: str, config: Config) -> None:
+    check_values(config("train", f"+{group}={name}" if group == "debug" else f"{group}={name}"))
 
 
-def test_every_key_of_the_table_is_one_of_a_configuration(composed: DictConfig) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        scripts = [composed, *(compose(name) for name in ("iterate", "evaluate", "merge_labels"))]
-        scripts.append(compose("train", ["scheduler=cosine"]))
+def test_every_key_of_the_tables_is_one_of_a_configuration(composed: DictConfig, config: Config) -> None:
+    scripts = [composed, config("train", "scheduler=cosine")]
+    scripts += [config(name, "data=flare23") for name in ("iterate", "evaluate")]
+    scripts.append(config("merge_labels", "dilation_mm=a"))  # composed for other tests, too
     # Lightning's, not ours to list; and keys that are refused wherever they stand
     absent = {"trainer.accumulate_grad_batches", "model.optimizer", "model.scheduler"}
     for pattern in RULES.keys() - absent:

@@ -66,35 +66,22 @@ def analyse_labels(
     """
     found = Analysis()
     for entry in entries:
-        if entry.id in values:
-            _add(found, entry, values[entry.id], classes)
+        if entry.id not in values:
+            continue
+        counted = values[entry.id]
+        voxels = {int(k): n for k, n in counted.get("voxels", {}).items()}
+        present, declared = set(voxels), set(entry.annotates or ())
+        # an empty label file tells nothing, whatever its source declares
+        annotated = present | declared if present else set()
+        kind = "unlabeled" if entry.label is None else kind_of(present, annotated, classes)
+        ids = (tuple(sorted(present)), tuple(sorted(annotated)))
+        found.cases.append(Case(entry.id, entry.image, entry.label, entry.split, kind, *ids))
+        if entry.label is not None:
+            found.volumes_ml[entry.id] = {k: n * counted["voxel_ml"] for k, n in voxels.items()}
+        if entry.annotates is not None and present - declared:
+            names = ", ".join(classes.name_of(c) for c in sorted(present - declared))
+            found.warnings[entry.id] = [f"has classes that data.sources does not declare for it: {names}"]
     return found
-
-
-def _add(found: Analysis, entry: Entry, values: Mapping[str, Any], classes: ClassList) -> None:
-    """Add one case, with what its label file holds."""
-    if entry.label is None:
-        found.cases.append(Case(entry.id, entry.image, None, entry.split, "unlabeled", (), ()))
-        return
-    voxels = {int(k): n for k, n in values["voxels"].items()}
-    present, declared = set(voxels), set(entry.annotates or ())
-    # an empty label file tells nothing, whatever its source declares
-    annotated = present | declared if present else set()
-    found.volumes_ml[entry.id] = {k: n * values["voxel_ml"] for k, n in voxels.items()}
-    if entry.annotates is not None and present - declared:
-        names = ", ".join(classes.name_of(c) for c in sorted(present - declared))
-        found.warnings[entry.id] = [f"has classes that data.sources does not declare for it: {names}"]
-    found.cases.append(
-        Case(
-            id=entry.id,
-            image=entry.image,
-            label=entry.label,
-            split=entry.split,
-            kind=kind_of(present, annotated, classes),
-            present=tuple(sorted(present)),
-            annotated=tuple(sorted(annotated)),
-        )
-    )
 
 
 def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> None:

@@ -25,56 +25,36 @@ HOLDER = "process "
 PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their parent was killed
 
 
+class Place:
+    """A path in a folder of a run: an attribute of the folder's class.
+
+    Args:
+        path: Relative to the folder's `root`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __get__(self, folder: Any, owner: type | None = None) -> Path:
+        """The path in one folder."""
+        return folder.root / self.path
+
+
 @dataclass(frozen=True)
 class RoundFolder:
     """Everything one round leaves; shared by train, merge and iterate."""
 
     root: Path
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the round's trainings, a folder each, and of the names of the current one's files."""
-        return self.root / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        """The current training's last checkpoint: the teacher of later rounds."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The current training's checkpoint with the best validation DSC."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def predictions(self) -> Path:
-        """The teacher's pseudo labels for this round's cases, before merging."""
-        return self.root / "predictions"
-
-    @property
-    def labels(self) -> Path:
-        """Merged labels on the original grids, their sidecars and `provenance.csv`."""
-        return self.root / "labels"
-
-    @property
-    def training_labels(self) -> Path:
-        """Merged labels on the training grid, in the chunked store."""
-        return self.root / "training_labels"
-
-    @property
-    def config(self) -> Path:
-        """The round's whole configuration."""
-        return self.root / "config.yaml"
-
-    @property
-    def training_csv(self) -> Path:
-        """The current training's loss, learning rate and validation scores by epoch."""
-        return self.root / "training.csv"
-
-    @property
-    def components(self) -> Path:
-        """Organs for which keeping the largest component helps, fitted on validation cases."""
-        return self.root / "components.json"
+    config = Place("config.yaml")  # the round's whole configuration
+    predictions = Place("predictions")  # the teacher's pseudo labels for this round's cases, before merging
+    labels = Place("labels")  # merged, on the original grids, with their sidecars and `provenance.csv`
+    training_labels = Place("training_labels")  # the same on the training grid, in the chunked store
+    checkpoints = Place("checkpoints")  # a folder for each training, and names of the current one's files
+    last = Place("checkpoints/last.ckpt")  # the current training's: the teacher of later rounds
+    best = Place("checkpoints/best.ckpt")  # the current training's with the best validation DSC
+    training_csv = Place("training.csv")  # the current training's loss, learning rate, scores by epoch
+    components = Place("components.json")  # organs of which keeping the largest part helps, as fitted
 
     def journal(self, step: str) -> Journal:
         """What is done of one step of this round."""
@@ -87,30 +67,15 @@ class TrainingFolder:
 
     root: Path
 
+    last = Place("last.ckpt")  # from which it resumes
+    best = Place("best.ckpt")  # with the best validation DSC
+    training_csv = Place("training.csv")  # loss, learning rate and validation scores by epoch
+    logs = Place("logs")  # what its loggers write
+
     @property
     def round(self) -> RoundFolder:
         """The folder of its round."""
         return RoundFolder(self.root.parent.parent)
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint from which it resumes."""
-        return self.root / "last.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the best validation DSC."""
-        return self.root / "best.ckpt"
-
-    @property
-    def training_csv(self) -> Path:
-        """Loss, learning rate and validation scores by epoch."""
-        return self.root / "training.csv"
-
-    @property
-    def logs(self) -> Path:
-        """What its loggers write."""
-        return self.root / "logs"
 
     @property
     def names(self) -> dict[Path, Path]:
@@ -215,35 +180,16 @@ class PreparedFolder:
     root: Path
     spacing_mm: Spacing
 
-    @property
-    def index(self) -> Path:
-        """The cases that can be used."""
-        return self.root / "index.csv"
-
-    @property
-    def integrity(self) -> Path:
-        """What was found wrong with which file."""
-        return self.root / "integrity.csv"
-
-    @property
-    def label_analysis(self) -> Path:
-        """Volumes of each class in each case, and the case's kind; a plot of it has the suffix .png."""
-        return self.root / "label_analysis.csv"
-
-    @property
-    def statistics(self) -> Path:
-        """Intensity statistics of the training cohort."""
-        return self.root / "statistics.json"
+    index = Place("index.csv")  # the cases that can be used
+    integrity = Place("integrity.csv")  # what was found wrong with which file
+    label_analysis = Place("label_analysis.csv")  # kinds and volumes by case; a plot has the suffix .png
+    statistics = Place("statistics.json")  # intensities of the training cohort
+    seen = Place("journal/paths.json")  # the paths that the last start saw
 
     @property
     def arrays(self) -> Path:
         """Folder of the arrays at this spacing."""
         return self.root / ("spacing-" + "x".join(f"{s:g}" for s in self.spacing_mm))
-
-    @property
-    def seen(self) -> Path:
-        """The paths that the last start saw."""
-        return self.root / "journal" / "paths.json"
 
     def image(self, case_id: str) -> Path:
         """A case's image in the chunked store, int16 HU."""
