@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from flare.cli import CONF
+from flare.runs.work import build_executor
 
 SCRIPTS = ["train", "infer", "merge_labels", "prepare", "evaluate", "iterate"]
 GROUPS = sorted(
@@ -202,12 +203,12 @@ def test_trainers(config: Callable[..., DictConfig], option: str, tmp_path: Path
     assert trainer.max_epochs == cfg.trainer.max_epochs
 
 
-@pytest.mark.parametrize("group", ["callbacks", "executor"])
-def test_callbacks_and_executors(config: Callable[..., DictConfig], group: str) -> None:
-    for option in options(group):
-        found = config("train", f"{group}={option}")[group]
-        for settings in [found] if "_target_" in found else found.values():
+def test_callbacks_and_executors(config: Callable[..., DictConfig]) -> None:
+    for option in options("callbacks"):
+        for settings in config("train", f"callbacks={option}").callbacks.values():
             assert instantiate(settings) is not None
+    for option in options("executor"):
+        assert build_executor(config("train", f"executor={option}")) is not None
 
 
 @pytest.mark.parametrize("option", options("logger"))

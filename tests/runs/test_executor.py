@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from executor_jobs import die, die_later, double, fail_at, misbehave, threads
 from flare.core.errors import FlareError, NoRoomError
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
-from flare.runs.work import LocalExecutor, run_cases
+from flare.runs.work import LocalExecutor, build_executor, failed_share, run_cases
 
 ALWAYS = 10**6
 
@@ -146,10 +145,17 @@ def test_all_cores_by_default() -> None:
 
 
 def test_from_its_config(pytestconfig: pytest.Config) -> None:
-    cfg = OmegaConf.load(pytestconfig.rootpath / "conf" / "executor" / "local.yaml")
-    executor = instantiate(cfg, workers=0)
+    cfg = OmegaConf.create(
+        {"executor": OmegaConf.load(pytestconfig.rootpath / "conf" / "executor" / "local.yaml")}
+    )
+    cfg.executor.workers = 0
+    executor = build_executor(cfg)
     assert isinstance(executor, LocalExecutor)
     assert (executor.workers, executor.retries) == (0, 1)
+    assert failed_share(cfg) == 0.05
+    cfg.executor.max_failed = 2
+    with pytest.raises(FlareError, match=r"^executor\.max_failed=2: expected a number from 0 to 1$"):
+        failed_share(cfg)
 
 
 def fault(case: str, error: str = "MemoryError: no 4 GiB", kind: str = "memory", **more: bool) -> Outcome:

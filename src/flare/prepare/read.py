@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,10 +31,12 @@ EMPTY_LABEL = "label file without any foreground"
 def collected_warnings() -> Iterator[list[str]]:
     """Gather what this package warns of while the block runs, for the case's row of the report."""
     messages: list[str] = []
+    own = threading.get_ident()  # an executor may work on other cases in other threads
 
     class _Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
+            if record.thread == own:
+                messages.append(record.getMessage())
 
     package, handler = logging.getLogger("flare"), _Collect(logging.WARNING)
     package.addHandler(handler)

@@ -135,6 +135,7 @@ def resume_cases(
     executor: Executor,
     description: str,
     again: Collection[str] = (),
+    alone: Callable[[int], bool] | None = None,
     before: Callable[[Collection[str]], None] | None = None,
 ) -> Resumed:
     """Do what is new or changed among a step's cases, and note each case as it is done.
@@ -152,6 +153,7 @@ def resume_cases(
         executor: Where the cases are worked on.
         description: Of the progress bar.
         again: Cases to do although they are current.
+        alone: Whether so many cases are done one at a time, see `Executor.alone`.
         before: Called once with the cases to do, if there are any.
     """
     configs = {case: config(case) if callable(config) else config for case in jobs}
@@ -163,6 +165,8 @@ def resume_cases(
     if todo and before is not None:
         before(todo.keys())
     failures: list[Outcome] = []
+    if todo and alone is not None and alone(len(todo)):
+        executor = executor.alone()
     for outcome in run_cases(function, todo, executor=executor, description=description):
         case = outcome.case_id
         if outcome.error is None:

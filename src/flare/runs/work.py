@@ -13,12 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,6 +27,7 @@ from rich.progress import (
 )
 
 from flare.core.checks import SHARE
+from flare.core.conf import build_part
 from flare.core.errors import AwayError, CaseError, FlareError, NoRoomError
 from flare.core.files import GENERAL_FAULTS, says_no_room
 from flare.runs.outcomes import Outcome
@@ -41,10 +39,10 @@ DIED = "its worker process died, alone as well (out of memory? fewer executor.wo
 
 
 class Executor(Protocol):
-    """Runs a function on many cases, in any order, anywhere.
+    """Runs a function on many cases, in any order, anywhere; `executor._target_` names its class.
 
     The function is importable and takes and returns plain values and paths, so that any scheduler of
-    futures fits behind it.
+    futures fits behind it: submit `attempt(case, function, job)` for each case and yield the results.
     """
 
     @property
@@ -60,6 +58,10 @@ class Executor(Protocol):
         """
         ...
 
+    def alone(self) -> Executor:
+        """Give an executor that works on one case at a time, which then has all cores and the GPU."""
+        ...
+
     def close(self) -> None:
         """Let go of the workers; a later `run` takes new ones."""
         ...
@@ -69,14 +71,11 @@ def build_executor(cfg: DictConfig) -> Executor:
     """Build the executor that a script's configuration names.
 
     Raises:
-        FlareError: If a value of `executor` is out of range.
+        FlareError: If a value of `executor` is out of range, or unknown to the class.
     """
-    try:
-        return instantiate(cfg.executor)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, FlareError):  # which Hydra would wrap into several lines
-            raise error.__cause__ from None
-        raise
+    # what the steps judge by is no executor's matter
+    own = OmegaConf.masked_copy(cfg.executor, [str(key) for key in cfg.executor if key != "max_failed"])
+    return build_part(own, "executor")
 
 
 def failed_share(cfg: DictConfig) -> float:
@@ -112,23 +111,21 @@ class LocalExecutor:
     Args:
         workers: Processes; null takes one per core; 0 runs in this process (on a GPU, or to debug).
         retries: How often a case whose worker died is tried again.
-        max_failed: Of the configuration; the steps judge by it, see `failed_share`.
     """
 
-    def __init__(self, workers: int | None, retries: int, max_failed: float = MAX_FAILED) -> None:
+    def __init__(self, workers: int | None, retries: int) -> None:
         for key, value in (("workers", workers), ("retries", retries)):
             if value is not None and (not isinstance(value, int) or value < 0):
                 raise FlareError(f"executor.{key}={value}: expected a whole number, 0 or more")
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.retries = retries
-        self.max_failed = max_failed
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """Yield one outcome a case, as they complete."""
         if self.workers == 0:
             for case_id, job in jobs.items():
-                yield replace(_attempt(function, job), case_id=case_id)
+                yield attempt(case_id, function, job)
             return
         waiting = deque(jobs.items())
         flying: dict[Future, tuple[str, Job]] = {}
@@ -136,7 +133,7 @@ class LocalExecutor:
             try:
                 # only as many as there are workers: then what flies when one dies is what it was running
                 while waiting and len(flying) < self.workers:
-                    flying[self._submit(function, waiting[0][1])] = waiting[0]
+                    flying[self._submit(*waiting[0], function)] = waiting[0]
                     waiting.popleft()
             except BrokenProcessPool:  # a worker died since the last look; what flies says so below
                 if not flying:
@@ -148,10 +145,14 @@ class LocalExecutor:
             for future in done:
                 case_id, job = flying.pop(future)
                 try:
-                    yield replace(future.result(), case_id=case_id)
+                    yield future.result()
                 except BrokenProcessPool:
                     suspects.append((case_id, job))
             yield from self._one_at_a_time(function, suspects)
+
+    def alone(self) -> LocalExecutor:
+        """Give one that works in this process."""
+        return LocalExecutor(workers=0, retries=0)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -159,7 +160,7 @@ class LocalExecutor:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _submit(self, function: Callable[..., Any], job: Job) -> Future:
+    def _submit(self, case_id: str, job: Job, function: Callable[..., Any]) -> Future:
         if self._pool is None:
             threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
             self._pool = ProcessPoolExecutor(
@@ -168,7 +169,7 @@ class LocalExecutor:
                 initializer=_limit_threads,
                 initargs=(threads, logging.getLogger().getEffectiveLevel()),
             )
-        return self._pool.submit(_attempt, function, job)
+        return self._pool.submit(attempt, case_id, function, job)
 
     def _one_at_a_time(
         self, function: Callable[..., Any], suspects: Sequence[tuple[str, Job]]
@@ -181,7 +182,7 @@ class LocalExecutor:
                 self.close()
                 log.warning("case %s: a worker process died, running it alone", case_id)
                 try:
-                    yield replace(self._submit(function, job).result(), case_id=case_id)
+                    yield self._submit(case_id, job, function).result()
                     break
                 except BrokenProcessPool:
                     continue
@@ -207,19 +208,22 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
+def attempt(case_id: str, function: Callable[..., Any], job: Job) -> Outcome:
     """Run one case and turn an exception into text, which always survives the way back.
 
-    Only a `CaseError` that is no `AwayError` says that the case is to blame. The caller adds the case id.
+    Only a `CaseError` that is no `AwayError` says that the case is to blame.
+
+    Raises:
+        NoRoomError: If a disk is full.
     """
     try:
-        return Outcome("", function(**job))
-    except CaseError as error:
-        return Outcome("", error=error.reason, is_fault=isinstance(error, AwayError), kind=_kind(error))
+        return Outcome(case_id, function(**job))
     except NoRoomError:
         raise
+    except CaseError as error:
+        return Outcome(case_id, error=error.reason, is_fault=isinstance(error, AwayError), kind=_kind(error))
     except FlareError as error:
-        return Outcome("", error=str(error), is_fault=True, is_general=True, kind=_kind(error))
+        return Outcome(case_id, error=str(error), is_fault=True, is_general=True, kind=_kind(error))
     except (Exception, SystemExit) as error:
         if says_no_room(error):
             raise NoRoomError(f"a disk is full ({error}): make room and start again") from None
@@ -227,7 +231,7 @@ def _attempt(function: Callable[..., Any], job: Job) -> Outcome:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} ({place.name}, line {place.lineno})"
         is_general = isinstance(error, OSError) and error.errno in GENERAL_FAULTS
-        return Outcome("", error=text, is_fault=True, is_general=is_general, kind=_kind(error))
+        return Outcome(case_id, error=text, is_fault=True, is_general=is_general, kind=_kind(error))
 
 
 def _kind(error: BaseException) -> str:
@@ -247,21 +251,9 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Progress]:
-    """Show a bar while the block runs; `advance(bar.task_ids[0])` moves it.
-
-    Args:
-        description: What is being done.
-        total: Number of cases.
-        done: How many were done before this start.
-    """
-    columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    """Show a bar of `total` cases while the block runs; `advance(bar.task_ids[0])` moves it from `done`."""
+    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=30), MofNCompleteColumn(), *times)
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         bar.add_task(description, total=total, completed=done)
         yield bar
