@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from flare.core.preprocessing import resample
 from flare.inference.blend import Blended
-from flare.inference.restore import interpolated_axes, restore_labels
+from flare.inference.restore import interpolated_axes, restore_labels, restore_probabilities
 
 ALL, NONE, PLANE = (True, True, True), (False, False, False), (False, True, True)
 
@@ -174,3 +174,36 @@ print(restore(160, 64) - start)  # all classes of the whole volume would be 1350
 def test_working_memory_stays_near_the_budget():
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 64 + 22.5 + 40  # the budget, the labels, and what the allocator keeps
+
+
+def probabilities(maps, shape, *, linear=ALL, softmax=False, memory_mb=64.0):
+    found = np.full((len(maps.values), *shape), 7, dtype=np.float16)
+    restore_probabilities(maps, list(found), linear=linear, softmax=softmax, memory_mb=memory_mb)
+    return found.astype(np.float32)
+
+
+@pytest.mark.parametrize("memory_mb", [1e-6, 64])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_probabilities_are_what_interpolating_the_whole_volume_gives(memory_mb, softmax):
+    maps = blended((5, 6, 7))
+    reference = interpolate(maps.values[None], size=(9, 11, 8), mode="trilinear", align_corners=False)[0]
+    reference = reference.softmax(0) if softmax else reference
+    found = probabilities(maps, (9, 11, 8), softmax=softmax, memory_mb=memory_mb)
+    np.testing.assert_allclose(found, reference.numpy(), atol=1e-3)  # float16
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_probabilities_know_only_what_windows_saw(softmax):
+    """Constant maps stay constant up to the last covered voxel; beyond it all is background."""
+    values = torch.tensor([0.25, 0.75]).reshape(2, 1, 1, 1).repeat(1, 4, 6, 6)
+    covered = torch.ones(4, 6, 6, dtype=torch.bool)
+    covered[:, :2, :2] = False
+    values[:, ~covered] = 0
+    maps = Blended(values, covered, ((0, 4), (0, 6), (2, 8)), (4, 6, 10))
+    found = probabilities(maps, (8, 12, 20), softmax=softmax)
+    seen = np.zeros((8, 12, 20), dtype=bool)
+    seen[:, :, 4:16] = True
+    seen[:, :4, 4:8] = False
+    expected = 1 / (1 + np.exp(-0.5)) if softmax else 0.75
+    np.testing.assert_allclose(found[1], np.where(seen, expected, 0), atol=1e-3)
+    np.testing.assert_allclose(found[0], np.where(seen, 1 - expected, 1), atol=1e-3)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from flare.core.errors import FlareError
-from flare.inference.settings import InferenceSettings
+from flare.inference.settings import BodyRule, InferenceSettings
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,30 @@ def test_every_variant_is_read_from_its_config(config, name, centre, extend):
         "inference.overlap=1",
         "inference.overlap=-0.1",
         "inference.memory_mb=0",
+        "inference.overlap=abc",
+        "inference.memory_mb=big",
+        "inference.extend=1",
+        "inference.measure=yes",
+        "inference.body.threshold_hu=a",
+        "inference.body.opening_mm=-1",
+        "inference.body=5",
+        "engine=outside.Vapour",
     ],
 )
 def test_a_value_that_is_no_choice_is_refused_by_its_key(config, override):
-    with pytest.raises(FlareError, match=override.split("=")[0]):
+    with pytest.raises(FlareError, match=f"^{override}: expected [^\n]*$"):
         InferenceSettings.from_config(config("infer", override))
+
+
+def test_the_defaults_of_the_library_are_those_of_the_script(config):
+    assert replace(InferenceSettings.from_config(config("infer")), networks=()) == InferenceSettings()
+
+
+def test_plain_arguments_are_checked_as_the_keys_are():
+    with pytest.raises(FlareError, match=r"^tta=tta5: expected one of none, tta4, tta8$"):
+        InferenceSettings(tta="tta5")
+    with pytest.raises(FlareError, match=r"^inference\.body\.minimum_ml=-1: expected a number, 0 or more$"):
+        BodyRule(minimum_ml=-1)
 
 
 def test_memory_and_device_make_no_other_result(config):

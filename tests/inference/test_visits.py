@@ -1,15 +1,13 @@
 import numpy as np
 
-from flare.inference.visits import judge_flare22, walk
-from flare.inference.windows import plan_windows
+from flare.inference.settings import InferenceSettings
+from flare.inference.windows import judge_flare22, plan_windows, walk
 
 PATCH = (4, 32, 32)
 LIVER, AORTA, IVC, ESOPHAGUS = 1, 5, 6, 10
 TUBES = frozenset({AORTA, IVC, ESOPHAGUS})
 # three starts along each in-plane axis of 64 voxels, the central one 16; z starts 0, 2, 4, 6, 8
-ROWS = plan_windows(
-    "flare22", (12, 64, 64), patch=PATCH, overlap=0.5, body=None, centre="image", extend=False
-)
+ROWS = plan_windows(InferenceSettings(name="flare22"), (12, 64, 64), patch=PATCH, body=None)
 
 
 def judge(row, segmentation):
@@ -95,9 +93,7 @@ def test_one_voxel_of_an_organ_beside_tubes_asks_for_all_neighbours():
 
 
 def test_a_lone_window_along_y_has_no_neighbour_to_ask_for():
-    rows = plan_windows(
-        "flare22", (4, 32, 64), patch=PATCH, overlap=0.5, body=None, centre="image", extend=False
-    )
+    rows = plan_windows(InferenceSettings(name="flare22"), (4, 32, 64), patch=PATCH, body=None)
     counted = list(walk(rows, lambda start: tube(32, 32), judge))
     assert [start for start, _ in counted] == [(0, 0, 16)]
 

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flare.inference.settings import InferenceSettings
 from flare.inference.windows import (
     Axis,
     even_starts,
     extended,
     plan_windows,
     plane_starts,
-    plane_starts_on,
     window_slices,
 )
 
@@ -26,9 +26,8 @@ EXPECTED = {
 
 
 def plan(shape, schedule="paper", body=None, centre="image", extend=False, patch=PATCH, overlap=0.5):
-    return plan_windows(
-        schedule, shape, patch=patch, overlap=overlap, body=body, centre=centre, extend=extend
-    )
+    settings = InferenceSettings(name=schedule, overlap=overlap, centre=centre, extend=extend)
+    return plan_windows(settings, shape, patch=patch, body=body)
 
 
 @pytest.mark.parametrize("shape", EXPECTED)
@@ -119,7 +118,7 @@ def test_windows_extended_on_an_interval_lie_inside_and_cover_it(size, patch, da
     size = max(size, patch)
     lower = data.draw(st.integers(0, size - 1))
     upper = data.draw(st.integers(lower + 1, size))
-    for placed in (plane_starts(size, patch), plane_starts_on(size, patch, (lower, upper))):
+    for placed in (plane_starts(size, patch), plane_starts(size, patch, (lower, upper))):
         axis = extended(placed, patch, (lower, upper))
         assert axis.centre == placed.centre
         assert axis.centre in axis.starts

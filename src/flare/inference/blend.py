@@ -11,18 +11,15 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from flare.inference.windows import Row, Start, window_slices
+from flare.core.geometry import Shape
+from flare.inference.windows import Plan, Start, window_slices
 
-Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Shape) -> torch.Tensor:
     """Weight the voxels of a window by how central they are.
-
-    Args:
-        patch: `(Z, Y, X)` of a window.
 
     Returns:
         `(Z, Y, X)` float32, 1 at the centre, never 0. Shared between calls: do not write to it.
@@ -37,16 +34,8 @@ def gaussian_weights(patch: Shape) -> torch.Tensor:
     return torch.from_numpy(weights.astype(np.float32))
 
 
-def covered_box(rows: tuple[Row, ...], patch: Shape) -> Box:
-    """Bound all windows of a plan.
-
-    Args:
-        rows: The plan; without any window the box is empty.
-        patch: `(Z, Y, X)` of a window.
-
-    Returns:
-        First voxel and the voxel after the last, along Z, Y, X.
-    """
+def covered_box(rows: Plan, patch: Shape) -> Box:
+    """Bound all windows of a plan: first voxel and the voxel after the last; empty without any window."""
     if not rows:
         return (0, 0), (0, 0), (0, 0)
     starts = np.array([start for row in rows for start in row])
@@ -76,13 +65,6 @@ class Blended:
         full[tuple(slice(*interval) for interval in self.box)] = self.covered.cpu().numpy()
         return full
 
-    def full_values(self) -> np.ndarray:
-        """Give the maps of the whole volume, `(C, Z, Y, X)` float32, 0 without a window (large)."""
-        full = np.zeros((len(self.values), *self.shape), dtype=np.float32)
-        z, y, x = (slice(*interval) for interval in self.box)
-        full[:, z, y, x] = self.values.cpu().numpy()
-        return full
-
 
 class Accumulator:
     """Sums of weighted window maps, and of the weights.
@@ -105,12 +87,7 @@ class Accumulator:
         self.window_weights = gaussian_weights(patch).to(device) if weighted else None
 
     def add(self, start: Start, maps: torch.Tensor) -> None:
-        """Add one window.
-
-        Args:
-            start: Where the window begins in the padded volume.
-            maps: `(C, Z, Y, X)` of the window.
-        """
+        """Add the maps `(C, Z, Y, X)` of a window that starts there in the padded volume."""
         local = tuple(begin - interval[0] for begin, interval in zip(start, self.box, strict=True))
         z, y, x = window_slices((local[0], local[1], local[2]), self.patch)
         if self.window_weights is None:
@@ -126,9 +103,6 @@ class Accumulator:
         Args:
             offsets: Voxels of padding before the volume along Z, Y, X.
             shape: `(Z, Y, X)` of the volume without padding.
-
-        Returns:
-            The average of all windows.
         """
         inside, box = [], []
         for (lower, upper), offset, size in zip(self.box, offsets, shape, strict=True):
@@ -143,7 +117,6 @@ class Accumulator:
         return Blended(sums, covered, (box[0], box[1], box[2]), shape)
 
 
-VARIANTS = ("none", "tta4", "tta8")
 Axes = tuple[int, ...]
 
 

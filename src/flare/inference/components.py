@@ -77,10 +77,8 @@ def compare_case(
     for organ in classes.organs:
         mask = truth == organ
         if mask.any():
-            scores[classes.name_of(organ)] = (
-                dice(predicted.array == organ, mask),
-                dice(cleaned == organ, mask),
-            )
+            before, after = (dice(side == organ, mask) for side in (predicted.array, cleaned))
+            scores[classes.name_of(organ)] = before, after
     return scores
 
 
@@ -103,19 +101,10 @@ def fit_components(
         Organ name to `keep_largest`, mean Dice before and after, and the number of cases, as plain values;
         and the cases that could not be scored, which the means leave out.
     """
-    jobs = {
-        case: {
-            "case": case,
-            "prediction": prediction,
-            "reference": reference,
-            "classes": classes,
-            "label_map": label_map,
-        }
-        for case, (prediction, reference) in pairs.items()
-    }
-    outcomes = sorted(
-        run_cases(compare_case, jobs, executor=executor, description="fit components"), key=_case
-    )
+    shared = {"classes": classes, "label_map": label_map}
+    jobs = {case: {"case": case, "prediction": p, "reference": r, **shared} for case, (p, r) in pairs.items()}
+    found = run_cases(compare_case, jobs, executor=executor, description="fit components")
+    outcomes = sorted(found, key=lambda o: o.case_id)  # means do not depend on which case finished first
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     return decide([o.value for o in outcomes if o.error is None], classes), failures
 
@@ -125,24 +114,15 @@ def decide(scores: list[dict[str, tuple[float, float]]], classes: ClassList) -> 
 
     Args:
         scores: What `compare_case` gives, one entry per case.
-        classes: The class list.
-
-    Returns:
-        One entry per organ; an organ that no case has is left as it is.
+        classes: The class list; an organ that no case has is left as it is.
     """
     fit: Fit = {}
     for organ in classes.organs:
         name = classes.name_of(organ)
         found = [case[name] for case in scores if name in case]
-        before, after = (
-            (float(np.mean(column)) for column in zip(*found, strict=True)) if found else (0.0, 0.0)
-        )
-        fit[name] = {
-            "keep_largest": after > before,
-            "dice_before": before,
-            "dice_after": after,
-            "cases": len(found),
-        }
+        before, after = np.mean(found, axis=0).tolist() if found else (0.0, 0.0)
+        means = {"dice_before": before, "dice_after": after}
+        fit[name] = {"keep_largest": after > before, **means, "cases": len(found)}
     return fit
 
 
@@ -166,8 +146,3 @@ def fitted_classes(path: Path, checkpoint: str, classes: ClassList) -> tuple[int
         log.warning("%s was fitted on another checkpoint than the teacher's and is not applied", path.name)
         return ()
     return tuple(classes.id_of(name) for name, entry in found["organs"].items() if entry["keep_largest"])
-
-
-def _case(outcome: Outcome) -> str:
-    """Sort key: means do not depend on which case finished first."""
-    return outcome.case_id

@@ -1,4 +1,4 @@
-"""What a case costs, as the challenge measures it: time, GPU memory, CPU and RAM, sampled while it runs."""
+"""What a case costs: time by stage, and as the challenge samples it time, GPU memory, CPU and RAM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
 
@@ -14,6 +14,20 @@ import psutil
 
 INTERVAL_S = 0.1  # the challenge's
 MB = 2**20
+
+
+@dataclass
+class Stopwatch:
+    """Wall time by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Close a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self.started
+        self.started = now
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What inference does to one case: read, segment, write, and measure where that is asked for."""
+"""What inference does to cases: read, segment, write, and measure where that is asked for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, sha256
+from flare.core.geometry import Geometry
 from flare.core.volumes import read_image, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
-from flare.runs.journal import Journal
+from flare.runs.journal import Journal, resume_cases
 from flare.runs.outcomes import Outcome
-from flare.runs.work import Executor, LocalExecutor, run_cases
+from flare.runs.work import Executor
 
 if TYPE_CHECKING:
-    from flare.inference.predictor import Predictor
+    from flare.inference.predictor import Prediction, Predictor
 
 Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 def predict_case(
@@ -51,17 +53,13 @@ def predict_case(
     Returns:
         What `inference.csv` says of the case.
     """
-
-    def work() -> Row:
-        return _predict(case, image, target, load_predictor(checkpoint, digest, settings), components)
-
     if not settings.measure:
-        return work()
-    from flare.inference.hardware import choose_device
+        return _predict(case, image, target, load_predictor(checkpoint, digest, settings), components)
+    from flare.inference.engines import choose_device
 
     load_predictor.cache_clear()
     with ResourceSampler(gpu=choose_device(settings.device).type == "cuda") as sampler:
-        row = work()
+        row = _predict(case, image, target, load_predictor(checkpoint, digest, settings), components)
     return row | sampler.usage()
 
 
@@ -72,7 +70,7 @@ def _predict(case: str, image: Path, target: Path, predictor: Predictor, compone
     read = time.perf_counter() - started
     prediction = predictor.predict(volume, components=components)
     written = time.perf_counter()
-    write_labels(target, prediction.segmentation, volume.geometry)
+    write_prediction(target, prediction, volume.geometry)
     seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
     return {
         "case": case,
@@ -85,24 +83,17 @@ def _predict(case: str, image: Path, target: Path, predictor: Predictor, compone
     }
 
 
+def write_prediction(target: Path, prediction: Prediction, geometry: Geometry) -> None:
+    """Write what was predicted, in the case's own geometry; all predictions of a network go through here."""
+    write_labels(target, prediction.segmentation, geometry)
+
+
 @lru_cache(maxsize=1)
 def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> Predictor:
-    """Load a network once per process.
-
-    Args:
-        checkpoint: The file.
-        digest: Its hash, so that a file that changed counts as another.
-        settings: How to predict.
-
-    Returns:
-        The predictor.
-    """
+    """Load a network once per process; a file with another hash counts as another."""
     from flare.inference.predictor import Predictor
 
     return Predictor.from_checkpoint(checkpoint, settings)
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -155,42 +146,34 @@ def predict_cases(
     if not checkpoint.is_file():
         raise FlareError(f"checkpoint={checkpoint}: no such file")
     digest = sha256(checkpoint)
-    config = {"settings": settings.identity(), "components": sorted(components)}
-    inputs: dict[str, dict[str, Path | str]] = {
-        case: {"image": image, "checkpoint": digest} for case, image in images.items()
-    }
     shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
-    jobs = {
-        case: {"case": case, "image": image, "target": segmentation_path(output, case), **shared}
-        for case, image in images.items()
-        if not journal.is_current(case, inputs[case], config)
-        or (settings.measure and "time_s" not in journal.values(case))
-    }
-    failures = []
-    if jobs:
-        remove_partial(output)
-        executor = _suited(executor, len(jobs), settings)
-    for outcome in run_cases(predict_case, jobs, executor=executor, description="predict"):
-        case = outcome.case_id
-        target = segmentation_path(output, case)
-        if outcome.error is None:
-            journal.record(case, inputs[case], config, {"segmentation": target}, outcome.value)
-            continue
-        failures.append(outcome)
-        if case in journal and not outcome.is_fault:
-            target.unlink(missing_ok=True)  # an earlier result of ours, no longer that of this image
-    failed = {outcome.case_id for outcome in failures}
-    rows = [journal.values(case) for case in sorted(images) if case not in failed]
+    known = [case for case in images if case in journal]
+    done = resume_cases(
+        predict_case,
+        {
+            case: {"case": case, "image": image, "target": segmentation_path(output, case), **shared}
+            for case, image in images.items()
+        },
+        inputs={case: {"image": image, "checkpoint": digest} for case, image in images.items()},
+        config={"settings": settings.identity(), "components": sorted(components)},
+        outputs=lambda case: {"segmentation": segmentation_path(output, case)},
+        journal=journal,
+        executor=executor,
+        description="predict",
+        again=[case for case in known if settings.measure and "time_s" not in journal.values(case)],
+        alone=lambda count: count == 1 or _one_by_one(settings),
+        before=lambda _: remove_partial(output),
+    )
+    rows = [done.values[case] for case in sorted(done.values)]
     _report(rows)
-    return Predicted(rows, failures)
+    return Predicted(rows, done.failures)
 
 
-def _suited(executor: Executor, count: int, settings: InferenceSettings) -> Executor:
-    """Stay in this process for a lone case, which then has every core, on a GPU, and to measure."""
-    from flare.inference.hardware import choose_device
+def _one_by_one(settings: InferenceSettings) -> bool:
+    """Whether cases must not run side by side: on a GPU, and to measure."""
+    from flare.inference.engines import choose_device
 
-    alone = count == 1 or settings.measure or choose_device(settings.device).type == "cuda"
-    return LocalExecutor(workers=0, retries=0) if alone and isinstance(executor, LocalExecutor) else executor
+    return settings.measure or choose_device(settings.device).type == "cuda"
 
 
 def _report(rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Bring blended maps back to a case's own grid as labels, exactly and within a memory budget.
+"""Bring blended maps back to a case's own grid, as labels or as they are, within a memory budget.
 
 Upsampling every class of a whole volume takes gigabytes and most of the time of a case. Here a block of
 slices is worked on at a time, class after class, and of a class no more than the box in which it can win:
@@ -8,6 +8,8 @@ class loses to the background, and the result is the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
@@ -16,7 +18,6 @@ from flare.core.geometry import Axis, Shape, Spacing
 from flare.core.preprocessing import is_anisotropic
 from flare.inference.blend import Blended
 
-VARIANTS = ("trilinear", "nnunet", "nearest")
 BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block
 
 
@@ -69,16 +70,15 @@ def restore_labels(
         `(Z, Y, X)` uint8 class ids, axes as in `blended`.
     """
     labels = np.zeros(shape, dtype=np.uint8)
-    z, y, x = (
-        Axis.between(size, wanted, interval, linear=along)
-        for size, wanted, interval, along in zip(blended.shape, shape, blended.box, linear, strict=True)
-    )
-    if not (len(z) and len(y) and len(x)):
+    z, y, x = axes = _axes(blended, shape, linear)
+    if not all(map(len, axes)):
         return labels
     ids = np.asarray(outputs, dtype=np.uint8)
-    step = _slices_per_block(shape, memory_mb)
+    # the largest values, and of one class its map after x, its two rows after y, and their mean, in float32;
+    # a label and a comparison
+    step = _slices_per_block(shape, memory_mb, 4 * (1 + 4) + 2)
     for first in range(0, len(z), step):
-        winners = _winners(blended, (z, y, x), slice(first, min(first + step, len(z))), shape[2])
+        winners = _winners(blended, axes, slice(first, min(first + step, len(z))), shape[2])
         start = z.span.start + first
         labels[start : start + len(winners), y.span, x.span] = ids[winners.cpu().numpy()]
     if not bool(blended.covered.all()):
@@ -88,18 +88,80 @@ def restore_labels(
     return labels
 
 
-def _slices_per_block(shape: Shape, memory_mb: float) -> int:
-    """Count the slices whose working memory fits in the budget, were every class everywhere."""
-    # the largest values, and of one class its map after x, its two rows after y, and their mean, in float32;
-    # a label and a comparison
-    per_voxel = 4 * (1 + 4) + 2
+def restore_probabilities(
+    blended: Blended,
+    channels: Sequence[np.ndarray],
+    *,
+    linear: tuple[bool, bool, bool],
+    softmax: bool,
+    memory_mb: float,
+) -> None:
+    """Interpolate maps to a grid of the same extent, a block of slices at a time.
+
+    As in `restore_labels`, only voxels that windows covered take part; where none was, all is background.
+
+    Args:
+        blended: Maps on the network's grid.
+        channels: One array `(Z, Y, X)` a channel, which may be a view of any strides; written in place.
+        linear: What `interpolated_axes` gives.
+        softmax: Whether the maps are logits, of which the probabilities are taken after interpolation.
+        memory_mb: Bound on the working memory of a block of slices; one slice is always taken.
+    """
+    shape = channels[0].shape
+    for channel, array in enumerate(channels):
+        array[...] = float(channel == 0)
+    z, y, x = axes = _axes(blended, shape, linear)
+    if not all(map(len, axes)):
+        return
+    whole = slice(0, len(y)), slice(0, len(x))
+    step = _slices_per_block(shape, memory_mb, 4 * (2 * len(channels) + 4))
+    coverage = blended.covered.float()
+    for first in range(0, len(z), step):
+        block = slice(first, min(first + step, len(z)))
+        sources, between = _rows(z, block)
+        values = coverage.new_empty((len(channels) + 1, len(between), len(y), len(x)))
+        for kind, maps in enumerate([*blended.values, coverage]):
+            planes = _in_plane(maps[sources], blended, axes, whole, shape[2])
+            for row, (below, above, weight) in enumerate(between):
+                values[kind, row] = planes[below].lerp(planes[above], weight)
+        seen = blended.covered[z.nearest[block]][:, y.nearest][:, :, x.nearest]
+        found = values[:-1] / values[-1].where(seen, torch.ones_like(values[-1]))
+        found = found.softmax(0) if softmax else found
+        background = torch.zeros_like(found[:, :1, :1, :1])
+        background[0] = 1
+        found = found.where(seen, background)
+        at = slice(z.span.start + block.start, z.span.start + block.stop)
+        for array, part in zip(channels, found.cpu().numpy(), strict=True):
+            array[at, y.span, x.span] = part
+
+
+def _axes(blended: Blended, shape: Shape, linear: tuple[bool, bool, bool]) -> tuple[Axis, Axis, Axis]:
+    """Lay out how each axis of the wanted grid is read from the box."""
+    z, y, x = (
+        Axis.between(size, wanted, interval, linear=along)
+        for size, wanted, interval, along in zip(blended.shape, shape, blended.box, linear, strict=True)
+    )
+    return z, y, x
+
+
+def _rows(z: Axis, block: slice) -> tuple[slice, list[tuple[int, int, float]]]:
+    """Give the slices of the box that a block sees, and below, above and weight of each of its rows."""
+    sources = slice(int(z.lower[block.start]), int(z.upper[block.stop - 1]) + 1)
+    rows = range(block.start, block.stop)
+    return sources, [
+        (int(z.lower[i]) - sources.start, int(z.upper[i]) - sources.start, float(z.weight[i])) for i in rows
+    ]
+
+
+def _slices_per_block(shape: Shape, memory_mb: float, per_voxel: int) -> int:
+    """Count the slices whose working memory, so many bytes a voxel, fits in the budget."""
     return min(max(1, int(memory_mb * 2**20 / (shape[1] * shape[2] * per_voxel))), BLOCK_SLICES)
 
 
 def _winners(blended: Blended, axes: tuple[Axis, Axis, Axis], block: slice, width: int) -> torch.Tensor:
     """Give the channel of the largest value, `(slices, y, x)` uint8 over the spans of the axes."""
     z, y, x = axes
-    sources = slice(int(z.lower[block.start]), int(z.upper[block.stop - 1]) + 1)
+    sources, between = _rows(z, block)
     maps = blended.values[:, sources]
     winners = maps.new_zeros((block.stop - block.start, len(y), len(x)), dtype=torch.uint8)
     windows = [_window(maps[channel] > maps[0], y, x) for channel in range(1, len(maps))]
@@ -110,10 +172,6 @@ def _winners(blended: Blended, axes: tuple[Axis, Axis, Axis], block: slice, widt
         slice(min(w[axis].start for w in found), max(w[axis].stop for w in found)) for axis in (0, 1)
     )
     largest = maps.new_empty(winners.shape)
-    between = [
-        (int(z.lower[i]) - sources.start, int(z.upper[i]) - sources.start, float(z.weight[i]))
-        for i in range(block.start, block.stop)
-    ]
     for channel, window in enumerate([(rows, columns), *windows]):
         if window is None:
             continue

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from omegaconf import DictConfig
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
 
-from flare.core.limits import check_values
+from flare.core.checks import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choice, number
+from flare.core.errors import FlareError
 from flare.models.names import chosen_networks
 
-GROUPS = ("inference", "tta", "restore", "engine")
+log = logging.getLogger(__name__)
+
+
+def _builds_an_engine(name: Any) -> bool:
+    """Whether a name is torch's, or that of something that can be imported and called."""
+    if name == "torch":
+        return True
+    try:
+        return callable(get_method(str(name)))
+    except Exception:  # whatever an import may raise
+        log.debug("engine=%s", name, exc_info=True)
+        return False
+
+
+# the last part of a key is the field's name
+BODY_RULES = {
+    "inference.body.threshold_hu": number(),
+    "inference.body.opening_mm": NOT_NEGATIVE,
+    "inference.body.minimum_ml": NOT_NEGATIVE,
+}
+RULES = {
+    "inference.name": choice("paper", "flare22", "dense", "fast"),
+    "inference.overlap": Rule(lambda value: SHARE.holds(value) and value < 1, "a fraction from 0 to below 1"),
+    "inference.average": choice("probabilities", "logits"),
+    "inference.centre": choice("image", "body"),
+    "inference.extend": FLAG,
+    "inference.precision": choice("auto", "32", "bf16", "16"),
+    "inference.components": choice("fitted", "organs"),
+    "inference.memory_mb": POSITIVE,
+    "inference.measure": FLAG,
+    "tta": choice("none", "tta4", "tta8"),
+    "restore": choice("trilinear", "nnunet", "nearest"),
+    "engine": Rule(
+        _builds_an_engine, "torch, or the dotted name of an engine's factory that can be imported"
+    ),
+}
+
+
+def _check(settings: BodyRule | InferenceSettings, rules: Mapping[str, Rule]) -> None:
+    for key, rule in rules.items():
+        rule.require(key, getattr(settings, key.rpartition(".")[2]))
 
 
 @dataclass(frozen=True)
@@ -22,16 +65,22 @@ class BodyRule:
         threshold_hu: What lies above may be body.
         opening_mm: Radius of the in-plane opening; sheets thinner than twice that, as a table's, come off.
         minimum_ml: A smaller body counts as none.
+
+    Raises:
+        FlareError: If one is out of range, naming its key.
     """
 
-    threshold_hu: float
-    opening_mm: float
-    minimum_ml: float
+    threshold_hu: float = -500
+    opening_mm: float = 6
+    minimum_ml: float = 100
+
+    def __post_init__(self) -> None:
+        _check(self, BODY_RULES)
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How a case is predicted; plain values, hashable, the same in every process.
+    """How a case is predicted, by default as the paper does; plain values, the same in every process.
 
     Attributes:
         name: Window schedule: `paper`, `flare22`, `dense` or `fast`.
@@ -41,6 +90,7 @@ class InferenceSettings:
         extend: Whether in-plane windows are added until the body is covered.
         tta: Flips: `none`, `tta4` or `tta8`.
         restore: Way back to the original grid: `trilinear`, `nnunet` or `nearest`.
+        engine: What runs the network: `torch`, or the dotted name of a factory, see `engines`.
         memory_mb: Bound on the working memory of the way back.
         precision: `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it.
         body: Thresholds of the body mask.
@@ -49,46 +99,46 @@ class InferenceSettings:
         measure: Whether the efficiency of each case is measured, one case at a time.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
         networks: Dotted names that a checkpoint may build beside our networks and MONAI's.
+
+    Raises:
+        FlareError: If a value is none of the choices or out of range, naming the key.
     """
 
-    name: str
-    overlap: float
-    average: str
-    centre: str
-    extend: bool
-    tta: str
-    restore: str
-    memory_mb: float
-    precision: str
-    body: BodyRule
+    name: str = "paper"
+    overlap: float = 0.5
+    average: str = "probabilities"
+    centre: str = "image"
+    extend: bool = False
+    tta: str = "tta4"
+    restore: str = "trilinear"
+    engine: str = "torch"
+    memory_mb: float = 1024
+    precision: str = "auto"
+    body: BodyRule = BodyRule()
     components: str = "fitted"
     measure: bool = False
     device: str = "auto"
     networks: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check(self, RULES)
+        object.__setattr__(self, "precision", str(self.precision))  # YAML reads 32 as a number
+
     @classmethod
-    def from_config(cls, cfg: DictConfig | Mapping[str, Any]) -> InferenceSettings:
+    def from_config(cls, cfg: DictConfig) -> InferenceSettings:
         """Read `inference.*`, `tta`, `restore`, `engine` and whose networks to trust from a configuration.
 
         Raises:
-            FlareError: If a value is none of the choices or out of range, naming the key.
+            FlareError: As the class does.
         """
-        check_values(cfg, GROUPS)
         inference = cfg["inference"]
+        if not isinstance(inference["body"], Mapping):
+            raise FlareError(f"inference.body={inference['body']}: expected a section")
+        values = {key.rpartition(".")[2]: OmegaConf.select(cfg, key) for key in RULES}
         return cls(
-            name=inference["name"],
-            overlap=float(inference["overlap"]),
-            average=inference["average"],
-            centre=inference["centre"],
-            extend=bool(inference["extend"]),
-            tta=cfg["tta"],
-            restore=cfg["restore"],
-            memory_mb=float(inference["memory_mb"]),
-            precision=str(inference["precision"]),
-            components=str(inference["components"]),
-            measure=bool(inference["measure"]),
+            **values,
+            body=BodyRule(**inference["body"]),
             networks=chosen_networks(cfg),
-            body=BodyRule(**{key: float(value) for key, value in inference["body"].items()}),
         )
 
     def identity(self) -> dict[str, Any]:

@@ -1,17 +1,29 @@
-"""Plan which windows of a volume the network looks at, and in which order.
+"""Plan which windows of a volume the network looks at, and in which order, and walk along the plan.
 
-A plan is data: rows of window starts, one row per z start; `visits.py` walks along it.
+A plan is data: rows of window starts, one row per z start. What the network sees in the first window of a
+row may decide which of the others are visited, where the schedule says so.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from flare.inference.settings import InferenceSettings
+
 Start = tuple[int, int, int]
 Row = tuple[Start, ...]
+Plan = tuple[Row, ...]
+Seen = TypeVar("Seen")
+
+# flare22's rule, from the authors' code
+MINIMUM_VOX = 1000  # fewer foreground voxels in the central window discard it
+EDGE_VOX = 10  # more foreground voxels than this in its first (last) y plane ask for the neighbour there
 
 
 class Axis(NamedTuple):
@@ -40,57 +52,35 @@ def even_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
     return tuple(sorted({round(i * (size - patch) / (count - 1)) for i in range(count)}))
 
 
-def plane_starts(size: int, patch: int) -> Axis:
+def plane_starts(size: int, patch: int, interval: tuple[int, int] | None = None) -> Axis:
     """Place at most three starts around the middle of an in-plane axis: at most two patches are seen.
 
     Args:
-        size: Voxels along the axis.
+        size: Voxels along the axis, at least a window.
         patch: Voxels of a window along the axis.
+        interval: First voxel and the voxel after the last of what counts as the axis instead (the body);
+            widened to a patch if smaller.
 
     Returns:
-        The central start and all starts; equal starts appear once.
+        The central start and all starts, every window inside the axis; equal starts appear once.
 
-    Reference: paper, section 2.4 (fast sliding window).
+    Reference: paper, section 2.4 (fast sliding window); the interval: ours.
     """
-    if size <= patch:
-        return Axis(0, (0,))
-    if size <= 2 * patch:
-        before, centre, after = (round(i * (size - patch) / 2) for i in range(3))
-    else:
-        middle = round(size / 2)
-        before, centre, after = middle - patch, middle - patch // 2, middle
-    return Axis(centre, tuple(sorted({before, centre, after})))
-
-
-def plane_starts_on(size: int, patch: int, interval: tuple[int, int]) -> Axis:
-    """Apply the in-plane rule to an interval of an axis (the body's) instead of the whole axis.
-
-    Args:
-        size: Voxels along the axis.
-        patch: Voxels of a window along the axis.
-        interval: First voxel of the interval and the voxel after its last; widened to a patch if smaller.
-
-    Returns:
-        The central start and all starts, every window inside the axis.
-    """
-    lower, upper = interval
+    lower, upper = interval or (0, size)
     width = min(max(upper - lower, patch), size)
     offset = min(max((lower + upper - width) // 2, 0), size - width)
-    axis = plane_starts(width, patch)
-    return Axis(axis.centre + offset, tuple(start + offset for start in axis.starts))
+    if width <= patch:
+        return Axis(offset, (offset,))
+    if width <= 2 * patch:
+        starts = [offset + round(i * (width - patch) / 2) for i in range(3)]
+    else:
+        middle = offset + round(width / 2)
+        starts = [middle - patch, middle - patch // 2, middle]
+    return Axis(starts[1], tuple(sorted(set(starts))))
 
 
 def extended(axis: Axis, patch: int, interval: tuple[int, int]) -> Axis:
-    """Add starts, half a patch apart, until an interval of the axis is covered.
-
-    Args:
-        axis: Starts already placed.
-        patch: Voxels of a window along the axis.
-        interval: First voxel to cover and the voxel after the last, inside the axis.
-
-    Returns:
-        The same centre with the added starts.
-    """
+    """Add starts, half a patch apart, until an interval inside the axis is covered; the centre stays."""
     lower, upper = interval
     step = max(patch // 2, 1)
     starts = list(axis.starts)
@@ -109,59 +99,41 @@ def body_interval(body: np.ndarray | None, axis: int, size: int) -> tuple[int, i
     return (int(found[0]), int(found[-1]) + 1) if found.size else (0, size)
 
 
-def centre_first_rows(z_starts: tuple[int, ...], y: Axis, x: Axis) -> tuple[Row, ...]:
+def centre_first_rows(z_starts: tuple[int, ...], y: Axis, x: Axis) -> Plan:
     """Build one row per z start: the central window, then those around it in raster order."""
-    rows = []
-    for z in z_starts:
-        around = [
-            (z, y_start, x_start)
-            for y_start in y.starts
-            for x_start in x.starts
-            if (y_start, x_start) != (y.centre, x.centre)
-        ]
-        rows.append(((z, y.centre, x.centre), *around))
-    return tuple(rows)
+    centre = (y.centre, x.centre)
+    around = [pair for pair in product(y.starts, x.starts) if pair != centre]
+    return tuple(tuple((z, *pair) for pair in (centre, *around)) for z in z_starts)
 
 
-def plan_windows(
-    schedule: str,
-    shape: tuple[int, int, int],
-    *,
-    patch: tuple[int, int, int],
-    overlap: float,
-    body: np.ndarray | None,
-    centre: str,
-    extend: bool,
-) -> tuple[Row, ...]:
+def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, body: np.ndarray | None) -> Plan:
     """List the windows of a volume, row by row.
 
+    `paper` and `flare22` place 3 x 3 windows in plane; `fast` does too and leaves out those without body;
+    `dense` spreads windows evenly along every axis.
+
     Args:
-        schedule: `paper` and `flare22` place 3 x 3 windows in plane; `fast` does too and leaves out those
-            without body; `dense` spreads windows evenly along every axis.
+        settings: `name`, `overlap`, `centre` and `extend`; the latter two are not asked for by `dense`.
         shape: `(Z, Y, X)` of the volume, at least the patch along every axis.
         patch: `(Z, Y, X)` of a window.
-        overlap: Fraction by which windows overlap along z (`dense`: along every axis).
         body: `(Z, Y, X)` mask of the body, or None where none was found: then all of the volume is body.
-        centre: `image` or `body`: what the in-plane windows are centred on (not used by `dense`).
-        extend: Whether in-plane windows are added until the body is covered (not used by `dense`).
 
     Returns:
         Rows of starts; in `paper`, `flare22` and `fast` the central window of a row stands first.
 
     Reference: paper, section 2.4; `fast`: ours.
     """
-    z_starts = even_starts(shape[0], patch[0], overlap)
-    if schedule == "dense":
-        y_starts, x_starts = (even_starts(shape[axis], patch[axis], overlap) for axis in (1, 2))
-        return tuple(tuple((z, y, x) for y in y_starts for x in x_starts) for z in z_starts)
+    z_starts, *others = (even_starts(n, p, settings.overlap) for n, p in zip(shape, patch, strict=True))
+    if settings.name == "dense":
+        return tuple(tuple((z, y, x) for y, x in product(*others)) for z in z_starts)
     axes = []
     for axis in (1, 2):
         size, width = shape[axis], patch[axis]
         interval = body_interval(body, axis, size)
-        placed = plane_starts_on(size, width, interval if centre == "body" else (0, size))
-        axes.append(extended(placed, width, interval) if extend else placed)
+        placed = plane_starts(size, width, interval if settings.centre == "body" else None)
+        axes.append(extended(placed, width, interval) if settings.extend else placed)
     rows = centre_first_rows(z_starts, *axes)
-    if schedule == "fast" and body is not None:
+    if settings.name == "fast" and body is not None:
         rows = tuple(tuple(start for start in row if body[window_slices(start, patch)].any()) for row in rows)
     return tuple(row for row in rows if row)
 
@@ -170,3 +142,72 @@ def window_slices(start: Start, patch: tuple[int, int, int]) -> tuple[slice, sli
     """Turn a window's start into the slices that cut it from a `(Z, Y, X)` array."""
     z, y, x = (slice(begin, begin + width) for begin, width in zip(start, patch, strict=True))
     return z, y, x
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a row's central window decides: does it count, who follows, is the next row left out."""
+
+    keep: bool
+    others: Row
+    skip_next: bool = False
+
+
+def judge_flare22(row: Row, segmentation: np.ndarray, tubes: frozenset[int]) -> Verdict:
+    """Decide from the central window whether its surroundings can hold an abdominal organ.
+
+    Nearly empty: the window is discarded, and so are its neighbours and the whole next row. Nothing but the
+    long vessels and the esophagus: only the neighbour straight before or behind is looked at, where the
+    foreground reaches that face.
+
+    Args:
+        row: Starts of the row, the central one first.
+        segmentation: `(Z, Y, X)` class ids in the central window.
+        tubes: Ids of the long vessels and the esophagus.
+
+    Reference: FLARE23 authors' code (fast inference of FLARE22).
+    """
+    foreground = segmentation != 0
+    if np.count_nonzero(foreground) < MINIMUM_VOX:
+        return Verdict(keep=False, others=(), skip_next=True)
+    centre, *others = row
+    if not set(np.unique(segmentation[foreground]).tolist()) <= tubes:
+        return Verdict(keep=True, others=tuple(others))
+    in_line = [start for start in others if start[2] == centre[2]]
+    before = [start for start in in_line if start[1] < centre[1]][-1:]
+    behind = [start for start in in_line if start[1] > centre[1]][:1]
+    chosen: list[Start] = []
+    if np.count_nonzero(foreground[:, 0]) > EDGE_VOX:
+        chosen += before
+    if np.count_nonzero(foreground[:, -1]) > EDGE_VOX:
+        chosen += behind
+    return Verdict(keep=True, others=tuple(chosen))
+
+
+def walk(
+    rows: Plan,
+    predict: Callable[[Start], Seen],
+    judge: Callable[[Row, Seen], Verdict] | None = None,
+) -> Iterator[tuple[Start, Seen]]:
+    """Visit the windows of a plan and yield those that count, each with its prediction.
+
+    Args:
+        rows: The plan.
+        predict: Gives a window's prediction; called once per visited window, in the order of the visits.
+        judge: Decides from the prediction of a row's first window; without it every window counts.
+
+    Yields:
+        Start and prediction of each window that is not discarded.
+    """
+    skip = False
+    for row in rows:
+        if skip:
+            skip = False
+            continue
+        first = predict(row[0])
+        verdict = judge(row, first) if judge else Verdict(keep=True, others=row[1:])
+        skip = verdict.skip_next
+        if verdict.keep:
+            yield row[0], first
+        for start in verdict.others:
+            yield start, predict(start)

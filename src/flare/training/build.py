@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from flare.core.conf import build_part, refusing
 from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
 from flare.data.draws import mirror_axes
-from flare.inference.hardware import autocast_type
+from flare.inference.engines import torch_engine
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
 from flare.models.losses import AnyLoss, DeepSupervision
@@ -113,22 +114,8 @@ def make_predictor(
         carried: What the checkpoint will carry.
         settings: How to predict.
     """
-    classes = ClassList.from_config(carried["classes"])
-    predictor = Predictor(
-        network,
-        classes=classes,
-        outputs=classes.outputs(carried["targets"]),
-        spacing_mm=tuple(carried["spacing_mm"]),
-        interpolation=carried["interpolation"],
-        intensity=Intensity.from_dict(carried["intensity"]),
-        patch_size=tuple(carried["patch_size"]),
-        mirror_axes=tuple(carried["mirror_axes"]),
-        settings=settings,
-    )
-    # a predictor looks for a GPU of its own; here the network is where the trainer has put it
-    predictor.device = device
-    predictor.autocast_type = autocast_type(settings.precision, device)
-    return predictor
+    engine = torch_engine(network, device=device, precision=settings.precision)
+    return Predictor.from_carried(engine, carried, replace(settings, device=str(device)))
 
 
 def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:

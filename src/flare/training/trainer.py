@@ -14,7 +14,7 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from flare.core.classes import ClassList
 from flare.core.conf import build_part
 from flare.core.errors import FlareError
-from flare.inference.hardware import CPU_BF16_FLAGS, autocast_type, cpu_flags
+from flare.inference.engines import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.models.depths import depths_under_kernel
 from flare.runs.folders import TrainingFolder
 from flare.training.build import build_network

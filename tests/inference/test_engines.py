@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flare.inference import hardware
-from flare.inference.hardware import autocast_type, choose_device
+from flare.inference import engines
+from flare.inference.engines import autocast_type, choose_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -17,7 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_auto_takes_bf16_only_where_the_cpu_computes_in_it(monkeypatch, flags, expected):
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(engines, "cpu_flags", lambda: frozenset(flags))
     assert autocast_type("auto", CPU) is expected
 
 
@@ -37,4 +37,4 @@ def test_auto_is_a_gpu_only_if_there_is_one(monkeypatch):
 
 
 def test_cpu_flags_are_words():
-    assert all(flag and " " not in flag for flag in hardware.cpu_flags())
+    assert all(flag and " " not in flag for flag in engines.cpu_flags())
