@@ -15,7 +15,6 @@ from flare.core.limits import RULES as OTHERS
 from flare.core.limits import check_values
 from flare.core.preprocessing import ORDERS
 from flare.data.spatial import IMAGE_INTERPOLATIONS, LABEL_INTERPOLATIONS
-from flare.evaluation.metrics import PROTOCOLS
 from flare.phantom.plan import RULES as OF_THE_PHANTOM
 from flare.prepare.settings import RULES as OF_PREPARE
 from flare.prepare.settings import PrepareSettings
@@ -55,7 +54,6 @@ MEANINGLESS = [
     "data.label_map=5",
     "data.phantom.size=foo",
     "data.phantom.counts.tumor=x",
-    "data.scoring.protocol=foo",
     "data.scoring.split=tset",
     "trainer.limit_train_batches=1.0",
     "trainer.accumulate_grad_batches=2",
@@ -73,10 +71,6 @@ MEANINGLESS = [
     "callbacks.checkpoint.every_n_epochs=0",
     "seed=-1",
     "round.init=warm",
-    "inference.overlap=abc",
-    "inference.overlap=1",
-    "inference.memory_mb=big",
-    "inference.body.threshold_hu=a",
     "labels.dilation_mm=a",
     "loss.smooth=a",
 ]
@@ -146,8 +140,6 @@ def test_the_table_knows_the_words_that_the_code_knows() -> None:
         "data.augmentation.image_interpolation": IMAGE_INTERPOLATIONS,
         "data.augmentation.label_interpolation": LABEL_INTERPOLATIONS,
         "data.scoring.split": SPLITS,
-        "data.scoring.protocol": PROTOCOLS,
-        "protocol": PROTOCOLS,
         "trainer.precision": PRECISIONS.values(),
     }.items():
         assert all(RULES[key].holds(word) for word in words), key

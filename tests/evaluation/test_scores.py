@@ -11,7 +11,7 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_labels
-from flare.evaluation.scores import evaluate, score_folder
+from flare.evaluation.scores import ScoreSettings, evaluate, score_folder
 from flare.evaluation.summary import summarise
 from flare.runs.work import LocalExecutor
 
@@ -215,10 +215,80 @@ def test_worker_processes_give_the_same(
                 predictions,
                 given,
                 output=tmp_path / str(workers),
-                classes=labels,
-                protocol="flare23",
+                settings=ScoreSettings(labels),
                 executor=executor,
             )
         )
         executor.close()
     assert found[0] == found[1]
+
+
+def test_scores_of_ones_own_stand_beside_the_challenges(config: Any, folders: tuple[Path, Path]) -> None:
+    plain = run(config, *folders)
+    columns = list(read_csv(folders[0] / "metrics.csv")[0])
+    assert not (folders[0] / "extra_scores.csv").exists()
+    parts = (
+        "{_target_: outside.Volumes, name: liver}",
+        "{_target_: outside.agreement, _partial_: true, weight: 2}",
+    )
+    summary = run(config, *folders, f"evaluation.extra=[{', '.join(parts)}]")
+    rows = read_csv(folders[0] / "extra_scores.csv")
+    # 64 voxels of 2 mm3; case b has no liver, case c no prediction
+    assert [(r["Name"], r["liver_reference_ml"], r["liver_prediction_ml"]) for r in rows] == [
+        ("a", "0.128", "0.128"),
+        ("b", "", ""),
+        ("c", "0.128", "0.0"),
+    ]
+    expected = [2.0, 2 * (512 - 64) / 512, 2 * (512 - 64) / 512]
+    assert [float(r["agreement"]) for r in rows] == expected
+    assert summary["extra_scores"] == {
+        "liver_reference_ml": 0.128,
+        "liver_prediction_ml": 0.064,
+        "agreement": pytest.approx(np.mean(expected)),
+    }
+    assert read_json(folders[0] / "summary.json")["extra_scores"] == summary["extra_scores"]
+    assert list(read_csv(folders[0] / "metrics.csv")[0]) == columns
+    assert {k: v for k, v in summary.items() if k != "extra_scores"} == plain
+    run(config, *folders)
+    assert not (folders[0] / "extra_scores.csv").exists()  # nothing of an earlier call stays
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("5", "evaluation.extra=5: expected a list of scores"),
+        ("[outside.Volumes]", "evaluation.extra=['outside.Volumes']: expected a list of scores"),
+        (
+            "[{_target_: outside.Volumes, nme: liver}]",
+            "evaluation.extra[0]: outside.Volumes does not take nme",
+        ),
+        ("[{_target_: outside.Smallest}]", "evaluation.extra[0]: outside.Smallest refuses it"),
+        (
+            "[{_target_: builtins.dict}]",
+            "evaluation.extra[0]: builtins.dict gives nothing that can be called",
+        ),
+    ],
+)
+def test_a_score_that_cannot_be_built_is_refused_before_any_work(
+    config: Any, folders: tuple[Path, Path], given: str, said: str
+) -> None:
+    with pytest.raises(FlareError) as refused:
+        run(config, *folders, f"evaluation.extra={given}")
+    assert str(refused.value).startswith(said)
+    assert not (folders[0] / "metrics.csv").exists()
+
+
+def test_two_scores_of_one_name_are_refused(config: Any, folders: tuple[Path, Path]) -> None:
+    twice = ", ".join(["{_target_: outside.Volumes, name: liver}"] * 2)
+    with pytest.raises(
+        FlareError, match=r"evaluation\.extra\[1\]: gives liver_prediction_ml, liver_ref.*taken"
+    ):
+        run(config, *folders, f"evaluation.extra=[{twice}]")
+
+
+@pytest.mark.parametrize("protocol", ["flare22", "null"])
+def test_an_unknown_protocol_is_refused_by_its_key(
+    config: Any, folders: tuple[Path, Path], protocol: str
+) -> None:
+    with pytest.raises(FlareError, match=r"^protocol=.*: expected one of flare23, corrected, present$"):
+        run(config, *folders, f"protocol={protocol}")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from flare.core.cases import Case
 from flare.core.errors import FlareError
-from flare.core.files import read_json, sha256
+from flare.core.files import read_csv, read_json, sha256
 from flare.core.geometry import Geometry
 from flare.core.volumes import read_image, write_labels
 from flare.inference.predict import Predicted
@@ -78,6 +78,20 @@ def test_a_score_that_failed_is_tried_again_and_one_that_did_not_is_kept(
         summary, failures = score_split(cfg, cases, root, executor)
         assert failures == []
         assert summary["cases"] == 2
+    assert executor.seen == ["score_files"] * 2
+
+
+def test_another_score_of_ones_own_scores_a_round_again(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    root, executor = tmp_path / "mo" / "validation", Flaky("none", "none")
+    score_split(config("train", "round=mo"), cases, root, executor)
+    own = config("train", "round=mo", "evaluation.extra=[{_target_: outside.Volumes, name: liver}]")
+    for _ in range(2):
+        summary, failures = score_split(own, cases, root, executor)
+        assert failures == []
+        assert summary["extra_scores"]["liver_reference_ml"] == pytest.approx(4 * 16 * 2 / 1000)
+    assert [row["Name"] for row in read_csv(root / "extra_scores.csv")] == ["a", "b"]
     assert executor.seen == ["score_files"] * 2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.files import write_csv
-from flare.evaluation.metrics import MEASURES
+from flare.evaluation.metrics import MEASURES, mean
 from flare.evaluation.rendering import Column, Table, cell, published, write_table
 
 # up to these the challenge's ranking makes no difference (paper, section 3.1)
@@ -40,8 +40,7 @@ def write_efficiency(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[st
         for name, suffix in product(("table6", "table7"), (".csv", ".md", ".tex")):
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
         return {}
-    known = {k: [row[k] for row in measured if row.get(k) is not None] for k in EFFICIENCY}
-    means = {k: sum(values) / len(values) if values else None for k, values in known.items()}
+    means = {k: mean(row.get(k) for row in measured) for k in EFFICIENCY}
     table6(measured, folder / "table6")
     table7(means, folder / "table7")
     return means

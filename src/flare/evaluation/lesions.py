@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Spacing
+from flare.evaluation.metrics import mean
 from flare.merging.components import Component, bounding_box, shell_of
 
 SIZES_MM = (10.0, 20.0)  # limits between small, middle and large (ours)
@@ -130,7 +131,7 @@ def _counts(lesions: Sequence[Lesion]) -> dict[str, Any]:
         "lesions": len(real),
         "detected": len(detected),
         "sensitivity": len(detected) / len(real) if real else None,
-        "mean_dsc": float(np.mean([x.dsc for x in real])) if real else None,
+        "mean_dsc": mean(x.dsc for x in real),
         "predicted": len(predicted),
         "false_positives": sum(not x.matched for x in predicted),
     }

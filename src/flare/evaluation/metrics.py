@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,12 @@ def score_case(
         with ThreadPoolExecutor(threads) as pool:
             found = dict(zip((c.short for c in order), pool.map(one, order), strict=True))
     return {c.short: found[c.short] for c in classes.entries}
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None of nothing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def rounded(value: float) -> float:

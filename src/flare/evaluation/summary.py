@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, write_csv
 from flare.evaluation.lesions import Lesion, detection, size_class
-from flare.evaluation.metrics import MEASURES, ClassScore, rounded
+from flare.evaluation.metrics import MEASURES, ClassScore, mean, rounded
 
 Row = dict[str, Any]
 
@@ -59,32 +57,22 @@ def summarise(rows: Sequence[Row], classes: ClassList) -> dict[str, Any]:
     Returns:
         `cases`, `classes` (short -> DSC, NSD), `organ_mean` and `tumor`; None where nothing is scored.
     """
-
-    def class_mean(column: str) -> float | None:
-        return _mean([row[column] for row in rows if row[column] is not None])
-
-    by_short = {c.short: {m: class_mean(f"{c.short}_{m}") for m in MEASURES} for c in classes.entries}
+    by_short = {
+        c.short: {m: _mean(row[f"{c.short}_{m}"] for row in rows) for m in MEASURES} for c in classes.entries
+    }
     organs = [by_short[classes.by_id(i).short] for i in classes.organs]
     tumor = None if classes.tumor is None else by_short[classes.by_id(classes.tumor).short]
-    organ_mean = {m: _mean([c[m] for c in organs if c[m] is not None]) for m in MEASURES}
+    organ_mean = {m: _mean(c[m] for c in organs) for m in MEASURES}
     return {"cases": len(rows), "classes": by_short, "organ_mean": organ_mean, "tumor": tumor}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    return rounded(float(np.mean(values))) if values else None  # type: ignore[arg-type]
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = mean(values)
+    return None if found is None else rounded(found)
 
 
-DETAIL_COLUMNS = (
-    "case",
-    "class",
-    "DSC",
-    "NSD",
-    "HD95_mm",
-    "reference_ml",
-    "prediction_ml",
-    "volume_error_ml",
-)
-
+MEASURED = ("DSC", "NSD", "HD95_mm", "reference_ml", "prediction_ml", "volume_error_ml")
+DETAIL_COLUMNS = ("case", "class", *MEASURED)
 LESION_COLUMNS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC")
 
 
@@ -96,10 +84,12 @@ class CaseScores:
         classes: Short name -> scores.
         lesions: Tumors of both sides; None where they are not asked for, or where the protocol does not
             score the tumor.
+        extra: What the scores of the user's own say.
     """
 
     classes: Mapping[str, ClassScore]
-    lesions: Sequence[Lesion] | None = field(default=None)
+    lesions: Sequence[Lesion] | None = None
+    extra: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
@@ -135,8 +125,8 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     hd95 = [row["HD95_mm"] for row in scored if row["HD95_mm"] is not None]
     errors = [row["volume_error_ml"] for row in scored if row["volume_error_ml"] is not None]
     return {
-        "HD95_mm": float(np.mean(hd95)) if hd95 else None,
+        "HD95_mm": mean(hd95),
         "HD95_cases": len(hd95),
-        "volume_error_ml": float(np.mean(errors)) if errors else None,
-        "absolute_volume_error_ml": float(np.mean(np.abs(errors))) if errors else None,
+        "volume_error_ml": mean(errors),
+        "absolute_volume_error_ml": mean(map(abs, errors)),
     }

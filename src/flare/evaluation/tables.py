@@ -12,7 +12,7 @@ import numpy as np
 from flare.core.classes import ClassList, LabelClass
 from flare.core.files import write_csv
 from flare.evaluation.efficiency import table8, write_efficiency
-from flare.evaluation.metrics import MEASURES
+from flare.evaluation.metrics import MEASURES, mean
 from flare.evaluation.rendering import (
     Cell,
     Column,
@@ -112,8 +112,7 @@ def table4(rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path) ->
     lines = [_target(c, rows) for c in classes.entries]
     average: dict[str, Any] = {"target": "average"}
     for m in MEASURES:
-        means = [line[m] for line in lines if line[m] is not None]
-        average |= {m: float(np.mean(means)) if means else None, f"{m}_std": None}
+        average |= {m: mean(line[m] for line in lines), f"{m}_std": None}
     lines = [line | _paper(line["target"]) for line in [*lines, average]]
     write_csv(stem.with_suffix(".csv"), lines)
     cohorts = [(m, split) for split in SPLITS for m in MEASURES]
@@ -135,11 +134,7 @@ def _target(c: LabelClass, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     line: dict[str, Any] = {"target": c.short}
     for m in MEASURES:
         values = [100 * float(r[f"{c.short}_{m}"]) for r in rows if r[f"{c.short}_{m}"] not in ("", None)]
-        line |= (
-            {m: float(np.mean(values)), f"{m}_std": float(np.std(values))}
-            if values
-            else {m: None, f"{m}_std": None}
-        )
+        line |= {m: mean(values), f"{m}_std": float(np.std(values)) if values else None}
     return line
 
 

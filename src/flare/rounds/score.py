@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, read_label_map
 from flare.core.classes import ClassList
 from flare.core.files import config_hash, read_json, sha256
-from flare.evaluation.scores import failed_cases, score_folder
+from flare.evaluation.scores import ScoreSettings, failed_cases, score_folder
 from flare.inference.components import fit_components, write_fit
 from flare.inference.predict import Predicted, predict_cases, segmentation_path
 from flare.inference.settings import InferenceSettings
@@ -99,15 +99,10 @@ def score_split(
     Raises:
         FlareError: If scoring failed in general, see `outcomes.stop_on_faults`; what was scored before stays.
     """
-    classes = ClassList.from_config(cfg.classes)
-    label_map = read_label_map(cfg.data.label_map, classes)
+    settings = ScoreSettings.from_config(cfg, "data.scoring.protocol")
     references = {c.id: c.label for c in cases if c.label is not None}
     inputs: dict[str, Path | str] = dict(references) | {"predictions": _digest(cases, folder)}
-    config = {
-        "protocol": cfg.data.scoring.protocol,
-        "classes": classes.to_config(),
-        "label_map": label_map,
-    }
+    config = settings.identity()
     journal = Journal(folder / "journal.jsonl")
     outputs = {"metrics": folder / "metrics.csv", "summary": folder / "summary.json"}
     if not journal.is_current("score", inputs, config):
@@ -115,11 +110,8 @@ def score_split(
             folder / "predictions",
             references,
             output=folder,
-            classes=classes,
-            protocol=cfg.data.scoring.protocol,
+            settings=settings,
             executor=executor,
-            label_map=label_map,
-            max_failed=failed_share(cfg),
         )
         if not found["faults"]:
             journal.record("score", inputs, config, outputs)

@@ -20,6 +20,8 @@ from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
 from flare.data.datamodule import FlareDataModule, build_augmenter
 from flare.data.loaders import CaseArrays
+from flare.evaluation.scores import ScoreSettings
+from flare.inference.settings import InferenceSettings
 from flare.models.zoo import check_network
 from flare.prepare.cohort import prepare_cohort
 from flare.prepare.settings import PrepareSettings
@@ -98,6 +100,8 @@ def check_configuration(
         FlareError: Naming the config key.
     """
     PrepareSettings.from_config(cfg)
+    InferenceSettings.from_config(cfg)
+    ScoreSettings.from_config(cfg, "data.scoring.protocol")
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
         network = build_network(cfg)
     check_network(
