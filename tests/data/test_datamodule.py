@@ -18,10 +18,12 @@ from test_loaders import INTENSITY, PATCH, write_cases
 from torch import Tensor, nn
 
 from flare.core.cases import Case
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.data.datamodule import CaseLoader, FlareDataModule
 from flare.data.draws import Augmentation, draw_augmentation
 from flare.data.loaders import CaseArrays
+from flare.data.settings import PatchSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -64,9 +66,15 @@ def case(name: str, label: Path | None) -> Case:
     return Case(name, Path(f"{name}.nii.gz"), label, "validation", "partial", (), ())
 
 
+def settings(cfg: DictConfig) -> PatchSettings:
+    return PatchSettings.from_config(cfg, ClassList.from_config(cfg.classes))
+
+
 def build(cfg: DictConfig, training: dict[str, CaseArrays], **changes: Any) -> FlareDataModule:
     validation = [case("a", Path("a_label.nii.gz")), case("b", None), case("c", Path("c_label.nii.gz"))]
-    return FlareDataModule(cfg, training, **{"validation": validation, "intensity": INTENSITY, **changes})
+    return FlareDataModule(
+        settings(cfg), training, **{"validation": validation, "intensity": INTENSITY, **changes}
+    )
 
 
 def trainer(folder: Path, **changes: Any) -> pl.Trainer:
@@ -149,26 +157,9 @@ def test_a_resumed_training_sees_the_batches_that_were_left(
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), straight.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("setting", "value"), [("limit_train_batches", 1.0), ("accumulate_grad_batches", 2)])
-def test_trainer_settings_that_leave_the_step_open_are_refused(
-    cfg: DictConfig, training: dict[str, CaseArrays], tmp_path: Path, setting: str, value: float
-) -> None:
-    with pytest.raises(FlareError, match=f"trainer.{setting}"):
-        trainer(tmp_path, **{setting: value}).fit(Recorder(), datamodule=build(cfg, training))
-
-
 def test_no_training_case_is_refused(cfg: DictConfig) -> None:
     with pytest.raises(FlareError, match=r"labels\.cases"):
         build(cfg, {})
-
-
-@pytest.mark.parametrize("key", ["oversample_foreground", "tumor_fraction"])
-def test_a_share_beyond_one_is_refused_by_its_key(
-    cfg: DictConfig, training: dict[str, CaseArrays], key: str
-) -> None:
-    cfg.data[key] = 1.5
-    with pytest.raises(FlareError, match=rf"data\.{key}"):
-        build(cfg, training)
 
 
 def test_ranks_divide_the_validation_cases() -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from flare.core.errors import FlareError
-from flare.data.draws import Augmentation, draw_augmentation, mirror_axes
+from flare.data.draws import Augmentation, draw_augmentation
 
 DRAWS = 2000
 CONFIG = Path(__file__).parents[2] / "conf" / "data" / "default.yaml"
@@ -144,17 +143,3 @@ def test_equal_keys_give_equal_draws_and_others_differ() -> None:
     )
     assert first == again
     assert all(first != other for other in others)
-
-
-def test_mirror_axes_are_those_that_are_flipped() -> None:
-    settings = paper_settings()
-    assert mirror_axes(settings) == (0, 1, 2)
-    settings["mirror"] = {"probability": 0.5, "axes": ["x"]}
-    assert mirror_axes(settings) == (2,)
-    settings["mirror"] = {"probability": 0.0, "axes": ["x"]}
-    assert mirror_axes(settings) == ()
-
-
-def test_an_unknown_mirror_axis_is_refused_by_its_key() -> None:
-    with pytest.raises(FlareError, match=r"data\.augmentation\.mirror\.axes"):
-        mirror_axes({"mirror": {"probability": 0.5, "axes": ["w"]}})

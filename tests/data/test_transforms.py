@@ -228,12 +228,6 @@ def test_what_comes_from_outside_the_volume_is_zero() -> None:
     torch.testing.assert_close(flipped, image.flip(2))
 
 
-@pytest.mark.parametrize("key", ["image_interpolation", "label_interpolation"])
-def test_an_unknown_interpolation_is_refused_by_its_key(key: str) -> None:
-    with pytest.raises(FlareError, match=rf"data\.augmentation\.{key}"):
-        Augmenter(PATCH, settings(**{key: "septic"}))
-
-
 def extra_applied(
     extra: list[dict[str, Any]], seed: int = 1, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
 from flare.cli import CONF
+from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.models.losses import AnyLoss, DiceCELoss, dice_and_ce, reduce_target, supervision_weights
 from flare.training.build import build_loss
+from flare.training.settings import TrainingSettings
 
 CLASSES: dict[str, dict[str, Any]] = {
     "liver": {"id": 1, "short": "Liver", "role": "organ", "tolerance_mm": 5, "slice_range": False},
@@ -47,10 +50,16 @@ def row(*target: int) -> torch.Tensor:
     return torch.tensor(target)[None, None, None]
 
 
+def both(logits: torch.Tensor, target: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dice and cross entropy over the voxels whose label is known."""
+    counted = target != IGNORE
+    return dice_and_ce(logits, target.where(counted, 0).long(), counted, **settings)
+
+
 def test_dice_and_ce_by_hand() -> None:
     # three voxels, three outputs; output 2 is in neither the target nor far from the prediction
     logits = as_logits([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.5, 0.25]])
-    dice, ce = dice_and_ce(logits, row(0, 1, 1), smooth=SMOOTH, batch_dice=True)
+    dice, ce = both(logits, row(0, 1, 1), smooth=SMOOTH, batch_dice=True)
     expected = [
         (2 * 0.7 + SMOOTH) / (1.05 + 1 + SMOOTH),
         (2 * 1.3 + SMOOTH) / (1.5 + 2 + SMOOTH),
@@ -63,7 +72,7 @@ def test_dice_and_ce_by_hand() -> None:
 def test_dice_counts_the_whole_batch_together() -> None:
     # the first patch holds class 1 alone, the second none: per patch the second would score 0
     first, second = as_logits([[0.1, 0.9], [0.9, 0.1]]), as_logits([[0.8, 0.2], [0.8, 0.2]])
-    dice, _ = dice_and_ce(
+    dice, _ = both(
         torch.cat((first, second)), torch.cat((row(1, 0), row(0, 0))), smooth=SMOOTH, batch_dice=True
     )
     assert dice[1].item() == pytest.approx((1.8 + SMOOTH) / (1.4 + 1 + SMOOTH), rel=1e-5)
@@ -71,7 +80,7 @@ def test_dice_counts_the_whole_batch_together() -> None:
 
 def test_dice_per_patch_is_averaged_over_patches() -> None:
     first, second = as_logits([[0.1, 0.9], [0.9, 0.1]]), as_logits([[0.8, 0.2], [0.2, 0.8]])
-    dice, _ = dice_and_ce(
+    dice, _ = both(
         torch.cat((first, second)), torch.cat((row(1, 0), row(1, 1))), smooth=SMOOTH, batch_dice=False
     )
     assert dice[1].item() == pytest.approx((1.8 / 2 + 2 / 3) / 2, rel=1e-4)
@@ -111,7 +120,7 @@ def test_ratio_of_the_two_parts() -> None:
 def test_class_weights_are_by_name_and_only_of_trained_classes() -> None:
     logits = as_logits([[0.4, 0.3, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.1, 0.2, 0.6]])
     target = row(0, 1, 3)
-    dice, _ = dice_and_ce(logits, target, smooth=SMOOTH, batch_dice=True)
+    dice, _ = both(logits, target, smooth=SMOOTH, batch_dice=True)
     weighted = loss(class_weights={"tumor": 2.0})([logits], target).dice
     assert weighted.item() == pytest.approx(((dice[1] + dice[2] + 2 * dice[3]) / 4).item(), rel=1e-6)
     assert loss("organs", class_weights={"tumor": 2.0}).class_weights.tolist() == [0.5, 0.5]
@@ -184,7 +193,7 @@ def test_no_target_value_gives_nan_when_a_class_is_absent_everywhere() -> None:
 def chosen(*overrides: str) -> Any:
     """The loss that a configuration builds."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build_loss(compose("train", list(overrides)))
+        return build_loss(TrainingSettings.from_config(compose("train", list(overrides))))
 
 
 def two_resolutions(seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -227,10 +236,9 @@ def test_monais_losses_equal_ours_where_the_formula_is_the_same(
 
 def test_a_loss_of_torch_is_put_over_the_resolutions() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train")
-    cfg.loss = {"_target_": "torch.nn.CrossEntropyLoss"}
+        settings = TrainingSettings.from_config(compose("train"))
     outputs, target = two_resolutions(1)
-    built = build_loss(cfg)
+    built = build_loss(replace(settings, loss={"_target_": "torch.nn.CrossEntropyLoss"}))
     assert isinstance(built, AnyLoss)
     parts = built([*outputs, outputs[1]], target)
     reduced = reduce_target(target, (4, 8, 8))

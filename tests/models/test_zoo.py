@@ -23,7 +23,9 @@ from flare.models.names import describe_network
 from flare.models.rebuild import load_network
 from flare.models.zoo import Adapted, check_network
 from flare.runs.checkpoints import KEY
-from flare.training.build import build_module, build_network, check_teacher, start_from_teacher
+from flare.training import build
+from flare.training.build import check_teacher, start_from_teacher
+from flare.training.settings import TrainingSettings
 from tiny_round import SMALL_DYNUNET
 
 INNER = "model.net.network"
@@ -101,9 +103,13 @@ def plain(*overrides: str) -> DictConfig:
     )  # fmt: skip
 
 
+def build_network(cfg: DictConfig) -> nn.Module:
+    return build.build_network(TrainingSettings.from_config(cfg))
+
+
 def saved(cfg: DictConfig, path: Path) -> tuple[Path, Any]:
     """Write what a training would leave, with random weights."""
-    module = build_module(cfg, INTENSITY)
+    module = build.build_module(TrainingSettings.from_config(cfg), INTENSITY)
     torch.save({"state_dict": module.state_dict(), KEY: module.carried}, path)
     return path, module
 

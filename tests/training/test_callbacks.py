@@ -27,15 +27,20 @@ def trainer_at(folder: Path, epoch: int, **metrics: float) -> Any:
     )
 
 
+def validated(**means: float) -> Any:
+    """As much of a module: the mean scores of this epoch's validation, if there was one."""
+    return SimpleNamespace(means=means)
+
+
 def test_a_row_an_epoch_with_scores_only_where_there_was_a_validation(
     tmp_path: Path, labels: ClassList
 ) -> None:
-    table, module = TrainingTable(labels), None
-    scores = {"train/loss": 1.5, "val/dsc/liver": 0.25, "val/dsc_mean": 0.25}
-    table.on_train_start(trainer_at(tmp_path, 0), module)
-    table.on_validation_end(trainer_at(tmp_path, 0), module)
-    table.on_train_epoch_end(trainer_at(tmp_path, 0, **scores), module)
-    table.on_train_epoch_end(trainer_at(tmp_path, 1, **scores), module)  # Lightning keeps old metrics
+    table = TrainingTable(labels)
+    means = {"val/dsc/liver": 0.25, "val/dsc_mean": 0.25}
+    metrics = {"train/loss": 1.5, **means}  # Lightning keeps old ones
+    table.on_train_start(trainer_at(tmp_path, 0), validated())
+    table.on_train_epoch_end(trainer_at(tmp_path, 0, **metrics), validated(**means))
+    table.on_train_epoch_end(trainer_at(tmp_path, 1, **metrics), validated())
     first, second = read_csv(tmp_path / "training.csv")
     assert (first["epoch"], first["train/loss"], first["val/dsc/liver"]) == ("0", "1.5", "0.25")
     assert (second["epoch"], second["train/loss"], second["val/dsc/liver"]) == ("1", "1.5", "")
@@ -45,12 +50,12 @@ def test_a_resumed_training_replaces_the_rows_of_epochs_it_does_again(
     tmp_path: Path, labels: ClassList
 ) -> None:
     first = TrainingTable(labels)
-    first.on_train_start(trainer_at(tmp_path, 0), None)
+    first.on_train_start(trainer_at(tmp_path, 0), validated())
     for epoch in range(3):
-        first.on_train_epoch_end(trainer_at(tmp_path, epoch, **{"train/loss": float(epoch)}), None)
+        first.on_train_epoch_end(trainer_at(tmp_path, epoch, **{"train/loss": float(epoch)}), validated())
     second = TrainingTable(labels)
-    second.on_train_start(trainer_at(tmp_path, 1), None)
-    second.on_train_epoch_end(trainer_at(tmp_path, 1, **{"train/loss": 9.0}), None)
+    second.on_train_start(trainer_at(tmp_path, 1), validated())
+    second.on_train_epoch_end(trainer_at(tmp_path, 1, **{"train/loss": 9.0}), validated())
     rows = read_csv(tmp_path / "training.csv")
     assert [(row["epoch"], row["train/loss"]) for row in rows] == [("0", "0"), ("1", "9")]
 

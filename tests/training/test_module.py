@@ -11,6 +11,7 @@ from flare.core.preprocessing import Intensity
 from flare.runs.checkpoints import KEY
 from flare.training.build import build_loss, build_module
 from flare.training.module import SegmentationModule
+from flare.training.settings import TrainingSettings
 
 SMALL = (
     "model=tiny",
@@ -28,7 +29,9 @@ def build(config: Callable[..., DictConfig]) -> Build:
 
     def module(*overrides: str) -> SegmentationModule:
         torch.manual_seed(0)
-        return build_module(config("train", *SMALL, *overrides), Intensity(-100, 300, 80, 60))
+        return build_module(
+            TrainingSettings.from_config(config("train", *SMALL, *overrides)), Intensity(-100, 300, 80, 60)
+        )
 
     return module
 
@@ -74,4 +77,4 @@ def test_a_refusal_of_the_network_or_loss_stays_one_line(
     with pytest.raises(FlareError, match=r"^model.net.strides: 2 entries, expected 3 for 3 features$"):
         build("model.net.strides=[[1,1,1],[1,2,2]]")
     with pytest.raises(FlareError, match=r"^loss.class_weights.liver: -1"):
-        build_loss(config("train", "+loss.class_weights.liver=-1"))
+        build_loss(TrainingSettings.from_config(config("train", "+loss.class_weights.liver=-1")))

@@ -23,6 +23,7 @@ from flare.training.resuming import (
     mark_trained,
     training_key,
 )
+from flare.training.settings import TrainingSettings
 
 Compose = Callable[..., DictConfig]
 
@@ -237,6 +238,10 @@ def test_a_complete_training_is_known_until_its_checkpoint_changes(folder: Round
     assert not is_trained(training)
 
 
+def key(cfg: DictConfig, data: str = "data") -> str:
+    return training_key(TrainingSettings.from_config(cfg), data)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -252,8 +257,8 @@ def test_a_complete_training_is_known_until_its_checkpoint_changes(folder: Round
     ],
 )
 def test_what_decides_the_weights_changes_the_key(override: str, config: Compose) -> None:
-    plain = training_key(config("train", "data=phantom"), "data")
-    assert training_key(config("train", "data=phantom", override), "data") != plain
+    plain, other = (key(config("train", "data=phantom", *changes)) for changes in ((), (override,)))
+    assert other != plain
 
 
 @pytest.mark.parametrize(
@@ -270,10 +275,10 @@ def test_what_decides_the_weights_changes_the_key(override: str, config: Compose
     ],
 )
 def test_what_only_shows_or_predicts_does_not(override: str, config: Compose) -> None:
-    plain = training_key(config("train", "data=phantom"), "data")
-    assert training_key(config("train", "data=phantom", override), "data") == plain
+    plain, other = (key(config("train", "data=phantom", *changes)) for changes in ((), (override,)))
+    assert other == plain
 
 
 def test_other_data_changes_the_key(config: Compose) -> None:
     cfg = config("train", "data=phantom")
-    assert training_key(cfg, "one") != training_key(cfg, "other")
+    assert key(cfg) != key(cfg, "other")

@@ -16,6 +16,7 @@ from flare.models.depths import depths_under_kernel
 from flare.runs.folders import TrainingFolder
 from flare.training import trainer
 from flare.training.callbacks import AtomicCheckpointIO, Checkpoints, EpochProgress, Throughput, TrainingTable
+from flare.training.settings import TrainingSettings
 
 
 @pytest.fixture
@@ -40,7 +41,8 @@ def choose(config: Callable[..., DictConfig]) -> Callable[..., str]:
 
     def chosen(precision: str, accelerator: str, *overrides: str) -> str:
         line = [f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
-        return trainer.choose_precision(config("train", *(overrides or DEEP), *line))
+        cfg = config("train", *(overrides or DEEP), *line)
+        return trainer.choose_precision(TrainingSettings.from_config(cfg))
 
     return chosen
 
@@ -131,7 +133,7 @@ def test_a_network_of_others_is_followed_or_taken_as_unfit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu("avx512_bf16")
-    monkeypatch.setattr(trainer, "build_network", lambda cfg: network.to("meta"))
+    monkeypatch.setattr(trainer, "build_network", lambda settings: network.to("meta"))
     assert choose("auto", "cpu", f"data.patch_size=[{depth},8,8]") == expected
 
 
@@ -146,7 +148,8 @@ def test_depths_are_those_of_encoder_and_decoder(config: Callable[..., DictConfi
 
 def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     cfg = config("train", "trainer=cpu", "trainer.precision=32", "trainer.max_epochs=3")
-    built = trainer.build_trainer(cfg, TrainingFolder(tmp_path), has_validation=False)
+    settings = TrainingSettings.from_config(cfg)
+    built = trainer.build_trainer(settings, TrainingFolder(tmp_path), has_validation=False)
     assert (built.max_epochs, built.limit_train_batches, built.gradient_clip_val) == (3, 250, 12)
     assert built.limit_val_batches == 0
     assert built.default_root_dir == str(tmp_path)
@@ -175,8 +178,10 @@ def test_a_trainer_that_this_machine_cannot_have_is_refused_in_one_line(
     for kind in (trainer.CUDAAccelerator, trainer.MPSAccelerator):
         monkeypatch.setattr(kind, "is_available", lambda: False)
     folder = TrainingFolder(tmp_path)
-    trainer.build_trainer(config("train", "trainer=cpu"), folder, has_validation=True)
+    sound = TrainingSettings.from_config(config("train", "trainer=cpu"))
+    trainer.build_trainer(sound, folder, has_validation=True)
+    settings = TrainingSettings.from_config(config("train", "trainer=cpu", override))
     with pytest.raises(FlareError, match=message) as refused:
-        trainer.build_trainer(config("train", "trainer=cpu", override), folder, has_validation=True)
+        trainer.build_trainer(settings, folder, has_validation=True)
     assert "\n" not in str(refused.value)
     assert not any(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from flare.core.preprocessing import Intensity
 from flare.runs.checkpoints import KEY, write_weights_file
 from flare.training.build import build_module
+from flare.training.settings import TrainingSettings
 
 
 def save_untrained(cfg: DictConfig, intensity: Intensity, path: Path) -> None:
@@ -21,5 +22,5 @@ def save_untrained(cfg: DictConfig, intensity: Intensity, path: Path) -> None:
         path: The checkpoint to write.
     """
     pl.seed_everything(int(cfg.seed), verbose=False)
-    module = build_module(cfg, intensity)
+    module = build_module(TrainingSettings.from_config(cfg), intensity)
     write_weights_file(path, {"state_dict": module.state_dict(), KEY: module.carried})

@@ -17,6 +17,7 @@ RULES = {
     "classes.*.slice_range": FLAG,
     "classes.*.tube": FLAG,
 }
+IGNORE = 255  # in training labels: a voxel that is left out of the loss
 TARGETS = ("organs", "tumor", "organs_tumor")
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
 
@@ -20,7 +19,7 @@ PACKAGED = Path(__file__).parents[1] / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # of a checkout
 
 
-def build_part(part: DictConfig, key: str, **arguments: Any) -> Any:
+def build_part(part: Mapping[str, Any], key: str, **arguments: Any) -> Any:
     """Build what a part of the configuration describes.
 
     Args:
@@ -38,7 +37,7 @@ def build_part(part: DictConfig, key: str, **arguments: Any) -> Any:
 
 
 @contextmanager
-def refusing(part: DictConfig, key: str) -> Iterator[None]:
+def refusing(part: Mapping[str, Any], key: str) -> Iterator[None]:
     """Turn whatever is raised while a part is built into one line; a refusal of ours goes through as it is.
 
     Args:
@@ -61,13 +60,14 @@ def refusing(part: DictConfig, key: str) -> Iterator[None]:
         raise FlareError(f"{key}: {refusal}") from None
 
 
-def _foreign(part: DictConfig, key: str) -> str | None:
+def _foreign(part: Mapping[str, Any], key: str) -> str | None:
     """Say which keys of a part its class does not take, and which it does."""
-    accepted = inspect.signature(get_object(part._target_)).parameters
+    target = part["_target_"]
+    accepted = inspect.signature(get_object(target)).parameters
     foreign = [str(name) for name in part if not str(name).startswith("_") and name not in accepted]
     if not foreign or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         return None
     return (
-        f"{part._target_} does not take {', '.join(foreign)}, it takes {', '.join(accepted) or 'nothing'}; "
+        f"{target} does not take {', '.join(foreign)}, it takes {', '.join(accepted) or 'nothing'}; "
         f"leave out with {' '.join(f'~{key}.{name}' for name in foreign)}"
     )

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torchio as tio
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from pytorch_lightning.utilities.seed import isolate_rng
 from scipy import ndimage
 from torch import Tensor
 from torchio.transforms import Transform
 
+from flare.core.conf import build_part
 from flare.core.errors import FlareError
 from flare.core.geometry import Shape, Spacing
-from flare.data.draws import Augmentation, draw_augmentation, mirror_axes
+from flare.data.draws import Augmentation, draw_augmentation
 from flare.data.spatial import (
-    IMAGE_INTERPOLATIONS,
-    LABEL_INTERPOLATIONS,
     apply_along,
     resample_image,
     resample_label,
@@ -41,11 +38,11 @@ class Augmenter:
 
     Args:
         patch_size: Voxels along Z, Y, X.
-        settings: `cfg.data.augmentation` as plain values.
+        settings: `PatchSettings.augmentation`.
         spacing_mm: Voxel size along Z, Y, X, for transforms that count in millimetres.
 
     Raises:
-        FlareError: If an interpolation or a mirror axis is unknown, or `extra` makes no transforms.
+        FlareError: If `extra` makes no transforms.
     """
 
     patch_size: Shape
@@ -54,16 +51,13 @@ class Augmenter:
     extra: tuple[Transform, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        for key, known in (
-            ("image_interpolation", IMAGE_INTERPOLATIONS),
-            ("label_interpolation", LABEL_INTERPOLATIONS),
-        ):
-            if self.settings[key] not in known:
-                raise FlareError(
-                    f"data.augmentation.{key}: expected one of {list(known)}, given {self.settings[key]!r}"
-                )
-        mirror_axes(self.settings)
-        object.__setattr__(self, "extra", build_extra(self.settings.get("extra") or ()))
+        built = []
+        for index, given in enumerate(self.settings.get("extra") or ()):
+            key = f"data.augmentation.extra[{index}]"
+            built.append(build_part(given, key, _convert_="all"))
+            if not isinstance(built[-1], Transform):
+                raise FlareError(f"{key}: {given['_target_']} is no transform of TorchIO")
+        object.__setattr__(self, "extra", tuple(built))
 
     def draw(self, rng: np.random.Generator) -> Augmentation:
         """Draw what happens to a patch."""
@@ -115,28 +109,6 @@ class Augmenter:
                 f"data.augmentation.extra: gives {tuple(changed.shape)} voxels, expected {tuple(image.shape)}"
             )
         return changed.float(), ids.to(label.dtype)
-
-
-def build_extra(settings: Sequence[Mapping[str, Any]]) -> tuple[Transform, ...]:
-    """Build the transforms of `data.augmentation.extra`.
-
-    Args:
-        settings: Configuration of each, `_target_` and arguments.
-
-    Raises:
-        FlareError: If one of them is no transform of TorchIO.
-    """
-    transforms = []
-    for index, given in enumerate(settings):
-        key = f"data.augmentation.extra[{index}]"
-        try:
-            transform = instantiate(given, _convert_="all")
-        except InstantiationException as error:
-            raise FlareError(f"{key}: {' '.join(str(error.__cause__ or error).split())[:200]}") from None
-        if not isinstance(transform, Transform):
-            raise FlareError(f"{key}: {given.get('_target_')} is no transform of TorchIO")
-        transforms.append(transform)
-    return tuple(transforms)
 
 
 def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.classes import IGNORE
 from flare.core.errors import CaseError, NoRoomError
 from flare.core.files import atomic
 from flare.core.geometry import Shape, Spacing, Volume, reorient_to_ras
@@ -187,7 +188,7 @@ def cache_labels(
 
 
 def sample_foreground(labels: np.ndarray, samples: int) -> dict[int, np.ndarray]:
-    """Draw voxels of each class, uniformly and always the same ones for the same array.
+    """Draw voxels of each class but `IGNORE`, uniformly and always the same ones for the same array.
 
     Args:
         labels: `(Z, Y, X)` class ids.
@@ -196,7 +197,7 @@ def sample_foreground(labels: np.ndarray, samples: int) -> dict[int, np.ndarray]
     Returns:
         Class id to `(N, 3)` indices, in scan order.
     """
-    where = np.flatnonzero(labels)
+    where = np.flatnonzero((labels != 0) & (labels != IGNORE))
     values = labels.reshape(-1)[where]
     drawn = {}
     for class_id in np.unique(values):

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.errors import FlareError
+from flare.data.settings import AXES
 
-AXES = ("z", "y", "x")
 SEEDS = 2**31  # seeds drawn for noise fields lie below
 
 
@@ -118,19 +117,6 @@ def draw_augmentation(rng: np.random.Generator, settings: Mapping[str, Any]) -> 
         mirror=_mirror(rng, settings["mirror"]),
         extra=_seed(rng) if settings.get("extra") else None,
     )
-
-
-def mirror_axes(settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Axes along which a network with this augmentation has seen flipped patches, 0 is z.
-
-    Raises:
-        FlareError: If an axis is not one of z, y, x.
-    """
-    mirror = settings["mirror"]
-    unknown = [axis for axis in mirror["axes"] if axis not in AXES]
-    if unknown:
-        raise FlareError(f"data.augmentation.mirror.axes: {unknown}, expected some of {list(AXES)}")
-    return tuple(AXES.index(axis) for axis in mirror["axes"]) if mirror["probability"] > 0 else ()
 
 
 def _mirror(rng: np.random.Generator, mirror: Mapping[str, Any]) -> tuple[int, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from flare.core.classes import IGNORE
+from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.augment import Augmenter
@@ -22,15 +26,17 @@ from flare.data.patches import PatchSampling, read_box
 
 
 class CaseArrays(NamedTuple):
-    """Where a training case lies in the cache.
+    """Where a training case lies in the cache, and how often it is drawn.
 
     Args:
         image: int16 HU.
-        label: uint8 class ids on the same grid, of whichever round.
+        label: uint8 class ids on the same grid, of whichever round, or `IGNORE`.
+        weight: Its share of the patches, relative to the other cases' weights.
     """
 
     image: Path
     label: Path
+    weight: float = 1.0
 
 
 class Batch(TypedDict):
@@ -38,12 +44,14 @@ class Batch(TypedDict):
 
     Args:
         image: `(B, 1, Z, Y, X)` float32, normalised and augmented.
-        target: `(B, Z, Y, X)` uint8, index of the right output of the network.
+        target: `(B, Z, Y, X)` uint8, index of the right output of the network, or `IGNORE`.
+        known: `(B, K)` bool: whether a sample's labels tell where the class of each of the K outputs is.
         case: The B case ids.
     """
 
     image: Tensor
     target: Tensor
+    known: Tensor
     case: list[str]
 
 
@@ -67,12 +75,15 @@ class PatchDataset(Dataset[dict[str, Any]]):
     """Augmented training patches, each a function of the seed and its key alone.
 
     Args:
-        cases: Case ids and their arrays; each is as likely as any other.
+        cases: Case ids and their arrays.
         intensity: Statistics that normalise the images.
         outputs: Class id of each output of the network, 0 first; other classes become background.
         sampling: Chooses where patches lie.
         augmenter: Augments them.
         seed: Of the run.
+
+    Raises:
+        FlareError: If a case's weight is negative or not finite, or none is above 0.
     """
 
     cases: Sequence[tuple[str, CaseArrays]]
@@ -82,18 +93,32 @@ class PatchDataset(Dataset[dict[str, Any]]):
     augmenter: Augmenter
     seed: int
 
+    def __post_init__(self) -> None:
+        weights = {case_id: arrays.weight for case_id, arrays in self.cases}
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+            raise FlareError(f"training cases: expected weights of 0 or more, some above 0, given {weights}")
+
+    @cached_property
+    def _shares(self) -> np.ndarray | None:
+        """Probability of each case; None where all are as likely."""
+        weights = np.array([arrays.weight for _, arrays in self.cases])
+        return None if (weights == weights[0]).all() else weights / weights.sum()
+
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """One patch: `image` `(1, Z, Y, X)`, `target` `(Z, Y, X)` and `case`."""
+        """One patch: `image` `(1, Z, Y, X)`, `target` `(Z, Y, X)`, `known` `(K,)` and `case`."""
         rng = np.random.default_rng((self.seed, key.step, key.sample))
-        case_id, arrays = self.cases[int(rng.integers(len(self.cases)))]
+        count = len(self.cases)
+        index = rng.integers(count) if self._shares is None else rng.choice(count, p=self._shares)
+        case_id, arrays = self.cases[int(index)]
         image, label = open_array(arrays.image), open_array(arrays.label)
         start = self.sampling.start(rng, key.position, label)
         channels = np.zeros(256, dtype=np.uint8)
         channels[list(self.outputs)] = range(len(self.outputs))
+        channels[IGNORE] = IGNORE
 
         def read(lower: Shape, upper: Shape) -> tuple[np.ndarray, np.ndarray]:
             """Both arrays of a box counted from the start of the patch."""
-            first, last = _shift(lower, start), _shift(upper, start)
+            first, last = (tuple(np.add(corner, start).tolist()) for corner in (lower, upper))
             return (
                 read_box(image, first, last, convert=lambda hu: normalise(hu, self.intensity)),
                 read_box(label, first, last, convert=lambda ids: channels[ids]),
@@ -101,7 +126,13 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
         with _one_thread():
             voxels, target = self.augmenter.apply(read, self.augmenter.draw(rng))
-        return {"image": voxels[None].contiguous(), "target": target.contiguous(), "case": case_id}
+        known = torch.ones(len(self.outputs), dtype=torch.bool)  # no label analysis tells otherwise yet
+        return {
+            "image": voxels[None].contiguous(),
+            "target": target.contiguous(),
+            "known": known,
+            "case": case_id,
+        }
 
 
 @dataclass(frozen=True)
@@ -182,11 +213,6 @@ class StepLoader:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-def _shift(corner: Shape, start: Shape) -> Shape:
-    """A corner counted from the start of the patch as one of the volume."""
-    return (corner[0] + start[0], corner[1] + start[1], corner[2] + start[2])
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from flare.core.classes import IGNORE
 from flare.core.geometry import Shape
 from flare.data.draws import Augmentation, Elastic
 
-IMAGE_INTERPOLATIONS = ("linear", "cubic")
-LABEL_INTERPOLATIONS = ("nearest", "linear")
+ROUNDING = 1e-3  # weights of a linear interpolation below this come of coordinates in float32
 SPLINE_REACH = 6  # voxels beyond the grid after which a cubic spline no longer feels where the box ends
 
 
@@ -138,7 +138,8 @@ def resample_label(label: Tensor, grid: Tensor, interpolation: str) -> Tensor:
     Args:
         label: `(Z, Y, X)` uint8.
         grid: As for `resample_image`.
-        interpolation: `nearest`, or `linear`: each class on its own, set where it reaches one half.
+        interpolation: `nearest`, or `linear`: each class on its own, set where it reaches one half, and
+            `IGNORE` wherever a neighbour has it, since what a mixture with the unknown is, is unknown.
 
     Returns:
         `(Z, Y, X)` uint8 of the patch.
@@ -147,7 +148,8 @@ def resample_label(label: Tensor, grid: Tensor, interpolation: str) -> Tensor:
         result = torch.zeros((label.shape[0] if grid.shape[0] == 2 else grid.shape[1], *grid.shape[-2:]))
         result = result.to(torch.uint8)
         for value in label.unique().tolist():
-            result[resample_image((label == value).float(), grid, "linear") >= 0.5] = value
+            share = resample_image((label == value).float(), grid, "linear")
+            result[share > ROUNDING if value == IGNORE else share >= 0.5] = value  # IGNORE is the last
         return result
     flat = torch.zeros(grid.shape[1:], dtype=torch.int64)
     for places, size in zip(grid, label.shape[-grid.shape[0] :], strict=True):

@@ -5,6 +5,7 @@ Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import FlareError
 
+CERTAIN = 50.0  # a logit whose probability is exactly 1 in float32, beside others of -50
 DENOMINATOR_GUARD = 1e-8  # nnU-Net's, beside the smoothing, so that smoothing may be 0
 
 
@@ -51,24 +53,37 @@ class DeepSupervision(nn.Module):
         """Give the weight of each of `count` resolutions, highest first."""
         return supervision_weights(count, supervise_lowest=self.supervise_lowest)
 
-    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
-        """Compare `(B, C, Z, Y, X)` logits with a `(B, Z, Y, X)` target of the same resolution."""
+    def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
+        """Compare at one resolution: the one place where a loss meets logits and labels.
+
+        Args:
+            logits: `(B, C, Z, Y, X)`.
+            target: `(B, Z, Y, X)` int64, index of the right output; 0 where a voxel does not count.
+            known: `(B, C)` bool: whether a sample's labels tell where the class of an output is.
+            counted: `(B, Z, Y, X)` bool: whether a voxel's label is known.
+        """
         raise NotImplementedError
 
-    def forward(self, outputs: Sequence[Tensor], target: Tensor) -> LossParts:
+    def forward(self, outputs: Sequence[Tensor], target: Tensor, known: Tensor | None = None) -> LossParts:
         """Compare the logits of every resolution with the target reduced to it.
 
         Args:
             outputs: `(B, C, Z, Y, X)` logits of each resolution, highest first.
-            target: `(B, Z, Y, X)` index of the right output per voxel.
+            target: `(B, Z, Y, X)` index of the right output per voxel, or `IGNORE`.
+            known: `(B, C)` bool, see `compare`; None: every class of every sample.
 
         Returns:
             The loss and its parts, weighted over the resolutions.
         """
+        if known is None:
+            known = target.new_ones(outputs[0].shape[:2], dtype=torch.bool)
         weighted = []
         for logits, weight in zip(outputs, self.weights(len(outputs)), strict=True):
             if weight > 0:
-                parts = self.compare(logits, reduce_target(target, logits.shape[2:]))
+                reduced = reduce_target(target, logits.shape[2:])
+                counted = reduced != IGNORE
+                index = reduced.long().masked_fill(~counted, 0)
+                parts = self.compare(logits, index, known, counted)
                 weighted.append([part if part is None else weight * part for part in parts])
         totals = (None if part[0] is None else sum(part) for part in zip(*weighted, strict=True))
         return LossParts(*totals)  # type: ignore[arg-type]
@@ -76,6 +91,10 @@ class DeepSupervision(nn.Module):
 
 class AnyLoss(DeepSupervision):
     """A loss of PyTorch, MONAI or the user's own, in float32 also under autocast.
+
+    A loss that has arguments named `known` or `counted` is given them as `compare` is. To one without
+    `counted`, ignored voxels look like background that the network is certain of: they add no error and have
+    no gradient, and a mean over voxels counts them among the right ones.
 
     Args:
         loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
@@ -86,7 +105,7 @@ class AnyLoss(DeepSupervision):
 
     def __init__(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[..., Tensor],
         *,
         target_channel: bool = False,
         supervise_lowest: bool = False,
@@ -94,19 +113,28 @@ class AnyLoss(DeepSupervision):
         super().__init__(supervise_lowest=supervise_lowest)
         self.loss = loss
         self.target_channel = target_channel
+        taken = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+        self.taken = [name for name in ("known", "counted") if name in taken]
 
-    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+    def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
         """Compare at one resolution."""
         with torch.autocast(logits.device.type, enabled=False):
-            index = target.long()
-            return LossParts(self.loss(logits.float(), index[:, None] if self.target_channel else index))
+            logits = logits.float()
+            if "counted" not in self.taken:
+                background = logits.new_full((1, logits.shape[1], 1, 1, 1), -CERTAIN)
+                background[:, 0] = CERTAIN
+                logits = torch.where(counted[:, None], logits, background)
+            given = {"known": known, "counted": counted}
+            index = target[:, None] if self.target_channel else target
+            return LossParts(self.loss(logits, index, **{name: given[name] for name in self.taken}))
 
 
 class DiceCELoss(DeepSupervision):
     """Cross entropy minus Dice without background, summed over the resolutions of deep supervision.
 
-    Everything is computed in float32, also under autocast. Batch Dice is over the patches that one process
-    sees at once: with several devices every rank has its own.
+    Ignored voxels are in no sum; every class is taken as known. Everything is computed in float32, also under
+    autocast. Batch Dice is over the patches that one process sees at once: with several devices every rank
+    has its own.
 
     Args:
         classes: The class list of the configuration, name to properties.
@@ -144,22 +172,25 @@ class DiceCELoss(DeepSupervision):
         weights = _output_weights(ClassList.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def compare(self, logits: Tensor, target: Tensor) -> LossParts:
+    def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
         """Compare at one resolution: weighted cross entropy minus weighted Dice."""
-        dices, ce = dice_and_ce(logits, target, smooth=self.smooth, batch_dice=self.batch_dice)
+        dices, ce = dice_and_ce(logits, target, counted, smooth=self.smooth, batch_dice=self.batch_dice)
         dice = (dices[1:] * self.class_weights).sum()
         return LossParts(self.ce_weight * ce - self.dice_weight * dice, dice, ce)
 
 
-def dice_and_ce(logits: Tensor, target: Tensor, *, smooth: float, batch_dice: bool) -> tuple[Tensor, Tensor]:
-    """Compute the Dice of every output and the mean cross entropy.
+def dice_and_ce(
+    logits: Tensor, target: Tensor, counted: Tensor, *, smooth: float, batch_dice: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute the Dice of every output and the mean cross entropy, over the voxels that count.
 
     Dice is `(2 tp + smooth) / (2 tp + fp + fn + smooth + 1e-8)` of softmax probabilities. A class that is
     absent from the target scores near 0, unless the network is sure of its absence everywhere.
 
     Args:
         logits: `(B, C, Z, Y, X)` of any floating type.
-        target: `(B, Z, Y, X)` index of the right output per voxel.
+        target: `(B, Z, Y, X)` int64, index of the right output per voxel.
+        counted: `(B, Z, Y, X)` bool: whether a voxel counts.
         smooth: Added to numerator and denominator.
         batch_dice: Whether to count over all patches together; otherwise per patch, then averaged.
 
@@ -169,21 +200,23 @@ def dice_and_ce(logits: Tensor, target: Tensor, *, smooth: float, batch_dice: bo
     Reference: nnU-Net 1.7 `SoftDiceLoss`.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        target = target.long()
         log_probabilities = F.log_softmax(logits.float(), dim=1)
         log_correct = log_probabilities.gather(1, target[:, None])[:, 0]
         correct = log_correct.exp()
-        is_class = [target == index for index in range(logits.shape[1])]
+        is_class = [(target == index) & counted for index in range(logits.shape[1])]
         # (B, C) each; predicted = tp + fp and in_target = tp + fn
         true_positive = torch.stack([(correct * members).sum((1, 2, 3)) for members in is_class], dim=1)
         in_target = torch.stack([members.sum((1, 2, 3)) for members in is_class], dim=1)
-        predicted = log_probabilities.exp().sum((2, 3, 4))
+        predicted = (log_probabilities.exp() * counted[:, None]).sum((2, 3, 4))
         counts = torch.stack((true_positive, predicted, in_target))
         if batch_dice:
             counts = counts.sum(dim=1, keepdim=True)
         true_positive, predicted, in_target = counts
         dice = (2 * true_positive + smooth) / (predicted + in_target + smooth + DENOMINATOR_GUARD)
-        return dice.mean(dim=0), -log_correct.mean()
+        total = counted.sum().clamp(min=1)
+        # tensors on both sides: only their quotient is exactly 1 where all voxels count
+        factor = torch.full_like(total, counted.numel()) / total
+        return dice.mean(dim=0), -(log_correct * counted).mean() * factor
 
 
 def supervision_weights(count: int, *, supervise_lowest: bool) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ from flare.runs.outcomes import Outcome, report_failures
 from flare.runs.records import plain_config, record_environment
 from flare.runs.work import Executor, build_executor
 from flare.training.resuming import find_training, is_trained, make_current, training_key
+from flare.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def iterate(
     run = run_folder(cfg)
     for item in rounds:
         check_values(item.cfg)
+        TrainingSettings.from_config(item.cfg)
     check_rounds(rounds, run)
     PrepareSettings.from_config(cfg)
     if cfg.dry_run:
@@ -142,7 +144,7 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
     with lock(folder.root):
         remove_partial(folder.root, below=True)
         training = build_training_set(cfg, cohort.cases, run, executor)
-        known = find_training(folder, training_key(cfg, training.key))
+        known = find_training(folder, training_key(TrainingSettings.from_config(cfg), training.key))
         if known is not None and is_trained(known):
             make_current(known)
         else:

@@ -14,14 +14,12 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.core.cases import Case
-from flare.core.classes import ClassList
-from flare.core.errors import FlareError
 from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
-from flare.data.datamodule import FlareDataModule, build_augmenter
+from flare.data.augment import Augmenter
+from flare.data.datamodule import FlareDataModule
 from flare.data.loaders import CaseArrays
 from flare.evaluation.scores import ScoreSettings
-from flare.inference.settings import InferenceSettings
 from flare.models.zoo import check_network
 from flare.prepare.cohort import prepare_cohort
 from flare.prepare.settings import PrepareSettings
@@ -42,8 +40,8 @@ from flare.training.build import (
     check_teacher,
     start_from_teacher,
 )
-from flare.training.callbacks import TrainingTable
 from flare.training.resuming import begin, find_start, is_trained, make_current, mark_trained, training_key
+from flare.training.settings import TrainingSettings
 from flare.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
@@ -100,36 +98,33 @@ def check_configuration(
         FlareError: Naming the config key.
     """
     PrepareSettings.from_config(cfg)
-    InferenceSettings.from_config(cfg)
     ScoreSettings.from_config(cfg, "data.scoring.protocol")
+    settings = TrainingSettings.from_config(cfg)
+    patches = settings.patches
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
-        network = build_network(cfg)
+        network = build_network(settings)
     check_network(
         network,
-        batch_size=int(cfg.data.batch_size),
-        patch_size=list(cfg.data.patch_size),
-        outputs=len(ClassList.from_config(cfg.classes).outputs(cfg.labels.targets)),
+        batch_size=patches.batch_size,
+        patch_size=patches.patch_size,
+        outputs=len(patches.outputs),
     )
-    build_loss(cfg)
-    check_optimizer(cfg, network)
-    build_augmenter(cfg)
-    build_trainer(cfg, TrainingFolder(run.round(cfg.round.name).checkpoints / "checked"), has_validation=True)
+    build_loss(settings)
+    check_optimizer(settings, network)
+    Augmenter(patches.patch_size, patches.augmentation, patches.spacing_mm)
+    folder = TrainingFolder(run.round(settings.round).checkpoints / "checked")
+    build_trainer(settings, folder, has_validation=True)
     check_labels(cfg)
-    columns = TrainingTable(ClassList.from_config(cfg.classes)).columns
-    if cfg.objective is not None and cfg.objective not in columns:
-        raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
     planned = planned or {}
     require_teacher(cfg, run, list(planned))
     teacher = read_teacher(cfg, run, list(planned))
-    if cfg.round.init != "teacher":
+    if settings.init != "teacher":
         return
     if teacher is not None:
-        check_teacher(
-            network, teacher, classes=ClassList.from_config(cfg.classes), targets=cfg.labels.targets
-        )
+        check_teacher(network, teacher, classes=settings.classes, targets=settings.targets)
     elif cfg.round.teacher in planned:
         with torch.device("meta"):
-            taught = build_network(planned[cfg.round.teacher])
+            taught = build_network(TrainingSettings.from_config(planned[cfg.round.teacher]))
         check_architecture(network, taught.state_dict(), f"round={cfg.round.name}: round {cfg.round.teacher}")
 
 
@@ -158,34 +153,35 @@ def train_round(
     Raises:
         FlareError: If the training cannot start or resume, or another process trains the round.
     """
-    folder = run.round(cfg.round.name)
+    settings = TrainingSettings.from_config(cfg)
+    folder = run.round(settings.round)
     is_first = _is_first()  # the processes of one training share its folder
     with lock(folder.checkpoints) if is_first else nullcontext():
-        start = find_start(cfg.ckpt_path, folder, training_key(cfg, training.key))
+        start = find_start(cfg.ckpt_path, folder, training_key(settings, training.key))
         if start.checkpoint is not None and is_trained(start.training):
             log.info(
                 "%s is trained to its end; ckpt_path=null trains it afresh, beside it", start.training.root
             )
             if is_first:
                 make_current(start.training)
-            return _result(folder, cfg.objective)
-        pl.seed_everything(int(cfg.seed), verbose=False)
+            return _result(folder, settings.objective)
+        pl.seed_everything(settings.patches.seed, verbose=False)
         validation = [case for case in cases if case.split == "validation" and case.is_labeled]
         if not validation:
             log.info("no labelled validation case: no validation, and no best checkpoint")
         trainer = build_trainer(
-            cfg, start.training, has_validation=bool(validation), ckpt_path=start.checkpoint
+            settings, start.training, has_validation=bool(validation), ckpt_path=start.checkpoint
         )
         # Lightning leaves validation out on a process without a case, and the others would wait for it
         validation *= math.ceil(trainer.world_size / max(len(validation), 1))
         items = {case: CaseArrays(*paths) for case, paths in training.items.items()}
-        data = FlareDataModule(cfg, items, validation=validation, intensity=intensity)
-        module = build_module(cfg, intensity)
-        is_taught = cfg.round.init == "teacher" and start.checkpoint is None
+        data = FlareDataModule(settings.patches, items, validation=validation, intensity=intensity)
+        module = build_module(settings, intensity)
+        is_taught = settings.init == "teacher" and start.checkpoint is None
         teacher = read_teacher(cfg, run) if is_taught else None
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round)
-            start_from_teacher(module.net, teacher, classes=module.classes, targets=cfg.labels.targets)
+            start_from_teacher(module.net, teacher, classes=settings.classes, targets=settings.targets)
         if is_first:  # everything that can refuse is built: only now files are touched
             begin(start)
             record_environment(folder.root, cfg)
@@ -193,7 +189,7 @@ def train_round(
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         if is_first:
             mark_trained(start.training)
-    return _result(folder, cfg.objective)
+    return _result(folder, settings.objective)
 
 
 def _result(folder: RoundFolder, objective: str | None) -> dict[str, Any]:

@@ -9,52 +9,49 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flare.core.cases import read_label_map
 from flare.core.classes import ClassList
 from flare.core.conf import build_part, refusing
 from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
-from flare.data.draws import mirror_axes
 from flare.inference.engines import torch_engine
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
 from flare.models.losses import AnyLoss, DeepSupervision
 from flare.models.zoo import build, head_axes
 from flare.runs.checkpoints import Checkpoint
-from flare.runs.records import git_revision, public_config
+from flare.runs.records import git_revision
 from flare.training.module import SegmentationModule
+from flare.training.settings import TrainingSettings
 
 
-def build_network(cfg: DictConfig) -> nn.Module:
+def build_network(settings: TrainingSettings) -> nn.Module:
     """Build the network of a round with fresh weights.
 
     Raises:
         FlareError: If `model.net` is no network.
     """
-    net, classes = (OmegaConf.to_container(node, resolve=True) for node in (cfg.model.net, cfg.classes))
-    return build(net, classes=classes, targets=cfg.labels.targets)  # type: ignore[arg-type]
+    return build(settings.net, classes=settings.classes.to_config(), targets=settings.targets)
 
 
-def build_loss(cfg: DictConfig) -> DeepSupervision:
+def build_loss(settings: TrainingSettings) -> DeepSupervision:
     """Build the loss of a round; a loss of a single resolution is put over all of them.
 
     Raises:
-        FlareError: If a value of `loss` is out of range, or makes no loss.
+        FlareError: If `loss` makes no loss.
     """
-    loss = build_part(cfg.loss, "loss")
+    loss = build_part(settings.loss, "loss")
     return loss if isinstance(loss, DeepSupervision) else AnyLoss(loss)
 
 
-def check_optimizer(cfg: DictConfig, network: nn.Module) -> None:
+def check_optimizer(settings: TrainingSettings, network: nn.Module) -> None:
     """Build optimizer and scheduler of a network as the training will, without its memory.
 
     Args:
-        cfg: Configuration of `train`; `optimizer` and `scheduler`.
+        settings: Of the training.
         network: Of which the shapes count alone.
 
     Raises:
@@ -62,44 +59,44 @@ def check_optimizer(cfg: DictConfig, network: nn.Module) -> None:
     """
     # on the CPU, since some optimizers refuse `meta`; one number stands for all of a parameter
     parameters = [nn.Parameter(torch.zeros(()).expand(p.shape)) for p in network.parameters()]
-    with refusing(cfg.optimizer, "optimizer"):
-        optimizer = instantiate(cfg.optimizer)(parameters)
+    with refusing(settings.optimizer, "optimizer"):
+        optimizer = instantiate(settings.optimizer)(parameters)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"expected an optimizer of torch, found {type(optimizer).__name__}")
-    with refusing(cfg.scheduler, "scheduler"):
-        scheduler = instantiate(cfg.scheduler)(optimizer)
+    with refusing(settings.scheduler, "scheduler"):
+        scheduler = instantiate(settings.scheduler)(optimizer)
         if not isinstance(scheduler, LRScheduler):
             raise TypeError(f"expected a schedule of torch, found {type(scheduler).__name__}")
 
 
-def build_module(cfg: DictConfig, intensity: Intensity) -> SegmentationModule:
+def build_module(settings: TrainingSettings, intensity: Intensity) -> SegmentationModule:
     """Build the module of a round with fresh weights.
 
     Args:
-        cfg: Configuration of `train`.
+        settings: Of the training.
         intensity: Statistics of the cohort; they go with every checkpoint.
     """
     carried = {
-        "classes": ClassList.from_config(cfg.classes).to_config(),
-        "targets": str(cfg.labels.targets),
-        "spacing_mm": [float(size) for size in cfg.data.spacing_mm],
-        "interpolation": str(cfg.data.interpolation),
+        "classes": settings.classes.to_config(),
+        "targets": settings.targets,
+        "spacing_mm": list(settings.patches.spacing_mm),
+        "interpolation": settings.interpolation,
         "intensity": intensity.to_dict(),
-        "patch_size": [int(size) for size in cfg.data.patch_size],
-        "mirror_axes": list(mirror_axes(cfg.data.augmentation)),
-        "round": cfg.round.name,
-        "config": public_config(cfg),
+        "patch_size": list(settings.patches.patch_size),
+        "mirror_axes": list(settings.patches.mirror_axes),
+        "round": settings.round,
+        "config": dict(settings.public),
         "git_revision": git_revision(),
     }
     return SegmentationModule(
-        build_network(cfg),
-        build_loss(cfg),
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
-        predictor=partial(make_predictor, carried=carried, settings=InferenceSettings.from_config(cfg)),
+        build_network(settings),
+        build_loss(settings),
+        optimizer=instantiate(settings.optimizer),
+        scheduler=instantiate(settings.scheduler),
+        predictor=partial(make_predictor, carried=carried, settings=settings.inference),
         carried=carried,
-        label_map=read_label_map(cfg.data.label_map, ClassList.from_config(cfg.classes)),
-        nsd=bool(cfg.validation.nsd),
+        label_map=settings.label_map,
+        nsd=settings.nsd,
     )
 
 

@@ -1,4 +1,4 @@
-"""Lightning's messages that a user of a training cannot act upon."""
+"""What every training does beside its steps: checkpoints, progress, throughput, the table of epochs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from flare.runs.checkpoints import read_weights_file, write_weights_file
 from flare.runs.folders import TrainingFolder
 from flare.runs.work import progress
 from flare.training.resuming import make_current
+from flare.training.settings import EACH_EPOCH, MONITOR, table_columns
 
 HIDDEN_WARNINGS = (
     # patches are prepared by `data.workers`; on a machine of few cores the training needs the rest
@@ -46,9 +47,6 @@ def hide_messages() -> None:
     for message in HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-
-
-MONITOR = "val/dsc_mean"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -88,11 +86,6 @@ class Checkpoints(Checkpoint):
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
         self.best = -math.inf
-        self.is_validated = False
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the scores are of this epoch; Lightning keeps older ones among its metrics."""
-        self.is_validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due.
@@ -100,8 +93,7 @@ class Checkpoints(Checkpoint):
         The best comes first: killed in between, the resumed epoch finds the same score and saves it again.
         """
         folder = TrainingFolder(Path(trainer.default_root_dir))
-        score = float(trainer.callback_metrics.get(MONITOR, -math.inf)) if self.is_validated else -math.inf
-        self.is_validated = False
+        score = pl_module.means.get(MONITOR, -math.inf)  # type: ignore[operator, union-attr]
         if score > self.best:
             self.best = score
             trainer.save_checkpoint(folder.best)
@@ -200,20 +192,12 @@ class TrainingTable(Callback):
     A resumed training goes on in the same table; rows of epochs that it does again are replaced.
 
     Args:
-        labels: The class list, for the columns.
+        classes: The class list, for the columns.
     """
 
     def __init__(self, classes: ClassList) -> None:
-        self.scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in classes.names]
-        self.scores += [MONITOR, "val/nsd_mean"]
-        self.each_epoch = ["lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb"]
+        self.columns = ["epoch", "step", *table_columns(classes)]
         self.rows: list[dict[str, Any]] = []
-        self.is_validated = False
-
-    @property
-    def columns(self) -> list[str]:
-        """What is told of an epoch."""
-        return [*self.each_epoch, *self.scores]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the rows of the epochs before this one."""
@@ -221,17 +205,12 @@ class TrainingTable(Callback):
         known = read_csv(path) if path.exists() else []
         self.rows = [row for row in known if int(row["epoch"]) < trainer.current_epoch]
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that the scores are of this epoch; Lightning keeps older ones among its metrics."""
-        self.is_validated = True
-
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a row and write the table."""
-        names = self.each_epoch + (self.scores if self.is_validated else [])
-        self.is_validated = False
         metrics = trainer.callback_metrics
+        told = {name: metrics[name] for name in EACH_EPOCH if name in metrics} | pl_module.means  # type: ignore[operator]
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        self.rows.append(row | {name: f"{float(metrics[name]):.6g}" for name in names if name in metrics})
+        self.rows.append(row | {name: f"{float(value):.6g}" for name, value in told.items()})
         if trainer.is_global_zero:
             path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
-            write_csv(path, self.rows, ["epoch", "step", *self.columns])
+            write_csv(path, self.rows, self.columns)

@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pytorch_lightning as pl
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
@@ -42,26 +41,25 @@ class RunIds(Callback):
         checkpoint[KEY] = {name: str(run_id) for name, run_id in ids.items() if run_id is not None}
 
 
-def build_loggers(cfg: DictConfig, folder: Path, ckpt_path: Path | None) -> dict[str, Logger]:
-    """Build the loggers of a configuration.
+def build_loggers(
+    parts: Mapping[str, Mapping[str, Any]], folder: Path, ckpt_path: Path | None
+) -> dict[str, Logger]:
+    """Build the loggers of a training.
 
     Args:
-        cfg: Group `logger`.
+        parts: Configuration of each, by name.
         folder: Where they write.
         ckpt_path: What the training resumes from; its runs are continued.
 
     Raises:
         FlareError: If one cannot be built, with its key.
     """
-    configured: Mapping[str, Any] = cfg.logger or {}
-    common = {"save_dir": str(folder)}
-    loggers = {name: build_part(part, f"logger.{name}", **common) for name, part in configured.items()}
-    remembering = {name for name, logger in loggers.items() if hasattr(type(logger), "run_id")}
-    if ckpt_path is not None and remembering:
-        known = read_weights_file(ckpt_path).get(KEY, {})
-        for name in remembering & set(known):
-            loggers[name] = build_part(configured[name], f"logger.{name}", **common, run_id=known[name])
-    return loggers
+    known = {} if ckpt_path is None else read_weights_file(ckpt_path).get(KEY, {})
+    ids = {name: {"run_id": known[name]} if name in known else {} for name in parts}
+    return {
+        name: build_part(part, f"logger.{name}", save_dir=str(folder), **ids[name])
+        for name, part in parts.items()
+    }
 
 
 @dataclass(frozen=True)

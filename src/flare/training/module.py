@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flare.core.cases import Case
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.geometry import Volume
 from flare.core.volumes import match_grid, read_image, read_labels
@@ -86,9 +86,10 @@ def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[in
 
     Returns:
         `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes that
-        the annotation has.
+        the annotation has. Voxels that the annotation ignores are background in both.
     """
-    reference, segmentation = segmented["reference"], segmented["segmentation"]
+    counts = segmented["reference"] != IGNORE
+    reference, segmentation = segmented["reference"] * counts, segmented["segmentation"] * counts
     there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
     present = [class_id for class_id in outputs[1:] if class_id in there]
     scores = {
@@ -175,6 +176,7 @@ class SegmentationModule(pl.LightningModule):
         self.classes = ClassList.from_config(carried["classes"])
         self.outputs = self.classes.outputs(carried["targets"])
         self.scores: dict[str, Scores] = {}
+        self.means: Scores = {}  # of this epoch's validation; Lightning keeps older ones among its metrics
         for parameter in unsupervised(net, carried["patch_size"], loss.weights):
             parameter.requires_grad_(False)
 
@@ -201,7 +203,7 @@ class SegmentationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch and log it and its parts."""
-        parts = self.loss(self.net(batch["image"]), batch["target"])
+        parts = self.loss(self.net(batch["image"]), batch["target"], batch["known"])
         self.log_dict(
             {f"train/{name}": value for name, value in parts._asdict().items() if value is not None},
             on_step=False,
@@ -212,7 +214,8 @@ class SegmentationModule(pl.LightningModule):
         return parts.loss
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate of the epoch, before the schedule moves it."""
+        """Log the learning rate of the epoch, before the schedule moves it, and forget earlier scores."""
+        self.means = {}
         rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
         self.log("lr", rate, on_step=False, on_epoch=True)
 
@@ -246,9 +249,9 @@ class SegmentationModule(pl.LightningModule):
             shares: list[dict[str, Scores]] = [{} for _ in range(self.trainer.world_size)]
             torch.distributed.all_gather_object(shares, self.scores)
             self.scores = {case: scores for share in shares for case, scores in share.items()}
-        means = mean_scores(self.scores, self.classes)
+        self.means = mean_scores(self.scores, self.classes)
         # every rank has the same means: nothing to synchronise
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=False)
+        self.log_dict(self.means, on_step=False, on_epoch=True, batch_size=1, sync_dist=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what inference needs to know of the training."""

@@ -12,13 +12,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, is_same_file, name_file, remove_partial, sha256
 from flare.runs.folders import RoundFolder, TrainingFolder
 from flare.runs.journal import Journal
-from flare.runs.records import public_config
+from flare.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown"  # trainings of which only files were found
@@ -32,14 +30,14 @@ NOT_IDENTITY = (
 )
 
 
-def training_key(cfg: DictConfig, data_key: str) -> str:
+def training_key(settings: TrainingSettings, data_key: str) -> str:
     """Digest of everything that decides the weights: equal keys train equal networks.
 
     Args:
-        cfg: Configuration of `train`.
+        settings: Of the training.
         data_key: Digest of the images and labels, see `labelling.TrainingSet`.
     """
-    config = public_config(cfg)
+    config = settings.public
     trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
     # who labels the unlabelled cases reaches the weights by their labels alone, which are in `data_key`
     own = {name: value for name, value in config["round"].items() if name != "unlabeled_teacher"}

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
-from flare.core.classes import ClassList
 from flare.core.conf import build_part
 from flare.core.errors import FlareError
 from flare.inference.engines import CPU_BF16_FLAGS, autocast_type, cpu_flags
@@ -20,6 +18,7 @@ from flare.runs.folders import TrainingFolder
 from flare.training.build import build_network
 from flare.training.callbacks import AtomicCheckpointIO, TrainingTable, hide_messages
 from flare.training.loggers import RunIds, build_loggers
+from flare.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 BROKEN_KERNEL, BROKEN_DEPTH = 3, 2  # slices, see is_bfloat16_broken
@@ -27,12 +26,16 @@ PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-
 
 
 def build_trainer(
-    cfg: DictConfig, folder: TrainingFolder, *, has_validation: bool, ckpt_path: Path | None = None
+    settings: TrainingSettings,
+    folder: TrainingFolder,
+    *,
+    has_validation: bool,
+    ckpt_path: Path | None = None,
 ) -> pl.Trainer:
     """Build the trainer of a round with its callbacks and loggers; no file is written.
 
     Args:
-        cfg: Configuration of `train`; groups `trainer`, `callbacks` and `logger`.
+        settings: Of the training.
         folder: The training's folder; callbacks find it as the trainer's `default_root_dir`.
         has_validation: Whether there are labelled validation cases.
         ckpt_path: What the training resumes from; trackers go on in its runs.
@@ -41,33 +44,33 @@ def build_trainer(
         FlareError: If this machine cannot have it, or a part of it cannot be built, with its key.
     """
     hide_messages()
-    accelerator = str(cfg.trainer.accelerator)
+    accelerator = settings.trainer["accelerator"]
     wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
     if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
         raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
-    callbacks = [build_part(part, f"callbacks.{name}") for name, part in (cfg.callbacks or {}).items()]
-    loggers = build_loggers(cfg, folder.logs, ckpt_path)
-    callbacks += [TrainingTable(ClassList.from_config(cfg.classes)), RunIds(loggers)]
+    callbacks = [build_part(part, f"callbacks.{name}") for name, part in settings.callbacks.items()]
+    loggers = build_loggers(settings.loggers, folder.logs, ckpt_path)
+    callbacks += [TrainingTable(settings.classes), RunIds(loggers)]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
     return build_part(
-        cfg.trainer,
+        settings.trainer,
         "trainer",
         callbacks=callbacks,
         logger=list(loggers.values()),
         plugins=[AtomicCheckpointIO()],
-        precision=choose_precision(cfg),
+        precision=choose_precision(settings),
         default_root_dir=str(folder.root),
         enable_progress_bar=False,  # ours is a callback
         **arguments,
     )
 
 
-def choose_precision(cfg: DictConfig) -> str:
+def choose_precision(settings: TrainingSettings) -> str:
     """Resolve the precision of a training.
 
     Args:
-        cfg: Configuration of `train`. `trainer.precision` is Lightning's name, or `auto`: mixed with float16
-            on GPUs (as nnU-Net), with bfloat16 on CPUs that compute in it and are right, else float32.
+        settings: Of the training. `trainer.precision` is Lightning's name, or `auto`: mixed with float16 on
+            GPUs (as nnU-Net), with bfloat16 on CPUs that compute in it and are right, else float32.
 
     Returns:
         Lightning's name.
@@ -76,17 +79,17 @@ def choose_precision(cfg: DictConfig) -> str:
         FlareError: If bfloat16 is asked of a CPU that would emulate it, a hundred times slower, or that
             would read memory it has not written.
     """
-    precision, accelerator = str(cfg.trainer.precision), str(cfg.trainer.accelerator)
+    precision, accelerator = str(settings.trainer["precision"]), settings.trainer["accelerator"]
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     if precision == "auto":
         chosen = autocast_type("auto", torch.device("cuda" if on_gpu else "cpu"))
-        if chosen is torch.bfloat16 and not on_gpu and is_bfloat16_broken(cfg):
+        if chosen is torch.bfloat16 and not on_gpu and is_bfloat16_broken(settings):
             chosen = None
         return PRECISIONS[chosen]
     if precision.startswith("bf16") and not on_gpu:
         if not cpu_flags() & CPU_BF16_FLAGS:
             raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
-        if is_bfloat16_broken(cfg):
+        if is_bfloat16_broken(settings):
             raise FlareError(
                 f"trainer.precision={precision}: on a CPU bfloat16 is wrong where a convolution of "
                 f"{BROKEN_KERNEL} slices reads {BROKEN_DEPTH} (follows from data.patch_size and model.net); "
@@ -95,7 +98,7 @@ def choose_precision(cfg: DictConfig) -> str:
     return precision
 
 
-def is_bfloat16_broken(cfg: DictConfig) -> bool:
+def is_bfloat16_broken(settings: TrainingSettings) -> bool:
     """Whether a CPU's bfloat16 would spoil the training of this network on this patch.
 
     oneDNN 3.12's avx512_core_bf16 kernel leaves the weight gradients of a 3-kernel that reads 2 slices partly
@@ -105,9 +108,9 @@ def is_bfloat16_broken(cfg: DictConfig) -> bool:
         True also for a network that cannot be followed without data.
     """
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
-        network = build_network(cfg)
+        network = build_network(settings)
     try:
-        depths = depths_under_kernel(network, list(cfg.data.patch_size), kernel=BROKEN_KERNEL)
+        depths = depths_under_kernel(network, settings.patches.patch_size, kernel=BROKEN_KERNEL)
     except FlareError:
         raise
     except Exception as error:  # the network may be anybody's: whatever it raises, its depths stay unknown

@@ -1,0 +1,124 @@
+"""What decides a training patch, as plain values that were checked: size, batch, sampling, augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flare.core.checks import (
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    SHARE,
+    Rule,
+    check_values,
+    choice,
+    limits,
+    several,
+    whole,
+)
+from flare.core.classes import ClassList
+from flare.core.geometry import Shape, Spacing
+
+AXES = ("z", "y", "x")
+TRANSFORMS = {  # sections of data.augmentation that have a probability, and their ranges
+    "rotation": {"degrees": NOT_NEGATIVE, "degrees_2d": NOT_NEGATIVE},
+    "scaling": {"range": limits(0)},
+    "elastic": {"alpha": limits(0), "alpha_2d": limits(0), "sigma": limits(0)},
+    "noise": {"std": limits(0)},
+    "blur": {"channel_probability": SHARE, "sigma": limits(0)},
+    "brightness": {"range": limits(0)},
+    "contrast": {"range": limits(0)},
+    "low_resolution": {"channel_probability": SHARE, "zoom": limits(0, 1)},
+    "gamma_inverted": {"range": limits(0)},
+    "gamma": {"range": limits(0)},
+    "mirror": {
+        "axes": Rule(
+            lambda axes: isinstance(axes, list) and all(a in AXES for a in axes), "a list of some of z, y, x"
+        )
+    },
+}
+
+
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(t, dict) and "_target_" in t for t in value)
+
+
+RULES = {
+    "data.patch_size": several(3, COUNT),
+    "data.batch_size": COUNT,
+    "data.oversample_foreground": SHARE,
+    "data.tumor_fraction": SHARE,
+    "data.workers": whole(0),
+    "data.augmentation.dummy_2d": FLAG,
+    "data.augmentation.image_interpolation": choice("cubic", "linear"),
+    "data.augmentation.label_interpolation": choice("nearest", "linear"),
+    "data.augmentation.extra": Rule(
+        _are_parts, "a list of transforms such as {_target_: torchio.RandomGhosting}"
+    ),
+    **{
+        f"data.augmentation.{name}.{key}": rule
+        for name, ranges in TRANSFORMS.items()
+        for key, rule in {"probability": SHARE, **ranges}.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """How the training patches of a round are chosen and augmented.
+
+    Args:
+        patch_size: Voxels along Z, Y, X.
+        spacing_mm: Voxel size along Z, Y, X.
+        batch_size: Patches of a batch, in each process.
+        oversample_foreground: Share of a batch centred on foreground.
+        tumor_fraction: Share of those centred on the tumor where the case has one.
+        workers: Processes that prepare patches; with 0 the training does it itself.
+        augmentation: `data.augmentation`.
+        outputs: Class id of each output of the network, 0 first; other classes become background.
+        tumor: Id of the tumor, if the class list has one.
+        seed: Of the run; patches are a function of (seed, step).
+    """
+
+    patch_size: Shape
+    spacing_mm: Spacing
+    batch_size: int
+    oversample_foreground: float
+    tumor_fraction: float
+    workers: int
+    augmentation: Mapping[str, Any]
+    outputs: tuple[int, ...]
+    tumor: int | None
+    seed: int
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, classes: ClassList) -> PatchSettings:
+        """Read `data`, `labels.targets` and `seed`.
+
+        Raises:
+            FlareError: If a value is out of range, naming the key.
+        """
+        check_values(cfg, RULES)
+        data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+        return cls(
+            patch_size=tuple(data["patch_size"]),
+            spacing_mm=tuple(map(float, data["spacing_mm"])),  # type: ignore[arg-type]
+            batch_size=data["batch_size"],
+            oversample_foreground=float(data["oversample_foreground"]),
+            tumor_fraction=float(data["tumor_fraction"]),
+            workers=data["workers"],
+            augmentation=data["augmentation"],
+            outputs=classes.outputs(cfg.labels.targets),
+            tumor=classes.tumor,
+            seed=cfg.seed,
+        )
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes along which the network sees flipped patches, 0 is z."""
+        mirror = self.augmentation["mirror"]
+        return tuple(AXES.index(axis) for axis in mirror["axes"]) if mirror["probability"] > 0 else ()

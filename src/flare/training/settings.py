@@ -1,0 +1,148 @@
+"""What one training is made of: checked values, and the parts that the configuration names by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from flare.core.cases import read_label_map
+from flare.core.checks import (
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    SHARE,
+    Rule,
+    check_values,
+    choice,
+    optional,
+    whole,
+)
+from flare.core.classes import ClassList
+from flare.core.errors import FlareError
+from flare.data.settings import PatchSettings
+from flare.inference.settings import InferenceSettings
+from flare.runs.records import plain_config, public_config
+
+MONITOR = "val/dsc_mean"
+STEPS = "trainer.limit_train_batches"
+RULES = {
+    "seed": whole(0, 2**32 - 1),
+    "round.init": choice("fresh", "teacher"),
+    "validation.nsd": FLAG,
+    "model.optimizer": Rule(lambda value: False, "the key optimizer instead, a group of its own"),
+    "model.scheduler": Rule(lambda value: False, "the key scheduler instead, a group of its own"),
+    "loss.dice_weight": NOT_NEGATIVE,
+    "loss.ce_weight": NOT_NEGATIVE,
+    "loss.smooth": NOT_NEGATIVE,
+    "loss.batch_dice": FLAG,
+    "loss.supervise_lowest": FLAG,
+    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.precision": choice("auto", "32", "32-true", "16-mixed", "bf16-mixed"),
+    "trainer.max_epochs": COUNT,
+    STEPS: COUNT,
+    "trainer.overfit_batches": whole(0),
+    # samples are a function of the step: a larger batch is data.batch_size
+    "trainer.accumulate_grad_batches": choice("1"),
+    "trainer.check_val_every_n_epoch": COUNT,
+    "trainer.gradient_clip_val": optional(NOT_NEGATIVE),
+    "trainer.log_every_n_steps": whole(0),
+    "trainer.num_sanity_val_steps": whole(-1),
+    "optimizer.lr": NOT_NEGATIVE,
+    "optimizer.momentum": SHARE,
+    "optimizer.nesterov": FLAG,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "scheduler.power": NOT_NEGATIVE,
+    "scheduler.decay_epochs": COUNT,
+    "scheduler.T_max": COUNT,
+    "scheduler.eta_min": NOT_NEGATIVE,
+    "callbacks.checkpoint.every_n_epochs": COUNT,
+    "callbacks.overlays.every_n_epochs": COUNT,
+    "callbacks.overlays.cases": whole(0),
+}
+EACH_EPOCH = ("lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb")
+
+
+def table_columns(classes: ClassList) -> list[str]:
+    """What `training.csv` tells of an epoch; scores only of those with a validation."""
+    scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in classes.names]
+    return [*EACH_EPOCH, *scores, MONITOR, "val/nsd_mean"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What one training is made of.
+
+    Args:
+        classes: The class list.
+        targets: What is trained: `organs`, `tumor` or `organs_tumor`.
+        round: Name of the round, None for `round=null`.
+        init: Where the weights start: `fresh` or `teacher`.
+        net: `model.net`; it and the following are plain sections, with a `_target_` each.
+        loss: Of the loss.
+        optimizer: Of the optimizer, which takes the parameters.
+        scheduler: Of the schedule, which takes the optimizer.
+        trainer: Of Lightning's trainer.
+        callbacks: Of each callback, by name.
+        loggers: Of each logger, by name.
+        patches: How training patches are made.
+        inference: How validation cases are predicted.
+        interpolation: How images were resampled: `linear`, `cubic` or `nnunet`.
+        label_map: `data.label_map`, for the annotations of validation cases.
+        nsd: Whether validation scores surfaces as well.
+        objective: The column of `training.csv` that a sweep optimises, if any.
+        public: The whole configuration without a path of the machine, for checkpoints and trackers.
+    """
+
+    classes: ClassList
+    targets: str
+    round: str | None
+    init: str
+    net: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Mapping[str, Any]]
+    loggers: Mapping[str, Mapping[str, Any]]
+    patches: PatchSettings
+    inference: InferenceSettings
+    interpolation: str
+    label_map: Mapping[Any, int] | None
+    nsd: bool
+    objective: str | None
+    public: Mapping[str, Any]
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> TrainingSettings:
+        """Read everything that decides a training from the configuration of `train`.
+
+        Raises:
+            FlareError: If a value means nothing, naming the key.
+        """
+        check_values(cfg, RULES)
+        plain = plain_config(cfg)
+        RULES[STEPS].require(STEPS, plain["trainer"].get("limit_train_batches"))
+        classes = ClassList.from_config(plain["classes"])
+        columns = table_columns(classes)
+        if cfg.objective is not None and cfg.objective not in columns:
+            raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
+        return cls(
+            classes=classes,
+            targets=str(cfg.labels.targets),
+            round=cfg.round.name,
+            init=cfg.round.init,
+            net=plain["model"]["net"],
+            **{part: plain[part] for part in ("loss", "optimizer", "scheduler", "trainer")},
+            callbacks=plain["callbacks"] or {},
+            loggers=plain["logger"] or {},
+            patches=PatchSettings.from_config(cfg, classes),
+            inference=InferenceSettings.from_config(cfg),
+            interpolation=str(cfg.data.interpolation),
+            label_map=read_label_map(cfg.data.label_map, classes),
+            nsd=cfg.validation.nsd,
+            objective=cfg.objective,
+            public=public_config(cfg),
+        )
