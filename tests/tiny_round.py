@@ -73,7 +73,8 @@ def configuration(root: Path, outputs: Path, *overrides: str) -> DictConfig:
     """Compose `train` for the tiny cohort."""
     own = [f"data.root={root}", f"paths.outputs={outputs}", f"paths.cache={root / 'cache'}"]
     # stages of our own network are no other's
-    tiny = [o for o in TINY if not o.startswith("model.net.")] if "model=dynunet" in overrides else TINY
+    is_ours = not any(o.startswith("model=") and o != "model=tiny" for o in overrides)
+    tiny = TINY if is_ours else [o for o in TINY if not o.startswith("model.net.")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", [*tiny, *own, *overrides])
 

@@ -33,6 +33,7 @@ from flare.convert.layout import from_nnunet
 from flare.core.preprocessing import Intensity
 from flare.models.losses import PolyLR
 from flare.training.build import build_module
+from flare.training.settings import TrainingSettings
 
 LIMIT = 1e-5
 EPOCHS = (0, 500, 999, 1000, 1001, 1499)
@@ -105,7 +106,7 @@ def our_step(size: str, state: dict[str, torch.Tensor], overrides: list[str]) ->
     """Loss, clipped gradients and new weights after one step of Lightning's trainer."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={size}", *overrides])
-    module = build_module(cfg, Intensity(-900, 300, 80, 120))
+    module = build_module(TrainingSettings.from_config(cfg), Intensity(-900, 300, 80, 120))
     module.net.load_state_dict(state)
     recorder = Recorder()
     trainer = pl.Trainer(

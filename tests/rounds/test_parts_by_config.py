@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from flare.core.classes import IGNORE
 from flare.core.files import read_csv
+from flare.data.cache import open_array, sample_foreground, store_array
 from flare.models.losses import AnyLoss
+from flare.models.rebuild import load_network
 from flare.prepare.cohort import Cohort
-from tiny_round import SMALL_DYNUNET, train_tiny, write_cohort
+from flare.runs.checkpoints import load_checkpoint
+from tiny_round import SMALL_DYNUNET, TUMOR, train_tiny, write_cohort
 from tiny_run import FEW, NETWORK, SETTINGS, changed, script, times
 
 pytestmark = pytest.mark.slow  # whole programs
@@ -30,6 +35,67 @@ OTHERS = [
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+class Net(nn.Module):
+    """A network from outside: two convolutions, no deep supervision, and no word about classes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, channels, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers(image)
+
+
+class Loss(nn.Module):
+    """A loss from outside: cross entropy over the voxels and classes that are known."""
+
+    seen: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def forward(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> Tensor:
+        self.seen.append((known, counted))
+        hidden = logits.masked_fill(~known[:, :, None, None, None], -1e4)
+        return nn.functional.cross_entropy(hidden, target, reduction="none")[counted].mean()
+
+
+OUTSIDE = [
+    "model=adapted",
+    "model.name=outside",
+    f"model.net.network._target_={__name__}.Net",
+    "model.net.outputs_as=channels",
+    "~loss",
+    f"+loss={{_target_: {__name__}.Loss}}",
+]
+
+
+def test_a_network_and_a_loss_from_outside_train_resume_teach_and_predict(tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort")
+    for case in (c for c in cohort.cases if c.split == "train"):
+        stored = open_array(cohort.folder.labels(case.id))
+        array, meta = stored[:, :, :].copy(), stored.meta
+        array[array == TUMOR] = IGNORE
+        store_array(stored.path, array, meta, sample_foreground(array, 100))
+    whole = [*OUTSIDE, "round=mo", *OUTSIDE[:2], "labels.targets=organs_tumor"]
+    _, straight = train_tiny(cohort, tmp_path / "whole", *whole)
+    known, counted = zip(*Loss.seen, strict=True)
+    assert all(part.shape == (2, 15) and part.all() for part in known)
+    assert not all(part.all() for part in counted)
+    assert any(part.any() for part in counted)
+    train_tiny(cohort, tmp_path / "parts", *whole, "trainer.max_epochs=1", "scheduler.decay_epochs=2")
+    _, resumed = train_tiny(cohort, tmp_path / "parts", *whole, "ckpt_path=last")
+    one, other = everything(straight.last), everything(resumed.last)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    network, checkpoint = load_network(straight.last, [f"{__name__}.Net"])
+    assert network(torch.zeros(1, 1, 8, 16, 16)).shape == (1, 15, 8, 16, 16)
+    assert float(read_csv(straight.training_csv)[-1]["val/dsc_mean"]) >= 0
+    pupil = [*OUTSIDE, "round=mo1", *OUTSIDE[:2], "round.init=teacher", "labels.source=ground_truth"]
+    still = [*pupil, "optimizer.lr=0", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    _, taught = train_tiny(cohort, tmp_path / "whole", *still, validate=False)
+    state = load_checkpoint(taught.last).state_dict
+    assert all(
+        torch.equal(state[key], value[: len(state[key])]) for key, value in checkpoint.state_dict.items()
+    )
 
 
 def everything(path: Path) -> dict[str, torch.Tensor]:
