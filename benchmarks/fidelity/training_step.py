@@ -57,7 +57,8 @@ def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     blocks = torch.randint(0, 14, (2, 4, 8, 12), generator=generator)
     target = blocks.repeat_interleave(4, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    return {"image": torch.randn(2, 1, *PATCH, generator=generator), "target": target.to(torch.uint8)}
+    image = torch.randn(2, 1, *PATCH, generator=generator)
+    return {"image": image, "target": target.to(torch.uint8), "known": torch.ones(2, 15, dtype=torch.bool)}
 
 
 def scales(size: str) -> list[list[float]]:
