@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_loaders import foreground
 from test_transforms import certain, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,7 +20,6 @@ from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
 from flare.data.cache import cache_image, cache_labels, open_array
 from flare.data.loaders import CaseArrays, PatchDataset, SampleKey, StepLoader, StepSampler
-from flare.data.patches import ForegroundSampling
 from flare.data.spatial import resample_image, resample_label
 from flare.models.losses import AnyLoss, DeepSupervision, DiceCELoss, LossParts, reduce_target
 from flare.training.module import score_case
@@ -48,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, labels: ClassList) -> Patc
         cases=[("a", arrays)],
         intensity=Intensity(0, 200, 0, 100),
         outputs=outputs,
-        sampling=ForegroundSampling(PATCH, 2, 1.0, 0.0, (*outputs[1:], IGNORE), TUMOR),
+        sampling=foreground(PATCH, 1.0, (*outputs, IGNORE)),  # even if somebody asked for it
         augmenter=Augmenter(PATCH, settings(rotation={"probability": 0}, extra=[])),
         seed=0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from flare.data.augment import Augmenter
 from flare.data.cache import sample_foreground, store_array
 from flare.data.loaders import CaseArrays, PatchDataset, SampleKey, StepLoader, StepSampler
 from flare.data.patches import ForegroundSampling
+from flare.data.settings import PatchSettings
 
 PATCH = (6, 12, 16)
 CONFIG = Path(__file__).parents[2] / "conf" / "data" / "default.yaml"
@@ -39,6 +41,13 @@ def write_cases(folder: Path, count: int = 3) -> list[tuple[str, CaseArrays]]:
     return cases
 
 
+def foreground(patch: tuple[int, int, int], share: float, outputs: Iterable[int]) -> ForegroundSampling:
+    """Batches of two patches, of which the last ones are centred on foreground."""
+    return ForegroundSampling(
+        PatchSettings(patch, (1, 1, 1), 2, share, 0.0, 0, {}, tuple(outputs), tumor=14, seed=0)
+    )
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PatchDataset:
     settings = OmegaConf.to_container(OmegaConf.load(CONFIG), resolve=False)["augmentation"]
@@ -47,7 +56,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PatchDataset:
         cases=write_cases(tmp_path_factory.mktemp("cache")),
         intensity=INTENSITY,
         outputs=(0, *range(1, 15)),
-        sampling=ForegroundSampling(PATCH, 2, 0.33, 0.0, tuple(range(1, 15)), 14),
+        sampling=foreground(PATCH, 0.33, range(15)),
         augmenter=Augmenter(PATCH, settings),
         seed=0,
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flare.data.cache import Stored, open_array, sample_foreground, store_array
 from flare.data.patches import ForegroundSampling, centred_start, read_box, uniform_start
+from flare.data.settings import PatchSettings
 
 SHAPE = (20, 30, 40)
 PATCH = (4, 6, 8)
@@ -34,13 +35,17 @@ def label(tmp_path_factory: pytest.TempPathFactory) -> Stored:
 def sampling(**changes: Any) -> ForegroundSampling:
     values = {
         "patch_size": PATCH,
+        "spacing_mm": (1, 1, 1),
         "batch_size": 2,
         "oversample_foreground": 0.33,
         "tumor_fraction": 0.0,
-        "classes": (1, 2, 3, 14),
+        "workers": 0,
+        "augmentation": {},
+        "outputs": (0, *changes.pop("classes", (1, 2, 3, 14))),
         "tumor": 14,
+        "seed": 0,
     }
-    return ForegroundSampling(**{**values, **changes})
+    return ForegroundSampling(PatchSettings(**{**values, **changes}))
 
 
 def centres(strategy: ForegroundSampling, label: Stored, position: int) -> list[int]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from flare.cli import CONF
 from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
-from flare.models.losses import AnyLoss, DiceCELoss, dice_and_ce, reduce_target, supervision_weights
+from flare.models.losses import AnyLoss, DiceCELoss, dice_and_ce, reduce_target
 from flare.training.build import build_loss
 from flare.training.settings import TrainingSettings
 
@@ -140,12 +140,10 @@ def test_bad_class_weights_are_refused(weights: dict[str, float], message: str) 
 
 
 def test_supervision_weights_of_the_paper_and_the_authors() -> None:
-    assert supervision_weights(4, supervise_lowest=False) == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0))
-    assert supervision_weights(5, supervise_lowest=False) == pytest.approx(
-        (8 / 15, 4 / 15, 2 / 15, 1 / 15, 0)
-    )
-    assert supervision_weights(4, supervise_lowest=True) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15))
-    assert supervision_weights(1, supervise_lowest=False) == (1.0,)
+    assert loss(supervise_lowest=False).weights(4) == pytest.approx((4 / 7, 2 / 7, 1 / 7, 0))
+    assert loss(supervise_lowest=False).weights(5) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15, 0))
+    assert loss(supervise_lowest=True).weights(4) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15))
+    assert loss(supervise_lowest=False).weights(1) == (1.0,)
 
 
 def test_resolutions_are_weighted_and_the_lowest_is_left_out() -> None:

@@ -207,8 +207,8 @@ def test_a_network_that_counts_its_outputs_needs_no_adapter(tmp_path: Path) -> N
     [
         ([f"+{INNER}.form=dict"], "^model.net: gives a dict, expected logits"),
         (["model.net.outputs_as=null", f"+{INNER}.channels=9"], r"model.net: gives .*9.* expected .*15"),
-        (["model.net.outputs_as=classes"], "model.net does not fit Plain: .*classes"),
-        ([f"{INNER}._target_=mine.Absent"], "model.net does not fit Absent"),
+        (["model.net.outputs_as=classes"], "^model.net: mine.Plain refuses it: .*classes"),
+        ([f"{INNER}._target_=mine.Absent"], "^model.net: mine.Absent refuses it"),
         ([f"{INNER}._target_=builtins.dict"], "gives a dict, expected a network"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_config_that_names_anything_but_a_network(tmp_path: Path, content: dic
 
 def test_a_config_with_an_argument_too_many(tmp_path: Path, content: dict) -> None:
     content[KEY]["config"]["model"]["net"]["shell"] = True
-    with pytest.raises(FlareError, match=r"does not fit UNet.*shell"):
+    with pytest.raises(FlareError, match=r"model.net: flare.models.unet.UNet does not take shell"):
         load_network(save(tmp_path, content))
 
 

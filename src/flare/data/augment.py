@@ -189,9 +189,4 @@ def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
 
 def mirror(image: Tensor, label: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Flip image and labels together along some axes, 0 is z."""
-    if not axes:
-        return image, label
-    subject = tio.Subject(image=tio.ScalarImage(tensor=image[None]), label=tio.LabelMap(tensor=label[None]))
-    # not called: calling a transform draws from torch's global generator
-    flipped = tio.Flip(axes=axes).apply_transform(subject)
-    return flipped["image"].data[0], flipped["label"].data[0]
+    return image.flip(axes), label.flip(axes)

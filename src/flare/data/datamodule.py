@@ -52,15 +52,7 @@ class FlareDataModule(pl.LightningDataModule):
             cases=sorted(training.items()),
             intensity=intensity,
             outputs=settings.outputs,
-            sampling=sampling
-            or ForegroundSampling(
-                patch_size=settings.patch_size,
-                batch_size=settings.batch_size,
-                oversample_foreground=settings.oversample_foreground,
-                tumor_fraction=settings.tumor_fraction,
-                classes=settings.outputs[1:],
-                tumor=settings.tumor,
-            ),
+            sampling=sampling or ForegroundSampling(settings),
             augmenter=Augmenter(settings.patch_size, settings.augmentation, settings.spacing_mm),
             seed=settings.seed,
         )
@@ -69,7 +61,8 @@ class FlareDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """The batches from the trainer's current step on."""
-        trainer = self._attached_trainer()
+        trainer = self.trainer
+        assert trainer is not None  # Lightning's, which knows the step and the rank
         sampler = StepSampler(
             batch_size=self.settings.batch_size,
             epoch_length=int(trainer.limit_train_batches),
@@ -89,7 +82,8 @@ class FlareDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> CaseLoader | list[Any]:
         """This rank's validation cases; an empty list, which skips validation, where there are none."""
-        trainer = self._attached_trainer()
+        trainer = self.trainer
+        assert trainer is not None  # Lightning's, which knows the step and the rank
         if not self.validation:
             return []
         return CaseLoader(self.validation, rank=trainer.global_rank, world_size=trainer.world_size)
@@ -100,21 +94,9 @@ class FlareDataModule(pl.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def _attached_trainer(self) -> pl.Trainer:
-        """The trainer, which knows the step and the rank."""
-        if self.trainer is None:
-            raise FlareError("FlareDataModule: pass it to a Trainer, which knows the step and the rank")
-        return self.trainer
-
 
 class CaseLoader:
-    """Whole cases, one after another, this rank's share of them.
-
-    Args:
-        cases: All cases, in the same order on every rank.
-        rank: Of this process.
-        world_size: Number of processes.
-    """
+    """Whole cases, one after another: of all, which have the same order on every rank, this rank's share."""
 
     def __init__(self, cases: Sequence[Case], *, rank: int, world_size: int) -> None:
         self.cases = list(cases)[rank::world_size]

@@ -10,6 +10,7 @@ import numpy as np
 
 from flare.core.geometry import Shape
 from flare.data.cache import Stored
+from flare.data.settings import PatchSettings
 
 
 class PatchSampling(Protocol):
@@ -37,42 +38,26 @@ class ForegroundSampling:
     at batch 1; there every patch is centred with that probability instead (ours). The class is drawn
     uniformly among those of the case, then a voxel of it.
 
-    Args:
-        patch_size: Voxels along Z, Y, X.
-        batch_size: Patches per batch.
-        oversample_foreground: Share of a batch centred on foreground; nnU-Net 0.33.
-        tumor_fraction: Share of those centred on the tumor where the case has one (ours; 0 treats the
-            tumor as one class among others).
-        classes: Ids of the classes that the round trains.
-        tumor: Id of the tumor if the round trains it.
-
     Reference: method section 7.
     """
 
-    patch_size: Shape
-    batch_size: int
-    oversample_foreground: float
-    tumor_fraction: float
-    classes: tuple[int, ...]
-    tumor: int | None
+    settings: PatchSettings
 
     def start(self, rng: np.random.Generator, position: int, label: Stored) -> Shape:
         """Choose a patch; see `PatchSampling`."""
-        present = [c for c in label.foreground_classes if c in self.classes]
+        patch_size, tumor = self.settings.patch_size, self.settings.tumor
+        present = [c for c in label.foreground_classes if c in self.settings.outputs[1:]]
         if not (self._wants_foreground(rng, position) and present):
-            return uniform_start(rng, self.patch_size, label.shape)
-        prefers_tumor = rng.random() < self.tumor_fraction
-        chosen = (
-            self.tumor if prefers_tumor and self.tumor in present else present[rng.integers(len(present))]
-        )
+            return uniform_start(rng, patch_size, label.shape)
+        is_tumor = rng.random() < self.settings.tumor_fraction and tumor in present
+        chosen = tumor if is_tumor and tumor is not None else present[rng.integers(len(present))]
         voxels = label.foreground(chosen)
-        return centred_start(voxels[rng.integers(len(voxels))], self.patch_size, label.shape)
+        return centred_start(voxels[rng.integers(len(voxels))], patch_size, label.shape)
 
     def _wants_foreground(self, rng: np.random.Generator, position: int) -> bool:
         """Whether this patch of the batch is centred on foreground."""
-        if self.batch_size == 1:
-            return bool(rng.random() < self.oversample_foreground)
-        return position >= round(self.batch_size * (1 - self.oversample_foreground))
+        count, share = self.settings.batch_size, self.settings.oversample_foreground
+        return bool(rng.random() < share) if count == 1 else position >= round(count * (1 - share))
 
 
 def uniform_start(rng: np.random.Generator, patch_size: Shape, shape: Shape) -> Shape:

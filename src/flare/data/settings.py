@@ -75,8 +75,9 @@ class PatchSettings:
         patch_size: Voxels along Z, Y, X.
         spacing_mm: Voxel size along Z, Y, X.
         batch_size: Patches of a batch, in each process.
-        oversample_foreground: Share of a batch centred on foreground.
-        tumor_fraction: Share of those centred on the tumor where the case has one.
+        oversample_foreground: Share of a batch centred on foreground; nnU-Net 0.33.
+        tumor_fraction: Share of those centred on the tumor where the case has one (ours; 0 treats the tumor
+            as one class among others).
         workers: Processes that prepare patches; with 0 the training does it itself.
         augmentation: `data.augmentation`.
         outputs: Class id of each output of the network, 0 first; other classes become background.

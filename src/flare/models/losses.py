@@ -50,8 +50,13 @@ class DeepSupervision(nn.Module):
         self.supervise_lowest = supervise_lowest
 
     def weights(self, count: int) -> tuple[float, ...]:
-        """Give the weight of each of `count` resolutions, highest first."""
-        return supervision_weights(count, supervise_lowest=self.supervise_lowest)
+        """Give the weight of each of `count` resolutions, highest first: halved at each step, 1 in all.
+
+        A single resolution always counts; of four without the lowest: 4/7, 2/7, 1/7, 0.
+        """
+        supervised = count if self.supervise_lowest or count == 1 else count - 1
+        raw = [2.0**-level for level in range(supervised)] + [0.0] * (count - supervised)
+        return tuple(weight / sum(raw) for weight in raw)
 
     def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
         """Compare at one resolution: the one place where a loss meets logits and labels.
@@ -217,21 +222,6 @@ def dice_and_ce(
         # tensors on both sides: only their quotient is exactly 1 where all voxels count
         factor = torch.full_like(total, counted.numel()) / total
         return dice.mean(dim=0), -(log_correct * counted).mean() * factor
-
-
-def supervision_weights(count: int, *, supervise_lowest: bool) -> tuple[float, ...]:
-    """Give the weight of each resolution, highest first: halved at each step and summing to 1.
-
-    Args:
-        count: Number of outputs.
-        supervise_lowest: Whether the lowest resolution counts; a single output always does.
-
-    Returns:
-        `count` weights; for four outputs 4/7, 2/7, 1/7, 0.
-    """
-    supervised = count if supervise_lowest or count == 1 else count - 1
-    raw = [2.0**-level for level in range(supervised)] + [0.0] * (count - supervised)
-    return tuple(weight / sum(raw) for weight in raw)
 
 
 def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:

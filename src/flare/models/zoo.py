@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from flare.core.classes import TARGETS, ClassList
+from flare.core.conf import build_part
 from flare.core.errors import FlareError
 from flare.models.unet import UNet, check_patch_size
 
@@ -111,25 +110,15 @@ class Adapted(nn.Module):
 
 
 def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
-    """Instantiate a network.
-
-    Args:
-        net: Its configuration.
-        given: Arguments beside those.
+    """Instantiate a network from its configuration and further arguments.
 
     Raises:
         FlareError: If its class or its arguments make no network.
     """
-    name = str(net.get("_target_"))
-    try:
-        network = instantiate(net, _convert_="all", **given)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, FlareError):
-            raise error.__cause__ from None
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise FlareError(f"model.net does not fit {name.rpartition('.')[2]}: {reason}") from None
+    network = build_part(net, "model.net", _convert_="all", **given)
     if not isinstance(network, nn.Module):
-        raise FlareError(f"model.net._target_={name}: gives a {type(network).__name__}, expected a network")
+        kind = type(network).__name__
+        raise FlareError(f"model.net._target_={net['_target_']}: gives a {kind}, expected a network")
     return network
 
 

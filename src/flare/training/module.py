@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,20 +23,13 @@ from flare.core.volumes import match_grid, read_image, read_labels
 from flare.data.loaders import Batch
 from flare.evaluation.metrics import score_case as surface_scores
 from flare.inference.components import dice
+from flare.inference.predictor import Predictor
 from flare.models.losses import DeepSupervision
 from flare.models.zoo import unsupervised
 from flare.runs.checkpoints import KEY
 from flare.training.callbacks import hide_messages
 
 Scores = dict[str, float]
-
-
-class CasePredictor(Protocol):
-    """What validation asks of a predictor."""
-
-    def predict(self, volume: Volume) -> Any:
-        """Give an object whose `segmentation` is `(Z, Y, X)` class ids on the volume's own grid."""
-        ...
 
 
 class Segmented(TypedDict):
@@ -54,7 +47,7 @@ class Segmented(TypedDict):
 
 
 def segment_case(
-    predictor: CasePredictor, case: Case, *, classes: ClassList, label_map: Mapping[Any, int] | None
+    predictor: Predictor, case: Case, *, classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> Segmented:
     """Segment a case and read its annotation.
 
@@ -159,7 +152,7 @@ class SegmentationModule(pl.LightningModule):
         *,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler],
-        predictor: Callable[[nn.Module, torch.device], CasePredictor],
+        predictor: Callable[[nn.Module, torch.device], Predictor],
         carried: Mapping[str, Any],
         label_map: Mapping[Any, int] | None = None,
         nsd: bool = False,
