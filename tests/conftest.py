@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
 
+from composed import composed
 from flare.core.classes import ClassList
 
 ROOT = Path(__file__).parents[1]
@@ -28,14 +27,7 @@ def labels() -> ClassList:
 @pytest.fixture(scope="session")
 def config() -> Callable[..., DictConfig]:
     """Compose a script's configuration: `config("train", "round=mo", "model=tiny")`."""
-    return lambda script, *overrides: _composed(script, overrides).copy()
-
-
-@cache
-def _composed(script: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Composing takes longer than most tests, and many ask for the same."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(script, list(overrides))
+    return composed
 
 
 @pytest.fixture(scope="session")

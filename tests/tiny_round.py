@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from flare.cli import CONF
+from composed import composed
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_image, write_labels
 from flare.prepare.cohort import Cohort, prepare_cohort
@@ -75,8 +74,7 @@ def configuration(root: Path, outputs: Path, *overrides: str) -> DictConfig:
     # stages of our own network are no other's
     is_ours = not any(o.startswith("model=") and o != "model=tiny" for o in overrides)
     tiny = TINY if is_ours else [o for o in TINY if not o.startswith("model.net.")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", [*tiny, *own, *overrides])
+    return composed("train", *tiny, *own, *overrides)
 
 
 def train_tiny(

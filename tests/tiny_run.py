@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from composed import composed
 from flare.cli import CONF, iterate_rounds
 
 ROOT = CONF.parent
@@ -51,8 +51,7 @@ def given(outputs: Path, *overrides: str) -> list[str]:
 
 def configuration(script: str, overrides: list[str]) -> DictConfig:
     """Compose a script's configuration."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(script, overrides)
+    return composed(script, *overrides)
 
 
 def run_iterate(outputs: Path, *overrides: str) -> dict[str, Any]:

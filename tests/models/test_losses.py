@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
-from flare.cli import CONF
+from composed import composed
 from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.models.losses import AnyLoss, DiceCELoss, dice_and_ce, reduce_target
@@ -190,8 +189,7 @@ def test_no_target_value_gives_nan_when_a_class_is_absent_everywhere() -> None:
 
 def chosen(*overrides: str) -> Any:
     """The loss that a configuration builds."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return build_loss(TrainingSettings.from_config(compose("train", list(overrides))))
+    return build_loss(TrainingSettings.from_config(composed("train", *overrides)))
 
 
 def two_resolutions(seed: int) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -233,8 +231,7 @@ def test_monais_losses_equal_ours_where_the_formula_is_the_same(
 
 
 def test_a_loss_of_torch_is_put_over_the_resolutions() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = TrainingSettings.from_config(compose("train"))
+    settings = TrainingSettings.from_config(composed("train"))
     outputs, target = two_resolutions(1)
     built = build_loss(replace(settings, loss={"_target_": "torch.nn.CrossEntropyLoss"}))
     assert isinstance(built, AnyLoss)

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from flare.cli import CONF
+from composed import composed
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
@@ -85,8 +84,7 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def configuration(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+    return composed("train", *overrides)
 
 
 def small(name: str, *overrides: str) -> DictConfig:
@@ -114,7 +112,9 @@ def saved(cfg: DictConfig, path: Path) -> tuple[Path, Any]:
     return path, module
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "swinunetr" else ()) for name in SMALL]
+)
 def test_monais_networks_give_what_ours_give(name: str) -> None:
     cfg = small(name, "labels.targets=organs")
     network = instantiate(cfg.model.net)
@@ -132,7 +132,7 @@ def test_monais_networks_give_what_ours_give(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "swinunetr" else ()) for name in SMALL]
+    "name", [pytest.param(name, marks=() if name == "dynunet" else pytest.mark.slow) for name in SMALL]
 )
 def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, labels: ClassList) -> None:
     torch.manual_seed(0)

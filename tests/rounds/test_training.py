@@ -257,7 +257,7 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
         (["+callbacks.own={window: 3}"], r"^callbacks\.own: expected a section with a _target_$"),
         (["+logger.csv.window=3"], r"^logger\.csv: .*CSVLogger does not take window"),
         (["logger.csv._target_=nowhere.Logger"], r"^logger\.csv: nowhere\.Logger refuses it: [^\n]*$"),
-        (["+loss.window=3"], r"^loss: flare\.losses\.DiceCELoss does not take window"),
+        (["+loss.window=3"], r"^loss: flare\.models\.losses\.DiceCELoss does not take window"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(
@@ -377,9 +377,7 @@ def test_no_worker_process_waits_through_a_training(
 
     cfg = configuration(cohort.folder.root.parent, tmp_path, "trainer.max_epochs=1", "executor.workers=1")
     monkeypatch.setattr(pl.Trainer, "fit", watched)
-    monkeypatch.setattr(
-        f"flare.{'training' if by == 'train' else by}.build_training_set", make_labels_in_a_process
-    )
+    monkeypatch.setattr(f"flare.rounds.{by}.build_training_set", make_labels_in_a_process)
     folder = run_folder(cfg).round(None)
     if by == "train":
         train(cfg)

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from conftest import CONF
+from composed import composed as composed_of
 from flare.core.errors import FlareError
 from flare.training.settings import RULES, TrainingSettings
 from flare.training.trainer import PRECISIONS
@@ -37,8 +36,7 @@ MEANINGLESS = [
 @pytest.fixture(scope="module")
 def composed() -> DictConfig:
     """The configuration of train.py, composed once: it takes longer than all the checks."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train")
+    return composed_of("train")
 
 
 def test_settings_are_plain_values(composed: DictConfig) -> None:
