@@ -112,16 +112,7 @@ class Augmenter:
 
 
 def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> Tensor:
-    """Apply the transforms that leave the anatomy where it is.
-
-    Args:
-        image: `(Z, Y, X)` float32, normalised.
-        drawn: What happens.
-        dummy_2d: Whether low resolution leaves z alone.
-
-    Returns:
-        `(Z, Y, X)` float32.
-    """
+    """Apply the transforms of `(Z, Y, X)` that leave the anatomy where it is; in `dummy_2d` z stays sharp."""
     if drawn.noise is not None:
         generator = torch.Generator().manual_seed(drawn.noise.seed)
         image = image + drawn.noise.std * torch.randn(image.shape, generator=generator)
@@ -160,15 +151,12 @@ def apply_gamma(image: Tensor, gamma: float) -> Tensor:
 
 
 def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
-    """Reduce by nearest neighbour and enlarge again by a cubic spline.
+    """Reduce by nearest neighbour and enlarge again by a cubic spline, within the range of what is left.
 
     Args:
         image: `(Z, Y, X)` float32.
         zoom: Share of the voxels of an axis that remain in between.
         keep_z: Whether the slices stay as they are.
-
-    Returns:
-        `(Z, Y, X)` float32 within the range of the reduced image.
     """
     axes = range(1 if keep_z else 0, 3)
     reduced = image

@@ -212,7 +212,7 @@ class StepLoader:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Restore nothing."""
 
 
 @contextmanager

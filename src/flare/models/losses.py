@@ -170,10 +170,8 @@ class DiceCELoss(DeepSupervision):
         supervise_lowest: bool,
     ) -> None:
         super().__init__(supervise_lowest=supervise_lowest)
-        self.dice_weight = dice_weight
-        self.ce_weight = ce_weight
-        self.smooth = smooth
-        self.batch_dice = batch_dice
+        self.dice_weight, self.ce_weight = dice_weight, ce_weight
+        self.smooth, self.batch_dice = smooth, batch_dice
         weights = _output_weights(ClassList.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -225,14 +223,9 @@ def dice_and_ce(
 
 
 def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring a target to a lower resolution by its nearest neighbours, extents aligned.
+    """Bring a target `(B, Z, Y, X)` to a lower resolution `(B, *size)`, extents aligned.
 
-    Args:
-        target: `(B, Z, Y, X)` of any type.
-        size: Voxels along Z, Y, X.
-
-    Returns:
-        `(B, *size)`; of each group the voxel at or above its centre, as nnU-Net's resampling picks it.
+    Of each group the voxel at or above its centre is taken, as nnU-Net's resampling picks it.
     """
     if any(full % reduced for full, reduced in zip(target.shape[1:], size, strict=True)):
         return F.interpolate(target[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
@@ -243,46 +236,31 @@ def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
 
 def _output_weights(classes: ClassList, targets: str, class_weights: Mapping[str, float]) -> Tensor:
     """Give the normalised Dice weight of every foreground output."""
-    by_id = {}
     for name, weight in class_weights.items():
         if name not in classes.names:
             raise FlareError(f"loss.class_weights: no class is named {name!r}; there are {classes.names}")
         if weight < 0:
             raise FlareError(f"loss.class_weights.{name}: {weight}, expected a weight of 0 or more")
-        by_id[classes.id_of(name)] = float(weight)
-    weights = torch.tensor([by_id.get(class_id, 1.0) for class_id in classes.outputs(targets)[1:]])
+    names = [classes.name_of(class_id) for class_id in classes.outputs(targets)[1:]]
+    weights = torch.tensor([float(class_weights.get(name, 1.0)) for name in names])
     if weights.sum() <= 0:
         raise FlareError(f"loss.class_weights: every class that targets={targets} trains has weight 0")
     return weights / weights.sum()
 
 
 def poly_factor(epoch: int, *, decay_epochs: int, power: float) -> float:
-    """Give the fraction of the initial learning rate at an epoch.
+    """Give the share of the initial rate after some epochs: `max(0, 1 - epoch / decay_epochs) ** power`.
 
     The base is clamped at 0: the paper prints a decay over 1000 epochs for a training of 1500, where an
     unclamped root of a negative number is complex.
 
-    Args:
-        epoch: Epochs completed before this one.
-        decay_epochs: Epoch at which the rate reaches 0.
-        power: Exponent; 0.9 in nnU-Net and in the paper.
-
-    Returns:
-        `max(0, 1 - epoch / decay_epochs) ** power`.
-
-    Reference: FLARE23 paper, table of the training protocol; nnU-Net 1.7 `poly_lr`.
+    Reference: FLARE23 paper, table of the training protocol (power 0.9); nnU-Net 1.7 `poly_lr`.
     """
     return max(0.0, 1.0 - epoch / decay_epochs) ** power
 
 
 class PolyLR(LambdaLR):
-    """Learning rate that falls by `poly_factor`, stepped once an epoch.
-
-    Args:
-        optimizer: Whose learning rate is scheduled.
-        decay_epochs: Epoch at which the rate reaches 0.
-        power: Exponent.
-    """
+    """Learning rate that falls by `poly_factor`, stepped once an epoch, and is 0 from `decay_epochs` on."""
 
     def __init__(self, optimizer: Optimizer, *, decay_epochs: int, power: float) -> None:
         super().__init__(optimizer, partial(poly_factor, decay_epochs=decay_epochs, power=power))

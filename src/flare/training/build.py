@@ -48,11 +48,7 @@ def build_loss(settings: TrainingSettings) -> DeepSupervision:
 
 
 def check_optimizer(settings: TrainingSettings, network: nn.Module) -> None:
-    """Build optimizer and scheduler of a network as the training will, without its memory.
-
-    Args:
-        settings: Of the training.
-        network: Of which the shapes count alone.
+    """Build optimizer and scheduler of a network, of which the shapes alone count, as the training will.
 
     Raises:
         FlareError: If one of them cannot be built, or is none.
@@ -70,12 +66,7 @@ def check_optimizer(settings: TrainingSettings, network: nn.Module) -> None:
 
 
 def build_module(settings: TrainingSettings, intensity: Intensity) -> SegmentationModule:
-    """Build the module of a round with fresh weights.
-
-    Args:
-        settings: Of the training.
-        intensity: Statistics of the cohort; they go with every checkpoint.
-    """
+    """Build the module of a round with fresh weights; the cohort's statistics go with every checkpoint."""
     carried = {
         "classes": settings.classes.to_config(),
         "targets": settings.targets,
@@ -171,7 +162,7 @@ def check_architecture(network: nn.Module, state: dict[str, Tensor], teacher: st
     Args:
         network: Of the new round.
         state: The teacher's weights; they, too, may be on the meta device.
-        teacher: What the teacher is called.
+        teacher: What it is called in the refusal.
 
     Raises:
         FlareError: Naming the first layer that differs.

@@ -49,13 +49,7 @@ class Segmented(TypedDict):
 def segment_case(
     predictor: Predictor, case: Case, *, classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> Segmented:
-    """Segment a case and read its annotation.
-
-    Args:
-        predictor: Segments a whole volume.
-        case: With an annotation.
-        classes: The class list.
-        label_map: `data.label_map`, from the annotation's values to class ids.
+    """Segment a case and read its annotation, whose values `label_map` turns into class ids.
 
     Raises:
         CaseError: If the case has no annotation, or a file is bad.
