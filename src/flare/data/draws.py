@@ -18,13 +18,7 @@ SEEDS = 2**31  # seeds drawn for noise fields lie below
 
 @dataclass(frozen=True)
 class Elastic:
-    """A smooth random displacement.
-
-    Args:
-        alpha: Factor on the smoothed noise, voxels.
-        sigma: Of the Gaussian that smooths uniform noise in [-1, 1], voxels.
-        seed: Of that noise.
-    """
+    """A displacement: uniform noise in [-1, 1], smoothed by a Gaussian of `sigma`, times `alpha`, voxels."""
 
     alpha: float
     sigma: float
@@ -33,12 +27,7 @@ class Elastic:
 
 @dataclass(frozen=True)
 class Noise:
-    """Additive Gaussian noise.
-
-    Args:
-        std: Standard deviation, in units of the normalised image.
-        seed: Of the noise.
-    """
+    """Additive Gaussian noise of deviation `std`, in units of the normalised image."""
 
     std: float
     seed: int

@@ -45,14 +45,7 @@ def sampling_grid(drawn: Augmentation, patch_size: Shape, *, dummy_2d: bool) -> 
 
 
 def displacement(elastic: Elastic, shape: tuple[int, ...]) -> Tensor:
-    """Smooth uniform noise in [-1, 1] (0 outside the patch) and multiply it.
-
-    Args:
-        elastic: Strength, smoothness and seed.
-        shape: Voxels per axis, two or three axes.
-
-    Returns:
-        `(axes, *shape)` voxels.
+    """Smooth noise (0 outside the patch) and multiply it; two or three axes, `(axes, *shape)` voxels.
 
     Reference: nnU-Net 1.7 (batchgenerators `elastic_deform_coordinates`).
     """
@@ -80,16 +73,7 @@ def smooth(array: Tensor, sigma: float, *, dimensions: int, border: str) -> Tens
 
 
 def apply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """Multiply every line of an array along one axis by a matrix.
-
-    Args:
-        array: Any shape.
-        axis: From 0.
-        matrix: `(n, array.shape[axis])`.
-
-    Returns:
-        The same shape but for `n` along the axis.
-    """
+    """Multiply every line of an array along one axis by a matrix `(n, array.shape[axis])`."""
     if axis == array.ndim - 1:
         return array @ matrix.T
     product: Tensor = matrix @ array.flatten(axis + 1)
