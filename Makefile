@@ -16,7 +16,7 @@ OMP_WAIT_POLICY ?= passive
 export OMP_WAIT_POLICY
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast fidelity bench-infer check format clean
+.PHONY: help demo test test-fast fidelity bench-infer check house format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,10 +53,14 @@ fidelity: $(PEERS)/.ready ## compare with nnU-Net and others, item by item (Pyth
 bench-infer: $(PEERS)/.ready ## seconds a case and peak memory beside nnU-Net v2 (about five minutes on 2 cores)
 	$(PEERS)/bin/python benchmarks/inference.py
 
-check: $(READY) ## format, lint and type check
+check: $(READY) ## format, lint and type check, and the measures of docs/house.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/house.py
+
+house: $(READY) ## draw docs/architecture.svg anew from the imports
+	$(BIN)/python docs/house.py --draw
 
 format: $(READY) ## format and fix what can be fixed
 	$(BIN)/ruff format .

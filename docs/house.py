@@ -1,7 +1,7 @@
 """Measure the structure of `src/flare` and draw it: `python docs/house.py [--draw]`.
 
-Without `--draw` it prints the measures, and fails when one is out of its bound or when the picture in
-`docs/architecture.svg` no longer shows the imports that the code has.
+Without `--draw` it prints the measures. It fails when one is out of its bound, or when
+`docs/architecture.svg` does not show the imports that the code has.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import ast
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from functools import cache
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "flare"
-PICTURE = ROOT / "docs" / "architecture.svg"
+from house_drawing import Rooms, draw, reached
+
+DOCS = Path(__file__).parent
 SATELLITES = ("phantom", "convert", "baselines", "sweeps")  # no room imports them
 
 # what is measured -> highest value
@@ -36,68 +34,58 @@ BOUNDS = {
     "imports of a satellite by a room": 0,
 }
 
-Graph = Mapping[str, set[str]]
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Trees = Mapping[str, ast.Module]
 
 
-def modules() -> dict[str, Path]:
-    """Every module by its dotted name below `flare`; a package has its own name."""
+def modules(source: Path) -> dict[str, Path]:
+    """List a package's modules by dotted name, without the package's own; a folder is its `__init__`."""
     found = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
+    for path in sorted(source.rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+    return {name: path for name, path in found.items() if name}
 
 
-def room(module: str, paths: Mapping[str, Path]) -> str:
-    """The folder that a module lies in; a loose file is a room of its own."""
-    return module.split(".")[0] if "." in module or paths[module].name == "__init__.py" else f"{module}.py"
-
-
-def imports(paths: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Which modules each module imports, wherever the statement stands."""
-    graph: dict[str, set[str]] = {name: set() for name in paths}
-    for name, path in paths.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            targets = []
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flare":
-                base = (node.module or "")[6:]
-                targets = [f"{base}.{alias.name}".strip(".") for alias in node.names]
-                targets = [t if t in paths else base for t in targets]
+def imports(trees: Trees, package: str) -> dict[str, set[str]]:
+    """Say which modules each module imports, wherever in it the statement stands."""
+    graph: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            named = []
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                named = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
-                targets = [a.name[6:] for a in node.names if a.name.startswith("flare.")]
-            graph[name] |= {t for t in targets if t in paths and t != name and t}
+                named = [alias.name for alias in node.names]
+            inner = [n.removeprefix(f"{package}.") for n in named if n.startswith(f"{package}.")]
+            # what is imported is a module, or stands in one
+            inner = [n if n in trees else n.rpartition(".")[0] for n in inner]
+            graph[name] |= {n for n in inner if n in trees and n != name}
     return graph
 
 
-def by_room(graph: Graph, paths: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Which rooms each room imports."""
+def by_room(graph: Rooms, paths: Mapping[str, Path]) -> dict[str, set[str]]:
+    """Say which rooms each room imports; a loose file is named with its `.py`."""
+
+    def room(module: str) -> str:
+        loose = "." not in module and paths[module].name != "__init__.py"
+        return f"{module}.py" if loose else module.split(".")[0]
+
     rooms: dict[str, set[str]] = defaultdict(set)
     for name, targets in graph.items():
-        if name:
-            rooms[room(name, paths)] |= {room(t, paths) for t in targets}
+        rooms[room(name)] |= {room(target) for target in targets}
     return {name: targets - {name} for name, targets in sorted(rooms.items())}
 
 
-def cycles(graph: Graph) -> list[list[str]]:
-    """Groups of nodes that reach each other."""
-
-    @cache
-    def reached(node: str) -> frozenset[str]:
-        seen: set[str] = set()
-        todo = [node]
-        while todo:
-            for target in graph[todo.pop()]:
-                if target not in seen:
-                    seen.add(target)
-                    todo.append(target)
-        return frozenset(seen)
-
-    groups = {frozenset({n, *(m for m in reached(n) if n in reached(m))}) for n in graph}
-    return [sorted(g) for g in groups if len(g) > 1]
+def cycles(graph: Rooms) -> list[list[str]]:
+    """Find the groups of nodes that reach each other."""
+    far = {name: reached(graph, name) for name in graph}
+    groups = {frozenset({n, *(m for m in far[n] if n in far[m])}) for n in graph}
+    return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
-def floors(graph: Graph) -> dict[str, int]:
-    """Floor of each node: one above the highest that it imports; a cycle shares a floor."""
+def floors(graph: Rooms) -> dict[str, int]:
+    """Number each node's floor: one above the highest that it imports; a cycle shares a floor."""
     tied = {name: group[0] for group in cycles(graph) for name in group}
     level: dict[str, int] = {}
 
@@ -112,151 +100,103 @@ def floors(graph: Graph) -> dict[str, int]:
     return {name: of(name) for name in graph}
 
 
-def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Every function and method, with the file and line where it stands."""
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node
-
-
-def _undocumented() -> list[str]:
+def _undocumented(trees: Trees) -> list[str]:
     """Public functions, classes and modules without a docstring."""
     missing = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        items = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-        named = [(n.name, n) for n in items if not n.name.startswith("_")]
-        documented = [("module", tree), *named]
-        missing += [f"{path.name}:{name}" for name, n in documented if not ast.get_docstring(n)]
+    for module, tree in trees.items():
+        items = [n for n in tree.body if isinstance(n, Function | ast.ClassDef)]
+        documented = [("module", tree), *((n.name, n) for n in items if not n.name.startswith("_"))]
+        missing += [f"{module}:{name}" for name, node in documented if not ast.get_docstring(node)]
     return missing
 
 
-def _is_typed(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def _is_typed(function: Function) -> bool:
     """Whether a function names the types of its arguments and of its result."""
     named = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     return function.returns is not None and all(a.annotation for a in named if a.arg not in ("self", "cls"))
 
 
-def measure() -> dict[str, tuple[int, list[str]]]:
-    """Each measure, and what stands behind it."""
-    paths = modules()
-    graph = {name: targets for name, targets in imports(paths).items() if name}
+def measure(source: Path) -> dict[str, tuple[int, list[str]]]:
+    """Give each measure of `BOUNDS`, and what stands behind it."""
+    paths = modules(source)
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    graph = imports(trees, source.name)
     rooms = by_room(graph, paths)
     folders = [name for name in rooms if not name.endswith(".py")]
-    loose = [p.name for p in sorted(SOURCE.glob("*.py"))]
+    loose = [path.name for path in source.glob("*.py")]
     stems: dict[str, list[str]] = defaultdict(list)
     for path in paths.values():
-        if path.stem not in ("__init__", "__main__"):
-            stems[path.stem].append(str(path.relative_to(SOURCE)))
-    lengths = sorted((n.end_lineno - n.lineno + 1, place) for place, n in functions())  # type: ignore[operator]
-    lines = {m: len(p.read_text(encoding="utf-8").splitlines()) for m, p in paths.items()}
+        stems[path.stem].append(path.relative_to(source).as_posix())
+    twice = [" ".join(p) for stem, p in stems.items() if len(p) > 1 and not stem.startswith("__")]
+    functions = [
+        (f"{module}:{node.lineno} {node.name}", node)
+        for module, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, Function)
+    ]
+    lengths = sorted(((n.end_lineno or 0) - n.lineno + 1, place) for place, n in functions) or [(0, "")]
     level = floors(graph)
-    up = [f"{a} -> {b}" for a in folders if a not in SATELLITES for b in rooms[a] if b in SATELLITES]
-    twice = [" ".join(places) for places in stems.values() if len(places) > 1]
+    highest = max(level.values())
     circles = [" ".join(group) for group in cycles(rooms)]
-    untyped = [place for place, n in functions() if not _is_typed(n)]
-    bare = _undocumented()
+    to_satellites = [f"{a} -> {b}" for a in folders for b in sorted(rooms[a] & set(SATELLITES))]
+    untyped = [place for place, node in functions if not _is_typed(node)]
+    bare = _undocumented(trees)
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in source.rglob("*.py"))
     return {
         "rooms": (len(folders), folders),
         "loose files at the root": (len(loose), loose),
         "room cycles": (len(circles), circles),
-        "floors of files": (max(level.values()), [m for m in level if level[m] == max(level.values())]),
+        "floors of files": (highest, [name for name in level if level[name] == highest]),
         "arrows between rooms": (sum(map(len, rooms.values())), []),
         "file names used twice": (len(twice), twice),
-        "modules": (len(paths), []),
-        "lines": (sum(lines.values()), []),
+        "modules": (len(list(source.rglob("*.py"))), []),
+        "lines": (lines, []),
         "function length, 95th percentile": (lengths[int(0.95 * len(lengths))][0], []),
         "longest function": (lengths[-1][0], [lengths[-1][1]]),
         "public items without docstring": (len(bare), bare),
         "functions without types": (len(untyped), untyped),
-        "imports of a satellite by a room": (len(up), up),
+        "imports of a satellite by a room": (len(to_satellites), to_satellites),
     }
 
 
-WIDTH, BOX, GAP, HEIGHT, RISE = 1200, 200, 24, 92, 150
+def picture(source: Path) -> str:
+    """Draw a package's rooms as SVG, each with its first sentence; commands and satellites apart."""
+    paths = modules(source)
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    rooms = by_room(imports(trees, source.name), paths)
+    texts = {name: ast.get_docstring(trees[name.removesuffix(".py")]) or "" for name in rooms}
+    about = {
+        name: text.replace("\n", " ").replace("`", "").partition(". ")[0].rstrip(".")
+        for name, text in texts.items()
+    }
+    apart = [*(name for name in rooms if name.endswith(".py")), *SATELLITES]
+    main = {name: targets - set(apart) for name, targets in rooms.items() if name not in apart}
+    return draw(main, floors(main), about, satellites={name: rooms[name] for name in apart if name in rooms})
 
 
-def _sentence(path: Path) -> str:
-    """The first sentence of a room's docstring, up to its colon."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0].split(":")[0].rstrip(".")
+def main(source: Path, svg: Path, *, is_drawn: bool) -> int:
+    """Print the measures and compare the picture, or draw it anew.
 
-
-def _wrapped(text: str, length: int = 34, most: int = 3) -> list[str]:
-    """Words in lines of a box."""
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) + 1 > length:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines[:most]
-
-
-def _direct(rooms: Graph) -> dict[str, set[str]]:
-    """Arrows that do not follow from others."""
-
-    def reach(node: str) -> set[str]:
-        return rooms[node] | {far for near in rooms[node] for far in reach(near)}
-
-    return {a: {b for b in rooms[a] if not any(b in reach(c) for c in rooms[a] - {b})} for a in rooms}
-
-
-def draw() -> str:
-    """Give the rooms on their floors as SVG, an arrow for each direct import."""
-    paths = modules()
-    rooms = by_room({n: t for n, t in imports(paths).items() if n}, paths)
-    rooms = {name: targets for name, targets in rooms.items() if not name.endswith(".py")}
-    level = floors(rooms)
-    top = max(level.values())
-    place: dict[str, tuple[float, float]] = {}
-    for floor in range(1, top + 1):
-        names = [n for n in rooms if level[n] == floor]
-        left = (WIDTH - len(names) * BOX - (len(names) - 1) * GAP) / 2
-        for number, name in enumerate(names):
-            place[name] = (left + number * (BOX + GAP), 20 + (top - floor) * RISE)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top * RISE}" '
-        'font-family="system-ui, sans-serif">',
-        f'<rect width="{WIDTH}" height="{top * RISE}" fill="white"/>',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path d="M0 0L8 4L0 8z" fill="#667"/></marker></defs>',
-    ]
-    for name, targets in sorted(_direct(rooms).items()):
-        for target in sorted(targets):
-            (x, y), (u, v) = place[name], place[target]
-            start, end = f"{x + BOX / 2:.0f} {y + HEIGHT}", f"{u + BOX / 2:.0f} {v - 2}"
-            middle = (y + HEIGHT + v) / 2
-            path = f"M{start}C{x + BOX / 2:.0f} {middle:.0f} {u + BOX / 2:.0f} {middle:.0f} {end}"
-            parts.append(f'<path d="{path}" fill="none" stroke="#667" marker-end="url(#tip)"/>')
-    for name, (x, y) in sorted(place.items()):
-        fill = "#f6efe2" if name in SATELLITES else "#e6eff8"
-        left = f"{x + 12:.0f}"
-        size = f'width="{BOX}" height="{HEIGHT}"'
-        parts.append(f'<rect x="{x:.0f}" y="{y}" {size} rx="8" fill="{fill}" stroke="#889"/>')
-        parts.append(f'<text x="{left}" y="{y + 24}" font-size="16" font-weight="600">{name}/</text>')
-        for row, line in enumerate(_wrapped(_sentence(paths[name]))):
-            parts.append(f'<text x="{left}" y="{y + 46 + 16 * row}" font-size="11.5">{escape(line)}</text>')
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def main() -> int:
-    """Print the measures and compare the picture, or draw it anew."""
-    if "--draw" in sys.argv[1:]:
-        PICTURE.write_text(draw(), encoding="utf-8")
+    Returns:
+        Exit code: 1 if a measure is out of its bound or the picture is an old one.
+    """
+    if is_drawn:
+        svg.write_text(picture(source), encoding="utf-8")
         return 0
     failed = False
-    for name, (value, behind) in measure().items():
+    for name, (value, behind) in measure(source).items():
         is_out = value > BOUNDS[name]
         failed |= is_out
         print(f"{'OUT ' if is_out else 'ok  '}{name}: {value} (at most {BOUNDS[name]})")
         if is_out and behind:
             print("      " + "; ".join(behind))
-    if not PICTURE.exists() or PICTURE.read_text(encoding="utf-8") != draw():
+    if not svg.exists() or svg.read_text(encoding="utf-8") != picture(source):
         failed = True
-        print("OUT docs/architecture.svg does not show the code's imports: run `python docs/house.py --draw`")
+        print(f"OUT docs/{svg.name} does not show the code's imports: run `python docs/house.py --draw`")
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(
+        main(DOCS.parent / "src" / "flare", DOCS / "architecture.svg", is_drawn="--draw" in sys.argv[1:])
+    )
