@@ -210,7 +210,7 @@ def test_anatomy_is_right_in_every_voxel_order(
     tmp_path: Path, spec: Callable[..., dict[str, Any]], order: str, tilted: bool
 ) -> None:
     tilt = [8.0, 2.5, -2.5] if tilted else [0.0, 0.0, 0.0]
-    generate_case(str(tmp_path), "a", str(tmp_path / "a.json"), spec(voxel_order=order, tilt_degrees=tilt))
+    generate_case(str(tmp_path), "a", spec(voxel_order=order, tilt_degrees=tilt))
     image, array = read(tmp_path / "truth" / "a.nii.gz")
     axes = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
     assert axes == order
@@ -232,7 +232,7 @@ def test_voxel_order_changes_the_file_but_not_the_patient(
     arrays = []
     for order in ("RAS", "SAR"):
         changed = spec(voxel_order=order, tilt_degrees=[0.0, 0.0, 0.0])
-        generate_case(str(tmp_path), order, str(tmp_path / "r.json"), changed)
+        generate_case(str(tmp_path), order, changed)
         image = sitk.ReadImage(str(tmp_path / "imagesTr2200" / f"{order}_0000.nii.gz"))
         arrays.append(sitk.DICOMOrient(image, "LPS"))
     assert np.array_equal(*(sitk.GetArrayFromImage(a) for a in arrays))

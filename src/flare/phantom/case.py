@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.files import config_hash, write_json
-from flare.core.geometry import Geometry
+from flare.core.geometry import Geometry, orientation_to
 from flare.phantom.anatomy import PELVIC, Anatomy, load_anatomy, sample_organs
-from flare.phantom.body import Tissue, paint_body
 from flare.phantom.painting import PELVIC_ID, acquire, draw_hu, paint
 from flare.phantom.placement import (
     RandomField,
@@ -20,9 +18,9 @@ from flare.phantom.placement import (
     lay_out,
     random_field,
     room_positions,
-    voxel_order,
 )
-from flare.phantom.plan import CLASS_IDS, TUMOR
+from flare.phantom.plan import CLASS_IDS, TUMOR, case_files
+from flare.phantom.torso import Tissue, paint_body
 from flare.phantom.tumors import Canvas, annotate, stamp_tumor
 
 SLAB_VOXELS = 1_500_000  # positions held at once; bounds memory whatever the matrix
@@ -30,51 +28,41 @@ FIELD_LENGTHS_MM = {
     "bowel": 9.0, "content": 16.0, "wall": 35.0, "grain": 4.5, "vessel_a": 8.0, "vessel_b": 8.0,
 }  # fmt: skip
 NUMBERS = {**{name: number for name, number in CLASS_IDS.items() if name != TUMOR}, PELVIC: PELVIC_ID}
-# folders of image, label file and truth for each kind, as the challenge names them
-FOLDERS: dict[str, tuple[str, str | None, str | None]] = {
-    **dict.fromkeys(("organs_complete", "tumor", "partial"), ("imagesTr2200", "labelsTr2200", "truth")),
-    "unlabeled": ("unlabelTr1800", None, "truth"),
-    "validation": ("imagesVal", "labelsVal", None),
-    **dict.fromkeys(("test", "extra"), ("imagesTs", "labelsTs", None)),
-}
+# where an index axis runs to, in LPS
+DIRECTIONS = {
+    "L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1),
+}  # fmt: skip
 
 
-def generate_case(root: str, case_id: str, record: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Make one case and write its files.
 
     Args:
         root: The cohort's folder.
         case_id: `phantom_0001` and so on.
-        record: File that is written last and says that the case is whole.
         spec: As `plan_cohort` draws it.
 
     Returns:
-        The record: kind, what was put in, and every file with its size.
+        Its kind, and what was put in.
     """
     from flare.core.volumes import write_image, write_labels
 
     canvas, whole, geometry, found = draw_case(spec)
-    order = voxel_order(spec["voxel_order"])
+    order = orientation_to(geometry, np.transpose([DIRECTIONS[letter] for letter in spec["voxel_order"]]))
     stored = order.apply_geometry(geometry)
-    images, labels, truth = FOLDERS[spec["kind"]]
     hosts = sorted({t["host"] for t in found if t["voxels"]})
-    files: list[Path] = []
-    for folder in filter(None, (truth, labels)):
-        drawn = canvas.labels if folder == truth else annotate(canvas.labels, whole, hosts, spec)
-        files.append(Path(folder) / f"{case_id}.nii.gz")
-        write_labels(Path(root) / files[-1], order.apply(drawn), stored)
-    files.append(Path(images) / f"{case_id}_0000.nii.gz")
-    write_image(Path(root) / files[-1], order.apply(canvas.image), stored)
-    made = {
+    files = case_files(Path(root), case_id, spec["kind"])
+    write_image(files["image"], order.apply(canvas.image), stored)
+    if "truth" in files:
+        write_labels(files["truth"], order.apply(canvas.labels), stored)
+    if "label" in files:
+        write_labels(files["label"], order.apply(annotate(canvas.labels, whole, hosts, spec)), stored)
+    return {
         **{key: spec[key] for key in ("kind", "phase", "voxel_order", "style", "seed")},
         "anatomy": Path(spec["anatomy"]).name,
         "tilted": any(spec["tilt_degrees"]),
         "tumors": found,
-        "files": {f.as_posix(): (Path(root) / f).stat().st_size for f in files},
-        "spec": config_hash(spec),
     }
-    write_json(Path(record), made)
-    return made
 
 
 def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, list[dict[str, Any]]]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from flare.phantom.anatomy import PELVIC
-from flare.phantom.body import Tissue
 from flare.phantom.placement import RandomField
 from flare.phantom.plan import CLASS_IDS
+from flare.phantom.torso import Tissue
 
 PHASES = ("native", "arterial", "portal")
 PELVIC_ID = 20  # in arrays of the generator only; never in a label file

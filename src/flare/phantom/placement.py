@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.geometry import Geometry, Orientation, Shape
+from flare.core.geometry import Geometry
 from flare.phantom.anatomy import Anatomy
 from flare.phantom.plan import CLASS_IDS, ORGANS
 
@@ -175,15 +175,3 @@ def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
         origin_mm=tuple(float(v) for v in origin[::-1] * TO_LPS),  # type: ignore[arg-type]
         direction=tuple(float(v) for v in direction.ravel()),
     )
-
-
-def voxel_order(code: str) -> Orientation:
-    """How RAS arrays `(Z, Y, X)` are reordered for a code.
-
-    Args:
-        code: Where index axes i, j, k run to, such as `LPS` or `SAR`.
-    """
-    base = {"R": (2, False), "L": (2, True), "A": (1, False), "P": (1, True), "S": (0, False), "I": (0, True)}
-    axes = [base[letter] for letter in code[::-1]]
-    permutation: Shape = (axes[0][0], axes[1][0], axes[2][0])
-    return Orientation(permutation=permutation, flips=(axes[0][1], axes[1][1], axes[2][1]))

@@ -40,6 +40,13 @@ CLASS_IDS = {name: number for number, name in enumerate((*ORGANS, TUMOR), start=
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra")
 FIRST_NUMBER = {kind: 1000 * place + 1 for place, kind in enumerate(KINDS)}
 MAPS = ("amos_0001.nii.gz", "amos_0013.nii.gz")
+# folders of image, label file and truth for each kind, as the challenge names them
+FOLDERS: dict[str, tuple[str, str | None, str | None]] = {
+    **dict.fromkeys(("organs_complete", "tumor", "partial"), ("imagesTr2200", "labelsTr2200", "truth")),
+    "unlabeled": ("unlabelTr1800", None, "truth"),
+    "validation": ("imagesVal", "labelsVal", None),
+    **dict.fromkeys(("test", "extra"), ("imagesTs", "labelsTs", None)),
+}
 # Where the index axes i, j, k run to, and whether the grid is tilted against the room.
 ORDERS = (
     ("RAS", False), ("LPS", False), ("LAS", True), ("LPS", True), ("SAR", False), ("PLI", True),
@@ -110,6 +117,14 @@ def plan_cohort(
                 **_findings(draw, kind, k, tumors),
             }
     return plan
+
+
+def case_files(root: Path, case_id: str, kind: str) -> dict[str, Path]:
+    """Name the files of a case: `image`, and `label` and `truth` where its kind has them."""
+    image, label, truth = FOLDERS[kind]
+    files = {"image": root / image / f"{case_id}_0000.nii.gz"}
+    found = {"label": label, "truth": truth}
+    return files | {what: root / name / f"{case_id}.nii.gz" for what, name in found.items() if name}
 
 
 def _scan(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flare.phantom.body import Tissue
 from flare.phantom.plan import CLASS_IDS, ORGANS, TUMOR
+from flare.phantom.torso import Tissue
 
 OUTSIDE = "outside"
 # hosts a tumor goes to when its own is too thin for it, or cut off by the field of view

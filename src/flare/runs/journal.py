@@ -100,6 +100,10 @@ class Journal:
     def __contains__(self, case_id: str) -> bool:
         return case_id in self._entries
 
+    def cases(self) -> set[str]:
+        """Every case that was ever noted."""
+        return set(self._entries)
+
     def values(self, case_id: str) -> dict[str, Any]:
         """The values recorded with a case."""
         return self._entries[case_id]["values"]
