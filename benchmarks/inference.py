@@ -90,7 +90,7 @@ def write(model: str, folder: str) -> None:
 
     from flare.cli import CONF
     from flare.convert.export import export_folder
-    from flare.convert.foreign import write_checkpoint
+    from flare.convert.foreign import ConvertSettings, write_checkpoint
     from flare.convert.layout import Foreign
     from flare.core.classes import ClassList
 
@@ -106,7 +106,7 @@ def write(model: str, folder: str) -> None:
     }
     foreign = Foreign(dict(instantiate(cfg.model.net).state_dict()), {}, values)
     labels, path = ClassList.from_config(cfg.classes), Path(folder) / "ours.ckpt"
-    write_checkpoint(foreign, path, classes=labels, targets="organs_tumor", name=None, given={})
+    write_checkpoint(foreign, path, ConvertSettings(labels, "organs_tumor"))
     export_folder(path, Path(folder) / "model", fold=0)
     plans = Path(folder) / "model" / "plans.json"
     content = json.loads(plans.read_text())

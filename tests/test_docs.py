@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -99,6 +100,15 @@ def test_names_of_the_package_exist(page: str) -> None:
         module, _, item = name.rpartition(".")
         if not (ROOT / "src" / Path(*name.split("."))).with_suffix(".py").exists():
             assert hasattr(import_module(module), item) or import_module(name), name
+
+
+def test_benchmarks_import_what_the_package_has() -> None:
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("flare"):
+                module = import_module(str(node.module))
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                assert not missing, f"{path.name}:{node.lineno}"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -14,7 +14,7 @@ from peers import PATCH, SIZES, configuration, generic_unet, plain_conv_unet, pl
 from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 
 from flare.convert.export import export_folder
-from flare.convert.foreign import convert
+from flare.convert.foreign import ConvertSettings, convert
 from flare.core.classes import ClassList
 from flare.models.rebuild import load_network
 
@@ -45,7 +45,7 @@ def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 def _in_1(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
     theirs = trained(generic_unet(size), seed=1)
     path = write_nnunet1(theirs, size, folder / "nnunet1")
-    convert(path, folder / "in.ckpt", classes=LABELS)
+    convert(path, folder / "in.ckpt", ConvertSettings(LABELS))
     ours, _ = load_network(folder / "in.ckpt")
     wrong = int(sum(p.numel() for p in ours.parameters()) != PARAMETERS[size])
     wrong += int(sum(p.numel() for p in theirs.parameters()) != PARAMETERS[size])
@@ -73,7 +73,7 @@ def _in_2(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
         "inference_allowed_mirroring_axes": (0, 1, 2),
     }
     torch.save(content, source / "fold_0" / "checkpoint_final.pth")
-    convert(source, folder / "in2.ckpt", classes=LABELS)
+    convert(source, folder / "in2.ckpt", ConvertSettings(LABELS))
     ours, _ = load_network(folder / "in2.ckpt")
     yield limited(
         f"{size}: PlainConvUNet in, all heads",
@@ -93,7 +93,7 @@ def _out(folder: Path, size: str, image: torch.Tensor) -> Iterator[Row]:
     yield limited(
         f"{size}: ours out, loaded by nnU-Net", NNUNET2, _difference([ours.eval()(image)], [theirs]), LIMIT
     )
-    convert(folder / "out", folder / "back.ckpt", classes=LABELS)
+    convert(folder / "out", folder / "back.ckpt", ConvertSettings(LABELS))
     back, _ = load_network(folder / "back.ckpt")
     before, after = ours.state_dict(), back.state_dict()
     wrong = sum(key not in after or not torch.equal(w, after[key]) for key, w in before.items())

@@ -26,7 +26,7 @@ from rows import ABDOMEN, NNUNET2, Row, limited, stated
 
 from flare.cli import CONF
 from flare.convert.export import export_folder
-from flare.convert.foreign import write_checkpoint
+from flare.convert.foreign import ConvertSettings, write_checkpoint
 from flare.convert.layout import Foreign
 from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
@@ -91,7 +91,7 @@ def write_network(path: Path) -> None:
         "interpolation": "linear",
     }
     foreign = Foreign(dict(network.state_dict()), {}, values)
-    write_checkpoint(foreign, path, classes=labels, targets="organs_tumor", name=None, given={})
+    write_checkpoint(foreign, path, ConvertSettings(labels, "organs_tumor"))
 
 
 def predictor(checkpoint: Path, *overrides: str) -> Predictor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,43 +39,42 @@ VALUES = {
 }
 
 
+@dataclass(frozen=True)
+class ConvertSettings:
+    """What the command line says of a conversion.
+
+    Args:
+        classes: The class list, for networks that come in.
+        targets: What the outputs are, or None to tell by their number. If given, names in the source need
+            not be those of the classes.
+        round: Round that the checkpoint stands for, or None.
+        fold: See `conf/convert.yaml`.
+        values: What the source does not say, or says wrongly: see `VALUES`.
+    """
+
+    classes: ClassList
+    targets: str | None = None
+    round: str | None = None
+    fold: str | int | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> ConvertSettings:
+        """Read `conf/convert.yaml` and the command line."""
+        plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(VALUES)))
+        plain["intensity"] = {k: v for k, v in plain["intensity"].items() if v is not None}
+        values = {k: v for k, v in plain.items() if v not in (None, {})}
+        return cls(ClassList.from_config(cfg.classes), cfg.targets, cfg.round.name, cfg.fold, values)
+
+
 def main(cfg: DictConfig) -> None:
     """Convert as `conf/convert.yaml` and the command line say."""
     source, output = given_paths(cfg, "source", "output")
-    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(VALUES)))
-    plain["intensity"] = {k: v for k, v in plain["intensity"].items() if v is not None}
-    convert(
-        source,
-        output,
-        classes=ClassList.from_config(cfg.classes),
-        targets=cfg.targets,
-        name=cfg.round.name,
-        fold=cfg.fold,
-        **{k: v for k, v in plain.items() if v not in (None, {})},
-    )
+    convert(source, output, ConvertSettings.from_config(cfg))
 
 
-def convert(
-    source: Path,
-    output: Path,
-    *,
-    classes: ClassList,
-    targets: str | None = None,
-    name: str | None = None,
-    fold: str | int | None = None,
-    **values: Any,
-) -> None:
+def convert(source: Path, output: Path, settings: ConvertSettings) -> None:
     """Convert a checkpoint; what it is decides which way.
-
-    Args:
-        source: As in `conf/convert.yaml`, like `output` and `fold`.
-        output: See there.
-        classes: The class list, for networks that come in.
-        targets: What the outputs are, or None to tell by their number. Given, it also vouches for names in
-            the source that are not those of the classes.
-        name: Round that the checkpoint stands for, or None.
-        fold: See there.
-        **values: What the source does not say, or says wrongly: see `VALUES`.
 
     Raises:
         FlareError: If the source cannot be converted, with the reason.
@@ -83,41 +82,24 @@ def convert(
     if not source.exists():
         raise FlareError(f"source={source}: no such file or folder")
     if source.suffix == ".ckpt":
-        inapplicable = [k for k, v in {"targets": targets, "round": name, **values}.items() if v is not None]
+        given = {"targets": settings.targets, "round": settings.round, **settings.values}
+        inapplicable = [key for key, value in given.items() if value is not None]
         if inapplicable:
             raise FlareError(f"{inapplicable[0]}: the checkpoint says it itself; leave it out for an export")
-        export_folder(source, output, fold=0 if fold is None else fold)
+        export_folder(source, output, fold=0 if settings.fold is None else settings.fold)
     else:
-        network = read_network(source, fold)
-        write_checkpoint(network, output, classes=classes, targets=targets, name=name, given=values)
+        write_checkpoint(read_network(source, settings.fold), output, settings)
     log.info("wrote %s", output)
 
 
-def write_checkpoint(
-    network: Foreign,
-    path: Path,
-    *,
-    classes: ClassList,
-    targets: str | None,
-    name: str | None,
-    given: Mapping[str, Any],
-) -> None:
-    """Write a checkpoint of ours, which `infer.py` and rounds take like one that was trained here.
-
-    Args:
-        network: What was read.
-        path: The file to write.
-        classes: As for `convert`, like `targets` and `name`.
-        targets: See there.
-        name: See there.
-        given: Values of `VALUES` that the user adds or corrects.
-    """
+def write_checkpoint(network: Foreign, path: Path, settings: ConvertSettings) -> None:
+    """Write a checkpoint of ours, which `infer.py` and rounds take like one that was trained here."""
     arguments = architecture(network.weights)
     if arguments.pop("input_channels") != 1:
         raise FlareError("source: a network of several input channels; expected one, CT")
-    targets = _targets(network, classes, targets)
-    values = _values(network.values, given)
-    plain = classes.to_config()
+    targets = _targets(network, settings)
+    values = _values(network.values, settings.values)
+    plain = settings.classes.to_config()
     with torch.device("meta"):
         net = UNet(plain, targets, **arguments)
     try:
@@ -130,7 +112,7 @@ def write_checkpoint(
         **values,
         "classes": plain,
         "targets": targets,
-        "round": name,
+        "round": settings.round,
         "config": {
             "model": {"name": "converted", "net": {"_target_": target, **arguments}},
             "converted_from": network.origin,
@@ -141,8 +123,9 @@ def write_checkpoint(
     write_weights_file(path, {"state_dict": state, KEY: carried})
 
 
-def _targets(network: Foreign, classes: ClassList, targets: str | None) -> str:
+def _targets(network: Foreign, settings: ConvertSettings) -> str:
     """Say what the outputs are; without the user's word, names must agree where there are any."""
+    classes, targets = settings.classes, settings.targets
     if targets is None:
         fitting = [t for t in TARGETS if _count(classes, t) == network.outputs]
         if len(fitting) != 1:
