@@ -1,4 +1,4 @@
-"""A cohort with every row of the table of bad input in it, and good cases between; all files are tiny."""
+"""A tiny cohort with a case for every row of the table of bad input, and good cases between them."""
 
 from collections.abc import Callable
 from pathlib import Path

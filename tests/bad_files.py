@@ -1,4 +1,4 @@
-"""Image files with one thing wrong each, made by hand; used by the tests of reading and of the scripts."""
+"""Image files with one fault each, made by hand for the tests of reading and of the scripts."""
 
 from __future__ import annotations
 

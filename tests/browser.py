@@ -1,4 +1,4 @@
-"""A headless Chromium driven through its debugging pipe: what a page shows, says and asks the network for."""
+"""A headless Chromium driven through its debugging pipe: screenshots, console and requests of a page."""
 
 import base64
 import fcntl

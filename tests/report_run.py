@@ -1,4 +1,4 @@
-"""A run's folder as two rounds would leave it, from predictions made up here: nothing is trained."""
+"""A run's folder as two rounds would leave it, with invented predictions and without a training."""
 
 import shutil
 from dataclasses import dataclass

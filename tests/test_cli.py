@@ -1,4 +1,4 @@
-"""Console commands: the same scripts in the checkout and in the wheel, and how refusals look."""
+"""Console commands: the same scripts in the checkout and in the wheel, and how they refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do with the scripts beside the main road: sweeps, class lists of their own, awkward ids."""
+"""Less common uses of the scripts: sweeps, other class lists, awkward case ids."""
 
 import shutil
 from pathlib import Path

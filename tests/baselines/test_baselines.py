@@ -1,4 +1,4 @@
-"""Baselines that learn from annotated cases: fitted once, one case in memory, as from all at once."""
+"""A baseline that is fitted case by case equals one that is fitted on all cases at once."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""`merge_labels.py`: plain folders and rounds, refusals, unchanged steps."""
+"""`merge_labels.py`: plain folders and rounds, refusals, unchanged cases skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps many cases away stops a run before it trains, and costs nothing that was made before."""
+"""A fault that many cases meet stops a run before a training, and deletes nothing that was made earlier."""
 
 import errno
 from collections.abc import Callable, Iterator

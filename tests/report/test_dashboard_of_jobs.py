@@ -1,4 +1,4 @@
-"""The dashboard of a sweep that trained nothing: the table of its jobs and bars of what came out of them."""
+"""The dashboard of a sweep without trainings: the table of its jobs, and a bar for each measure."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The page as a browser shows it: the viewer draws both label maps, and nothing is complained of."""
+"""The page in a browser: the viewer draws both label maps, and the console shows no error."""
 
 import io
 from collections.abc import Iterator

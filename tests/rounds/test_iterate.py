@@ -1,4 +1,4 @@
-"""The whole graph on a tiny phantom: what it leaves, what it does again and what not, killed or not."""
+"""The whole graph of rounds on a tiny phantom: files left, steps done again or skipped, also after a kill."""
 
 import csv
 import errno

@@ -1,4 +1,4 @@
-"""Rounds of others' parts: a network and losses of MONAI's, torch's optimizers, TorchIO's transforms."""
+"""Rounds with parts of others: a network and losses of MONAI's, torch's optimizers, TorchIO's transforms."""
 
 from __future__ import annotations
 

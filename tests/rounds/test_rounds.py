@@ -1,4 +1,4 @@
-"""The graph of rounds: order, circles, missing teachers, forwarded overrides."""
+"""The graph of rounds: order, cycles, missing teachers, forwarded overrides."""
 
 from __future__ import annotations
 

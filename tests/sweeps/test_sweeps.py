@@ -1,4 +1,4 @@
-"""Every job of a sweep says what became of it; the table compares them; those that failed run again alone."""
+"""Each job of a sweep notes how it ended; the table compares jobs; failed jobs run again alone."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,4 @@
-"""Sweeps as Hydra runs them: noted as they start, going on after failures, taken up again job by job."""
+"""Sweeps as Hydra runs them: noted as they start, going on after failures, resumed job by job."""
 
 import subprocess
 import sys

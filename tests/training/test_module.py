@@ -1,4 +1,4 @@
-"""The module of a round, as far as no training is needed to see it."""
+"""The module of a round, tested without a training."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, and the best is the best."""
+"""Checkpoints are whole or absent, and `best.ckpt` has the best validation score."""
 
 import math
 from pathlib import Path
