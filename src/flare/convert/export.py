@@ -1,7 +1,8 @@
 """A checkpoint of ours as a model folder of nnU-Net v2, for `nnUNetv2_predict` and its relatives.
 
-nnU-Net's `PlainConvUNet` has one kernel a resolution for encoder and decoder, and a bias in every layer.
-Where ours has two kernels the smaller is padded with zeros; missing biases are zeros: the same function.
+nnU-Net's `PlainConvUNet` has one kernel size a resolution, for encoder and decoder, and a bias in every layer.
+Where ours has two sizes, the smaller kernel is padded with zeros. Missing biases become zeros. The output stays
+the same.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
 
     For `nnUNetv2_predict -d <id>` the folder is, below `nnUNet_results`,
     `Dataset<id>_<name>/nnUNetTrainer__nnUNetPlans__3d_fullres`.
-    Class ids of the segmentations are those of the output channels: of a round that trains the tumor alone,
-    the tumor is 1.
+    Class ids of its segmentations are the numbers of the output channels: the tumor is 1 if it was trained
+    alone.
 
     Args:
         source: Our checkpoint.

@@ -124,7 +124,7 @@ def write_checkpoint(network: Foreign, path: Path, settings: ConvertSettings) ->
 
 
 def _targets(network: Foreign, settings: ConvertSettings) -> str:
-    """Say what the outputs are; without the user's word, names must agree where there are any."""
+    """Find what the outputs are; unless the user says, names in the source must be those of the classes."""
     classes, targets = settings.classes, settings.targets
     if targets is None:
         fitting = [t for t in TARGETS if _count(classes, t) == network.outputs]
@@ -174,10 +174,10 @@ def _known(name: str, classes: ClassList) -> set[str]:
 
 
 def _values(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Join what the files say with what the user says; name what neither does.
+    """Combine the files' values with the user's, which count first.
 
     Raises:
-        FlareError: Naming the key.
+        FlareError: If a value is missing or means nothing, naming the key.
     """
     values = {k: v for k, v in found.items() if v is not None}
     for key, value in given.items():

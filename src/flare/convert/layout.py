@@ -1,4 +1,4 @@
-"""Names of weights: nnU-Net's to ours, and the network that follows from their shapes."""
+"""Names of weights, nnU-Net's and ours, and the network's arguments, found from their shapes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ OURS = {
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network as its own project has left it.
+    """A network read from another project's files.
 
     Args:
         weights: By our names, float32.
-        origin: Where it comes from, as plain values: program, trainer, hash of the file.
+        origin: Its source, as plain values: program, trainer, hash of the file.
         values: Those of `foreign.VALUES` that its files say.
         channel_names: Names of its outputs, background first; None where its files have none.
     """
@@ -110,10 +110,10 @@ def to_nnunet2(weights: Mapping[str, Tensor]) -> Weights:
 
 
 def without_zeros(weights: Weights) -> Weights:
-    """Leave out what is exactly zero and so does nothing: outer planes of kernels, and biases.
+    """Remove outer planes of kernels, and biases, that are exactly zero.
 
-    The function stays the same, and what `export` has padded comes back as it was. A trained network
-    that had these weights has none that are exactly zero.
+    The network's output stays the same. Kernels that `export` has padded get their size back. No such weight
+    of a trained network is exactly zero by chance.
 
     Args:
         weights: By our names; a layer of convolutions is trimmed as a whole.
@@ -148,7 +148,7 @@ def architecture(weights: Weights) -> dict[str, Any]:
         weights: By our names.
 
     Raises:
-        FlareError: If it is no network that ours can be.
+        FlareError: If no `UNet` has such weights.
     """
     stages = len({name.split(".")[1] for name in weights if name.startswith("encoder.")})
     blocks: dict[str, list[Tensor]] = defaultdict(list)

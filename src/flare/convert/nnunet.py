@@ -62,9 +62,9 @@ def find_model(path: Path) -> Path:
 
 
 def read_nnunet1(path: Path) -> Foreign:
-    """Read a `.model` file and, where they are, the plans beside it; without these its values are not known.
+    """Read a `.model` file and the plans beside it; without plans its values are not known.
 
-    Plans are taken from `<name>.model.pkl`, or else from `plans.pkl` in its folder or the one above.
+    Plans are read from `<name>.model.pkl`, otherwise from `plans.pkl` in its folder or the one above.
     """
     content = read_torch(path)
     state = content.get("state_dict")
@@ -82,7 +82,7 @@ def read_nnunet1(path: Path) -> Foreign:
 
 
 def _plans(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | None]:
-    """Find the trainer's name, the stage and the plans; None where no file tells."""
+    """Find the trainer's name, the stage and the plans; None for what no file says."""
     own = path.with_name(path.name + ".pkl")
     if own.is_file():
         info = read_pickle(own)
@@ -98,7 +98,7 @@ def _plans(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | None
 
 
 def _of_plans(plans: Mapping[str, Any], stage: int | None, network: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from the plans what a checkpoint carries; by default of the stage that fits the weights."""
+    """Take what a checkpoint carries from the plans; without a stage, from the one that fits the weights."""
     try:
         _check(plans["normalization_schemes"][0], "CT", plans.get("transpose_forward", (0, 1, 2)))
         statistics = plans["dataset_properties"]["intensityproperties"][0]
@@ -126,7 +126,7 @@ def _fits(stage: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
 
 
 def _check(scheme: str, expected: str, axes: Sequence[int]) -> None:
-    """Refuse plans that normalise or turn images otherwise than we do."""
+    """Refuse plans with another normalisation or another order of axes than ours."""
     if scheme != expected:
         raise FlareError(f"source: normalised as {scheme!r}; expected {expected!r}")
     if list(axes) != [0, 1, 2]:
@@ -183,7 +183,7 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _architecture_settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the network, refused by name where they do what ours does not."""
+    """Settings of the network; what ours does not have is refused by name."""
     if "architecture" not in configuration:  # before nnU-Net 2.3
         name = str(configuration["UNet_class_name"])
         settings = {"strides": configuration["pool_op_kernel_sizes"]}
@@ -211,7 +211,7 @@ def _last(name: str | None, default: str) -> str:
 
 
 def _with_biases(weights: Weights) -> Weights:
-    """Give convolutions without a bias one of zeros, which changes nothing."""
+    """Give convolutions without a bias one of zeros; the output stays the same."""
     missing = {
         name.removesuffix("weight") + "bias": torch.zeros(len(tensor))
         for name, tensor in weights.items()

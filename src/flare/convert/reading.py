@@ -1,7 +1,7 @@
 """Read files of others without running what is in them: tensors, numbers, arrays and plain containers.
 
-Both readers know a closed list of names. Anything else that a pickle names is refused before it is looked up,
-so that nothing of it is imported or called.
+Both readers accept a closed list of names. Any other name in a pickle is refused before it is looked up, so
+nothing is imported or called.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Encode:
 NUMPY: dict[str, Any] = {
     "numpy.dtype": _MakeType(),
     "numpy.ndarray": np.ndarray,
-    # numpy 1 called its inner package `core`, numpy 2 `_core`
+    # numpy 1 calls its inner package `core`, numpy 2 `_core`
     **{f"numpy.{core}.multiarray.scalar": _MakeScalar() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray._reconstruct": _MakeArray() for core in ("core", "_core")},
 }

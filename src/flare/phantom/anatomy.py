@@ -14,9 +14,9 @@ from flare.phantom.frame import BodyFrame, build_frame
 MARGIN_MM = 12.0  # how far outside an organ its distance is known
 PITCH_MM = 1.6  # in-plane grid of the distance maps; they are smooth, so finer gains nothing
 FAR = np.float32(-99.0)
-# what the pelvis holds besides (AMOS: bladder, prostate or uterus): painted as soft tissue, no class
+# other pelvic organs (AMOS: bladder, prostate or uterus) are painted as soft tissue and have no class
 PELVIC = "pelvic_organs"
-# values of label maps; those of TotalSegmentator v2 (task `total`) that are not named are left to the body
+# values of label maps; other values of TotalSegmentator v2 (task `total`) are painted as body
 NUMBERINGS = {
     "amos": {
         1: "spleen", 2: "right_kidney", 3: "left_kidney", 4: "gallbladder", 5: "esophagus", 6: "liver",
@@ -102,7 +102,7 @@ def load_anatomy(path: str, numbering: str) -> Anatomy:
         numbering: `amos` or `totalsegmentator`: what its values mean.
 
     Returns:
-        The anatomy; the map's upper end is the upper end of all that is known.
+        The anatomy. Nothing is known above the map's upper end.
     """
     from scipy import ndimage
 
@@ -143,7 +143,7 @@ def _organ_shape(
     sizes[0] = 0
     mask = (sizes > sizes.max() / 20)[parts]
     spacing = tuple(float(p) for p in pitch)
-    # no border: an organ that the map's last slice cuts does not end there
+    # no border: an organ that is cut by the map's last slice does not end there
     distance = edt.edt(mask, anisotropy=spacing, black_border=False)
     distance -= edt.edt(~mask, anisotropy=spacing, black_border=False)
     step = max(1, round(PITCH_MM / spacing[1]))
@@ -158,7 +158,7 @@ def _organ_shape(
 
 
 def _volume_offset(distance: np.ndarray, share: float) -> float:
-    """Growth (mm) that gives a thin organ back what interpolating between slices takes from it."""
+    """Offset (mm) that restores the volume that a thin organ loses by interpolation between slices."""
     between = (distance[1:] + distance[:-1]) / 2
     both = np.concatenate([distance.ravel(), between.ravel()])
     rank = len(both) - max(1, round(share * len(both)))

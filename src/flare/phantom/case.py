@@ -81,7 +81,7 @@ def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, li
 
 
 def place(rng: np.random.Generator, spec: Mapping[str, Any]) -> tuple[Anatomy, Warp, Geometry]:
-    """Whose anatomy it is, how it is warped, and where the scanner looks."""
+    """Give a case's anatomy, its warp and the scanner's grid."""
     path = spec["anatomy"]
     if "/" not in path:
         path = str(Path(__file__).parent / "maps" / path)
@@ -134,7 +134,7 @@ def _fields(rng: np.random.Generator, anatomy: Anatomy) -> dict[str, RandomField
 def _paint_table(
     values: np.ndarray, painted: np.ndarray, room: np.ndarray, warp: Warp, anatomy: Anatomy
 ) -> None:
-    """A hollow, slightly curved table under the back; it is the scanner's, so it does not warp."""
+    """A hollow, slightly curved table under the back; it belongs to the scanner and is not warped."""
     air = np.flatnonzero(painted == Tissue.AIR)
     back = float(anatomy.frame.half[:, 2].max()) / warp.matrix[1, 1]
     across = room[2, air] - warp.room_centre[2]

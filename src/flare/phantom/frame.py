@@ -1,4 +1,4 @@
-"""The body around the organs: where skin, spine and lungs go, read off the organs themselves."""
+"""The body frame: skin, spine and lungs, placed from the positions of the organs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UPPER = ("liver", "spleen", "stomach", "gallbladder", "left_kidney", "right_kidn
 
 @dataclass(frozen=True)
 class BodyFrame:
-    """Curves over z (every `STEP_MM` from 0) and the roof under which the lungs do not reach, in mm.
+    """Curves over z (every `STEP_MM` from 0) and the roof, below which there is no lung, in mm.
 
     Args:
         spine: `(n, 2)` centre (y, x) of the vertebral bodies.
@@ -97,7 +97,7 @@ def _spine(shapes: Mapping[str, OrganShape], heights: np.ndarray) -> tuple[np.nd
 
 
 def _skin(shapes: Mapping[str, OrganShape], heights: np.ndarray, spine: np.ndarray) -> np.ndarray:
-    """Half-axes that hold every organ with `WALL_MM` to spare, smooth over z."""
+    """Half-axes of a skin that keeps `WALL_MM` from every organ, smooth over z."""
     from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
     points = np.concatenate([_inside(shape) for shape in shapes.values()])
@@ -121,7 +121,7 @@ def _skin(shapes: Mapping[str, OrganShape], heights: np.ndarray, spine: np.ndarr
 
 
 def _roof(shapes: Mapping[str, OrganShape], top_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Height of the highest organ in each column, widened: the diaphragm hangs over it like a tent."""
+    """Height of the highest organ in each column, widened and smoothed, for the diaphragm."""
     from scipy.ndimage import gaussian_filter, maximum_filter
 
     points = np.concatenate([_inside(shapes[n]) for n in UPPER if n in shapes])

@@ -1,4 +1,4 @@
-"""Smooth random fields, the warp of an anatomy that is made of them, and the scanner's voxel grid."""
+"""Smooth random fields, the warp that they make, and the scanner's voxel grid."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def room_positions(geometry: Geometry, start: int, stop: int) -> np.ndarray:
 def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
     """Choose the scanner's grid, in RAS voxel order but for a tilt.
 
-    Its last slice lies below the upper end of the label map everywhere in the body: what is above is unknown.
+    Within the body its last slice lies below the upper end of the label map, above which nothing is known.
     Downwards it covers `below_mm` below the lowest organ, upwards all but `off_top_mm` of the map.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which cases a cohort has: every draw that makes one case unlike another, as plain values."""
+"""The specification of each case of the cohort, drawn from the seed, as plain values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ TUMOR_STYLES = ("tumor_with_host", "tumor_with_others", "tumor_only")
 PARTIAL_STYLES = ("some_organs", "some_organs_filled")
 # How often a patient of the kind bears a tumor at all.
 BEARING = {"organs_complete": 0.0, "tumor": 1.0, "partial": 0.6, "unlabeled": 0.75}
-# With no contrast agent a lesion 40 HU below its organ would be fat, so tumor patients are injected.
+# Without contrast agent a lesion 40 HU below its organ would look like fat, so tumor patients get contrast.
 PHASES = {False: {"native": 0.25, "arterial": 0.3, "portal": 0.45}, True: {"arterial": 0.4, "portal": 0.6}}
 
 
@@ -172,7 +172,7 @@ def _findings(draw: random.Random, kind: str, k: int, tumors: Mapping[str, Any])
 
 
 def _tumors(draw: random.Random, kind: str, tumors: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The first tumor, which is what the cohort promises, and perhaps one or two more."""
+    """The first tumor, of the promised size, and by chance one or two more."""
     hosts, weights = list(tumors["hosts"]), list(tumors["hosts"].values())
     flat = kind not in ("test", "extra") and draw.random() < tumors["isodense"]
 

@@ -1,4 +1,4 @@
-"""The body around the organs: skin, fat, muscle, bones, lungs, heart, bowel. Crude, but where they belong."""
+"""The body around the organs: skin, fat, muscle, bones, lungs, heart, bowel, in simple shapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from flare.phantom.frame import BodyFrame
 from flare.phantom.placement import RandomField
 
-# what is painted outside the organs; values continue after the classes of a label map
+# what is painted outside the organs; the values are no class ids
 Tissue = IntEnum(
     "Tissue",
     "AIR FAT MUSCLE CORTEX MARROW DISC LUNG HEART BOWEL_WALL BOWEL_FLUID GAS STOOL CANAL SKIN",
@@ -30,7 +30,7 @@ class Inside:
         points: `(3, N)` in the label map, z y x.
         u: To the right of the spine.
         v: In front of the spine.
-        inner: How far inside the muscle wall, negative outside of it.
+        inner: Distance to the muscle wall's inner side, negative outside.
         organ_depth: Distance to the nearest organ, negative outside.
         frame: The person's frame.
     """
@@ -183,7 +183,7 @@ def _paint_bowel(body: np.ndarray, at: Inside, fields: Mapping[str, RandomField]
     where, v = at.points[:, chosen], at.v[chosen]
     loops = fields["bowel"].sample(where) + 0.25
     content = fields["content"].sample(where)
-    # signed size of the colon: a tube along the inner wall, pinched by the field
+    # depth inside the colon: a tube along the inner wall whose width follows the field
     flank = (at.side[chosen] > 70) & (v < 75) & (where[0] < top - 95)
     colon = np.where(flank, 19 + 3 * content - np.hypot(at.inner[chosen] - 24, v - 38), -1)
     kind = np.full(len(chosen), Tissue.FAT, np.uint8)

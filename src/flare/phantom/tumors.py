@@ -1,4 +1,4 @@
-"""Tumors, lobulated masses stamped into image and truth, and the label files that annotators leave."""
+"""Tumors: lobulated masses stamped into image and truth; and the label files that annotators leave."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flare.phantom.plan import CLASS_IDS, ORGANS, TUMOR
 from flare.phantom.torso import Tissue
 
 OUTSIDE = "outside"
-# hosts a tumor goes to when its own is too thin for it, or cut off by the field of view
+# further hosts, for a tumor that does not fit into its own
 SPARE_HOSTS = ("liver", "spleen", "left_kidney", "right_kidney")
 SEARCH_MM = 3.0  # grid on which centres are looked for
 ATTEMPTS = 6
 SOFT_HU = (-140.0, 170.0)  # a tumor displaces soft tissue and fat, not bone, lung or gas
-LOWEST_HU = 3.0  # a mass is not fat
-ADRIFT = Tissue.FAT  # where tumors outside organs start
+LOWEST_HU = 3.0  # of a tumor: lower values would look like fat
+ADRIFT = Tissue.FAT  # tumors outside organs start here
 
 
 @dataclass
