@@ -1,8 +1,8 @@
 """A checkpoint of ours as a model folder of nnU-Net v2, for `nnUNetv2_predict` and its relatives.
 
-nnU-Net's `PlainConvUNet` has one kernel size a resolution, for encoder and decoder, and a bias in every layer.
-Where ours has two sizes, the smaller kernel is padded with zeros. Missing biases become zeros. The output stays
-the same.
+nnU-Net's `PlainConvUNet` has one kernel size a resolution, for encoder and decoder, and a bias in every
+layer. Where ours has two sizes, the smaller kernel is padded with zeros. Missing biases become zeros. The
+output stays the same.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from flare.data.settings import PatchSettings
 
 
 class PatchSampling(Protocol):
-    """A strategy of choosing patches; another one needs this method alone."""
+    """A strategy of choosing patches; another strategy needs only this method."""
 
     def start(self, rng: np.random.Generator, position: int, label: Stored) -> Shape:
         """Choose a patch.
@@ -34,8 +34,8 @@ class PatchSampling(Protocol):
 class ForegroundSampling:
     """The last patches of a batch around a foreground voxel, the others anywhere.
 
-    Of B patches `B - round((1 - oversample_foreground) B)` contain foreground for sure. nnU-Net has none
-    at batch 1; there every patch is centred with that probability instead (ours). The class is drawn
+    Of B patches `B - round((1 - oversample_foreground) B)` are centred on foreground. nnU-Net centres none at
+    batch 1; ours then centres each patch with probability `oversample_foreground`. The class is drawn
     uniformly among those of the case, then a voxel of it.
 
     Reference: method section 7.
@@ -84,14 +84,14 @@ def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shap
 def read_box(
     stored: Stored, lower: Shape, upper: Shape, convert: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Read a box of a volume; 0 stands where it leaves the volume.
+    """Read a box of a volume; outside of the volume it is 0.
 
     Args:
         stored: The volume on disk.
         lower: First voxel along Z, Y, X; may be negative.
         upper: Voxel after the last.
-        convert: Applied to what is read, before the zeros are set around it (normalisation, so that 0 is
-            the cohort's mean; or the mapping of labels).
+        convert: Applied to the voxels that are read, before zeros are set around them (normalisation, so that
+            0 is the cohort's mean; or the mapping of labels).
 
     Returns:
         `(Z, Y, X)` of the type that `convert` gives.

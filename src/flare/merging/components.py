@@ -1,4 +1,4 @@
-"""Tumors as components: what a dilated tumor overlaps, and which organ surrounds a component."""
+"""Connected components of tumors: what a dilated tumor overlaps, and which organ surrounds a component."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Shell:
 
     Args:
         voxels: Size of the shell.
-        organ_voxels: Those of them that are organ.
+        organ_voxels: How many of them are organ.
         organ: The most frequent organ among them, ties to the lowest id; 0 if there is none.
     """
 
@@ -49,12 +49,12 @@ class Shell:
 
     @property
     def organ_fraction(self) -> float:
-        """Share of organ; an empty shell (nothing but tumor around) lies in no organ: 0."""
+        """Share of organ; 0 for an empty shell, which has nothing but tumor around it."""
         return self.organ_voxels / self.voxels if self.voxels else 0.0
 
     @property
     def fill(self) -> int:
-        """What a tumor that does not stay becomes: this organ if half of the shell is organ, else 0."""
+        """Class id that replaces a dropped tumor: the organ if half of the shell is organ, else 0."""
         return self.organ if self.organ_fraction >= 0.5 else 0
 
 

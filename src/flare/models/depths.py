@@ -1,4 +1,4 @@
-"""How many slices a network's convolutions work on, found by following shapes through it."""
+"""Number of slices that a network's convolutions work on, found by a forward pass of shapes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 def depths_under_kernel(network: nn.Module, patch_size: Sequence[int], *, kernel: int) -> frozenset[int]:
     """Find the depths of all feature maps that a convolution of a given size along Z reads.
 
-    One forward pass in `train()` mode follows shapes alone, so every way of the features counts: encoder,
-    decoder, heads, transposed convolutions, and convolutions that are called as functions.
+    The forward pass in `train()` mode computes shapes only. It meets every convolution: encoder, decoder,
+    heads, transposed ones, and those that are called as functions.
 
     Args:
         network: On the meta device; maps `(B, 1, Z, Y, X)`.
@@ -32,7 +32,7 @@ def depths_under_kernel(network: nn.Module, patch_size: Sequence[int], *, kernel
 
 
 class _Convolutions(TorchDispatchMode):
-    """Notes the depth of what each 3D convolution of a given size along Z reads."""
+    """Notes the depth of the input of each 3D convolution of a given size along Z."""
 
     def __init__(self, kernel: int) -> None:
         super().__init__()

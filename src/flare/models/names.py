@@ -1,4 +1,4 @@
-"""What a network's configuration names, read without importing any of it."""
+"""Classes that a network's configuration names, read without importing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 
 def named_targets(config: Any) -> Iterator[Any]:
-    """Give every `_target_` of a configuration, that of the network itself and those within its arguments."""
+    """Yield every `_target_` of a configuration: the network's own and those within its arguments."""
     if isinstance(config, Mapping):
         if "_target_" in config:
             yield config["_target_"]
@@ -21,13 +21,13 @@ def named_targets(config: Any) -> Iterator[Any]:
 
 
 def chosen_networks(cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """Give what the user's configuration lets a checkpoint build, beyond our networks and MONAI's.
+    """List what the user's configuration lets a checkpoint build, beside our networks and MONAI's.
 
     Args:
         cfg: Configuration of any script, resolved or not.
 
     Returns:
-        The dotted names in `allow`, and those that the user's own `model.net` has.
+        The dotted names in `allow`, and those in the user's own `model.net`.
     """
     net = (cfg.get("model") or {}).get("net")
     plain = OmegaConf.to_container(net) if OmegaConf.is_config(net) else net

@@ -1,4 +1,4 @@
-"""A trained network from its checkpoint, which may name a class but not run code."""
+"""A trained network from its checkpoint, which names a class but cannot run code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Mod
 
     Args:
         checkpoint: Of a round.
-        allow: Dotted names that its `model.net` may have, beside classes of ours and of MONAI's networks.
+        allow: Dotted names that its `model.net` may have, beside our networks and MONAI's.
 
     Raises:
         FlareError: If the config names anything else, or the weights do not fit.
@@ -46,13 +46,13 @@ def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Mod
 
 
 def _check_network_class(target: str, where: str) -> None:
-    """Refuse what is no class of our networks or MONAI's; nothing else is even imported."""
+    """Refuse what is no class of our networks or MONAI's, before it is imported."""
     try:
         found = get_class(target) if target.startswith(NETWORKS) else None
     except Exception as error:  # whatever an import may raise
         reason = " ".join(str(error).split())[:200]
         raise FlareError(f"{where}: cannot build {target!r}: {reason}") from None
-    # what such a module imports from elsewhere is reached under its name, too
+    # a class that such a module imports from elsewhere has that name too
     if found is None or not issubclass(found, nn.Module) or not found.__module__.startswith(NETWORKS):
         raise FlareError(
             f"{where}: refuses to build {target!r}; expected a network of {NETWORKS}, "

@@ -1,6 +1,6 @@
-"""The repeated parts of the U-Net: convolution blocks, stages and their initialisation.
+"""The paper's U-Net, made of stages of convolution blocks.
 
-Reference: nnU-Net 1.7 `ConvDropoutNormNonlin`, `StackedConvLayers` and `InitWeights_He`.
+Reference: nnU-Net 1.7 `Generic_UNet`, `ConvDropoutNormNonlin`, `StackedConvLayers` and `InitWeights_He`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
-NEGATIVE_SLOPE = 1e-2  # of every LeakyReLU, and of the He initialisation that belongs to it
+AXES = ("z", "y", "x")
+NEGATIVE_SLOPE = 1e-2  # of every LeakyReLU and of its He initialisation
 
 
 class ConvolutionBlock(nn.Module):
-    """Convolution, instance normalisation, leaky ReLU; the size is kept but for the stride.
+    """Convolution, instance normalisation, leaky ReLU; only the stride changes the size.
 
     Args:
         inputs: Channels that come in.
@@ -87,15 +88,12 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-AXES = ("z", "y", "x")
-
-
 class UNet(nn.Module):
-    """U-Net with a head at every decoder stage, whose outputs follow from the classes it is to tell apart.
+    """U-Net with a head at every decoder stage; its outputs are background and the trained classes.
 
     `eval()` gives the logits alone, `train()` the deep-supervision logits of all heads, highest resolution
     first. `encoder` runs from the highest resolution to the lowest; `upsampling`, `decoder` and `heads` run
-    back from the lowest: one index belongs together in the three, and `heads[-1]` is at full resolution.
+    back from the lowest: an index is the same stage in all three, and `heads[-1]` is at full resolution.
 
     Args:
         classes: The class list of the configuration, name to properties.
@@ -199,7 +197,7 @@ class UNet(nn.Module):
 def check_patch_size(
     patch_size: Sequence[int], divisors: Sequence[int], *, key: str = "data.patch_size"
 ) -> None:
-    """Refuse a patch that a network cannot bring down and up again.
+    """Refuse a patch that a network cannot divide down to its lowest resolution.
 
     Args:
         patch_size: Voxels along Z, Y, X.
@@ -223,7 +221,7 @@ def _check_stages(
     encoder_kernels: Sequence[Sequence[int]],
     decoder_kernels: Sequence[Sequence[int]],
 ) -> None:
-    """Refuse per-stage lists that do not belong together."""
+    """Refuse per-stage lists of different lengths."""
     stages = len(features)
     expected = {"strides": stages, "encoder_kernels": stages, "decoder_kernels": stages - 1}
     given = {"strides": strides, "encoder_kernels": encoder_kernels, "decoder_kernels": decoder_kernels}

@@ -1,7 +1,7 @@
-"""Networks of others, MONAI's first of all, that round and checkpoint take like our own.
+"""Networks of others (MONAI's, the user's), adapted so that rounds and checkpoints take them like ours.
 
-Whoever has to know how a network divides its patch, which of its weights belong to single classes, or what
-deep supervision reaches, asks here.
+This module answers whether a network takes a patch, which of its weights belong to single classes, and which
+parameters deep supervision reaches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OWN = "flare.models."
 
 
 class Adapted(nn.Module):
-    """A network that knows nothing of classes: it is told its number of outputs, and they are put in order.
+    """A network that is told its number of outputs; they are background, then the trained classes.
 
     `eval()` gives the logits alone, `train()` a list of them, highest resolution first, as `UNet` does. The
     network itself may give a tensor, a list or tuple of them, or in training a stack `(B, N, C, Z, Y, X)`
@@ -32,8 +32,8 @@ class Adapted(nn.Module):
         classes: The class list of the configuration, name to properties.
         targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
         network: Configuration of the network, `_target_` and arguments.
-        outputs_as: The network's argument that takes the number of outputs; None for a network whose
-            arguments say it otherwise, by `classes` and `targets`, say.
+        outputs_as: The network's argument that takes the number of outputs; None for a network whose own
+            arguments fix it, for example `classes` and `targets`.
 
     Raises:
         FlareError: If `network` does not make a network.
@@ -67,10 +67,10 @@ class Adapted(nn.Module):
         return outputs if self.training else outputs[0]
 
     def head_axes(self) -> dict[str, int]:
-        """Tell which weights have a row for each class: those that another number of classes resizes.
+        """Find the weights that have a row for each class: those that another number of classes resizes.
 
         Raises:
-            FlareError: If an axis is resized that does not count the classes.
+            FlareError: If the number of classes resizes an axis that is not one row a class.
         """
         count = len(self.classes.outputs(self.targets))
         other = next((t for t in TARGETS if self._count(t) not in (0, count)), self.targets)
@@ -94,7 +94,7 @@ class Adapted(nn.Module):
             return 0
 
     def _make(self, count: int, targets: str) -> nn.Module:
-        """Make the network for so many outputs, or for these targets if it counts them."""
+        """Make the network with `count` outputs, or for these targets if it counts them itself."""
         given: dict[str, Any] = {}
         if self.outputs_as is not None:
             given[self.outputs_as] = count
@@ -105,7 +105,7 @@ class Adapted(nn.Module):
         except FlareError:
             if torch.get_default_device().type != "meta":
                 raise
-        with torch.device("cpu"):  # a network that computes with values while it is made
+        with torch.device("cpu"):  # some networks compute with values while they are made
             return make(self.settings, **given).to("meta")
 
 
@@ -113,7 +113,7 @@ def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
     """Instantiate a network from its configuration and further arguments.
 
     Raises:
-        FlareError: If its class or its arguments make no network.
+        FlareError: If it cannot be built, or is no network.
     """
     network = build_part(net, "model.net", _convert_="all", **given)
     if not isinstance(network, nn.Module):
@@ -142,7 +142,7 @@ def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[i
     """Refuse a network that does not give logits of every class for a patch of this size.
 
     Args:
-        network: Its weights are not looked at and may be on the meta device.
+        network: May be on the meta device; values of its weights are not used.
         batch_size: Patches of a batch.
         patch_size: Voxels along Z, Y, X.
         outputs: Number of outputs that the round trains, background included.
@@ -158,7 +158,7 @@ def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[i
         trained, _ = _try(network, shape, "meta")
     except FlareError:
         raise
-    except Exception:  # there are networks that compute with values: without weights they need a device
+    except Exception:  # some networks compute with values and cannot run on the meta device
         try:
             trained, _ = _try(network, shape, "cpu")
         except Exception as error:
@@ -176,7 +176,7 @@ def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[i
 
 
 def head_axes(network: nn.Module) -> dict[str, int]:
-    """Tell which entries of a network's state have a row for each class, and along which axis."""
+    """Find the entries of a network's state that have a row for each class, and the axis of the rows."""
     if isinstance(network, Adapted):
         return network.head_axes()
     return {key: 0 for key in network.state_dict() if key.startswith("heads.")}
@@ -185,15 +185,15 @@ def head_axes(network: nn.Module) -> dict[str, int]:
 def unsupervised(
     network: nn.Module, patch_size: Sequence[int], weights: Callable[[int], Sequence[float]]
 ) -> list[nn.Parameter]:
-    """Give the parameters that no loss reaches, such as heads of resolutions that count nothing.
+    """Find the parameters that no loss reaches, such as heads of resolutions of weight 0.
 
     Args:
         network: To be trained.
         patch_size: Voxels along Z, Y, X.
-        weights: Gives the weight of each of so many resolutions, highest first.
+        weights: Gives the weights of a number of resolutions, highest first.
 
     Returns:
-        Those parameters; none of a network that cannot be followed without values.
+        Those parameters; none if the network cannot run without values.
     """
     try:
         outputs, followed = _try(network, (2, 1, *patch_size), "meta")
@@ -218,7 +218,7 @@ def _try(network: nn.Module, shape: Sequence[int], device: str) -> tuple[list[Te
 
 
 def _as_list(outputs: Any) -> list[Tensor]:
-    """Give the logits of each resolution, highest first, in whichever form a network has them."""
+    """List the logits of each resolution, highest first, from any form in which networks give them."""
     if isinstance(outputs, Tensor):
         return list(outputs.unbind(1)) if outputs.ndim == 6 else [outputs]
     if isinstance(outputs, list | tuple) and outputs and all(isinstance(o, Tensor) for o in outputs):
