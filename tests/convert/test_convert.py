@@ -241,7 +241,7 @@ def test_names_as_others_write_them(convert: Convert, tmp_path: Path, labels: An
         (["source=x"], "output: not given"),
         (["source=nowhere.model", "output=y"], "source=nowhere.model: no such file"),
         (["source={model}", "output=y", "targets=organs"], "14 outputs, the network has 15"),
-        (["source={model}", "output=y", "patch_size=[8,16]"], "patch_size: expected three"),
+        (["source={model}", "output=y", "patch_size=[8,16]"], r"patch_size=\[8, 16\]: expected a list of 3"),
         (["source={model}", "output=y", "patch_size=[7,16,16]"], "patch_size: size 7 along z"),
         (["source={model}", "output=y", "mirror_axes=[3]"], "mirror_axes"),
         (["source={model}", "output=y", "interpolation=sinc"], "interpolation"),

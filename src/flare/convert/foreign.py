@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from flare.convert.export import export_folder
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import read_network
-from flare.core.checks import given_paths
+from flare.core.checks import COUNT, POSITIVE, Rule, check_values, choice, given_paths, number, several
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError
 from flare.core.preprocessing import ORDERS, Intensity
@@ -36,6 +36,16 @@ VALUES = {
     "intensity": "{lower:HU,upper:HU,mean:HU,std:HU}",
     "mirror_axes": "[0,1,2]",
     "interpolation": "nnunet",
+}
+RULES = {
+    "spacing_mm": several(3, POSITIVE),
+    "patch_size": several(3, COUNT),
+    "intensity.*": number(),
+    "mirror_axes": Rule(
+        lambda axes: isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes),
+        "a list of some of 0, 1, 2 (z, y, x)",
+    ),
+    "interpolation": choice(*ORDERS),
 }
 
 
@@ -189,26 +199,6 @@ def _values(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     if missing:
         hints = " ".join(f"{key}={VALUES.get(key, 'HU')}" for key in missing)
         raise FlareError(f"{', '.join(missing)}: not in the source's files; give {hints}")
-    checked = {
-        "spacing_mm": _numbers("spacing_mm", values["spacing_mm"], float),
-        "patch_size": _numbers("patch_size", values["patch_size"], int),
-        "intensity": {k: float(values["intensity"][k]) for k in statistics},
-        "mirror_axes": [int(axis) for axis in values["mirror_axes"]],
-        "interpolation": str(values["interpolation"]),
-    }
-    if not set(checked["mirror_axes"]) <= {0, 1, 2}:
-        raise FlareError(f"mirror_axes: expected some of 0, 1, 2 (z, y, x), given {values['mirror_axes']}")
-    if checked["interpolation"] not in ORDERS:
-        raise FlareError(f"interpolation: expected one of {list(ORDERS)}, given {values['interpolation']}")
-    return checked
-
-
-def _numbers(key: str, values: Any, kind: type) -> list[Any]:
-    """Three positive numbers, along z, y, x."""
-    try:
-        numbers = [kind(value) for value in values]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != 3 or min(numbers) <= 0:
-        raise FlareError(f"{key}: expected three numbers above 0, z, y, x; given {values}")
-    return numbers
+    check_values(values, RULES)
+    numbers = {k: float(values["intensity"][k]) for k in statistics}
+    return {**values, "spacing_mm": [float(v) for v in values["spacing_mm"]], "intensity": numbers}
