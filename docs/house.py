@@ -100,6 +100,15 @@ def floors(graph: Rooms) -> dict[str, int]:
     return {name: of(name) for name in graph}
 
 
+def _longest_chain(graph: Rooms, level: Mapping[str, int]) -> list[str]:
+    """Imports from the highest floor down to the lowest, one node a floor."""
+    top = max(level.values())
+    chain = [min(n for n in graph if level[n] == top)]
+    for floor in range(top - 1, 0, -1):
+        chain.append(min(n for n in reached(graph, chain[-1]) if level[n] == floor))
+    return chain
+
+
 def _undocumented(trees: Trees) -> list[str]:
     """Public functions, classes and modules without a docstring."""
     missing = []
@@ -136,7 +145,6 @@ def measure(source: Path) -> dict[str, tuple[int, list[str]]]:
     ]
     lengths = sorted(((n.end_lineno or 0) - n.lineno + 1, place) for place, n in functions) or [(0, "")]
     level = floors(graph)
-    highest = max(level.values())
     circles = [" ".join(group) for group in cycles(rooms)]
     to_satellites = [f"{a} -> {b}" for a in folders for b in sorted(rooms[a] & set(SATELLITES))]
     untyped = [place for place, node in functions if not _is_typed(node)]
@@ -146,7 +154,7 @@ def measure(source: Path) -> dict[str, tuple[int, list[str]]]:
         "rooms": (len(folders), folders),
         "loose files at the root": (len(loose), loose),
         "room cycles": (len(circles), circles),
-        "floors of files": (highest, [name for name in level if level[name] == highest]),
+        "floors of files": (max(level.values()), [" -> ".join(_longest_chain(graph, level))]),
         "arrows between rooms": (sum(map(len, rooms.values())), []),
         "file names used twice": (len(twice), twice),
         "modules": (len(list(source.rglob("*.py"))), []),

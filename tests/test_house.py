@@ -60,6 +60,12 @@ def test_a_file_name_of_two_rooms_is_named(toy: Path) -> None:
     assert house.measure(toy)["file names used twice"] == (1, ["core/files.py low/files.py"])
 
 
+def test_the_longest_chain_of_imports_is_told(toy: Path) -> None:
+    assert house.measure(toy)["floors of files"] == (4, ["high -> low.files -> core.shapes -> core.files"])
+    add(toy, "core/files.py", "from toy.low import files\n")  # a cycle of three on the floor of the first
+    assert house.measure(toy)["floors of files"] == (2, ["high -> core.files"])
+
+
 def test_an_import_within_a_function_closes_a_cycle(toy: Path) -> None:
     add(toy, "low/files.py", "def f() -> None:\n    from toy.high import x\n")
     assert house.measure(toy)["room cycles"] == (1, ["high low"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flare.phantom.frame import BodyFrame, build_frame
+from flare.phantom.frame import BodyFrame, OrganShape, build_frame
 
 MARGIN_MM = 12.0  # how far outside an organ its distance is known
 PITCH_MM = 1.6  # in-plane grid of the distance maps; they are smooth, so finer gains nothing
@@ -29,48 +29,6 @@ NUMBERINGS = {
         52: "aorta", 63: "inferior_vena_cava", 21: PELVIC,
     },
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class OrganShape:
-    """Signed distance to an organ's surface (mm, positive inside) in a box of the map.
-
-    Args:
-        origin_mm: Centre of the first voxel (z, y, x): superior, anterior and right positive.
-        pitch_mm: Voxel size (z, y, x).
-        distance_mm: `(Z, Y, X)` float32.
-    """
-
-    origin_mm: np.ndarray
-    pitch_mm: np.ndarray
-    distance_mm: np.ndarray
-
-    @property
-    def lowest_mm(self) -> float:
-        """Height z of the organ's first slice."""
-        present = np.flatnonzero((self.distance_mm > 0).any(axis=(1, 2)))
-        return float(self.origin_mm[0] + self.pitch_mm[0] * present[0])
-
-    def sample(self, points: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Distance at those points that lie in the box.
-
-        Args:
-            points: `(3, N)` positions in the map's millimetres.
-            inside: `(N,)` bool scratch space.
-
-        Returns:
-            Indices into N, and the distance there; linear between slices, so shapes do not step.
-        """
-        from scipy import ndimage
-
-        low = self.origin_mm - self.pitch_mm / 2
-        high = low + self.pitch_mm * self.distance_mm.shape
-        np.logical_and(points[0] >= low[0], points[0] <= high[0], out=inside)
-        for axis in (1, 2):
-            inside &= (points[axis] >= low[axis]) & (points[axis] <= high[axis])
-        chosen = np.flatnonzero(inside)
-        index = (points[:, chosen] - self.origin_mm[:, None]) / self.pitch_mm[:, None]
-        return chosen, ndimage.map_coordinates(self.distance_mm, index, order=1, mode="nearest")
 
 
 @dataclass(frozen=True)
