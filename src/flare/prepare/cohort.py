@@ -13,18 +13,19 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, write_index
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.core.files import write_csv
+from flare.core.files import read_json, write_csv, write_json
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index, require_present
+from flare.prepare.index import FAILED, OK, REFUSED, WARNING, CohortFiles, Finding, Index, build_index
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases
-from flare.prepare.settings import CohortFiles, PrepareSettings
+from flare.prepare.settings import PrepareSettings
 from flare.runs.folders import PreparedFolder, lock
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
 from flare.runs.work import console
 
 log = logging.getLogger(__name__)
+NAMED = 10  # paths that a message names
 COLUMNS = ("case", "path", "status", "reason")
 
 
@@ -125,6 +126,49 @@ def _prepare(settings: PrepareSettings) -> Cohort:
     if tried:
         print_label_analysis(analysis.cases, settings.classes)
     return Cohort(settings.folder, analysis.cases, failures, intensity, tried)
+
+
+def require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
+    """Refuse a cohort of which files are gone since the last start, and note what is there now.
+
+    A case that the configuration no longer names is not gone, nor is one that was moved.
+
+    Args:
+        index: What was found now.
+        seen: File of the paths that the last start saw; it need not exist.
+        accept_removed: Whether files were removed on purpose.
+
+    Raises:
+        FlareError: Naming the paths; the note stays as it was, so that the next start refuses as well.
+    """
+    now: dict[str, dict[str, str]] = {}
+    for entry in index.entries:
+        paths = {"image": entry.image, "label": entry.label}
+        now[entry.id] = {role: str(path) for role, path in paths.items() if path is not None}
+    known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
+    # where a file has another place now, only that one counts
+    wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
+    gone = sorted(path for path in wanted if not _is_there(Path(path)))
+    if gone and not accept_removed:
+        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+        raise FlareError(
+            f"data: {len(gone)} files that the last start saw are gone: {', '.join(gone[:NAMED])}{more}. Is "
+            "a disk or share away? Start again when it is back; if they were removed on purpose, say so once "
+            "with data.accept_removed=true. Nothing in the cache was removed"
+        )
+    if gone:
+        log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
+    there = {c: {role: p for role, p in paths.items() if _is_there(Path(p))} for c, paths in now.items()}
+    if there != known:
+        write_json(seen, there)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file, or anything in a folder of slices, can be seen."""
+    try:
+        return any(p.exists() for p in path.iterdir()) if path.is_dir() else path.exists()
+    except OSError:
+        return False
 
 
 def analyse(cfg: DictConfig) -> list[Case]:

@@ -9,16 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flare.core.cases import Source, source_of
+from flare.core.cases import Source, read_sources, source_of
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.core.files import read_json, write_json
 from flare.core.volumes import case_id, find_images, strip_extension
-from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
 
 log = logging.getLogger(__name__)
 
 OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
-NAMED = 10  # paths that a message names
+# config keys of the folders of each group of cases: images, labels, split
+FOLDERS = (
+    ("labeled_images", "labels", "train"),
+    ("unlabeled_images", None, "train"),
+    ("validation_images", "validation_labels", "validation"),
+    ("test_images", "test_labels", "test"),
+)
+REQUIRED = ("labeled_images", "labels")  # the others may be absent from a copy of the challenge's data
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,61 @@ class Index:
     entries: list[Entry] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+@dataclass(frozen=True)
+class CohortFiles:
+    """Where the files of a cohort are.
+
+    Args:
+        root: What relative paths start from.
+        folders: Config key of `FOLDERS` -> folders that are searched recursively.
+        cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
+        sources: What the sources of labels annotate.
+    """
+
+    root: Path
+    folders: Mapping[str, tuple[Path, ...]]
+    cases: Mapping[str, Mapping[str, Any]]
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
+        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`.
+
+        Raises:
+            FlareError: If a source names no class.
+        """
+        root = Path(str(data.get("root") or ".")).expanduser().absolute()
+        folders = {}
+        for key in [key for *keys, _ in FOLDERS for key in keys if key]:
+            given = data.get(key) or ()
+            paths = [given] if isinstance(given, str | Path) else list(given)
+            folders[key] = tuple(root / Path(str(path)).expanduser() for path in paths)
+        return cls(root, folders, data.get("cases") or {}, read_sources(data.get("sources"), classes))
+
+    def require_folders(self) -> None:
+        """Refuse a cohort whose required folders are missing.
+
+        Raises:
+            FlareError: Naming the key.
+        """
+        for key in REQUIRED:
+            self.existing(key)
+
+    def existing(self, key: str) -> list[Path]:
+        """The folders of a key that exist; those of a required key must."""
+        found = []
+        for folder in self.folders[key]:
+            if folder.is_dir():
+                found.append(folder)
+            elif key in REQUIRED:
+                raise FlareError(
+                    f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
+                )
+            else:
+                log.warning("data.%s: its folder does not exist, so the cohort goes without", key)
+        return found
 
 
 def build_index(files: CohortFiles) -> Index:
@@ -182,46 +243,3 @@ def _refuse_duplicates(found: Index) -> None:
 def _both(paths: Iterable[Path]) -> str:
     """Several paths as a message names them."""
     return " and ".join(str(p) for p in paths)
-
-
-def require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
-    """Refuse a cohort of which files are gone since the last start, and note what is there now.
-
-    A case that the configuration no longer names is not gone, nor is one that was moved.
-
-    Args:
-        index: What was found now.
-        seen: File of the paths that the last start saw; it need not exist.
-        accept_removed: Whether files were removed on purpose.
-
-    Raises:
-        FlareError: Naming the paths; the note stays as it was, so that the next start refuses as well.
-    """
-    now: dict[str, dict[str, str]] = {}
-    for entry in index.entries:
-        paths = {"image": entry.image, "label": entry.label}
-        now[entry.id] = {role: str(path) for role, path in paths.items() if path is not None}
-    known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
-    # where a file has another place now, only that one counts
-    wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
-    gone = sorted(path for path in wanted if not _is_there(Path(path)))
-    if gone and not accept_removed:
-        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        raise FlareError(
-            f"data: {len(gone)} files that the last start saw are gone: {', '.join(gone[:NAMED])}{more}. Is "
-            "a disk or share away? Start again when it is back; if they were removed on purpose, say so once "
-            "with data.accept_removed=true. Nothing in the cache was removed"
-        )
-    if gone:
-        log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
-    there = {c: {role: p for role, p in paths.items() if _is_there(Path(p))} for c, paths in now.items()}
-    if there != known:
-        write_json(seen, there)
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a file, or anything in a folder of slices, can be seen."""
-    try:
-        return any(p.exists() for p in path.iterdir()) if path.is_dir() else path.exists()
-    except OSError:
-        return False
