@@ -238,6 +238,7 @@ def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Callable[..., DictConfi
     assert np.array_equal(open_array(cohort.folder.labels("patient1"))[:], label_array(1)[:, ::-1, ::-1])
 
 
+@pytest.mark.slow
 def test_worker_processes_give_what_one_process_gives(
     tmp_path: Path, build: Callable[..., DictConfig]
 ) -> None:
@@ -421,6 +422,7 @@ def test_the_real_scans(
     assert arrays["abdomen"][:][target == labels.id_of("liver")].mean() == pytest.approx(41.4, abs=0.5)
 
 
+@pytest.mark.slow
 def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
     real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: ClassList
 ) -> None:
