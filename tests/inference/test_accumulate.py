@@ -1,7 +1,6 @@
 import numpy as np
 import torch
 
-from blended_maps import full_values
 from flare.inference.blend import Accumulator, covered_box, gaussian_weights
 
 CPU = torch.device("cpu")
@@ -52,4 +51,4 @@ def test_padding_is_cut_off_and_gaps_are_not_covered():
     expected = np.zeros((2, 2, 9), dtype=bool)
     expected[:, :, :2] = expected[:, :, 6:] = True
     np.testing.assert_array_equal(blended.full_coverage(), expected)
-    np.testing.assert_array_equal(full_values(blended)[0], expected.astype(np.float32))
+    np.testing.assert_array_equal(blended.full_values()[0], expected.astype(np.float32))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from blended_maps import full_values
 from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise
@@ -48,12 +47,6 @@ def predictor(
     )
 
 
-def average_maps(predictor, array):
-    """Averaged maps of an array on the network's grid, all of which counts as body; 0 where no window was."""
-    rows, padded, offsets = predictor.plan(array, None)
-    return full_values(predictor.blend(rows, padded, offsets, array.shape)[0])
-
-
 def one_hot(patch):
     """Logits that say: the class is the intensity."""
     ids = torch.arange(15.0).reshape(1, 15, 1, 1, 1)
@@ -73,9 +66,9 @@ def classes(shape, seed=0):
 def test_an_identity_network_gives_the_volume_back(labels, shape, tta):
     array = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     identity = predictor(lambda patch: patch, labels, replace(DENSE, tta=tta))
-    np.testing.assert_allclose(average_maps(identity, array)[0], array, atol=2e-6)
+    np.testing.assert_allclose(identity.average_maps(array)[0], array, atol=2e-6)
     plus_one = predictor(lambda patch: patch + 1, labels, replace(DENSE, tta=tta))
-    np.testing.assert_allclose(average_maps(plus_one, array)[0], array + 1, atol=2e-6)
+    np.testing.assert_allclose(plus_one.average_maps(array)[0], array + 1, atol=2e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 16), (3, 5, 7), (9, 40, 33)])
@@ -130,7 +123,7 @@ def test_dense_with_all_flips_is_nnunets_weighted_mean_of_logits(labels, shape):
         total[(slice(None), *window)] += logits * gaussian
         weight[window] += gaussian
     inside = tuple(slice(width // 2, width // 2 + size) for size, width in zip(shape, widths, strict=True))
-    ours = average_maps(predictor(network, labels, replace(DENSE, tta="tta8"), (0, 1, 2)), array)
+    ours = predictor(network, labels, replace(DENSE, tta="tta8"), (0, 1, 2)).average_maps(array)
     np.testing.assert_allclose(ours, (total / weight)[(slice(None), *inside)], atol=1e-5)
 
 
@@ -142,10 +135,10 @@ def test_probabilities_are_averaged_not_logits(labels):
         return next(answers).reshape(1, 2, 1, 1, 1).expand(1, 2, *PATCH).clone()
 
     settings = replace(DENSE, tta="tta4")
-    logits = average_maps(predictor(network, labels, settings, (0, 1), (0,)), array)
+    logits = predictor(network, labels, settings, (0, 1), (0,)).average_maps(array)
     assert logits[1].max() == pytest.approx((4 - 1) / 2)
     settings = replace(settings, average="probabilities")
-    chances = average_maps(predictor(network, labels, settings, (0, 1), (0,)), array)
+    chances = predictor(network, labels, settings, (0, 1), (0,)).average_maps(array)
     assert chances[1].max() == pytest.approx((1 / (1 + np.exp(-4)) + 1 / (1 + np.exp(1))) / 2)
 
 
@@ -212,7 +205,7 @@ def test_fast_without_a_body_covers_all_and_says_so(labels):
     air = np.full((8, 40, 60), -1000, dtype=np.int16)
     settings = replace(DENSE, name="fast", centre="body", extend=True)
     ours = predictor(lambda patch: patch, labels, settings)
-    shown = average_maps(ours, air.astype(np.float32))
+    shown = ours.average_maps(air.astype(np.float32))
     np.testing.assert_allclose(shown[0], -1000, rtol=1e-6)
     prediction = ours.predict(volume(air))
     assert not prediction.body_found

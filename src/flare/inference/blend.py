@@ -65,6 +65,13 @@ class Blended:
         full[tuple(slice(*interval) for interval in self.box)] = self.covered.cpu().numpy()
         return full
 
+    def full_values(self) -> np.ndarray:
+        """Give the maps of the whole volume, `(C, Z, Y, X)` float32, 0 without a window (large)."""
+        full = np.zeros((len(self.values), *self.shape), dtype=np.float32)
+        z, y, x = (slice(*interval) for interval in self.box)
+        full[:, z, y, x] = self.values.cpu().numpy()
+        return full
+
 
 class Accumulator:
     """Sums of weighted window maps, and of the weights.

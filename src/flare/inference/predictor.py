@@ -268,6 +268,18 @@ class Predictor:
             accumulator.add(start, maps)
         return accumulator.blend(offsets, shape), visited
 
+    def average_maps(self, array: np.ndarray) -> np.ndarray:
+        """Give the averaged maps of a preprocessed array, for comparison with other predictors.
+
+        Args:
+            array: `(Z, Y, X)` float32, normalised, on the network's grid; all of it counts as body.
+
+        Returns:
+            `(C, Z, Y, X)` float32 probabilities or logits, 0 where no window was.
+        """
+        rows, padded, offsets = self.plan(array, None)
+        return self.blend(rows, padded, offsets, array.shape)[0].full_values()
+
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:
         """Ask the engine: `(1, C, Z, Y, X)` float32 probabilities or logits."""
         logits = self.engine(patch).float()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from flare.core.files import remove_partial
 from flare.core.limits import check_values
+from flare.evaluation.scores import ScoreSettings
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.settings import PrepareSettings
 from flare.rounds.ablation import Results, Trained, write_ablation
@@ -55,6 +56,7 @@ def iterate(
     for item in rounds:
         check_values(item.cfg)
         TrainingSettings.from_config(item.cfg)
+        ScoreSettings.from_config(item.cfg, "data.scoring.protocol")
     check_rounds(rounds, run)
     PrepareSettings.from_config(cfg)
     if cfg.dry_run:
