@@ -261,15 +261,16 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_work(
-    overrides: list[str], message: str, tmp_path: Path
+    overrides: list[str], message: str, cohort: Cohort, tmp_path: Path
 ) -> None:
-    cfg = configuration(tmp_path, tmp_path, *overrides, *TINY[3:7])
+    cfg = configuration(cohort.folder.root.parent, tmp_path, *overrides, *TINY[3:7])
     with pytest.raises(FlareError, match=message):
         train(cfg)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_path: Path) -> None:
+    root = cohort.folder.root.parent
     once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1")
     _, folder = train_tiny(cohort, tmp_path, *once, validate=False)  # round=null
     pupil = ("round=mo1", "model=tiny", *TINY[3:7], "round.init=teacher", f"paths.outputs={tmp_path}")
@@ -278,15 +279,13 @@ def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_pa
     shutil.copy(folder.last, named.last)
     run = run_folder(configuration(tmp_path, tmp_path))
     with pytest.raises(FlareError, match=r"round.teacher=mo: .* is a checkpoint of round None"):
-        check_configuration(configuration(tmp_path, tmp_path, *pupil), run)
+        check_configuration(configuration(root, tmp_path, *pupil), run)
     chosen = (*pupil, f"round.checkpoint={folder.last}")
-    check_configuration(configuration(tmp_path, tmp_path, *chosen), run)
+    check_configuration(configuration(root, tmp_path, *chosen), run)
     with pytest.raises(FlareError, match=r"data.spacing_mm"):
-        check_configuration(configuration(tmp_path, tmp_path, *chosen, "data.spacing_mm=[4,2,2]"), run)
+        check_configuration(configuration(root, tmp_path, *chosen, "data.spacing_mm=[4,2,2]"), run)
     with pytest.raises(FlareError, match="another architecture"):
-        check_configuration(
-            configuration(tmp_path, tmp_path, *chosen, "model.net.convolutions_per_stage=3"), run
-        )
+        check_configuration(configuration(root, tmp_path, *chosen, "model.net.convolutions_per_stage=3"), run)
 
 
 def test_what_refuses_late_leaves_a_finished_round_as_it_is(
