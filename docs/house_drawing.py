@@ -18,7 +18,7 @@ BOX, PASS, GAP, RISE, EDGE = (
     20,
 )  # a room, an arrow beside rooms, between them, floors, margin
 SIDE = 264  # width of the column of satellites
-LETTERS, SIDE_LETTERS = 24, 29  # of a line within a box
+LETTERS, SIDE_LETTERS = 24, 28  # of a line within a box
 HEAD, ROW = 42, 18  # height of a box without text, and of a line
 STARTS = 40
 
@@ -45,12 +45,13 @@ def reached(rooms: Rooms, start: str) -> set[str]:
 
 
 def _direct(rooms: Rooms) -> list[tuple[str, str]]:
-    """Arrows that do not follow from others."""
+    """Arrows that do not follow from others; within a cycle all stay."""
+    far = {name: reached(rooms, name) for name in rooms}
     return [
         (a, b)
         for a in sorted(rooms)
         for b in sorted(rooms[a])
-        if not any(b in reached(rooms, c) and c not in reached(rooms, b) for c in rooms[a] - {b})
+        if not any(b in far[c] and c not in far[b] and a not in far[c] for c in rooms[a] - {b})
     ]
 
 

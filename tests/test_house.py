@@ -138,8 +138,10 @@ def test_picture_shows_each_room_with_its_first_sentence(toy: Path) -> None:
 
 def test_picture_of_a_cycle_is_drawn_in_red(toy: Path) -> None:
     assert "#c22" not in house.picture(toy)
-    add(toy, "core/files.py", "from toy.high import x\n")
-    assert "#c22" in house.picture(toy)
+    add(toy, "low/files.py", "from toy.high import x\n")
+    drawn = house.picture(toy)
+    assert drawn.count('stroke="#c22"') == 2
+    assert drawn.count('stroke="#667"') == 1  # the cycle stands on core
 
 
 def test_boxes_of_the_package_do_not_overlap() -> None:
