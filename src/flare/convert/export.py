@@ -16,12 +16,13 @@ import torch
 from torch.nn import functional as F
 
 from flare.convert.layout import Weights, architecture, to_nnunet2
-from flare.convert.nnunet import CHECKPOINT, DEFAULT_RESAMPLING, REORIENTS, RESAMPLING, TORCH_RESAMPLING
+from flare.convert.nnunet import CHECKPOINT, RESAMPLING, TORCH_RESAMPLING
 from flare.core.errors import FlareError
-from flare.core.files import write_json
+from flare.core.files import read_json, write_json
 from flare.models.rebuild import build_network
 from flare.runs.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 
+PLANS = Path(__file__).parent / "plans.json"
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainer"
 DATASET = "Dataset999_flare"  # where the folder does not say another
@@ -95,69 +96,39 @@ def _padded(state: Mapping[str, torch.Tensor], kernels: list[list[int]]) -> Weig
 def _plans(
     checkpoint: Checkpoint, network: Mapping[str, Any], kernels: list[list[int]], folder: Path
 ) -> dict[str, Any]:
-    """`plans.json`: all that nnU-Net's preprocessing and prediction ask for."""
-    statistics = dict(checkpoint.intensity)
-    intensity = {"percentile_00_5": statistics.pop("lower"), "percentile_99_5": statistics.pop("upper")}
-    dataset = folder.parent.name if re.fullmatch(r"Dataset\d{3}_\w+", folder.parent.name) else DATASET
-    return {
-        "dataset_name": dataset,
-        "plans_name": "nnUNetPlans",
-        "original_median_spacing_after_transp": list(checkpoint.spacing_mm),
-        "original_median_shape_after_transp": list(checkpoint.patch_size),
-        "image_reader_writer": REORIENTS,
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "configurations": {CONFIGURATION: _configuration(checkpoint, network, kernels)},
-        "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": statistics | intensity},
-    }
+    """`plans.json`: what nnU-Net's preprocessing and prediction ask for; the constant part is in ours.
 
-
-def _configuration(
-    checkpoint: Checkpoint, network: Mapping[str, Any], kernels: list[list[int]]
-) -> dict[str, Any]:
-    """The one configuration of the plans."""
-    stages = len(network["features"])
+    There probabilities go back to the scan's grid as with `restore=trilinear`.
+    """
     if checkpoint.interpolation not in RESAMPLING:
         raise FlareError(f"source: resamples by {checkpoint.interpolation!r}, which nnU-Net has not")
     function, apart = RESAMPLING[checkpoint.interpolation]
-    linear = {"is_seg": False, "force_separate_z": False}
     cubic = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": apart}
-    return {
-        "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
+    statistics = dict(checkpoint.intensity)
+    intensity = {"percentile_00_5": statistics.pop("lower"), "percentile_99_5": statistics.pop("upper")}
+    dataset = folder.parent.name if re.fullmatch(r"Dataset\d{3}_\w+", folder.parent.name) else DATASET
+    stages, convolutions = len(network["features"]), network["convolutions_per_stage"]
+    plans: dict[str, Any] = read_json(PLANS)
+    configuration = plans["configurations"][CONFIGURATION]
+    linear = configuration["resampling_fn_probabilities_kwargs"]
+    configuration |= {
         "patch_size": list(checkpoint.patch_size),
         "median_image_size_in_voxels": list(checkpoint.patch_size),
         "spacing": list(checkpoint.spacing_mm),
-        "normalization_schemes": ["CTNormalization"],
-        "use_mask_for_norm": [False],
         "resampling_fn_data": function,
         "resampling_fn_data_kwargs": linear if function == TORCH_RESAMPLING else cubic,
-        "resampling_fn_seg": DEFAULT_RESAMPLING,
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
-        "resampling_fn_probabilities": TORCH_RESAMPLING,  # as `restore=trilinear`
-        "resampling_fn_probabilities_kwargs": linear,
-        "batch_dice": True,
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": stages,
-                "features_per_stage": network["features"],
-                "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": kernels,
-                "strides": network["strides"],
-                "n_conv_per_stage": [network["convolutions_per_stage"]] * stages,
-                "n_conv_per_stage_decoder": [network["convolutions_per_stage"]] * (stages - 1),
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+    }
+    configuration["architecture"]["arch_kwargs"] |= {
+        "n_stages": stages,
+        "features_per_stage": network["features"],
+        "kernel_sizes": kernels,
+        "strides": network["strides"],
+        "n_conv_per_stage": [convolutions] * stages,
+        "n_conv_per_stage_decoder": [convolutions] * (stages - 1),
+    }
+    return plans | {
+        "dataset_name": dataset,
+        "original_median_spacing_after_transp": list(checkpoint.spacing_mm),
+        "original_median_shape_after_transp": list(checkpoint.patch_size),
+        "foreground_intensity_properties_per_channel": {"0": statistics | intensity},
     }
