@@ -71,6 +71,7 @@ def test_the_commands_are_found() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [*PAGES, *COMMENTED])
 def test_commands_compose(page: str, config: Compose) -> None:
     for line in commands(page):
