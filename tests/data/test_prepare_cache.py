@@ -9,7 +9,15 @@ from hypothesis.extra import numpy as arrays
 
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry, Volume
-from flare.data.cache import cache_image, cache_labels, open_array, sample_foreground, store_array
+from flare.core.preprocessing import preprocess
+from flare.data.cache import (
+    cache_image,
+    cache_labels,
+    open_array,
+    read_preprocessed,
+    sample_foreground,
+    store_array,
+)
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -114,7 +122,7 @@ def test_image_and_labels_are_cached_on_one_grid(tmp_path: Path) -> None:
     assert target.dtype == np.uint8
     assert np.array_equal(image[:], expected)
     assert np.array_equal(target[:], (expected > 11) * 3)
-    assert image.meta == {"case": "a", "spacing_mm": [4.0, 1.2, 1.2], "ras_shape": [2, 3, 8]}
+    assert image.meta["spacing_mm"] == [4.0, 1.2, 1.2]
     assert target.foreground_classes == (3,)
     assert np.array_equal(target.foreground(3), np.argwhere(expected > 11))
 
@@ -150,3 +158,39 @@ def test_labels_of_another_size_are_refused_with_both_sizes(tmp_path: Path) -> N
     with pytest.raises(CaseError, match=r"case a: .*\(2, 3, 5\).*\(2, 3, 4\)"):
         cache_labels(labels, tmp_path / "l.b2nd", image=tmp_path / "i.b2nd", case_id="a")
     assert not (tmp_path / "l.b2nd").exists()
+
+
+def test_a_cached_image_is_read_as_preprocessing_its_file_gives_it(tmp_path: Path) -> None:
+    """Oblique, anisotropic, in another voxel order, with numbers that single precision does not hold."""
+    turn = np.array([[0.0, -0.6, 0.8], [1.0, 0.0, 0.0], [0.0, 0.8, 0.6]])
+    grid = Geometry((5, 9, 8), (2.1, 0.7, 0.9), (10.1, -20.3, 0.1), tuple(turn.ravel()))
+    image = Volume(np.random.default_rng(0).integers(-1000, 1000, grid.shape).astype(np.int16), grid)
+    spacing = (3.0, 1.2, 1.3)
+    for order in ("linear", "cubic", "nnunet"):
+        cache_image(image, tmp_path / order, spacing_mm=spacing, interpolation=order, case_id="a")
+        found, expected = (
+            read_preprocessed(tmp_path / order, spacing, order),
+            preprocess(image, spacing, order),
+        )
+        assert found is not None
+        assert np.array_equal(found.array, expected.array)
+        assert (found.geometry, found.ras) == (grid, expected.ras)
+        assert np.array_equal(found.orientation.invert(found.orientation.apply(image.array)), image.array)
+    assert read_preprocessed(tmp_path / "linear", spacing, "cubic") is None
+    assert read_preprocessed(tmp_path / "linear", (3.0, 1.2, 1.2), "linear") is None
+
+
+def test_ignored_voxels_have_a_value_of_their_own_and_are_no_foreground(tmp_path: Path) -> None:
+    grid, spacing = np.zeros((2, 3, 4), np.int16), (4.0, 1.2, 1.2)
+    cache_image(
+        volume(grid, spacing), tmp_path / "i.b2nd", spacing_mm=spacing, interpolation="linear", case_id="a"
+    )
+    labels, ignore = np.full(grid.shape, 3, np.uint8), np.zeros(grid.shape, bool)
+    ignore[0, 1], ignore[1, 2, 3] = True, True
+    cache_labels(
+        volume(labels, spacing), tmp_path / "l", image=tmp_path / "i.b2nd", case_id="a", ignore=ignore
+    )
+    found = open_array(tmp_path / "l")
+    assert np.array_equal(found[:], np.where(ignore, 255, 3))
+    assert found.foreground_classes == (3,)
+    assert np.array_equal(found.foreground(3), np.argwhere(~ignore))

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise
+from flare.data.cache import cache_image, read_preprocessed
 from flare.inference.predictor import Predictor
 from flare.inference.settings import BodyRule, InferenceSettings
 
@@ -185,6 +186,30 @@ def test_any_voxel_order_gives_the_same_labels(labels, permutation, flipped):
         expected = ours.predict(base).segmentation
         assert len(np.unique(expected)) > 1
         np.testing.assert_array_equal(ours.predict(other).segmentation, order.apply(expected))
+
+
+@pytest.mark.parametrize("restore", ["trilinear", "nnunet", "nearest"])
+def test_a_cached_case_is_segmented_as_its_file_to_the_bit(labels, tmp_path, restore):
+    rng = np.random.default_rng(3)
+    weights = torch.tensor(rng.normal(size=(4, 1, 3, 3, 3)), dtype=torch.float32)
+    image = volume(rng.integers(-200, 300, (11, 26, 30)).astype(np.int16), (3.0, 0.9, 1.1))
+    turned = Orientation((2, 0, 1), (True, False, True))
+    image = Volume(np.ascontiguousarray(turned.apply(image.array)), turned.apply_geometry(image.geometry))
+    cache_image(image, tmp_path / "a.b2nd", spacing_mm=SPACING, interpolation="linear", case_id="a")
+    cached = read_preprocessed(tmp_path / "a.b2nd", SPACING, "linear")
+    ours = predictor(
+        lambda patch: torch.nn.functional.conv3d(patch, weights, padding=1),
+        labels,
+        replace(DENSE, restore=restore, tta="tta4"),
+        (0, 1, 2, 3),
+        intensity=Intensity(-150, 250, 20, 80),
+    )
+    expected, found = ours.predict(image, components=(1,)), ours.predict_array(cached, components=(1,))
+    assert len(np.unique(expected.segmentation)) > 1
+    np.testing.assert_array_equal(found.segmentation, expected.segmentation)
+    assert found.segmentation.shape == image.array.shape
+    assert list(found.seconds) == list(expected.seconds)
+    assert (found.windows, found.uncovered_body_vox) == (expected.windows, expected.uncovered_body_vox)
 
 
 def test_bands_outside_the_papers_windows_are_background_and_counted(labels):

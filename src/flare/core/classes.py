@@ -19,6 +19,7 @@ RULES = {
 }
 IGNORE = 255  # in training labels: a voxel that is left out of the loss
 TARGETS = ("organs", "tumor", "organs_tumor")
+IGNORE = 255  # in a label map: the voxel is of no known class and counts in no loss and no score
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from flare.core.errors import FlareError
-from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, nearest_source, reorient_to_ras
+from flare.core.geometry import (
+    Geometry,
+    Orientation,
+    Shape,
+    Spacing,
+    Volume,
+    nearest_source,
+    orientation_to_ras,
+    reorient_to_ras,
+)
 
 ORDERS = ("linear", "cubic", "nnunet", "nearest")
 
@@ -109,13 +118,21 @@ class Preprocessed:
 
     Args:
         array: `(Z, Y, X)` int16, whole HU, RAS voxel order, at the training spacing.
-        ras: The case's own grid in RAS voxel order, before resampling.
-        orientation: From the file's voxel order to RAS; `invert` goes back.
+        geometry: The case's own grid, in the file's voxel order.
     """
 
     array: np.ndarray
-    ras: Geometry
-    orientation: Orientation
+    geometry: Geometry
+
+    @property
+    def orientation(self) -> Orientation:
+        """From the file's voxel order to RAS; `invert` goes back."""
+        return orientation_to_ras(self.geometry)
+
+    @property
+    def ras(self) -> Geometry:
+        """The case's own grid in RAS voxel order, before resampling."""
+        return self.orientation.apply_geometry(self.geometry)
 
 
 def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
@@ -131,14 +148,12 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
 
     Reference: paper section 2.1; method section 5.
     """
-    ras, orientation = reorient_to_ras(volume)
+    ras, _ = reorient_to_ras(volume)
     shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
     apart = separate_axis(ras.geometry.spacing_mm, spacing_mm)
     array = resample(ras.array, shape, order, separate_axis=apart)
     limits = np.iinfo(np.int16)
-    return Preprocessed(
-        np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), ras.geometry, orientation
-    )
+    return Preprocessed(np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), volume.geometry)
 
 
 def is_anisotropic(spacing_mm: Spacing) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from flare.core.classes import IGNORE
 from flare.core.errors import CaseError, NoRoomError
 from flare.core.files import atomic
-from flare.core.geometry import Shape, Spacing, Volume, reorient_to_ras
-from flare.core.preprocessing import preprocess, resample
+from flare.core.geometry import Geometry, Shape, Spacing, Volume, orientation_to_ras, reorient_to_ras
+from flare.core.preprocessing import Preprocessed, preprocess, resample
 
 # blosc2 imports numexpr, which would tell the console how many threads it may use
 logging.getLogger("numexpr").setLevel(logging.WARNING)
@@ -134,7 +134,7 @@ def store_array(
 
 
 def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
-    """Store an image as the network's grid has it: RAS order, resampled, whole HU as int16.
+    """Store an image as the network's grid has it, with its own grid: RAS order, resampled, int16 HU.
 
     Args:
         image: CT in HU, in the file's own voxel order.
@@ -147,9 +147,32 @@ def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation
     meta = {
         "case": case_id,
         "spacing_mm": [float(s) for s in spacing_mm],
-        "ras_shape": [int(n) for n in done.ras.shape],
+        "interpolation": interpolation,
+        "geometry": asdict(done.geometry),
     }
     store_array(path, done.array, meta)
+
+
+def read_preprocessed(path: Path, spacing_mm: Spacing, interpolation: str) -> Preprocessed | None:
+    """Read a cached image as `preprocess` would give it from the file, bit for bit.
+
+    Args:
+        path: The file, `.b2nd`.
+        spacing_mm: Voxel size along Z, Y, X that is asked for.
+        interpolation: `linear`, `cubic` or `nnunet`.
+
+    Returns:
+        None if the image was cached at another spacing or with another interpolation.
+    """
+    stored = open_array(path)
+    if (stored.meta["spacing_mm"], stored.meta["interpolation"]) != (list(spacing_mm), interpolation):
+        return None
+    return Preprocessed(stored[:], _geometry(stored))
+
+
+def _geometry(stored: Stored) -> Geometry:
+    """A cached image's own grid, in the file's voxel order."""
+    return Geometry(**{name: tuple(values) for name, values in stored.meta["geometry"].items()})
 
 
 def cache_labels(
@@ -158,6 +181,7 @@ def cache_labels(
     *,
     image: Path,
     case_id: str,
+    ignore: np.ndarray | None = None,
     samples: int = FOREGROUND_SAMPLES,
 ) -> None:
     """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
@@ -170,14 +194,18 @@ def cache_labels(
         path: The file, `.b2nd`.
         image: The cached image of the case.
         case_id: The case.
+        ignore: Boolean, of the map's shape: voxels that training leaves out; None is none.
         samples: Most voxels kept per class.
 
     Raises:
         CaseError: If the label map is not of the size of the image.
     """
     grid = open_array(image)
+    if ignore is not None:
+        labels = Volume(np.where(ignore, np.uint8(IGNORE), labels.array), labels.geometry)
     ras, _ = reorient_to_ras(labels)
-    expected = tuple(grid.meta["ras_shape"])
+    own = _geometry(grid)
+    expected = orientation_to_ras(own).apply_geometry(own).shape
     if ras.array.shape != expected:
         raise CaseError(
             case_id, f"labels of size {ras.array.shape} for an image of size {expected} (z, y, x, RAS)"
