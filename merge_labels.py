@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="merge_labels")
 def main(cfg: DictConfig) -> object:
-    """Do the work in `flare.merging.folders` and return its result."""
-    from flare.merging.folders import merge
+    """Do the work in `flare.rounds.label` and return its result."""
+    from flare.rounds.label import merge
 
     return merge(cfg)
 

@@ -13,15 +13,17 @@ from flare.cli import CONF
 from flare.core.cases import Case, select_cases
 from flare.core.classes import ClassList
 from flare.core.files import write_csv
-from flare.core.volumes import read_image, write_labels
+from flare.core.volumes import read_image, read_labels, write_labels
 from flare.evaluation.tables import AblationRow, table5
-from flare.merging.merge import merge_round
-from flare.merging.rules import MergeRules, PseudoSource
+from flare.merging.merge import MergedFolder, merge_maps, merged_files, write_merged
+from flare.merging.settings import PseudoSource
 from flare.prepare.cohort import Cohort, prepare_cohort
 from flare.rounds.ablation import Results, Trained
-from flare.rounds.graph import Round, compose_rounds, plan_rounds, write_plan
+from flare.rounds.graph import compose_rounds, plan_rounds, write_plan
 from flare.rounds.score import held_out, score_split
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RoundFolder, RunFolder, run_folder
+from flare.runs.journal import Resumed
 from flare.runs.records import record_environment
 from flare.runs.work import LocalExecutor
 from tiny_round import TINY, write_case
@@ -41,7 +43,7 @@ class Made:
     """What `write_report` takes."""
 
     cfg: DictConfig
-    rounds: list[Round]
+    rounds: list[RoundSettings]
     cohort: Cohort
     run: RunFolder
     results: Results
@@ -74,21 +76,12 @@ def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_case
     return Made(cfg, rounds, cohort, run, Results(table, [], held_out_cases))
 
 
-def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> AblationRow:
-    labels, executor = ClassList.from_config(item.cfg.classes), LocalExecutor(workers=0, retries=0)
-    chosen = select_cases(cases, item.cfg.labels.cases)
+def _leave_round(item: RoundSettings, cases: list[Case], folder: RoundFolder) -> AblationRow:
+    chosen = select_cases(cases, item.labels.cases)
     for case in chosen:
         _predict(case, folder.predictions)
-    if item.cfg.labels.source == "hybrid":
-        merge_round(
-            chosen,
-            folder,
-            classes=labels,
-            label_map=None,
-            rules=MergeRules.from_config(item.cfg.labels),
-            teachers={case.id: PseudoSource(item.teacher_of(case), "0" * 64) for case in chosen},
-            executor=executor,
-        )
+    if item.is_hybrid:
+        _merge(item, chosen, folder)
     curve = [
         {"epoch": n, "train/loss": 1 - n / 4, "val/dsc_mean": n / 4, "patches_per_s": 5.0} for n in range(3)
     ]
@@ -99,8 +92,22 @@ def _leave_round(item: Round, cases: list[Case], folder: RoundFolder) -> Ablatio
         path = _predict(case, folder.root / "validation" / "predictions")
         values = {"case": case.id, "windows": 4, "seconds": 2.0, **SECONDS}
         journal.record(case.id, {}, {}, {"segmentation": path}, values)
-    summary, _ = score_split(item.cfg, scored, folder.root / "validation", executor)
-    return AblationRow(item.name, len(chosen), summary, item.cfg.labels.targets)
+    executor = LocalExecutor(workers=0, retries=0)
+    summary, _ = score_split(item, scored, folder.root / "validation", executor)
+    return AblationRow(str(item.name), len(chosen), summary, item.labels.targets)
+
+
+def _merge(item: RoundSettings, cases: list[Case], folder: RoundFolder) -> None:
+    """Merge the predictions of a round as it would."""
+    merge = item.labels.merge
+    for case in cases:
+        assert case.label is not None
+        pseudo = read_labels(folder.predictions / f"{case.id}.nii.gz", merge.classes)
+        source = PseudoSource(item.teacher_of(case), "0" * 64)
+        truth = read_labels(case.label, merge.classes)
+        made = merge_maps(case.id, truth, pseudo, merge, declared=case.annotated, source=source)
+        write_merged(merged_files(folder.labels, case.id), *made)
+    MergedFolder.told(folder.labels, Resumed({case.id: {} for case in cases}, [], []), merge.classes)
 
 
 def _predict(case: Case, folder: Path) -> Path:

@@ -27,8 +27,8 @@ from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_image
 from flare.evaluation.scores import evaluate
 from flare.inference.infer import infer
-from flare.merging.folders import merge
 from flare.prepare.cohort import prepare
+from flare.rounds.label import merge
 from flare.rounds.train import train
 from tiny_run import NETWORK, configuration, script, start
 

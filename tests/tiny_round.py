@@ -10,9 +10,9 @@ from composed import composed
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_image, write_labels
 from flare.prepare.cohort import Cohort, prepare_cohort
-from flare.rounds.label import TrainingSet
+from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.rounds.train import train_round
-from flare.runs.folders import RoundFolder, prepared_folder, run_folder
+from flare.runs.folders import RoundFolder, prepared_folder
 
 LIVER, SPLEEN, TUMOR = 1, 3, 14
 SHAPE = (12, 24, 28)
@@ -86,9 +86,8 @@ def train_tiny(
     prepared = prepared_folder(cfg)
     train = [case.id for case in cohort.cases if case.split == "train"]
     items = {case: (prepared.image(case), prepared.labels(case)) for case in train}
-    training = TrainingSet(items, key="data", failures=[])
+    training = TrainingSet(items, dict.fromkeys(items, 1.0), key="data", failures=[])
     cases = cohort.cases if validate else [case for case in cohort.cases if case.split == "train"]
     assert cohort.intensity is not None
-    run = run_folder(cfg)
-    result = train_round(cfg, run, training=training, cases=cases, intensity=cohort.intensity)
-    return result, run.round(cfg.round.name)
+    settings = RoundSettings.from_config(cfg)
+    return train_round(settings, training, cases, cohort.intensity), settings.folder

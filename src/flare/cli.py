@@ -20,7 +20,7 @@ WORK = {
     "prepare": ("flare.prepare.cohort", "prepare"),
     "train": ("flare.rounds.train", "train"),
     "infer": ("flare.cli", "infer_cases"),
-    "merge_labels": ("flare.merging.folders", "merge"),
+    "merge_labels": ("flare.rounds.label", "merge"),
     "evaluate": ("flare.evaluation.scores", "evaluate"),
     "iterate": ("flare.cli", "iterate_rounds"),
 }

@@ -26,7 +26,7 @@ from flare.core.volumes import read_image, write_image
 from flare.data import cache
 from flare.prepare.cohort import Cohort
 from flare.rounds.ablation import Trained
-from flare.rounds.graph import Round
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder, prepared_folder
 from flare.runs.journal import Journal
 from flare.runs.outcomes import Outcome
@@ -168,7 +168,7 @@ def prepared(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[...,
 
     def predict(name: str, executor: LocalExecutor) -> tuple[list[np.ndarray], list[Outcome]]:
         made = Cohort(folder, known, [], INTENSITY, [])
-        trained = Trained([Round("mot3", cfg)], made, RunFolder(tmp_path), executor)
+        trained = Trained([RoundSettings.from_config(cfg)], made, RunFolder(tmp_path), executor)
         failures = cohort.predict_baseline(name, trained, asked, tmp_path / name)
         paths = [tmp_path / name / "predictions" / f"{c.id}.nii.gz" for c in asked]
         return [read_image(p).array for p in paths if p.exists()], failures

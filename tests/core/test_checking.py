@@ -11,15 +11,14 @@ from flare.core.cases import SPLITS
 from flare.core.checks import choice, limits, number, several, whole
 from flare.core.classes import RULES as OF_CLASSES
 from flare.core.errors import FlareError
-from flare.core.limits import RULES as OTHERS
-from flare.core.limits import check_values
 from flare.core.preprocessing import ORDERS
 from flare.phantom.plan import RULES as OF_THE_PHANTOM
 from flare.prepare.settings import RULES as OF_PREPARE
 from flare.prepare.settings import PrepareSettings
+from flare.rounds.settings import RoundSettings
 
 Config = Callable[..., DictConfig]
-RULES = OTHERS | OF_CLASSES | OF_PREPARE | OF_THE_PHANTOM
+RULES = OF_CLASSES | OF_PREPARE | OF_THE_PHANTOM
 MEANINGLESS = [
     "data.interpolation=liner",
     "data.interpolation=nearest",
@@ -41,7 +40,6 @@ MEANINGLESS = [
     "classes.liver.tolerance_mm=-1",
     "classes.liver.id=x",
     "classes.liver=5",
-    "labels.dilation_mm=a",
 ]
 
 
@@ -67,16 +65,6 @@ def test_a_value_that_means_nothing_is_refused_in_one_line(override: str, compos
     assert "\n" not in str(refused.value)
 
 
-def test_merge_labels_own_keys_are_looked_at(config: Config) -> None:
-    with pytest.raises(FlareError, match=r"^dilation_mm=a: expected a number, 0 or more$"):
-        check_values(config("merge_labels", "dilation_mm=a"))
-
-
-@pytest.mark.parametrize("script", ["infer", "evaluate", "iterate"])
-def test_a_script_asks_for_no_key_that_it_lacks_or_that_is_not_given(script: str, config: Config) -> None:
-    check_values(config(script, "data=flare23"))  # data.root and some of their own are ???
-
-
 SHIPPED = {
     "experiment": ["demo", "flare23", "authors", "real_ct"],
     "debug": ["smoke", "overfit"],
@@ -87,12 +75,11 @@ SHIPPED = {
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in SHIPPED.items() for n in names])
 def test_what_is_shipped_is_sound(group: str, name: str, config: Config) -> None:
-    check_values(config("train", f"+{group}={name}" if group == "debug" else f"{group}={name}"))
+    RoundSettings.from_config(config("train", f"+{group}={name}" if group == "debug" else f"{group}={name}"))
 
 
 def test_every_key_of_the_tables_is_one_of_a_configuration(composed: DictConfig, config: Config) -> None:
     scripts = [composed, *(config(name, "data=flare23") for name in ("iterate", "evaluate"))]
-    scripts.append(config("merge_labels", "dilation_mm=a"))  # composed for other tests, too
     for pattern in RULES:
         key = pattern.replace("classes.*", "classes.liver").replace("grids.*", "grids.demo")
         key = key.replace("counts.*", "counts.tumor").replace("hosts.*", "hosts.liver")

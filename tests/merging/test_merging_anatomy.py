@@ -12,6 +12,7 @@ from flare.core.classes import ClassList
 from flare.core.volumes import read_labels
 from flare.merging.provenance import Merged
 from flare.merging.rules import merge_labels
+from flare.merging.settings import MergeRules
 
 AMOS = {1: 3, 2: 2, 3: 13, 4: 9, 5: 10, 6: 1, 7: 11, 8: 5, 9: 6, 10: 4, 11: 7, 12: 8, 13: 12, "rest": 0}
 SPACING_MM = (5.0, 3.1, 3.1)
@@ -37,17 +38,8 @@ def ball_in(organs: np.ndarray, class_id: int, radius_mm: float) -> np.ndarray:
 def merged(
     truth: np.ndarray | None, pseudo: np.ndarray, labels: ClassList, targets: str = "organs_tumor"
 ) -> Merged:
-    return merge_labels(
-        truth,
-        pseudo,
-        classes=labels,
-        spacing_mm=SPACING_MM,
-        targets=targets,
-        rule="paper",
-        dilation_mm=3.0,
-        tumor_inside_fraction=0.5,
-        constrain_unlabeled=False,
-    )
+    rules = MergeRules(targets, "paper", 3.0, 0.5, False)
+    return merge_labels(truth, pseudo, rules, classes=labels, spacing_mm=SPACING_MM)
 
 
 def test_a_liver_annotated_without_its_tumor_is_whole_again(organs: np.ndarray, labels: ClassList) -> None:

@@ -8,7 +8,8 @@ import pytest
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.merging.provenance import provenance_row, sidecar, summarise, write_provenance
-from flare.merging.rules import MergeRules, PseudoSource, merge_labels
+from flare.merging.rules import merge_labels
+from flare.merging.settings import MergeRules, PseudoSource
 from merging_reference import label_set
 
 LABELS = label_set(organs=3, tumor=9)
@@ -22,9 +23,9 @@ def told(truth: list[int] | None, pseudo: list[int], case: str = "a") -> dict:
     merged = merge_labels(
         None if truth is None else np.array([[truth]], dtype=np.uint8),
         guess,
+        RULES,
         classes=LABELS,
         spacing_mm=(1, 1, 1),
-        **RULES.to_config(),
     )
     sources = {} if truth is None else {"ground_truth": {"kind": "ground_truth"}}
     sources[TEACHER.name] = TEACHER.to_config()
@@ -101,11 +102,11 @@ def test_a_teacher_is_named_by_round_and_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "vote"}, r"labels\.rule: expected one of \['paper', 'gt_first'\], given 'vote'"),
+        ({"rule": "vote"}, r"labels\.rule=vote: expected one of paper, gt_first"),
         ({"targets": "bones"}, r"labels\.targets"),
-        ({"dilation_mm": -1.0}, r"labels\.dilation_mm: expected millimetres, 0 or more, given -1.0"),
+        ({"dilation_mm": -1.0}, r"labels\.dilation_mm=-1.0: expected a number, 0 or more"),
         ({"dilation_mm": float("nan")}, r"labels\.dilation_mm"),
-        ({"tumor_inside_fraction": 1.5}, r"labels\.tumor_inside_fraction: expected 0 to 1, given 1.5"),
+        ({"tumor_inside_fraction": 1.5}, r"labels\.tumor_inside_fraction=1.5: expected a number from 0 to 1"),
     ],
 )
 def test_choices_that_cannot_be_are_refused_with_their_key(change: dict, message: str) -> None:

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merging_reference as reference
+from flare.merging.provenance import Merged
 from flare.merging.rules import merge_labels
+from flare.merging.settings import CHOICES, MergeRules
 
 LABELS = reference.label_set()
 TUMOR = LABELS.tumor
@@ -46,10 +48,16 @@ def random_case(seed: int) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any
     )
 
 
+def ours(truth: np.ndarray | None, pseudo: np.ndarray, **options: Any) -> Merged:
+    """Merge with the reference's arguments."""
+    rules = MergeRules(**{key: options.pop(key) for key in CHOICES})
+    return merge_labels(truth, pseudo, rules, **options)
+
+
 def check(seed: int) -> None:
     truth, pseudo, settings_ = random_case(seed)
     given_maps = (None if truth is None else truth.copy(), pseudo.copy())
-    merged = merge_labels(truth, pseudo, **settings_)
+    merged = ours(truth, pseudo, **settings_)
     expected = reference.merge(truth, pseudo, **settings_)
     np.testing.assert_array_equal(merged.labels, expected, err_msg=f"seed {seed}")
     np.testing.assert_array_equal(pseudo, given_maps[1])
@@ -102,9 +110,9 @@ def test_commutes_with_flips_and_axis_permutations(seed: int, order: Any) -> Non
         return np.flip(volume.transpose(axes), [a for a in range(3) if flips[a]])
 
     truth, pseudo, settings_ = random_case(seed)
-    merged = merge_labels(truth, pseudo, **settings_)
+    merged = ours(truth, pseudo, **settings_)
     settings_["spacing_mm"] = tuple(settings_["spacing_mm"][a] for a in axes)
-    again = merge_labels(turned(truth), turned(pseudo), **settings_)
+    again = ours(turned(truth), turned(pseudo), **settings_)
     np.testing.assert_array_equal(again.labels, turned(merged.labels))
     assert again.report == merged.report
 
@@ -115,8 +123,8 @@ def test_is_idempotent_where_the_ground_truth_has_no_tumor(seed: int) -> None:
     truth, pseudo, settings_ = random_case(seed)
     if truth is not None:
         truth[truth == TUMOR] = 0
-    once = merge_labels(truth, pseudo, **settings_).labels
-    np.testing.assert_array_equal(merge_labels(truth, once, **settings_).labels, once)
+    once = ours(truth, pseudo, **settings_).labels
+    np.testing.assert_array_equal(ours(truth, once, **settings_).labels, once)
 
 
 @settings(max_examples=150, deadline=None)
@@ -125,4 +133,4 @@ def test_a_perfect_teacher_changes_nothing(seed: int) -> None:
     truth, pseudo, settings_ = random_case(seed)
     perfect = pseudo if truth is None else truth
     settings_ |= {"targets": "organs_tumor", "annotated": LABELS.ids, "constrain_unlabeled": False}
-    np.testing.assert_array_equal(merge_labels(perfect, perfect, **settings_).labels, perfect)
+    np.testing.assert_array_equal(ours(perfect, perfect, **settings_).labels, perfect)

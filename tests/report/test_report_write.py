@@ -4,6 +4,7 @@ import html
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,10 @@ def test_the_page_says_beside_the_table_which_rounds_go_on_from_their_teachers(t
     made = make_run(tmp_path)
     page = write_report(*made.arguments()).read_text(encoding="utf-8")
     scores = page[page.index('<section id="scores"') :].split("</section>")[0]
-    assert {r.cfg.round.init for r in made.rounds} == {"fresh"}
+    assert {r.init for r in made.rounds} == {"fresh"}
     assert "from the teacher" not in scores
     assert "mean over 1 validation cases of" in scores
-    for item in made.rounds:
-        item.cfg.round.init = "teacher"
+    made.rounds = [replace(item, training=replace(item.training, init="teacher")) for item in made.rounds]
     plan = plan_rounds(made.rounds, made.cohort.cases)
     write_plan(made.run.root, plan)
     warm = write_report(*made.arguments()).read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json, write_json
 from flare.core.volumes import read_image, write_image
-from flare.merging.merge import merge_case
 from flare.rounds import iterate
 from flare.rounds.graph import compose_rounds
+from flare.rounds.label_case import LabelJob, label_case
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder, lock
 from tiny_run import FEW, SETTINGS, changed, counts, given, run_iterate, script, start, times
 
@@ -161,8 +163,8 @@ def test_an_added_case_is_the_only_one_that_is_read(again: Callable[..., set[str
         (["rounds=[mot]"], r"round=mot needs its teacher's .*python train\.py round=mo2 name=demo"),
         ([TWO, "data.patch_size=[8,16,18]"], "data.patch_size: size 18 along x is no multiple"),
         ([TWO, "restore=cubic"], "restore=cubic: expected one of"),
-        ([TWO, "labels.rule=ours"], r"labels\.rule: expected one of"),
-        ([TWO, "labels.cases=some"], r"labels\.cases: expected one of"),
+        ([TWO, "labels.rule=ours"], r"labels\.rule=ours: expected one of"),
+        ([TWO, "labels.cases=some"], r"labels\.cases=some: expected one of"),
         ([TWO, "data.oversample_foreground=33"], r"data\.oversample_foreground=33: expected"),
         ([TWO, "data.scoring.protocol=flare22"], r"data\.scoring\.protocol=flare22: expected one of"),
         ([TWO, "data.sources=[a]"], r"data\.sources="),
@@ -186,11 +188,12 @@ def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before
 ) -> None:
     line = ["labels.source=ground_truth", "round.init=teacher", "trainer=cpu", "trainer.precision=32"]
     teacher, pupil = compose_rounds(["mot2", "mot3"], line)
-    teacher.cfg.round.init = "fresh"
+    teacher = replace(teacher, training=replace(teacher.training, init="fresh"))
     with pytest.raises(FlareError, match=r"^round\.init=teacher: round=mot3: round mot2 has another"):
         iterate._check([teacher, pupil], RunFolder(tmp_path))
     assert not list(tmp_path.iterdir())
-    pupil.cfg.model = teacher.cfg.model
+    pupil.config.model = teacher.config.model
+    pupil = RoundSettings.from_config(pupil.config)
     iterate._check([teacher, pupil], RunFolder(tmp_path))
 
 
@@ -202,27 +205,27 @@ def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     def start(error: Exception, message: str) -> bool:
         """Start with one case that meets an error; whether the round was trained again."""
 
-        def fails(case: str, **settings: object) -> None:
-            if case == "phantom_1001":
+        def fails(job: LabelJob) -> dict[str, object]:
+            if job.case.id == "phantom_1001":
                 raise error
-            merge_case(case=case, **settings)
+            return label_case(job)
 
-        monkeypatch.setattr("flare.merging.merge.merge_case", fails)
+        monkeypatch.setattr("flare.rounds.label.label_case", fails)
         with pytest.raises(FlareError, match=message):
             again("labels.dilation_mm=60")
         return len(list(run.glob("checkpoints/*/last.ckpt"))) == 2
 
-    away = r"round=mo1, merging labels: 1 of 4 cases .* OSError.*the share is away.* \(case phantom_1001\)"
+    away = r"round=mo1, labelling: 1 of 4 cases .* OSError.*the share is away.* \(case phantom_1001\)"
     assert not start(OSError(errno.EIO, "the share is away"), away)
     assert start(MemoryError("too large"), r"iterate: 1 failed, the rest is done.*\n  phantom_1001: Memory")
 
 
 @pytest.mark.parametrize(
-    ("function", "override", "step"),
+    ("function", "override"),
     [
-        ("flare.inference.predict.predict_case", "restore=nearest", "predicting"),
-        ("flare.merging.merge.merge_case", "labels.dilation_mm=60", "merging labels"),
-        ("flare.rounds.label.cache_merged", "labels.dilation_mm=60", "caching labels"),
+        ("flare.rounds.label_case.load_predictor", "restore=nearest"),
+        ("flare.rounds.label_case.merge_maps", "labels.dilation_mm=60"),
+        ("flare.data.cache.cache_labels", "labels.dilation_mm=60"),
     ],
 )
 def test_no_round_trains_on_what_a_general_fault_left(
@@ -230,18 +233,16 @@ def test_no_round_trains_on_what_a_general_fault_left(
     monkeypatch: pytest.MonkeyPatch,
     function: str,
     override: str,
-    step: str,
 ) -> None:
     outputs: Path = again.outputs  # type: ignore[attr-defined]
     before = times(outputs, *WORK)
 
-    def fails(**_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise MemoryError("no 4 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr("flare.rounds.label.FORMAT", 0)  # all labels are to be cached again
         patch.setattr(function, fails)
-        said = rf"^round=mo1, {step}: 4 of 4 cases .*executor\.max_failed=0\.05.*4 x MemoryError: no 4 GiB"
+        said = r"^round=mo1, labelling: 4 of 4 cases .*executor\.max_failed=0\.05.*4 x MemoryError: no 4 GiB"
         with pytest.raises(FlareError, match=said):
             again(override)
     after = times(outputs, *WORK)
@@ -255,7 +256,7 @@ def test_a_teacher_of_another_spacing_or_class_list_is_refused(
     outputs: Path = again.outputs  # type: ignore[attr-defined]
     before = times(outputs, *WORK)
     alone = "rounds=[mo1]"
-    with pytest.raises(FlareError, match=r"data\.spacing_mm=\[12, 9, 9\]: the teacher .* has \[10"):
+    with pytest.raises(FlareError, match=r"data\.spacing_mm=\[12\.0, 9\.0, 9\.0\]: the teacher .* has \[10"):
         run_iterate(outputs, alone, "data.spacing_mm=[12,9,9]")
     with pytest.raises(FlareError, match=r"classes: the teacher .*1 liver.*15 bladder"):
         run_iterate(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import StringIO
-from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from flare.cli import CONF
 from flare.core.errors import FlareError
-from flare.rounds.graph import Round, check_rounds, compose_rounds, plan_rounds, print_plan
-from flare.runs.folders import RunFolder
+from flare.rounds.graph import check_rounds, compose_rounds, plan_rounds, print_plan
+from flare.rounds.settings import RoundSettings
 
 ALL = ["mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3"]
 # who teaches whom: paper, section 2.2 and Table 5
@@ -31,7 +31,7 @@ TEACHERS = {
 
 
 @pytest.fixture(scope="module")
-def rounds() -> list[Round]:
+def rounds() -> list[RoundSettings]:
     """All rounds, asked for backwards."""
     return compose_rounds(
         ALL[::-1],
@@ -39,27 +39,27 @@ def rounds() -> list[Round]:
     )
 
 
-def test_teachers_come_before_their_pupils(rounds: list[Round]) -> None:
+def test_teachers_come_before_their_pupils(rounds: list[RoundSettings]) -> None:
     names = [r.name for r in rounds]
     assert sorted(names) == sorted(ALL)
     for name, teacher in TEACHERS.items():
         assert teacher is None or names.index(teacher) < names.index(name)
 
 
-def test_teachers_are_the_papers(rounds: list[Round]) -> None:
+def test_teachers_are_the_papers(rounds: list[RoundSettings]) -> None:
     assert {r.name: r.teacher for r in rounds} == TEACHERS
-    assert {r.name for r in rounds if not r.needs_teacher} == {"mo", "mt"}
+    assert {r.name for r in rounds if not r.is_hybrid} == {"mo", "mt"}
 
 
-def test_the_command_line_reaches_every_round_without_iterates_own_keys(rounds: list[Round]) -> None:
+def test_the_command_line_reaches_every_round_without_iterates_own_keys(rounds: list[RoundSettings]) -> None:
     for r in rounds:
-        assert r.cfg.seed == 7
-        assert r.cfg.data.root == "/x"
-        assert r.cfg.name == "flare23"
-        assert r.cfg.round.name == r.name
-        assert "dry_run" not in r.cfg
-        assert "baselines" not in r.cfg
-        assert "rounds" not in r.cfg
+        assert r.config.seed == 7
+        assert r.config.data.root == "/x"
+        assert r.config.name == "flare23"
+        assert r.config.round.name == r.name
+        assert "dry_run" not in r.config
+        assert "baselines" not in r.config
+        assert "rounds" not in r.config
 
 
 def test_the_order_asked_for_is_kept_where_the_graph_allows() -> None:
@@ -70,8 +70,8 @@ def test_a_round_is_what_train_would_compose(config: Callable[..., DictConfig]) 
     overrides = ["experiment=demo", "model=small", "round.init=fresh", "+trainer.x=1"]
     (found,) = compose_rounds(["mot3"], overrides)
     expected = config("train", *overrides, "round=mot3")
-    assert OmegaConf.to_container(found.cfg) == OmegaConf.to_container(expected)
-    assert found.cfg.model.net.features[0] == 16
+    assert OmegaConf.to_container(found.config) == OmegaConf.to_container(expected)
+    assert found.config.model.net.features[0] == 16
 
 
 def test_rounds_compose_within_a_running_application() -> None:
@@ -100,10 +100,10 @@ def test_both_teachers_come_first_and_may_close_a_circle() -> None:
         compose_rounds(["mot3", "mot2"], ["round.unlabeled_teacher=mot3"])
 
 
-def test_a_part_of_the_graph_needs_what_it_leaves_out(rounds: list[Round], tmp_path: Path) -> None:
-    check_rounds(rounds, RunFolder(tmp_path))
+def test_a_part_of_the_graph_needs_what_it_leaves_out(rounds: list[RoundSettings]) -> None:
+    check_rounds(rounds)
     with pytest.raises(FlareError, match=r"round=mot needs .*round=mo2"):
-        check_rounds([r for r in rounds if r.name in ("mot", "mot1")], RunFolder(tmp_path))
+        check_rounds([r for r in rounds if r.name in ("mot", "mot1")])
 
 
 @pytest.mark.parametrize(("experiment", "second"), [("authors", "mot"), ("flare23", None)])
@@ -116,3 +116,24 @@ def test_the_plan_shows_both_teachers(
     assert (plan[0]["teacher"], plan[0]["unlabeled_teacher"]) == ("mot1", second)
     print_plan(plan)
     assert ("unlabeled teacher" in shown.getvalue()) == (second is not None)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("round.init=warm", "fresh, teacher"),
+        ("round.teacher_kind=null", "the name of a checkpoint, such as last"),
+        ("labels.source=guess", "ground_truth, hybrid"),
+        ("labels.cases=some", "organs_complete, tumor, labeled, all"),
+        ("labels.rule=vote", "paper, gt_first"),
+        ("labels.dilation_mm=a", "a number, 0 or more"),
+        ("labels.tumor_inside_fraction=1.5", "a number from 0 to 1"),
+        ("labels.constrain_unlabeled=perhaps", "true or false"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused_in_one_line(
+    override: str, expected: str, config: Callable[..., DictConfig]
+) -> None:
+    given = override.replace("null", "None")
+    with pytest.raises(FlareError, match=rf"^{re.escape(given)}: expected (one of )?{expected}$"):
+        RoundSettings.from_config(config("train", "round=mo1", override))

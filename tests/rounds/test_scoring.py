@@ -17,8 +17,8 @@ from flare.core.geometry import Geometry
 from flare.core.volumes import read_image, write_labels
 from flare.inference.predict import Predicted
 from flare.rounds import ablation
-from flare.rounds.graph import Round
 from flare.rounds.score import finish_round, score_split
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RoundFolder, RunFolder
 from flare.runs.outcomes import Outcome
 from flare.runs.work import Job, LocalExecutor
@@ -52,41 +52,49 @@ def cases(tmp_path: Path) -> list[Case]:
     for case in ("a", "b"):
         label = tmp_path / "labels" / f"{case}.nii.gz"
         write_labels(label, array, GEOMETRY)
-        write_labels(tmp_path / "mo" / "validation" / "predictions" / f"{case}.nii.gz", array, GEOMETRY)
+        write_labels(
+            tmp_path / "rounds" / "mo" / "validation" / "predictions" / f"{case}.nii.gz", array, GEOMETRY
+        )
         made.append(Case(case, label, label, "validation", "partial", (1,), (1,)))
     return made
+
+
+@pytest.fixture
+def mo(config: Callable[..., DictConfig], tmp_path: Path) -> RoundSettings:
+    return RoundSettings.from_config(config("train", "round=mo", f"paths.run={tmp_path}"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RoundFolder:
     """A trained round whose predictions are there."""
     monkeypatch.setattr("flare.rounds.score.predict_split", lambda *_: Predicted())
-    made = RoundFolder(tmp_path / "mo")
+    made = RunFolder(tmp_path).round("mo")
     made.checkpoints.mkdir(parents=True)
     made.last.write_text("weights")
     return made
 
 
 def test_a_score_that_failed_is_tried_again_and_one_that_did_not_is_kept(
-    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+    mo: RoundSettings, cases: list[Case]
 ) -> None:
-    cfg, root = config("train", "round=mo"), tmp_path / "mo" / "validation"
+    root = mo.folder.root / "validation"
     executor = Flaky("b", "score_files")
-    summary, failures = score_split(cfg, cases, root, executor)
+    summary, failures = score_split(mo, cases, root, executor)
     assert [f.case_id for f in failures] == ["b"]
     for _ in range(2):
-        summary, failures = score_split(cfg, cases, root, executor)
+        summary, failures = score_split(mo, cases, root, executor)
         assert failures == []
         assert summary["cases"] == 2
     assert executor.seen == ["score_files"] * 2
 
 
 def test_another_score_of_ones_own_scores_a_round_again(
-    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+    mo: RoundSettings, config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
 ) -> None:
-    root, executor = tmp_path / "mo" / "validation", Flaky("none", "none")
-    score_split(config("train", "round=mo"), cases, root, executor)
-    own = config("train", "round=mo", "evaluation.extra=[{_target_: outside.Volumes, name: liver}]")
+    root, executor = mo.folder.root / "validation", Flaky("none", "none")
+    score_split(mo, cases, root, executor)
+    extra = "evaluation.extra=[{_target_: outside.Volumes, name: liver}]"
+    own = RoundSettings.from_config(config("train", "round=mo", f"paths.run={tmp_path}", extra))
     for _ in range(2):
         summary, failures = score_split(own, cases, root, executor)
         assert failures == []
@@ -95,28 +103,25 @@ def test_another_score_of_ones_own_scores_a_round_again(
     assert executor.seen == ["score_files"] * 2
 
 
-def test_a_case_that_cannot_be_scored_costs_the_others_nothing(
-    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
-) -> None:
-    cfg, root = config("train", "round=mo"), tmp_path / "mo" / "validation"
+def test_a_case_that_cannot_be_scored_costs_the_others_nothing(mo: RoundSettings, cases: list[Case]) -> None:
+    root = mo.folder.root / "validation"
     (root / "predictions" / "b.nii.gz").write_bytes(b"no image")
     executor = Flaky("none", "none")
     for _ in range(2):
-        _, (failure,) = score_split(cfg, cases, root, executor)
+        _, (failure,) = score_split(mo, cases, root, executor)
         assert failure.case_id == "b"
     assert executor.seen == ["score_files"]
 
 
 def test_a_fit_that_failed_is_named_and_made_again(
-    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder
+    mo: RoundSettings, cases: list[Case], folder: RoundFolder
 ) -> None:
-    cfg = config("train", "round=mo")
     executor = Flaky("b", "compare_case")
-    (failure,) = finish_round(cfg, cases, folder, executor)
+    (failure,) = finish_round(mo, cases, executor)
     assert (failure.case_id, failure.error) == ("b", "its worker process died")
     assert read_json(folder.components)["organs"]["liver"]["cases"] == 1
     for _ in range(2):
-        assert finish_round(cfg, cases, folder, executor) == []
+        assert finish_round(mo, cases, executor) == []
         assert read_json(folder.components)["organs"]["liver"]["cases"] == 2
     assert executor.seen == ["score_files", "compare_case", "compare_case"]
 
@@ -125,26 +130,23 @@ def test_a_fit_that_failed_is_named_and_made_again(
     ("function", "step"), [("score_files", "scoring"), ("compare_case", "round=mo, fitting components")]
 )
 def test_a_step_that_failed_in_general_stops_the_run_and_leaves_no_half_result(
-    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder, function: str, step: str
+    mo: RoundSettings, cases: list[Case], folder: RoundFolder, function: str, step: str
 ) -> None:
-    cfg = config("train", "round=mo")
     more = [replace(cases[0], id=name) for name in ("c", "d")]
     predictions = folder.root / "validation" / "predictions"
     for case in more:
         shutil.copy(predictions / "a.nii.gz", predictions / f"{case.id}.nii.gz")
     with pytest.raises(FlareError, match=rf"^{step}: 4 of 4 cases .* 4 x its worker process died \(case a\)"):
-        finish_round(cfg, [*cases, *more], folder, Flaky("", function))
+        finish_round(mo, [*cases, *more], Flaky("", function))
     assert not folder.components.exists()
     assert (folder.root / "validation" / "metrics.csv").exists() == (function == "compare_case")
 
 
-def test_another_checkpoint_is_fitted_anew(
-    config: Callable[..., DictConfig], cases: list[Case], folder: RoundFolder
-) -> None:
-    cfg, executor = config("train", "round=mo"), LocalExecutor(workers=0, retries=0)
-    finish_round(cfg, cases, folder, executor)
+def test_another_checkpoint_is_fitted_anew(mo: RoundSettings, cases: list[Case], folder: RoundFolder) -> None:
+    executor = LocalExecutor(workers=0, retries=0)
+    finish_round(mo, cases, executor)
     folder.last.write_text("other weights")
-    finish_round(cfg, cases, folder, executor)
+    finish_round(mo, cases, executor)
     assert read_json(folder.components)["checkpoint"] == sha256(folder.last)
 
 
@@ -167,12 +169,13 @@ def test_rows_of_the_table_are_means_over_the_cases_that_every_row_has(
             write_labels(path, array, GEOMETRY)
     failure = Outcome("b", error="unreadable")
 
-    def predict(cfg: DictConfig, *_: Any) -> Predicted:
-        return Predicted(failures=[failure] if cfg.round.name == "mo1" else [])
+    def predict(settings: RoundSettings, *_: Any) -> Predicted:
+        return Predicted(failures=[failure] if settings.name == "mo1" else [])
 
     monkeypatch.setattr(ablation, "predict_split", predict)
     overrides = ["data.scoring={split: validation, protocol: present}"]
-    rounds = [Round(n, config("train", f"round={n}", *overrides)) for n in ("mo", "mo1")]
+    overrides += [f"paths.run={tmp_path}"]
+    rounds = [RoundSettings.from_config(config("train", f"round={n}", *overrides)) for n in ("mo", "mo1")]
     trained = ablation.Trained(rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
     results = ablation.write_ablation(trained)
     assert [(r["round"], r["Liver_DSC"], r["organ_mean_DSC"]) for r in results.table] == [
@@ -198,7 +201,7 @@ def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_st
 ) -> None:
     for name in ("table5.csv", "table5.md", "table4.csv", "table5.previous.csv"):
         (tmp_path / name).write_text(name)
-    rounds = [Round("mo", config("train", "round=mo", "data.scoring.split=test"))]
+    rounds = [RoundSettings.from_config(config("train", "round=mo", "data.scoring.split=test"))]
     trained = ablation.Trained(rounds, _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
     results = ablation.write_ablation(trained)
     assert results.table == []

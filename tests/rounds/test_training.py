@@ -23,6 +23,7 @@ from flare.prepare.cohort import Cohort
 from flare.rounds import label as labelling
 from flare.rounds import train as training
 from flare.rounds.iterate import run_round
+from flare.rounds.settings import RoundSettings
 from flare.rounds.train import check_configuration, train
 from flare.runs.checkpoints import load_checkpoint
 from flare.runs.folders import RoundFolder, lock, run_folder
@@ -277,15 +278,19 @@ def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_pa
     named = run_folder(configuration(tmp_path, tmp_path)).round("mo")
     named.checkpoints.mkdir(parents=True)
     shutil.copy(folder.last, named.last)
-    run = run_folder(configuration(tmp_path, tmp_path))
+
+    def check(*overrides: str) -> None:
+        check_configuration(RoundSettings.from_config(configuration(root, tmp_path, *overrides)))
+
     with pytest.raises(FlareError, match=r"round.teacher=mo: .* is a checkpoint of round None"):
-        check_configuration(configuration(root, tmp_path, *pupil), run)
+        check(*pupil)
     chosen = (*pupil, f"round.checkpoint={folder.last}")
-    check_configuration(configuration(root, tmp_path, *chosen), run)
+    check(*chosen)
     with pytest.raises(FlareError, match=r"data.spacing_mm"):
-        check_configuration(configuration(root, tmp_path, *chosen, "data.spacing_mm=[4,2,2]"), run)
+        check(*chosen, "data.spacing_mm=[4,2,2]")
+    check(*chosen, "data.spacing_mm=[4,2,2]", "round.init=fresh")
     with pytest.raises(FlareError, match="another architecture"):
-        check_configuration(configuration(root, tmp_path, *chosen, "model.net.convolutions_per_stage=3"), run)
+        check(*chosen, "model.net.convolutions_per_stage=3")
 
 
 def test_what_refuses_late_leaves_a_finished_round_as_it_is(
@@ -365,7 +370,7 @@ def test_no_worker_process_waits_through_a_training(
     make_labels, fit = labelling.build_training_set, pl.Trainer.fit
 
     def make_labels_in_a_process(*arguments: Any) -> labelling.TrainingSet:
-        (outcome,) = arguments[3].run(os.getpid, {"case": {}})
+        (outcome,) = arguments[2].run(os.getpid, {"case": {}})
         assert outcome.value not in (None, os.getpid())
         alive["before"] = len(multiprocessing.active_children())
         return make_labels(*arguments)
@@ -382,6 +387,6 @@ def test_no_worker_process_waits_through_a_training(
         train(cfg)
     else:
         with closing(build_executor(cfg)) as executor:
-            assert run_round(cfg, cohort, run_folder(cfg), executor) == []
+            assert run_round(RoundSettings.from_config(cfg), cohort, executor) == []
     assert alive == {"before": 1, "while": 0}
     assert (folder.root / "validation" / "summary.json").is_file()  # for which it has workers again

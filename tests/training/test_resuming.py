@@ -200,6 +200,20 @@ def test_killed_at_any_moment_every_checkpoint_is_found_under_its_training(
     assert 2 <= reached < 12
 
 
+def test_a_further_kind_of_checkpoint_is_named_with_its_training(folder: RoundFolder) -> None:
+    """A callback that keeps averaged weights writes its file and nothing else."""
+    good = run(folder, "good").training
+    (good.root / "ema.ckpt").write_text("averaged")
+    (folder.checkpoints / "mine.ckpt").write_text("put there by hand")
+    make_current(good)
+    assert (folder.checkpoints / "ema.ckpt").read_text() == "averaged"
+    run(folder, "typo")  # which averages nothing: its round must not teach with another training's average
+    assert not (folder.checkpoints / "ema.ckpt").exists()
+    run(folder, "good")
+    assert (folder.checkpoints / "ema.ckpt").read_text() == "averaged"
+    assert (folder.checkpoints / "mine.ckpt").read_text() == "put there by hand"
+
+
 def test_half_written_files_of_a_killed_process_are_removed(folder: RoundFolder) -> None:
     training = run(folder, "key").training
     places = (folder.root, folder.checkpoints, training.root)
@@ -272,6 +286,7 @@ def test_what_decides_the_weights_changes_the_key(override: str, config: Compose
         "tta=none",
         "inference=fast",
         "round.unlabeled_teacher=mot",
+        "round.teacher_kind=best",
     ],
 )
 def test_what_only_shows_or_predicts_does_not(override: str, config: Compose) -> None:

@@ -61,7 +61,7 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
     Raises:
         FlareError: If the cohort has no case to learn from.
     """
-    cfg, executor, cohort = trained.rounds[-1].cfg, trained.executor, trained.cohort
+    cfg, executor, cohort = trained.rounds[-1].config, trained.executor, trained.cohort
     if name == "untrained":
         return _untrained(cfg, cohort.require_intensity(), held_out, folder, executor)
     known = select_cases(cohort.cases, "organs_complete" if name == "atlas" else "labeled")

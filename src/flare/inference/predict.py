@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, sha256
-from flare.core.geometry import Geometry
+from flare.core.geometry import Geometry, Volume
+from flare.core.preprocessing import Preprocessed
 from flare.core.volumes import read_image, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
@@ -54,33 +55,63 @@ def predict_case(
         What `inference.csv` says of the case.
     """
     if not settings.measure:
-        return _predict(case, image, target, load_predictor(checkpoint, digest, settings), components)
+        return segment_case(case, image, target, load_predictor(checkpoint, digest, settings), components)[1]
     from flare.inference.engines import choose_device
 
     load_predictor.cache_clear()
     with ResourceSampler(gpu=choose_device(settings.device).type == "cuda") as sampler:
-        row = _predict(case, image, target, load_predictor(checkpoint, digest, settings), components)
+        row = segment_case(case, image, target, load_predictor(checkpoint, digest, settings), components)[1]
     return row | sampler.usage()
 
 
-def _predict(case: str, image: Path, target: Path, predictor: Predictor, components: tuple[int, ...]) -> Row:
-    """Read, segment and write, and say how long each took."""
+def segment_case(
+    case: str,
+    image: Path,
+    target: Path,
+    predictor: Predictor,
+    components: tuple[int, ...],
+    cached: Path | None = None,
+) -> tuple[Volume, Row]:
+    """Read, segment and write, and say how long each took.
+
+    Args:
+        case: Its id.
+        image: File or DICOM folder.
+        target: File to write.
+        predictor: The network.
+        components: Ids of the classes of which only the largest component is kept.
+        cached: The image as it lies in the cache. It is read instead of `image` where it is what the
+            predictor would make of it; a network of another grid or interpolation starts from the image.
+
+    Returns:
+        The segmentation, and what `inference.csv` says of the case.
+    """
     started = time.perf_counter()
-    volume = read_image(image, case)
+    found: Preprocessed | Volume | None = None
+    if cached is not None:
+        from flare.data.cache import read_preprocessed  # the store: only where there is one
+
+        found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
+    found = found or read_image(image, case)
     read = time.perf_counter() - started
-    prediction = predictor.predict(volume, components=components)
+    if isinstance(found, Volume):
+        prediction = predictor.predict(found, components=components)
+    else:
+        prediction = predictor.predict_array(found, components=components)
+    geometry = found.geometry
     written = time.perf_counter()
-    write_prediction(target, prediction, volume.geometry)
+    write_prediction(target, prediction, geometry)
     seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
-    return {
+    row = {
         "case": case,
-        "size": "x".join(str(size) for size in reversed(volume.geometry.shape)),
+        "size": "x".join(str(size) for size in reversed(geometry.shape)),
         "windows": prediction.windows,
         "body_found": prediction.body_found,
         "uncovered_body_vox": prediction.uncovered_body_vox,
         "seconds": round(sum(seconds.values()), 3),
         **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
     }
+    return Volume(prediction.segmentation, geometry), row
 
 
 def write_prediction(target: Path, prediction: Prediction, geometry: Geometry) -> None:
@@ -161,22 +192,22 @@ def predict_cases(
         executor=executor,
         description="predict",
         again=[case for case in known if settings.measure and "time_s" not in journal.values(case)],
-        alone=lambda count: count == 1 or _one_by_one(settings),
+        alone=lambda count: count == 1 or one_by_one(settings),
         before=lambda _: remove_partial(output),
     )
     rows = [done.values[case] for case in sorted(done.values)]
-    _report(rows)
+    report_coverage(rows)
     return Predicted(rows, done.failures)
 
 
-def _one_by_one(settings: InferenceSettings) -> bool:
+def one_by_one(settings: InferenceSettings) -> bool:
     """Whether cases must not run side by side: on a GPU, and to measure."""
     from flare.inference.engines import choose_device
 
     return settings.measure or choose_device(settings.device).type == "cuda"
 
 
-def _report(rows: list[Row]) -> None:
+def report_coverage(rows: list[Row]) -> None:
     """Say where no body was found, and where some of it was not looked at."""
     for row in rows:
         if not row["body_found"]:

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.checks import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choice, number
+from flare.core.checks import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, check_values, choice, number
 from flare.core.errors import FlareError
 from flare.models.names import chosen_networks
 
@@ -49,6 +49,14 @@ RULES = {
     "engine": Rule(
         _builds_an_engine, "torch, or the dotted name of an engine's factory that can be imported"
     ),
+}
+
+
+TRUST = {
+    "allow": Rule(
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "a list of dotted names",
+    )
 }
 
 
@@ -131,6 +139,7 @@ class InferenceSettings:
         Raises:
             FlareError: As the class does.
         """
+        check_values(cfg, TRUST)
         inference = cfg["inference"]
         if not isinstance(inference["body"], Mapping):
             raise FlareError(f"inference.body={inference['body']}: expected a section")

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core import limits as others
 from flare.core.cases import SPLITS, Case, read_label_map
 from flare.core.checks import FLAG, POSITIVE, check_values, choice, limits, several
 from flare.core.classes import ClassList
@@ -74,7 +73,6 @@ class PrepareSettings:
         Raises:
             FlareError: Before any work, if a value means nothing or a required folder is missing.
         """
-        others.check_values(cfg)
         check_values(cfg, RULES)
         data: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
         classes = ClassList.from_config(cfg.classes)

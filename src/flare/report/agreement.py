@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
-from flare.core.cases import Case, read_label_map, select_cases
+from flare.core.cases import Case, select_cases
 from flare.core.classes import ClassList
 from flare.core.volumes import case_id, find_images, match_grid, read_labels
-from flare.rounds.graph import Round
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder
 from flare.runs.work import Executor, run_cases
 
@@ -48,7 +47,7 @@ class Quality:
 
 
 def pseudo_label_quality(
-    rounds: Sequence[Round],
+    rounds: Sequence[RoundSettings],
     cases: Sequence[Case],
     run: RunFolder,
     *,
@@ -73,9 +72,9 @@ def pseudo_label_quality(
     teachers = {r.name: r for r in rounds}
     found = []
     for item in rounds:
-        if item.cfg.labels.source != "hybrid" or item.teacher is None:
+        if not item.is_hybrid or item.teacher is None:
             continue
-        chosen = select_cases(cases, item.cfg.labels.cases)
+        chosen = select_cases(cases, item.labels.cases)
         sample = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLE).astype(int))]
         jobs = {}
         for case in sample:
@@ -83,8 +82,8 @@ def pseudo_label_quality(
             references = _references(case, item, teacher, run, truths)
             prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
-                shared = {"classes": classes, "targets": item.cfg.labels.targets}
-                shared["taught"] = (teacher or item).cfg.labels.targets
+                shared = {"classes": classes, "targets": item.labels.targets}
+                shared["taught"] = (teacher or item).labels.targets
                 jobs[case.id] = {"case": case.id, "prediction": prediction, **references, **shared}
         description = f"compare labels of {item.name}"
         values = []
@@ -93,20 +92,20 @@ def pseudo_label_quality(
                 values.append(outcome.value)
             else:
                 log.warning("case %s is left out of the comparison of labels", outcome.case_id)
-        found.append(_summarise(item.name, ", ".join(item.teachers), len(chosen), values))
+        found.append(_summarise(str(item.name), ", ".join(item.teachers), len(chosen), values))
     return found
 
 
 def _references(
-    case: Case, item: Round, teacher: Round | None, run: RunFolder, truths: Mapping[str, Path]
+    case: Case, item: RoundSettings, teacher: RoundSettings | None, run: RunFolder, truths: Mapping[str, Path]
 ) -> dict[str, Any]:
     """What there is to compare a case's pseudo label with."""
     previous: Path | None = None
     label_map = None
-    if teacher is not None and teacher.cfg.labels.source == "hybrid":
+    if teacher is not None and teacher.is_hybrid:
         previous = run.round(teacher.name).labels / f"{case.id}.nii.gz"
-    elif teacher is not None and case in select_cases([case], teacher.cfg.labels.cases):
-        previous, label_map = case.label, _label_map(teacher.cfg)
+    elif teacher is not None and case in select_cases([case], teacher.labels.cases):
+        previous, label_map = case.label, teacher.labels.merge.label_map
     merged = run.round(item.name).labels / f"{case.id}.nii.gz"
     references = {
         "previous": previous if previous is not None and previous.exists() else None,
@@ -115,11 +114,6 @@ def _references(
     }
     known = references["previous"] or references["truth"]
     return {**references, "label_map": label_map} if known else {}
-
-
-def _label_map(cfg: DictConfig) -> dict[Any, int] | None:
-    found = read_label_map(cfg.data.label_map, ClassList.from_config(cfg.classes))
-    return None if found is None else dict(found)
 
 
 def compare_case(

@@ -14,8 +14,8 @@ from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
 from flare.evaluation.summary import only_learned, read_scores
 from flare.prepare.cohort import Cohort
-from flare.rounds.graph import Round
 from flare.rounds.score import held_out
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RoundFolder, RunFolder
 from flare.runs.journal import Journal
 from flare.runs.records import public_config
@@ -97,7 +97,7 @@ class Facts:
 
 def gather(
     cfg: DictConfig,
-    rounds: Sequence[Round],
+    rounds: Sequence[RoundSettings],
     cohort: Cohort,
     run: RunFolder,
     table: list[Row],
@@ -126,7 +126,7 @@ def gather(
         classes=labels,
         cases=cohort.cases,
         scored=scored,
-        rounds=[_round(r, run.round(r.name), plan[r.name], scored, split, labels) for r in rounds],
+        rounds=[_round(r, run.round(r.name), plan[str(r.name)], scored, split, labels) for r in rounds],
         table=table,
         failed=sorted(set(failed)),
         environment=_json(run.root / "environment.json"),
@@ -136,7 +136,7 @@ def gather(
 
 
 def _round(
-    item: Round,
+    item: RoundSettings,
     folder: RoundFolder,
     plan: dict[str, str],
     scored: Sequence[Case],
@@ -147,8 +147,8 @@ def _round(
     metrics = folder.root / split / "metrics.csv"
     scores = read_scores(metrics) if metrics.exists() else []
     return RoundFacts(
-        name=item.name,
-        teacher=item.teacher if item.cfg.labels.source == "hybrid" else None,
+        name=str(item.name),
+        teacher=item.teacher if item.is_hybrid else None,
         plan=plan,
         curve=[{k: _number(v) for k, v in row.items()} for row in _csv(folder.training_csv)],
         scores=only_learned(scores, classes, plan["targets"]),

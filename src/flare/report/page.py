@@ -23,7 +23,8 @@ from flare.report.agreement import SAMPLE, pseudo_label_quality
 from flare.report.facts import Facts, gather
 from flare.report.figures import data_address, draw_graph, render, to_svg, trend
 from flare.report.pictures import Shown, draw_cases, lookup_table, pack_cases, write_overview
-from flare.rounds.graph import Round, tell_starts
+from flare.rounds.graph import tell_starts
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder
 from flare.runs.journal import Journal
 from flare.runs.records import public_config
@@ -40,7 +41,7 @@ NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
 
 def build_report(
     cfg: DictConfig,
-    rounds: Sequence[Round],
+    rounds: Sequence[RoundSettings],
     cohort: Cohort,
     run: RunFolder,
     results: Results,
@@ -78,8 +79,8 @@ def build_report(
         "facts": facts,
         "starts": tell_starts([r.plan for r in facts.rounds]),
         "today": date.today().isoformat(),
-        "settings": tables.settings_table(public_config(rounds[-1].cfg), facts.last.plan),
-        "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].cfg))),
+        "settings": tables.settings_table(public_config(rounds[-1].config), facts.last.plan),
+        "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].config))),
         "has_truth": truth is not None,
         "sample": SAMPLE,
         "quality": tables.quality_table(quality, facts.classes),
@@ -176,7 +177,7 @@ def write_report(cfg: DictConfig, trained: Trained, results: Results) -> Path:
     config = {
         "format": FORMAT,
         "config": public_config(cfg),
-        "rounds": [public_config(r.cfg) for r in rounds],
+        "rounds": [public_config(r.config) for r in rounds],
         "failed": sorted((f.case_id, str(f.error)) for f in results.failures),
     }
     if not journal.is_current("report", inputs, config):
@@ -186,7 +187,7 @@ def write_report(cfg: DictConfig, trained: Trained, results: Results) -> Path:
 
 
 def _state(
-    cfg: DictConfig, rounds: Sequence[Round], cohort: Cohort, run: RunFolder, truth: Path | None
+    cfg: DictConfig, rounds: Sequence[RoundSettings], cohort: Cohort, run: RunFolder, truth: Path | None
 ) -> dict[str, Any]:
     """What the page is made from: small files by their content, volumes by the journals that made them."""
     split = cfg.data.scoring.split

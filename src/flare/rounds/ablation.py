@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from flare.core.cases import Case
 from flare.core.classes import ClassList
 from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5, write_round_tables
 from flare.prepare.cohort import Cohort
-from flare.rounds.graph import Round, plan_rounds, tell_starts
+from flare.rounds.graph import plan_rounds, tell_starts
 from flare.rounds.score import held_out, predict_split, score_split
+from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder
 from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor
@@ -38,7 +37,7 @@ class Trained:
         executor: Where cases are worked on.
     """
 
-    rounds: Sequence[Round]
+    rounds: Sequence[RoundSettings]
     cohort: Cohort
     run: RunFolder
     executor: Executor
@@ -71,32 +70,31 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
         baselines: Name of a row -> what predicts its cases.
     """
     rounds, run, executor = trained.rounds, trained.run, trained.executor
-    cfg = rounds[-1].cfg
-    split = cfg.data.scoring.split
+    last = rounds[-1]
+    split, classes = last.split, last.classes
     cases = held_out(trained.cohort.cases, split)
     if not cases:
         log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
         _set_tables_aside(run.root)
         return Results([], [])
-    classes = ClassList.from_config(cfg.classes)
     scores: dict[str, list[dict[str, Any]]] = {}
     failures: list[Outcome] = []
     for item in rounds:
-        folder = run.round(item.name)
-        predicted = predict_split(item.cfg, cases, folder, split, executor)
-        scores[item.name], failed = _score(item.cfg, cases, predicted.failures, folder.root / split, executor)
+        name, folder = str(item.name), item.folder.root / split
+        predicted = predict_split(item, cases, split, executor)
+        scores[name], failed = _score(item, cases, predicted.failures, folder, executor)
         failures += failed
     write_round_tables(
         run.root,
-        scores=scores[item.name],
-        summary=summarise(scores[item.name], classes),
+        scores=scores[name],
+        summary=summarise(scores[name], classes),
         inference=predicted.rows,
         classes=classes,
-        targets=cfg.labels.targets,
+        targets=last.labels.targets,
     )
     for name, predict in (baselines or {}).items():
         place = run.root / "baselines" / name
-        scores[name], failed = _score(cfg, cases, predict(cases, place), place, executor)
+        scores[name], failed = _score(last, cases, predict(cases, place), place, executor)
         failures += failed
     common = common_cases(scores)
     told = f"mean over {len(common)} cases"
@@ -149,9 +147,9 @@ def _set_tables_aside(folder: Path) -> None:
 
 
 def _score(
-    cfg: DictConfig, cases: Sequence[Case], refused: list[Outcome], folder: Path, executor: Executor
+    settings: RoundSettings, cases: Sequence[Case], refused: list[Outcome], folder: Path, executor: Executor
 ) -> tuple[list[dict[str, Any]], list[Outcome]]:
     """Score the cases that were predicted; returns their scores and the failures of both steps."""
     failed = {f.case_id for f in refused}
-    _, failures = score_split(cfg, [c for c in cases if c.id not in failed], folder, executor)
+    _, failures = score_split(settings, [c for c in cases if c.id not in failed], folder, executor)
     return read_scores(folder / "metrics.csv"), [*refused, *failures]

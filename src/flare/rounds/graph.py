@@ -1,9 +1,8 @@
-"""The graph of rounds: which exist, who teaches whom, and each round's whole configuration."""
+"""The graph of rounds: which exist, who teaches whom, and what each is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,13 @@ from flare.core.cases import Case, select_cases
 from flare.core.conf import CONF
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
-from flare.merging.rules import MergeRules
 from flare.models.names import describe_network
-from flare.rounds.teachers import require_teacher, unlabeled_teacher
-from flare.runs.folders import RunFolder
+from flare.rounds.settings import RoundSettings
+from flare.rounds.teachers import require_teacher
 from flare.runs.work import console
 
-SOURCES = ("ground_truth", "hybrid")
 
-
-@dataclass(frozen=True)
-class Round:
-    """One round: its configuration as `train.py round=<name>` would compose it.
-
-    Args:
-        name: `mo` ... `mot3`.
-        cfg: Configuration of `train` for this round, with the user's overrides.
-    """
-
-    name: str
-    cfg: DictConfig
-
-    @property
-    def teacher(self) -> str | None:
-        """The round whose last checkpoint makes the pseudo labels."""
-        return self.cfg.round.teacher
-
-    @property
-    def unlabeled_teacher(self) -> str | None:
-        """The round that labels its cases without ground truth, where that is not `teacher`."""
-        return unlabeled_teacher(self.cfg)
-
-    @property
-    def teachers(self) -> list[str]:
-        """The rounds that teach it, the main one first."""
-        return [name for name in (self.teacher, self.unlabeled_teacher) if name is not None]
-
-    def teacher_of(self, case: Case) -> str | None:
-        """The round that makes a case's pseudo label."""
-        return self.teacher if case.is_labeled else self.unlabeled_teacher or self.teacher
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether its labels or its weights come from a teacher."""
-        return self.cfg.labels.source == "hybrid"
-
-
-def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list[Round]:
+def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list[RoundSettings]:
     """Compose each round's configuration and put teachers before their pupils.
 
     Args:
@@ -79,8 +38,8 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     unknown = [name for name in names if name not in known]
     if unknown:
         raise FlareError(f"rounds: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
-    rounds = {name: Round(name, _compose([*forwarded, f"round={name}"])) for name in names}
-    ordered: list[Round] = []
+    rounds = {n: RoundSettings.from_config(_compose([*forwarded, f"round={n}"])) for n in names}
+    ordered: list[RoundSettings] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
@@ -106,19 +65,7 @@ def _compose(overrides: list[str]) -> DictConfig:
         return compose("train", overrides)
 
 
-def check_labels(cfg: DictConfig) -> None:
-    """Refuse, before any work, what `labels` cannot be.
-
-    Raises:
-        FlareError: Naming the config key.
-    """
-    if cfg.labels.source not in SOURCES:
-        raise FlareError(f"labels.source: expected one of {list(SOURCES)}, given {cfg.labels.source!r}")
-    select_cases([], cfg.labels.cases)
-    MergeRules.from_config(cfg.labels)
-
-
-def check_rounds(rounds: Sequence[Round], run: RunFolder) -> None:
+def check_rounds(rounds: Sequence[RoundSettings]) -> None:
     """Refuse, before any work, rounds whose teachers are neither planned nor there.
 
     Raises:
@@ -127,14 +74,13 @@ def check_rounds(rounds: Sequence[Round], run: RunFolder) -> None:
     if not rounds:
         raise FlareError("rounds: expected at least one, given none")
     for number, item in enumerate(rounds):
-        check_labels(item.cfg)
-        require_teacher(item.cfg, run, [r.name for r in rounds[:number]])
+        require_teacher(item, [str(r.name) for r in rounds[:number]])
 
 
 Row = dict[str, Any]
 
 
-def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
+def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[Row]:
     """Resolve model, teacher, targets, number of cases and inference settings of each round.
 
     Args:
@@ -147,21 +93,21 @@ def plan_rounds(rounds: Sequence[Round], cases: Sequence[Case]) -> list[Row]:
     return [
         {
             "round": r.name,
-            "cases": len(select_cases(cases, r.cfg.labels.cases)),
-            "of": r.cfg.labels.cases,
-            "labels": r.cfg.labels.source,
+            "cases": len(select_cases(cases, r.labels.cases)),
+            "of": r.labels.cases,
+            "labels": r.labels.source,
             "teacher": r.teacher,
             "unlabeled_teacher": r.unlabeled_teacher,
-            "targets": r.cfg.labels.targets,
-            "model": r.cfg.model.name,
-            "network": describe_network(r.cfg.model.net),
-            "init": r.cfg.round.init if r.teacher else "fresh",
-            "epochs": r.cfg.trainer.max_epochs,
-            "iterations": r.cfg.trainer.limit_train_batches,
-            "patch": " ".join(map(str, r.cfg.data.patch_size)),
-            "inference": r.cfg.inference.name,
-            "tta": r.cfg.tta,
-            "restore": r.cfg.restore,
+            "targets": r.labels.targets,
+            "model": r.config.model.name,
+            "network": describe_network(r.config.model.net),
+            "init": r.init if r.teacher else "fresh",
+            "epochs": r.config.trainer.max_epochs,
+            "iterations": r.config.trainer.limit_train_batches,
+            "patch": " ".join(map(str, r.config.data.patch_size)),
+            "inference": r.inference.name,
+            "tta": r.inference.tta,
+            "restore": r.inference.restore,
         }
         for r in rounds
     ]

@@ -10,15 +10,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from flare.core.checks import FLAG
 from flare.core.files import remove_partial
-from flare.core.limits import check_values
-from flare.evaluation.scores import ScoreSettings
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.settings import PrepareSettings
 from flare.rounds.ablation import Results, Trained, write_ablation
-from flare.rounds.graph import Round, check_rounds, compose_rounds, plan_rounds, print_plan, write_plan
+from flare.rounds.graph import check_rounds, compose_rounds, plan_rounds, print_plan, write_plan
 from flare.rounds.label import build_training_set
 from flare.rounds.score import finish_round
+from flare.rounds.settings import RoundSettings
 from flare.rounds.teachers import present_teachers
 from flare.runs.folders import RunFolder, lock, run_folder
 from flare.runs.journal import Journal
@@ -26,7 +26,6 @@ from flare.runs.outcomes import Outcome, report_failures
 from flare.runs.records import plain_config, record_environment
 from flare.runs.work import Executor, build_executor
 from flare.training.resuming import find_training, is_trained, make_current, training_key
-from flare.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +52,8 @@ def iterate(
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     rounds = compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
-    for item in rounds:
-        check_values(item.cfg)
-        TrainingSettings.from_config(item.cfg)
-        ScoreSettings.from_config(item.cfg, "data.scoring.protocol")
-    check_rounds(rounds, run)
+    FLAG.require("dry_run", cfg.dry_run)
+    check_rounds(rounds)
     PrepareSettings.from_config(cfg)
     if cfg.dry_run:
         plan = plan_rounds(rounds, analyse(cfg))
@@ -74,7 +70,7 @@ def iterate(
         return _run(cfg, rounds, run, finish)
 
 
-def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
+def _check(rounds: Sequence[RoundSettings], run: RunFolder) -> Callable[[], None]:
     """Refuse, before any work, rounds that cannot be trained; returns what notes that they can.
 
     What was found sound once is not looked into again.
@@ -82,16 +78,16 @@ def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
     journal = Journal(run.root / "journal" / "configurations.jsonl")
     sound = []
     for number, item in enumerate(rounds):
-        planned = {r.name: r.cfg for r in rounds[:number]}
-        inputs = {t.key: t.checkpoint for t in present_teachers(item.cfg, run, list(planned))}
-        models = {name: plain_config(cfg.model) for name, cfg in planned.items()}
-        known = item.name, inputs, {**plain_config(item.cfg), "planned": models}
+        planned = {str(r.name): r for r in rounds[:number]}
+        inputs = {t.key: t.checkpoint for t in present_teachers(item, list(planned))}
+        models = {name: plain_config(r.config.model) for name, r in planned.items()}
+        known = str(item.name), inputs, {**plain_config(item.config), "planned": models}
         if not journal.is_current(*known):
             from flare.rounds.train import (
                 check_configuration,  # torch: only where there is something to check
             )
 
-            check_configuration(item.cfg, run, planned)
+            check_configuration(item, planned)
             sound.append(known)
 
     def note() -> None:
@@ -102,7 +98,7 @@ def _check(rounds: Sequence[Round], run: RunFolder) -> Callable[[], None]:
 
 
 def _run(
-    cfg: DictConfig, rounds: Sequence[Round], run: RunFolder, finish: Callable[[Trained], Results]
+    cfg: DictConfig, rounds: Sequence[RoundSettings], run: RunFolder, finish: Callable[[Trained], Results]
 ) -> dict[str, Any]:
     """Prepare once, then round after round, then the table."""
     cohort = prepare_cohort(cfg)
@@ -117,7 +113,7 @@ def _run(
             spent = time.monotonic() - started
             left = f", about {spent / number * (len(rounds) - number) / 60:.0f} min left" if number else ""
             log.info("round %s, %d of %d%s", item.name, number + 1, len(rounds), left)
-            failures += run_round(item.cfg, cohort, run, executor)
+            failures += run_round(item, cohort, executor)
         results = finish(Trained(rounds, cohort, run, executor))
     finally:
         executor.close()
@@ -126,13 +122,12 @@ def _run(
     return {"plan": plan, "table": results.table}
 
 
-def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executor) -> list[Outcome]:
+def run_round(settings: RoundSettings, cohort: Cohort, executor: Executor) -> list[Outcome]:
     """Label, train and validate one round; what is done and unchanged is left alone.
 
     Args:
-        cfg: The round's configuration.
+        settings: The round.
         cohort: The prepared cohort.
-        run: The run's folder.
         executor: Where cases are worked on.
 
     Returns:
@@ -142,11 +137,11 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
         FlareError: If a step failed in general, see `outcomes.stop_on_faults`.
     """
     intensity = cohort.require_intensity()
-    folder = run.round(cfg.round.name)
+    folder = settings.folder
     with lock(folder.root):
         remove_partial(folder.root, below=True)
-        training = build_training_set(cfg, cohort.cases, run, executor)
-        known = find_training(folder, training_key(TrainingSettings.from_config(cfg), training.key))
+        training = build_training_set(settings, cohort.cases, executor)
+        known = find_training(folder, training_key(settings.training, training.key))
         if known is not None and is_trained(known):
             make_current(known)
         else:
@@ -155,5 +150,5 @@ def run_round(cfg: DictConfig, cohort: Cohort, run: RunFolder, executor: Executo
             )
 
             executor.close()  # its processes would wait through the whole training, with their memory
-            train_round(cfg, run, training=training, cases=cohort.cases, intensity=intensity)
-        return [*training.failures, *finish_round(cfg, cohort.cases, folder, executor)]
+            train_round(settings, training, cohort.cases, intensity)
+        return [*training.failures, *finish_round(settings, cohort.cases, executor)]

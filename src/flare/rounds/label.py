@@ -1,212 +1,208 @@
-"""A round's training labels: ground truth as it is, or predict with the teacher, merge, and cache."""
+"""A round's training labels: ground truth as it is, or predict with the teacher, merge, select and cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import Case, read_label_map, select_cases
-from flare.core.classes import ClassList
+from flare.core.cases import Case, read_index, select_cases
 from flare.core.errors import FlareError
-from flare.core.files import config_hash, sha256
+from flare.core.files import config_hash, remove_partial, sha256
 from flare.inference.components import fitted_classes
-from flare.inference.predict import Predicted, predict_cases
-from flare.inference.settings import InferenceSettings
-from flare.merging.merge import MergedCohort, merge_round
-from flare.merging.rules import MergeRules, PseudoSource
-from flare.rounds.teachers import UNLABELED, Teacher, require_teacher, teachers_of
-from flare.runs.folders import PreparedFolder, RoundFolder, RunFolder, prepared_folder, round_of
-from flare.runs.outcomes import Outcome, stop_on_faults
-from flare.runs.work import Executor, failed_share, run_cases
+from flare.inference.predict import one_by_one, report_coverage
+from flare.merging.merge import MergedFolder
+from flare.merging.plain_folders import FOLDERS, FolderSettings, merge_folders
+from flare.merging.provenance import TABLE
+from flare.rounds.label_case import LabelJob, Labeller, label_case
+from flare.rounds.settings import RoundSettings, TrainingSet
+from flare.rounds.teachers import UNLABELED, read_teacher, require_teacher, teachers_of
+from flare.runs.folders import lock, round_of
+from flare.runs.journal import Resumed, resume_cases
+from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
+from flare.runs.work import Executor, build_executor, console
 
-FORMAT = 1  # raised when what is cached changes, so that labels cached before are redone
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a round trains on.
-
-    Args:
-        items: Case id -> (cached image, cached labels), in index order.
-        key: Digest of all of it: equal keys train equal networks.
-        failures: Cases that could not be labelled, and why.
-    """
-
-    items: dict[str, tuple[Path, Path]]
-    key: str
-    failures: list[Outcome]
+log = logging.getLogger(__name__)
+CHANGED = "its files changed after they were cached: start again"
 
 
-def build_training_set(
-    cfg: DictConfig, cases: Sequence[Case], run: RunFolder, executor: Executor
-) -> TrainingSet:
+def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> TrainingSet:
     """Make the labels of a round, or find them made; only what is new or changed is done again.
 
     Args:
-        cfg: The round's configuration.
+        settings: The round.
         cases: The prepared cohort.
-        run: The run's folder.
         executor: Where the cases are worked on.
 
     Raises:
         FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases
             away.
     """
-    chosen = select_cases(cases, cfg.labels.cases)
+    name, prepared = settings.name, settings.prepared
+    chosen = select_cases(cases, settings.labels.cases)
     if not chosen:
         raise FlareError(
-            f"round={cfg.round.name}: no training case is {cfg.labels.cases!r} (labels.cases); "
+            f"round={name}: no training case is {settings.labels.cases!r} (labels.cases); "
             "see the label analysis of the cohort"
         )
-    require_teacher(cfg, run)
-    prepared = prepared_folder(cfg)
-    cache = prepared.journal("cache")
+    require_teacher(settings)
+    images = prepared.journal("cache")
     failures: list[Outcome] = []
-    if cfg.labels.source == "ground_truth":
-        cached = {c.id: (prepared.labels(c.id), cache.output_hash(c.id, "labels")) for c in chosen}
+    weights: dict[str, float] = {}
+    if settings.is_hybrid or settings.labels.select is not None:
+        done = label_cases(settings, chosen, executor).done
+        weights = {case: values["weight"] for case, values in done.values.items() if values["cached"]}
+        moved = [Outcome(c, error=CHANGED, is_fault=True) for c in done.values if c not in weights]
+        failures += [*done.failures, *moved]
+        journal, step, place = settings.folder.journal("label"), "cached", settings.folder.cached
     else:
-        merged = label_cases(cfg, chosen, run, executor)
-        cached, failed = _cache(merged, prepared, run.round(cfg.round.name), executor)
-        failures = [*merged.failures, *failed]
-        stop_on_faults(failed, f"round={cfg.round.name}, caching labels", merged.labels, failed_share(cfg))
-    items = {c.id: (prepared.image(c.id), cached[c.id][0]) for c in chosen if c.id in cached}
-    if not items:
-        raise FlareError(f"round={cfg.round.name}: no training case could be labelled: {failures[0].error}")
-    parts = [(case, cache.output_hash(case, "image"), cached[case][1]) for case in items]
+        weights = dict.fromkeys((case.id for case in chosen), 1.0)
+        journal, step, place = images, "labels", prepared.labels
+    weights = {c.id: weights[c.id] for c in chosen if weights.get(c.id, 0) > 0}  # in index order
+    if not weights:
+        why = failures[0].error if failures else "labels.select drops every case"
+        raise FlareError(f"round={name}: no training case could be labelled: {why}")
+    items = {case: (prepared.image(case), place(case)) for case in weights}
+    parts = [
+        (case, images.output_hash(case, "image"), journal.output_hash(case, step), weight)
+        for case, weight in weights.items()
+    ]
     # the teacher also decides where the weights start, and statistics how images are normalised
-    start = _teacher_hash(cfg, run) if cfg.round.init == "teacher" else None
+    teachers = teachers_of(settings) if settings.init == "teacher" else []
+    start = sha256(teachers[0].checkpoint) if teachers else None
     key = config_hash([parts, start, sha256(prepared.statistics)])
-    return TrainingSet(items, key, failures)
+    return TrainingSet(items, weights, key, failures)
 
 
-def label_cases(
-    cfg: DictConfig,
-    cases: Sequence[Case],
-    run: RunFolder,
-    executor: Executor,
-    rules: MergeRules | None = None,
-) -> MergedCohort:
-    """Predict cases with a round's teachers and merge the pseudo labels with their ground truth.
-
-    Cases without ground truth may have a teacher of their own (`round.unlabeled_teacher`). The
-    post-processing fitted on the very teacher (`components.json`) is applied to what it predicts.
+def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:
+    """Label a round's cases, each in one go; only what is new or changed is done again.
 
     Args:
-        cfg: The round's configuration.
-        cases: The round's training cases.
-        run: The run's folder.
+        settings: The round.
+        cases: Its training cases.
         executor: Where the cases are worked on.
-        rules: How to merge, if not as `cfg.labels` says.
 
     Returns:
-        The merged labels on the original grids; `failures` holds those of both steps.
+        The merged labels on the original grids; of each case what `label_case` gives.
 
     Raises:
-        FlareError: If either step failed in general, see `outcomes.stop_on_faults`.
+        FlareError: If the step failed in general, see `outcomes.stop_on_faults`.
     """
-    classes = ClassList.from_config(cfg.classes)
-    folder = run.round(cfg.round.name)
-    failures: list[Outcome] = []
-    sources: dict[str, PseudoSource] = {}
-    for teacher, pupils in _assign(cases, teachers_of(cfg, run)):
+    images = settings.prepared.journal("cache")
+    jobs: dict[str, LabelJob] = {}
+    for case, labeller in _assign(settings, cases):
+        job = LabelJob(case, None, "", labeller, settings.labels, settings.folder)
+        if images.is_current(case.id, job.files, None):
+            digest = images.output_hash(case.id, "image")
+            job = replace(job, cached=settings.prepared.image(case.id), cached_sha256=digest)
+        jobs[case.id] = job
+    fresh = {case: job for case, job in jobs.items() if job.labeller and not job.is_predicted()}
+    one = _resume(settings, fresh, executor, is_fresh=True)
+    other = _resume(settings, {c: jobs[c] for c in jobs if c not in fresh}, executor, is_fresh=False)
+    values = one.values | other.values
+    done = Resumed(
+        {case.id: values[case.id] for case in cases if case.id in values},
+        one.processed + other.processed,
+        one.failures + other.failures,
+    )
+    stop_on_faults(done.failures, f"round={settings.name}, labelling", jobs, settings.max_failed)
+    report_coverage([v["prediction"] for v in done.values.values() if v["prediction"] is not None])
+    for what, count in (
+        ("dropped", sum(v["weight"] == 0 for v in done.values.values())),
+        ("masked in part", sum(v["ignored"] > 0 for v in done.values.values())),
+    ):
+        if count:
+            log.info("labels.select: %d of %d cases %s", count, len(jobs), what)
+    return MergedFolder.told(settings.folder.labels, done, settings.classes)
+
+
+def _resume(
+    settings: RoundSettings, jobs: Mapping[str, LabelJob], executor: Executor, *, is_fresh: bool
+) -> Resumed:
+    """Do what is new or changed among cases of which all need the network, or none."""
+    return resume_cases(
+        label_case,
+        {case: {"job": job} for case, job in jobs.items()},
+        inputs={case: job.inputs for case, job in jobs.items()},
+        config=lambda case: jobs[case].config,
+        outputs=lambda case: jobs[case].outputs,
+        journal=settings.folder.journal("label"),
+        executor=executor,
+        description="label",
+        again=jobs if is_fresh else (),
+        # without a network, cases are done side by side on a machine with a GPU as well
+        alone=lambda count: is_fresh and (count == 1 or one_by_one(settings.labels.inference)),
+        before=lambda _: remove_partial(settings.folder.root, below=True),
+    )
+
+
+def _assign(settings: RoundSettings, cases: Sequence[Case]) -> list[tuple[Case, Labeller | None]]:
+    """Give each case to its teacher, the cases of one teacher together so that its network stays loaded."""
+    if not settings.is_hybrid:
+        return [(case, None) for case in cases]
+    labellers = {}
+    for teacher in teachers_of(settings):
         digest = sha256(teacher.checkpoint)
-        failures += _predict(cfg, teacher, digest, pupils, folder, executor).failures
-        sources |= {case.id: PseudoSource(teacher.round, digest) for case in pupils}
-    step, ids = f"round={cfg.round.name}", [case.id for case in cases]
-    stop_on_faults(failures, f"{step}, predicting", ids, failed_share(cfg))
-    failed = {f.case_id for f in failures}
-    merged = merge_round(
-        [c for c in cases if c.id not in failed],
-        folder,
-        classes=classes,
-        label_map=read_label_map(cfg.data.label_map, classes),
-        rules=rules or MergeRules.from_config(cfg.labels),
-        teachers=sources,
-        executor=executor,
-    )
-    stop_on_faults(merged.failures, f"{step}, merging labels", ids, failed_share(cfg))
-    merged.failures[:0] = failures
-    return merged
+        fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
+        labellers[teacher.key] = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
+    main = next(iter(labellers))
+    keys = [UNLABELED if UNLABELED in labellers and not c.is_labeled else main for c in cases]
+    return [
+        (case, labellers[key])
+        for key in labellers
+        for case, own in zip(cases, keys, strict=True)
+        if own == key
+    ]
 
 
-def _assign(cases: Sequence[Case], teachers: Sequence[Teacher]) -> list[tuple[Teacher, list[Case]]]:
-    """Give each case to its teacher: one without ground truth to that of its own, where there is one."""
-    taught: dict[str, list[Case]] = {teacher.key: [] for teacher in teachers}
-    for case in cases:
-        key = UNLABELED if UNLABELED in taught and not case.is_labeled else teachers[0].key
-        taught[key].append(case)
-    return [(teacher, taught[teacher.key]) for teacher in teachers if taught[teacher.key]]
-
-
-def _predict(
-    cfg: DictConfig,
-    teacher: Teacher,
-    digest: str,
-    cases: Sequence[Case],
-    folder: RoundFolder,
-    executor: Executor,
-) -> Predicted:
-    """Predict cases with one teacher, post-processed as was fitted on it in its own round."""
-    fitted = round_of(teacher.checkpoint).components
-    return predict_cases(
-        teacher.checkpoint,
-        {c.id: c.image for c in cases},
-        folder.predictions,
-        settings=InferenceSettings.from_config(cfg),
-        executor=executor,
-        journal=folder.journal("predict"),
-        components=fitted_classes(fitted, digest, ClassList.from_config(cfg.classes)),
-    )
-
-
-def _teacher_hash(cfg: DictConfig, run: RunFolder) -> str | None:
-    """Hash of the checkpoint from which weights may start."""
-    teachers = teachers_of(cfg, run)
-    return sha256(teachers[0].checkpoint) if teachers else None
-
-
-def _cache(
-    merged: MergedCohort, prepared: PreparedFolder, folder: RoundFolder, executor: Executor
-) -> tuple[dict[str, tuple[Path, str]], list[Outcome]]:
-    """Bring merged labels to the training grid; returns path and hash of each, and what failed."""
-    journal, images = folder.journal("cache"), prepared.journal("cache")
-    config = {"format": FORMAT, "spacing_mm": prepared.spacing_mm}
-    inputs = {
-        case: {"labels": digest, "image": images.output_hash(case, "image")}
-        for case, digest in merged.hashes.items()
-    }
-    targets = {case: folder.training_labels / f"{case}.b2nd" for case in inputs}
-    jobs: dict[str, dict[str, Any]] = {
-        case: {"case": case, "labels": merged.labels[case], "image": prepared.image(case), "target": target}
-        for case, target in targets.items()
-        if not journal.is_current(case, inputs[case], config)
-    }
-    failures = []
-    for outcome in run_cases(cache_merged, jobs, executor=executor, description="cache labels"):
-        if outcome.error is None:
-            case = outcome.case_id
-            journal.record(case, inputs[case], config, {"labels": targets[case]})
-        else:
-            failures.append(outcome)
-    failed = {f.case_id for f in failures}
-    done = {c: (target, journal.output_hash(c, "labels")) for c, target in targets.items() if c not in failed}
-    return done, failures
-
-
-def cache_merged(case: str, labels: Path, image: Path, target: Path) -> None:
-    """Store a merged label map on the grid of its cached image.
+def merge(cfg: DictConfig) -> dict[str, Any]:
+    """Merge ground truth and pseudo labels, of a round's cases or of three plain folders.
 
     Args:
-        case: The case id.
-        labels: Merged labels on the original grid, class ids.
-        image: The cached image.
-        target: The file to write.
-    """
-    from flare.core.volumes import read_image
-    from flare.data.cache import cache_labels
+        cfg: Configuration of `merge_labels`: either `round`, or `ground_truth`, `pseudo` and `output`.
 
-    cache_labels(read_image(labels, case), target, image=image, case_id=case)
+    Returns:
+        `output` and `provenance` (paths), `merged` and `unchanged` (case ids), `summary` (Markdown).
+
+    Raises:
+        FlareError: If both or neither is given, before any work; at the end, if a case failed, naming it.
+    """
+    given = [key for key in FOLDERS if cfg[key] is not None]
+    if (cfg.round.name is None) == (not given):
+        what = f"given round={cfg.round.name} and {', '.join(given)}" if given else "given neither"
+        raise FlareError(f"expected either round, or all of {', '.join(FOLDERS)}; {what}")
+    if given and len(given) < len(FOLDERS):
+        missing = ", ".join(key for key in FOLDERS if key not in given)
+        raise FlareError(f"expected all of {', '.join(FOLDERS)}; missing: {missing}")
+    with closing(build_executor(cfg)) as executor:
+        if given:
+            found = merge_folders(FolderSettings.from_config(cfg), executor)
+        else:
+            found = _merge_round(RoundSettings.from_config(cfg, rules=cfg), executor)
+    console.print(found.summary, markup=False, soft_wrap=True)
+    report_failures(found.done.failures, "merge_labels")
+    return {
+        "output": found.folder,
+        "provenance": found.folder / TABLE,
+        "merged": found.done.processed,
+        "unchanged": [case for case in found.done.values if case not in set(found.done.processed)],
+        "summary": found.summary,
+    }
+
+
+def _merge_round(settings: RoundSettings, executor: Executor) -> MergedFolder:
+    """Label the training cases of a round."""
+    if not settings.is_hybrid:
+        raise FlareError(
+            f"round={settings.name} trains on the ground truth alone "
+            f"(labels.source={settings.labels.source}): there is nothing to merge"
+        )
+    require_teacher(settings)
+    read_teacher(settings)
+    cases = select_cases(read_index(settings.prepared.index), settings.labels.cases)
+    with lock(settings.folder.root):
+        return label_cases(settings, cases, executor)

@@ -1,4 +1,4 @@
-"""The checkpoints that teach a round: which they are, and refused if not those that the round expects."""
+"""Who teaches a round: the checkpoints that its labels and weights come from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.runs.folders import RunFolder, named_run
+from flare.rounds.settings import RoundSettings
 
 if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
@@ -26,8 +24,8 @@ class Teacher:
     """A checkpoint that a round learns from.
 
     Args:
-        key: The key of `cfg.round` that names it.
-        round: Whose last checkpoint it is; None for one named by hand, which may be of any round.
+        key: The key of `round` that names it.
+        round: Whose checkpoint it is; None for a file named by hand, which may be of any round.
         checkpoint: Its path.
     """
 
@@ -36,111 +34,99 @@ class Teacher:
     checkpoint: Path
 
 
-def unlabeled_teacher(cfg: DictConfig) -> str | None:
-    """The round that labels a round's cases without ground truth, where that is not `round.teacher`."""
-    has_unlabeled = cfg.labels.source == "hybrid" and cfg.labels.cases == "all"
-    name = cfg.round.unlabeled_teacher if has_unlabeled else None
-    return None if name == cfg.round.teacher and cfg.round.checkpoint is None else name
-
-
-def teachers_of(cfg: DictConfig, run: RunFolder) -> list[Teacher]:
+def teachers_of(settings: RoundSettings) -> list[Teacher]:
     """The teachers of a round: of its weights and most labels, then that of its cases without ground truth.
 
-    Args:
-        cfg: The round's configuration.
-        run: The run's folder.
-
     Returns:
-        None, one or two; the first is `round.checkpoint`, or the last checkpoint of `round.teacher`.
+        None, one or two; the first is `round.checkpoint`, or `round.teacher`'s of `round.teacher_kind`.
     """
     found = []
-    if cfg.round.checkpoint is not None:
-        found.append(Teacher("checkpoint", None, Path(str(cfg.round.checkpoint))))
-    elif cfg.round.teacher is not None:
-        found.append(Teacher("teacher", cfg.round.teacher, _last(cfg, run, cfg.round.teacher)))
-    second = unlabeled_teacher(cfg)
+    if settings.checkpoint is not None:
+        found.append(Teacher("checkpoint", None, settings.checkpoint))
+    elif settings.teacher is not None:
+        found.append(Teacher("teacher", settings.teacher, _checkpoint(settings, settings.teacher)))
+    second = settings.unlabeled_teacher
     if second is not None:
-        found.append(Teacher(UNLABELED, second, _last(cfg, run, second)))
+        found.append(Teacher(UNLABELED, second, _checkpoint(settings, second)))
     return found
 
 
-def _last(cfg: DictConfig, run: RunFolder, name: str) -> Path:
-    """A round's last checkpoint: the run's own, or else, for a job of a sweep, that of the run it names."""
-    own, outside = run.round(name).last, named_run(cfg).round(name).last
+def _checkpoint(settings: RoundSettings, name: str) -> Path:
+    """A round's checkpoint: the run's own, or else, for a job of a sweep, that of the run it names."""
+    file = f"{settings.teacher_kind}.ckpt"
+    own, outside = (run.round(name).checkpoints / file for run in (settings.run, settings.named_run))
     return outside if outside.is_file() and not own.is_file() else own
 
 
-def present_teachers(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> list[Teacher]:
+def present_teachers(settings: RoundSettings, planned: Sequence[str] = ()) -> list[Teacher]:
     """The teachers of a round's labels or weights whose checkpoint is there before the run starts.
 
     Args:
-        cfg: The round's configuration.
-        run: The run's folder.
+        settings: The round.
         planned: Rounds that will have run before this one.
     """
-    if cfg.labels.source != "hybrid" and cfg.round.init != "teacher":
+    if not settings.is_hybrid and settings.init != "teacher":
         return []
-    return [teacher for teacher in teachers_of(cfg, run) if teacher.round not in planned]
+    return [teacher for teacher in teachers_of(settings) if teacher.round not in planned]
 
 
-def require_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> None:
+def require_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> None:
     """Refuse a round whose teachers have no checkpoint, before any work.
 
     Args:
-        cfg: The round's configuration.
-        run: The run's folder.
+        settings: The round.
         planned: Rounds that will have run before this one.
 
     Raises:
         FlareError: With the command that makes the teacher.
     """
-    if cfg.labels.source != "hybrid":
+    if not settings.is_hybrid:
         return
-    if cfg.round.checkpoint is None and cfg.round.teacher is None:
-        raise FlareError(
-            f"round={cfg.round.name}: hybrid labels need a teacher: set round.teacher or round.checkpoint"
-        )
-    for teacher in present_teachers(cfg, run, planned):
-        if teacher.checkpoint.is_file():
+    name = settings.name
+    if settings.checkpoint is None and settings.teacher is None:
+        raise FlareError(f"round={name}: hybrid labels need a teacher: set round.teacher or round.checkpoint")
+    for teacher in present_teachers(settings, planned):
+        path = teacher.checkpoint
+        if path.is_file():
             continue
         if teacher.round is None:
-            path = teacher.checkpoint
-            raise FlareError(f"round.checkpoint={path}: no such file (round={cfg.round.name})")
+            raise FlareError(f"round.checkpoint={path}: no such file (round={name})")
+        kind = "" if settings.teacher_kind == "last" else f", round.teacher_kind={settings.teacher_kind}"
         raise FlareError(
-            f"round={cfg.round.name} needs its teacher's checkpoint {teacher.checkpoint}, which does not "
-            f"exist (round.{teacher.key}): run `python train.py round={teacher.round} name={cfg.name}` "
-            "with the same overrides first"
+            f"round={name} needs its teacher's checkpoint {path}, which does not exist "
+            f"(round.{teacher.key}{kind}): run `python train.py round={teacher.round} "
+            f"name={settings.config.name}` with the same overrides first"
         )
 
 
-def read_teacher(cfg: DictConfig, run: RunFolder, planned: Sequence[str] = ()) -> Checkpoint | None:
+def read_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Checkpoint | None:
     """Read and check every checkpoint that a round learns from and that is there before the run starts.
 
     Args:
-        cfg: The round's configuration.
-        run: The run's folder.
+        settings: The round.
         planned: Rounds that will have run before this one.
 
     Returns:
         The main one, from which weights may start; None if there is none yet.
 
     Raises:
-        FlareError: If one is missing, or of another round, spacing or class list.
+        FlareError: If one is missing, or of another round or class list; or if weights would start from one
+            of another spacing.
     """
     main = None
-    for teacher in present_teachers(cfg, run, planned):
-        if teacher.round is not None and teacher.checkpoint != run.round(teacher.round).last:
-            log.info(
-                "round %s: its teacher %s is that of the run %s", cfg.round.name, teacher.round, cfg.name
-            )
-        found = _read(cfg, teacher)
+    for teacher in present_teachers(settings, planned):
+        name = teacher.round
+        if name is not None and settings.run.root not in teacher.checkpoint.parents:
+            run = settings.config.name
+            log.info("round %s: its teacher %s is that of the run %s", settings.name, name, run)
+        found = _read(settings, teacher)
         if teacher.key != UNLABELED:
             main = found
     return main
 
 
-def _read(cfg: DictConfig, teacher: Teacher) -> Checkpoint:
-    """Read one teacher's checkpoint and hold it against the round's configuration."""
+def _read(settings: RoundSettings, teacher: Teacher) -> Checkpoint:
+    """Read one teacher's checkpoint and hold it against the round."""
     from flare.runs.checkpoints import load_checkpoint  # torch: only where a teacher is looked into
 
     path = teacher.checkpoint
@@ -149,13 +135,14 @@ def _read(cfg: DictConfig, teacher: Teacher) -> Checkpoint:
         raise FlareError(
             f"round.{teacher.key}={teacher.round}: {path} is a checkpoint of round {found.round}"
         )
-    if list(found.spacing_mm) != [float(size) for size in cfg.data.spacing_mm]:
-        raise FlareError(
-            f"data.spacing_mm={list(cfg.data.spacing_mm)}: the teacher {path} has {list(found.spacing_mm)}"
-        )
-    ours, theirs = (_names(c) for c in (ClassList.from_config(cfg.classes), found.class_list))
-    if cfg.labels.source == "hybrid" and ours != theirs:
-        raise FlareError(f"classes: the teacher {path} has {theirs}, expected {ours}")
+    ours = list(settings.prepared.spacing_mm)
+    # labels live on the original grid, so that a teacher of labels alone may have another
+    starts_weights = settings.init == "teacher" and teacher.key != UNLABELED
+    if starts_weights and list(found.spacing_mm) != ours:
+        raise FlareError(f"data.spacing_mm={ours}: the teacher {path} has {list(found.spacing_mm)}")
+    names, theirs = (_names(c) for c in (settings.classes, found.class_list))
+    if settings.is_hybrid and names != theirs:
+        raise FlareError(f"classes: the teacher {path} has {theirs}, expected {names}")
     return found
 
 

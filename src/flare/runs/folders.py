@@ -56,6 +56,10 @@ class RoundFolder:
     training_csv = Place("training.csv")  # the current training's loss, learning rate, scores by epoch
     components = Place("components.json")  # organs of which keeping the largest part helps, as fitted
 
+    def cached(self, case_id: str) -> Path:
+        """A case's merged labels on the training grid."""
+        return self.training_labels / f"{case_id}.b2nd"
+
     def journal(self, step: str) -> Journal:
         """What is done of one step of this round."""
         return Journal(self.root / "journal" / f"{step}.jsonl")
@@ -80,10 +84,10 @@ class TrainingFolder:
     @property
     def names(self) -> dict[Path, Path]:
         """Its files by the names that they have in the round while it is the current training."""
-        return {
-            self.round.last: self.last,
-            self.round.best: self.best,
-            self.round.training_csv: self.training_csv,
+        left = {path.name for path in self.round.checkpoints.glob("*/*.ckpt")}  # of any kind, see `Teacher`
+        kinds = sorted(left | {"last.ckpt", "best.ckpt"})
+        return {self.round.checkpoints / name: self.root / name for name in kinds} | {
+            self.round.training_csv: self.training_csv
         }
 
 

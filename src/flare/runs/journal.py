@@ -43,10 +43,16 @@ class Journal:
                     continue
                 self._entries[entry["case"]] = entry
 
-    def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any]) -> bool:
-        """Whether the case was done from exactly these inputs and config and its outputs still stand."""
+    def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any] | None) -> bool:
+        """Whether the case was done from exactly these inputs and its outputs still stand.
+
+        Args:
+            case_id: The case.
+            inputs: As for `record`.
+            config: As for `record`; None asks for no config.
+        """
         entry = self._entries.get(case_id)
-        if entry is None or entry["config"] != config_hash(config):
+        if entry is None or (config is not None and entry["config"] != config_hash(config)):
             return False
         try:
             if entry["inputs"] != _keys(inputs):

@@ -39,8 +39,9 @@ def training_key(settings: TrainingSettings, data_key: str) -> str:
     """
     config = settings.public
     trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
-    # who labels the unlabelled cases reaches the weights by their labels alone, which are in `data_key`
-    own = {name: value for name, value in config["round"].items() if name != "unlabeled_teacher"}
+    # which checkpoint teaches reaches the weights by labels and start alone, which are in `data_key`
+    by_data = ("unlabeled_teacher", "teacher_kind")
+    own = {name: value for name, value in config["round"].items() if name not in by_data}
     decisive = [
         config[name] for name in ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
     ]

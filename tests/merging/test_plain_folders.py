@@ -1,4 +1,4 @@
-"""`merge_labels.py`: plain folders and rounds, refusals, unchanged cases skipped."""
+"""`merge_labels.py` on plain folders: refusals, unchanged cases skipped."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
-from flare.core.cases import Case, write_index
 from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_csv, read_json
 from flare.core.geometry import Geometry, Orientation
 from flare.core.volumes import read_labels, write_labels
-from flare.inference.predict import Predicted
-from flare.merging.folders import merge
+from flare.rounds.label import merge
 
 pytestmark = pytest.mark.slow  # whole programs
 
@@ -119,7 +117,7 @@ def test_a_fault_costs_no_labels_that_were_merged_and_a_refusal_does(
             raise error
 
         assert merged.read_bytes() == kept
-        monkeypatch.setattr("flare.merging.merge.merge_case", fails)
+        monkeypatch.setattr("flare.merging.plain_folders.merge_case", fails)
         with pytest.raises(FlareError, match=rf"a: .*{said}"):
             folders("dilation_mm=0.5")
     assert not merged.exists()
@@ -218,7 +216,7 @@ def test_a_case_that_turns_bad_leaves_no_old_label(tmp_path: Path, folders: Any)
         (["pseudo=x"], "missing: ground_truth, output"),
         (["ground_truth=nowhere", "pseudo=nowhere", "output=x"], "ground_truth=nowhere: no such folder"),
         (["round=mt"], "there is nothing to merge"),
-        (["round=mo1", "rule=vote"], "labels.rule: expected one of"),
+        (["round=mo1", "rule=vote"], "labels.rule=vote: expected one of"),
     ],
 )
 def test_what_cannot_be_merged_is_refused_before_any_work(
@@ -241,114 +239,6 @@ def test_the_output_is_never_inside_an_input(tmp_path: Path, config: Config) -> 
                     f"output={tmp_path / output}",
                 )
             )
-
-
-@pytest.fixture
-def a_round(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A run whose round `mot2` has predictions of three training cases, as if a teacher made them."""
-    monkeypatch.setattr("flare.rounds.label.predict_cases", lambda *_, **__: Predicted())
-    monkeypatch.setattr("flare.merging.folders.read_teacher", lambda *_: None)
-    cases = []
-    for case, truth in (("full", volume(x0=1, x1=1)), ("tumor", volume(x0=14)), ("none", None)):
-        label = None if truth is None else tmp_path / "truth" / f"{case}.nii.gz"
-        if label is not None:
-            write_labels(label, truth, GRID)
-        present = () if truth is None else tuple(int(c) for c in np.unique(truth) if c)
-        kind = "unlabeled" if truth is None else "tumor" if 14 in present else "partial"
-        cases.append(Case(case, tmp_path / f"{case}.nii.gz", label, "train", kind, present, present))
-    cases.append(Case("held_out", tmp_path / "h.nii.gz", None, "validation", "unlabeled", (), ()))
-    write_index(tmp_path / "outputs" / "cache" / "phantom" / "index.csv", cases)
-    run = tmp_path / "outputs" / "r"
-    for teacher, content in (("mot1", b"weights"), ("mot", b"earlier")):
-        (run / "rounds" / teacher / "checkpoints").mkdir(parents=True)
-        (run / "rounds" / teacher / "checkpoints" / "last.ckpt").write_bytes(content)
-    for case in ("full", "tumor", "none"):
-        put(run / "rounds" / "mot2" / "predictions", case, volume(x1=1, x2=1, x4=3))
-
-    def start(*overrides: str) -> dict[str, Any]:
-        given = ["name=r", f"paths.outputs={tmp_path / 'outputs'}", "round=mot2", "executor.workers=0"]
-        return merge(config("merge_labels", *given, *overrides))
-
-    return start
-
-
-def test_a_round_merges_its_teachers_predictions(tmp_path: Path, a_round: Any, labels: ClassList) -> None:
-    done = a_round()
-    folder = tmp_path / "outputs" / "r" / "rounds" / "mot2" / "labels"
-    assert done["output"] == folder
-    assert sorted(done["merged"]) == ["full", "none", "tumor"]
-    found = {c: read_labels(folder / f"{c}.nii.gz", labels).array for c in done["merged"]}
-    np.testing.assert_array_equal(found["full"], volume(x0=1, x1=1, x4=3))
-    np.testing.assert_array_equal(found["tumor"], volume(x0=14, x1=1, x2=1, x4=3))
-    np.testing.assert_array_equal(found["none"], volume(x1=1, x2=1, x4=3))
-    told = read_json(folder / "full.json")
-    (teacher,) = (s for s in told["sources"].values() if s["kind"] == "teacher")
-    assert teacher["round"] == "mot1"
-    assert teacher["checkpoint_sha256"].startswith("9a129038d9a0")  # of b"weights"
-    assert told["classes"]["spleen"]["source"] == "mot1@9a129038d9a0"
-
-
-def test_a_round_again_finds_everything_done(tmp_path: Path, a_round: Any) -> None:
-    a_round()
-    assert a_round()["merged"] == []
-    predictions = tmp_path / "outputs" / "r" / "rounds" / "mot2" / "predictions"
-    put(predictions, "none", volume(x1=1, x2=1, x4=3))  # written anew with the same content
-    assert a_round()["merged"] == []
-    put(predictions, "none", volume(x1=2))
-    assert a_round()["merged"] == ["none"]
-    (tmp_path / "outputs" / "r" / "rounds" / "mot1" / "checkpoints" / "last.ckpt").write_bytes(b"other")
-    assert sorted(a_round()["merged"]) == ["full", "none", "tumor"]
-
-
-def test_cases_without_ground_truth_are_labelled_by_a_teacher_of_their_own(
-    tmp_path: Path, a_round: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-
-    def predict(checkpoint: Path, images: dict[str, Path], *_: Any, **__: Any) -> Predicted:
-        calls.append((checkpoint.parent.parent.name, sorted(images)))
-        return Predicted()
-
-    monkeypatch.setattr("flare.rounds.label.predict_cases", predict)
-    a_round()
-    assert calls == [("mot1", ["full", "none", "tumor"])]
-    # of the authors: the others keep their teacher, and their labels
-    assert a_round("round.unlabeled_teacher=mot")["merged"] == ["none"]
-    assert calls[1:] == [("mot1", ["full", "tumor"]), ("mot", ["none"])]
-    rounds = tmp_path / "outputs" / "r" / "rounds"
-    rows = {r["case"]: r["sources"] for r in read_csv(rounds / "mot2" / "labels" / "provenance.csv")}
-    hybrid = "ground_truth + mot1@9a129038d9a0"
-    assert rows == {"full": hybrid, "tumor": hybrid, "none": "mot@2a51d3547c23"}  # of b"earlier"
-    (told,) = read_json(rounds / "mot2" / "labels" / "none.json")["sources"].values()
-    assert told["round"] == "mot"
-    assert told["checkpoint_sha256"].startswith("2a51d3547c23a8de")
-    for teacher, redone in (("mot", ["none"]), ("mot1", ["full", "tumor"])):
-        (rounds / teacher / "checkpoints" / "last.ckpt").write_bytes(b"anew")
-        assert sorted(a_round("round.unlabeled_teacher=mot")["merged"]) == redone
-
-
-def test_a_case_without_prediction_is_never_passed_off_as_complete(tmp_path: Path, a_round: Any) -> None:
-    folder = tmp_path / "outputs" / "r" / "rounds" / "mot2"
-    (folder / "predictions" / "full.nii.gz").unlink()
-    with pytest.raises(FlareError, match=r"full: its teacher's prediction .* does not exist"):
-        a_round()
-    assert sorted(p.name for p in (folder / "labels").glob("*.nii.gz")) == ["none.nii.gz", "tumor.nii.gz"]
-
-
-def test_a_round_without_teacher_is_refused(tmp_path: Path, a_round: Any) -> None:
-    with pytest.raises(FlareError, match=r"round=mot needs its teacher's checkpoint"):
-        a_round("round=mot")
-    with pytest.raises(
-        FlareError, match=r"round\.checkpoint=nowhere: no such file|nowhere, which does not exist"
-    ):
-        a_round("round.checkpoint=nowhere")
-
-
-def test_a_checkpoint_named_by_hand_is_named_by_its_hash(tmp_path: Path, a_round: Any) -> None:
-    (tmp_path / "other.ckpt").write_bytes(b"weights")
-    a_round(f"round.checkpoint={tmp_path / 'other.ckpt'}")
-    told = read_json(tmp_path / "outputs" / "r" / "rounds" / "mot2" / "labels" / "full.json")
-    assert told["classes"]["spleen"]["source"] == "checkpoint@9a129038d9a0"
 
 
 def test_the_script_refuses_in_one_line_and_merges_in_processes(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""How label maps are merged, and by whom pseudo labels were made; read without what merging needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from flare.core.cases import read_label_map
+from flare.core.checks import FLAG, NOT_NEGATIVE, SHARE, choice
+from flare.core.classes import TARGETS, ClassList
+
+FORMAT = 1  # raised when the rules or the sidecar change, so that labels merged before are redone
+CHOICES = {
+    "targets": choice(*TARGETS),
+    "rule": choice("paper", "gt_first"),
+    "dilation_mm": NOT_NEGATIVE,
+    "tumor_inside_fraction": SHARE,
+    "constrain_unlabeled": FLAG,
+}
+
+
+@dataclass(frozen=True)
+class MergeRules:
+    """The choices of a merge, named as their keys in `labels`.
+
+    Args:
+        targets: `organs`, `tumor` or `organs_tumor`; a tumor-only round takes the ground truth alone.
+        rule: `paper` or `gt_first`.
+        dilation_mm: Radius of the ball by which a tumor is dilated to find the organs that bear it.
+        tumor_inside_fraction: Share of a pseudo tumor's shell that must be organ for it to be kept.
+        constrain_unlabeled: Whether pseudo tumors are constrained in cases without ground truth too.
+
+    Raises:
+        FlareError: For a value that cannot be, with its key.
+    """
+
+    targets: str
+    rule: str
+    dilation_mm: float
+    tumor_inside_fraction: float
+    constrain_unlabeled: bool
+
+    def __post_init__(self) -> None:
+        for key, rule in CHOICES.items():
+            rule.require(f"labels.{key}", getattr(self, key))
+
+    @classmethod
+    def from_config(cls, labels: Any) -> MergeRules:
+        """Read `cfg.labels`, or the configuration of `merge_labels.py`, which has the same keys."""
+        return cls(**{key: labels[key] for key in CHOICES})
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+SHORT_HASH = 12  # hex digits of a checkpoint's hash that name it in tables; sidecars hold all
+
+
+@dataclass(frozen=True)
+class PseudoSource:
+    """Who made the pseudo labels.
+
+    Args:
+        round: The teacher's round; None where it is not known, as for plain folders.
+        checkpoint_sha256: Hash of the teacher's checkpoint, or None.
+    """
+
+    round: str | None = None
+    checkpoint_sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How tables call it: `mo@1a2b3c4d5e6f`, or `pseudo`."""
+        if self.checkpoint_sha256 is None:
+            return self.round or "pseudo"
+        return f"{self.round or 'checkpoint'}@{self.checkpoint_sha256[:SHORT_HASH]}"
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values, as sidecars hold them."""
+        return {"kind": "teacher", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How the maps of a cohort are read and merged; plain values, for jobs as well.
+
+    Args:
+        classes: The class list.
+        label_map: Renumbering of the annotations' ids; predictions have ours.
+        rules: How to merge.
+    """
+
+    classes: ClassList
+    label_map: dict[str, int] | None
+    rules: MergeRules
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, labels: DictConfig) -> MergeSettings:
+        """Read `classes` and `data.label_map`, and the rules among `labels`.
+
+        Raises:
+            FlareError: For a value that cannot be, with its key.
+        """
+        classes = ClassList.from_config(cfg.classes)
+        return cls(
+            classes, read_label_map(plain(cfg.data.label_map), classes), MergeRules.from_config(labels)
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside the maps, what a merge gives."""
+        plain = {"classes": self.classes.to_config(), "label_map": self.label_map, "format": FORMAT}
+        return {**plain, "rules": self.rules.to_config()}
+
+
+def plain(value: Any) -> Any:
+    """Plain values of a config node; None stays None."""
+    return None if value is None else OmegaConf.to_container(value, resolve=True)

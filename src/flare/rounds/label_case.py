@@ -1,0 +1,152 @@
+"""The labels of one case in one go: predict, merge, select, cache. Runs in a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flare.core.cases import Case
+from flare.core.errors import AwayError, CaseError
+from flare.core.geometry import Volume
+from flare.core.volumes import read_labels
+from flare.inference.predict import Row, load_predictor, segment_case, segmentation_path
+from flare.merging.merge import merge_maps, merged_files, write_merged
+from flare.merging.settings import PseudoSource
+from flare.rounds.selection import select
+from flare.rounds.settings import LabelSettings
+from flare.runs.folders import RoundFolder
+from flare.runs.journal import Inputs, Journal
+
+FORMAT = 2  # raised when what is made of a case changes, so that labels made before are redone
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What makes the pseudo labels of a case.
+
+    Args:
+        checkpoint: The network.
+        digest: Its hash.
+        round: Whose it is, if that is known.
+        components: Ids of the classes of which only the largest component is kept, as was fitted on it.
+    """
+
+    checkpoint: Path
+    digest: str
+    round: str | None
+    components: tuple[int, ...]
+
+    @property
+    def source(self) -> PseudoSource:
+        """How provenance names it."""
+        return PseudoSource(self.round, self.digest)
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """All that labelling one case takes; plain values.
+
+    Args:
+        case: The case.
+        cached: Its image in the cache; None where that is not made from the image as it is now.
+        cached_sha256: Its hash; empty without one.
+        labeller: Who predicts it; None if the ground truth is taken alone.
+        settings: How labels are made.
+        folder: Of the round.
+    """
+
+    case: Case
+    cached: Path | None
+    cached_sha256: str
+    labeller: Labeller | None
+    settings: LabelSettings
+    folder: RoundFolder
+
+    @property
+    def files(self) -> dict[str, Path | str]:
+        """What the user gave of the case."""
+        found: dict[str, Path | str] = {"image": self.case.image}
+        return found if self.case.label is None else {**found, "label": self.case.label}
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the labels are made from; where cached images change, their labels follow them."""
+        return {**self.files, "cached": self.cached_sha256}
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """What is left beside the prediction, which outlives a merge that is refused."""
+        found = merged_files(self.folder.labels, self.case.id)
+        return found if self.cached is None else {**found, "cached": self.folder.cached(self.case.id)}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What else decides the labels."""
+        plain = {**self.settings.identity(), "declared": self.case.annotated, "label_format": FORMAT}
+        if self.labeller is None:
+            return plain
+        return {**plain, **self.known[1], "teacher": self.labeller.source.to_config()}
+
+    @property
+    def note(self) -> Journal:
+        """The journal of its prediction alone: its worker writes it, and a merge that fails leaves it."""
+        return self.folder.journal(f"predictions/{self.case.id}")
+
+    @property
+    def known(self) -> tuple[Inputs, dict[str, Any]]:
+        """What a prediction is made from, and what else decides it."""
+        assert self.labeller is not None
+        inputs: Inputs = {"image": self.case.image, "checkpoint": self.labeller.digest}
+        config = {"settings": self.settings.inference.identity(), "components": self.labeller.components}
+        return inputs, config
+
+    def is_predicted(self) -> bool:
+        """Whether its prediction is there and current."""
+        return self.note.is_current(self.case.id, *self.known)
+
+
+def label_case(job: LabelJob) -> dict[str, Any]:
+    """Label one case: predict, merge with the ground truth, select, and cache what training reads.
+
+    Maps are handed on in memory; the files of each step are left on the side.
+
+    Returns:
+        Plain values: `weight`, number of `ignored` voxels, the `prediction` as `inference.csv` has it, and
+        whether training's labels were `cached`.
+
+    Raises:
+        CaseError: If a file is bad or the grids differ.
+    """
+    case, merge = job.case.id, job.settings.merge
+    pseudo, row = (None, None) if job.labeller is None else _pseudo_labels(job, job.labeller)
+    truth = (
+        None if job.case.label is None else read_labels(job.case.label, merge.classes, merge.label_map, case)
+    )
+    source = PseudoSource() if job.labeller is None else job.labeller.source
+    labels, told = merge_maps(case, truth, pseudo, merge, declared=job.case.annotated, source=source)
+    weight, ignore = select(job.settings.select, case, labels.array, told)
+    write_merged(job.outputs, labels, told)
+    if job.cached is not None:
+        from flare.data.cache import cache_labels  # the store: only where there is work
+
+        cache_labels(labels, job.outputs["cached"], image=job.cached, case_id=case, ignore=ignore)
+    ignored = 0 if ignore is None else int(ignore.sum())
+    return {"weight": weight, "ignored": ignored, "prediction": row, "cached": job.cached is not None}
+
+
+def _pseudo_labels(job: LabelJob, labeller: Labeller) -> tuple[Volume, Row]:
+    """A teacher's prediction: from its file where that is current, else made and noted."""
+    case, journal, (inputs, config) = job.case.id, job.note, job.known
+    path = segmentation_path(job.folder.predictions, case)
+    if job.is_predicted():
+        return read_labels(path, job.settings.classes, None, case), journal.values(case)
+    predictor = load_predictor(labeller.checkpoint, labeller.digest, job.settings.inference)
+    try:
+        found, row = segment_case(case, job.case.image, path, predictor, labeller.components, job.cached)
+    except CaseError as error:
+        if not isinstance(error, AwayError):  # else an earlier one may be as good as ever
+            path.unlink(missing_ok=True)
+        raise
+    journal.record(case, inputs, config, {"segmentation": path}, row)
+    return found, row

@@ -1,0 +1,199 @@
+"""What the functions of a round take from its configuration, read and checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from flare.core.cases import SELECTIONS, Case
+from flare.core.checks import Rule, check_values, choice
+from flare.core.classes import ClassList
+from flare.core.conf import build_part
+from flare.inference.settings import InferenceSettings
+from flare.merging.settings import MergeSettings, plain
+from flare.runs.folders import PreparedFolder, RoundFolder, RunFolder, named_run, prepared_folder, run_folder
+from flare.runs.outcomes import Outcome
+from flare.runs.work import failed_share
+from flare.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from flare.evaluation.scores import ScoreSettings
+
+HYBRID = "hybrid"
+RULES = {
+    "labels.source": choice("ground_truth", HYBRID),
+    "labels.cases": choice(*SELECTIONS),
+    "round.teacher_kind": Rule(
+        lambda value: isinstance(value, str) and value.isidentifier(),
+        "the name of a checkpoint, such as last",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How a round's labels are made; plain values, for jobs as well.
+
+    Args:
+        source: `ground_truth` as it is, or `hybrid`: merged with a teacher's pseudo labels.
+        cases: Which training cases, see `select_cases`.
+        merge: How to merge; its rules name the targets.
+        inference: How teachers predict.
+        select: What weighs, drops or masks the labels of cases, a section with a `_target_`; None keeps all.
+    """
+
+    source: str
+    cases: str
+    merge: MergeSettings
+    inference: InferenceSettings
+    select: dict[str, Any] | None
+
+    @property
+    def classes(self) -> ClassList:
+        """The class list."""
+        return self.merge.classes
+
+    @property
+    def targets(self) -> str:
+        """What the round's network learns: `organs`, `tumor` or `organs_tumor`."""
+        return self.merge.rules.targets
+
+    def identity(self) -> dict[str, Any]:
+        """What decides, beside files and predictions, the labels of a case."""
+        return {**self.merge.identity(), "select": self.select}
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """One round.
+
+    Args:
+        name: `mo` ... `mot3`; None for `round=null`, which trains on the ground truth of all labelled cases.
+        run: The folder of its run.
+        named_run: The folder of the run that `name` names, where a job of a sweep finds earlier rounds.
+        teacher: The round whose checkpoint makes the pseudo labels, and from whose weights it may start.
+        unlabeled_teacher: The round that labels its cases without ground truth, where that is not `teacher`.
+        teacher_kind: Which of a teacher's checkpoints: `last`, `best`, or another that its training left.
+        checkpoint: A file instead of `teacher`'s checkpoint.
+        labels: How its labels are made.
+        training: What its training is made of.
+        prepared: The prepared cohort.
+        split: The held-out cases of the ablation table.
+        score: How they are scored.
+        max_failed: Share of a step's cases that may fail by no fault of their files.
+        config: The whole configuration, for records.
+    """
+
+    name: str | None
+    run: RunFolder
+    named_run: RunFolder
+    teacher: str | None
+    unlabeled_teacher: str | None
+    teacher_kind: str
+    checkpoint: Path | None
+    labels: LabelSettings
+    training: TrainingSettings
+    prepared: PreparedFolder
+    split: str
+    score: ScoreSettings
+    max_failed: float
+    config: DictConfig
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, rules: DictConfig | None = None) -> RoundSettings:
+        """Read the configuration of `train`, or of another script that names a round.
+
+        Args:
+            cfg: The configuration.
+            rules: Where the merging rules stand, if not in `labels`.
+
+        Raises:
+            FlareError: If a value means nothing, with its key.
+        """
+        from flare.evaluation.scores import ScoreSettings  # scipy: only where a round is read
+
+        check_values(cfg, RULES)
+        own, labels = cfg.round, cfg.labels
+        select = plain(labels.select)
+        if select is not None:
+            build_part(labels.select, "labels.select")
+        training = TrainingSettings.from_config(cfg)
+        has_unlabeled = labels.source == HYBRID and labels.cases == "all"
+        is_same = own.unlabeled_teacher == own.teacher and own.checkpoint is None
+        return cls(
+            name=own.name,
+            run=run_folder(cfg),
+            named_run=named_run(cfg),
+            teacher=own.teacher,
+            unlabeled_teacher=own.unlabeled_teacher if has_unlabeled and not is_same else None,
+            teacher_kind=own.teacher_kind,
+            checkpoint=None if own.checkpoint is None else Path(str(own.checkpoint)),
+            labels=LabelSettings(
+                source=labels.source,
+                cases=labels.cases,
+                merge=MergeSettings.from_config(cfg, labels if rules is None else rules),
+                # what a teacher costs is not measured: that takes one case at a time, from its file
+                inference=replace(training.inference, measure=False),
+                select=select,
+            ),
+            training=training,
+            prepared=prepared_folder(cfg),
+            split=cfg.data.scoring.split,
+            score=ScoreSettings.from_config(cfg, "data.scoring.protocol"),
+            max_failed=failed_share(cfg),
+            config=cfg,
+        )
+
+    @property
+    def folder(self) -> RoundFolder:
+        """Everything that the round leaves."""
+        return self.run.round(self.name)
+
+    @property
+    def classes(self) -> ClassList:
+        """The class list."""
+        return self.labels.classes
+
+    @property
+    def init(self) -> str:
+        """Where the weights start: `fresh` or `teacher`."""
+        return self.training.init
+
+    @property
+    def inference(self) -> InferenceSettings:
+        """How it predicts held-out cases."""
+        return self.training.inference
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether its labels come from a teacher, too."""
+        return self.labels.source == HYBRID
+
+    @property
+    def teachers(self) -> list[str]:
+        """The rounds that teach it, the main one first."""
+        return [name for name in (self.teacher, self.unlabeled_teacher) if name is not None]
+
+    def teacher_of(self, case: Case) -> str | None:
+        """The round that makes a case's pseudo label."""
+        return self.teacher if case.is_labeled else self.unlabeled_teacher or self.teacher
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a round trains on.
+
+    Args:
+        items: Case id -> (cached image, cached labels), in index order.
+        weights: Case id -> how often a case is drawn, relative to the others; all above 0.
+        key: Digest of all of it: equal keys train equal networks.
+        failures: Cases that could not be labelled, and why.
+    """
+
+    items: dict[str, tuple[Path, Path]]
+    weights: dict[str, float]
+    key: str
+    failures: list[Outcome]
