@@ -18,7 +18,7 @@ import torch
 import bad_cohort
 from bad_cohort import GOOD, LABELS, REFUSED, image, label, put
 from bad_files import truncate
-from flare.baselines.untrained import save_untrained
+from flare.baselines.predictors import save_untrained
 from flare.cli import iterate_rounds
 from flare.core.cases import read_index
 from flare.core.errors import FlareError

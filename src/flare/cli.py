@@ -60,7 +60,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     Raises:
         FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
     """
-    from flare.baselines.predict import check_baselines, predictors
+    from flare.baselines.predictors import check_baselines, predictors
     from flare.report.online import publish_table
     from flare.report.page import write_report
     from flare.report.tables import mean_table, show

@@ -3,7 +3,6 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import DictConfig
 
-from flare.baselines import predict as cohort
-from flare.baselines import thresholds
+from flare.baselines import predictors, thresholds
 from flare.baselines.atlas import vote
-from flare.baselines.thresholds import Percentiles, body_box, count_values, fit_priors, segment_by_thresholds
+from flare.baselines.thresholds import (
+    HIGHEST_HU,
+    LOWEST_HU,
+    STEPS,
+    WINDOW,
+    body_box,
+    count_values,
+    fit_priors,
+    read_priors,
+    read_window,
+    segment_by_thresholds,
+)
 from flare.core.cases import Case
 from flare.core.classes import ClassList
 from flare.core.geometry import Geometry
@@ -78,7 +87,7 @@ def whole_fit(seeds: range, classes: tuple[int, ...]) -> dict[int, tuple[Any, ..
     fits = {}
     for class_id, found in seen.items():
         places, values = np.stack([p for p, _ in found]), np.concatenate([v for _, v in found])
-        window = tuple(np.percentile(values, (10, 90)).tolist())
+        window = tuple(np.percentile(values, (10, 90), method="inverted_cdf").tolist())
         box3 = tuple((places[:, a, 0].min(), places[:, a, 1].max()) for a in range(3))
         fits[class_id] = (window, box3, len(values) / len(found))
     return fits
@@ -121,14 +130,15 @@ float32 = st.floats(width=32, allow_nan=False, min_value=-3000, max_value=3000)
 
 
 @given(st.lists(arrays(np.float32, st.integers(1, 30), elements=float32), min_size=1, max_size=5))
-def test_percentiles_in_two_passes_are_those_of_the_whole(pieces: list[np.ndarray]) -> None:
-    found = Percentiles((10, 50, 90, 100))
+def test_the_window_of_pieces_is_that_of_the_whole(pieces: list[np.ndarray]) -> None:
+    histogram = np.zeros((HIGHEST_HU - LOWEST_HU) * STEPS + 1, np.int64)
     for piece in pieces:
-        found.add(count_values(piece))
-    for piece in pieces:
-        found.refine(count_values(piece, found.uppers))
-    assert found.count == sum(map(len, pieces))
-    assert found.read() == np.percentile(np.concatenate(pieces), (10, 50, 90, 100)).tolist()
+        steps, counts = count_values(piece)
+        histogram[steps] += counts
+    assert histogram.sum() == sum(map(len, pieces))
+    whole = np.clip(np.concatenate(pieces), LOWEST_HU, HIGHEST_HU)
+    for percent, value in zip(WINDOW, read_window(histogram), strict=True):
+        assert np.mean(whole < value - 1 / 32) < percent / 100 <= np.mean(whole <= value + 1 / 32)
 
 
 def test_the_fit_is_that_of_all_cases_at_once_with_one_in_memory(
@@ -136,7 +146,10 @@ def test_the_fit_is_that_of_all_cases_at_once_with_one_in_memory(
 ) -> None:
     priors, failures = fit_priors(remember(tmp_path, range(6)), labels.ids, SPACING, Counted())
     assert failures == []
-    assert {c: astuple(prior) for c, prior in priors.items()} == whole_fit(range(6), labels.ids)
+    for class_id, (window, place, voxels) in whole_fit(range(6), labels.ids).items():
+        prior = priors[class_id]
+        assert prior.window_hu == pytest.approx(window, abs=1 / 32)
+        assert (prior.box, prior.voxels) == (place, voxels)
     assert sorted(priors) == [1, 3, 14]
     assert max(alive) == 2  # image and labels of one case
 
@@ -169,7 +182,7 @@ def prepared(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[...,
     def predict(name: str, executor: LocalExecutor) -> tuple[list[np.ndarray], list[Outcome]]:
         made = Cohort(folder, known, [], INTENSITY, [])
         trained = Trained([RoundSettings.from_config(cfg)], made, RunFolder(tmp_path), executor)
-        failures = cohort.predict_baseline(name, trained, asked, tmp_path / name)
+        failures = predictors.predict_baseline(name, trained, asked, tmp_path / name)
         paths = [tmp_path / name / "predictions" / f"{c.id}.nii.gz" for c in asked]
         return [read_image(p).array for p in paths if p.exists()], failures
 
@@ -181,8 +194,9 @@ def test_thresholds_are_fitted_once_for_all_cases_and_starts(
 ) -> None:
     executor = Counted()
     found, _ = prepared("thresholds", executor)
-    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [10, 2]
-    fits = {c: thresholds.Prior(*fit) for c, fit in whole_fit(range(5), labels.ids).items()}
+    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [5, 2]
+    fits = read_priors(tmp_path / "thresholds" / "priors.json")
+    assert set(fits) == set(whole_fit(range(5), labels.ids))
     for seed, array in zip((7, 8), found, strict=True):
         assert np.array_equal(array, segment_by_thresholds(scan(seed)[0], fits, SPACING))
         assert {1, 3} <= set(np.unique(array))
@@ -208,7 +222,7 @@ def test_thresholds_of_other_cases_are_fitted_anew(
     folder.journal("cache").record("case0", {}, {}, paths)
     executor = Counted()
     prepared("thresholds", executor)
-    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [10, 2]
+    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [5, 2]
     assert (tmp_path / "thresholds" / "priors.json").read_text() != before
 
 

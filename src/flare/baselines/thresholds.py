@@ -1,4 +1,4 @@
-"""Exact percentiles of values that are too many to hold: two passes count them by their bits."""
+"""HU thresholds: a window of intensities and a place in the body for each class, from annotated cases."""
 
 from __future__ import annotations
 
@@ -17,98 +17,25 @@ from flare.inference.settings import BodyRule
 from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor, run_cases
 
-SIGN = np.uint32(1 << 31)
-HALF = 16  # bits: the first pass counts by the upper half, the second by the lower half where it matters
-Counts = tuple[np.ndarray, np.ndarray]
-
-
-def count_values(values: np.ndarray, uppers: Sequence[int] | None = None) -> Counts:
-    """Count one piece of the values, small enough to hand on.
-
-    Args:
-        values: `(N,)` float32.
-        uppers: What the first pass has found to matter (`Percentiles.uppers`); None in the first pass.
-
-    Returns:
-        Keys, ascending, and how often each occurs: upper halves in the first pass, whole keys in the second.
-    """
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    keys = np.where(bits & SIGN, ~bits, bits | SIGN)  # in the order of the numbers
-    if uppers is None:
-        return np.unique(keys >> HALF, return_counts=True)
-    return np.unique(keys[np.isin(keys >> HALF, uppers)], return_counts=True)
-
-
-class Percentiles:
-    """Percentiles of all pieces, as `numpy.percentile` gives them for the whole.
-
-    `add` every piece, then read `uppers`, then `refine` every piece, then `read`. It holds half a megabyte,
-    and as much for each of at most two upper halves a percentile, however many the values are.
-
-    Args:
-        percentiles: From 0 to 100.
-    """
-
-    def __init__(self, percentiles: Sequence[float]) -> None:
-        self.percentiles = percentiles
-        self._coarse = np.zeros(1 << HALF, np.int64)
-        self._fine: dict[int, np.ndarray] = {}
-
-    @property
-    def count(self) -> int:
-        """How many values there are."""
-        return int(self._coarse.sum())
-
-    def add(self, counts: Counts) -> None:
-        """Take a piece of the first pass."""
-        keys, numbers = counts
-        self._coarse[keys] += numbers
-
-    @property
-    def uppers(self) -> list[int]:
-        """Upper halves of the values that the percentiles lie between."""
-        ranks = {r for p in self.percentiles for r in self._ranks(p)[:2]} if self.count else set()
-        return sorted({self._place(rank)[0] for rank in ranks})
-
-    def refine(self, counts: Counts) -> None:
-        """Take a piece of the second pass."""
-        keys, numbers = counts
-        for upper in np.unique(keys >> HALF).tolist():
-            chosen = keys >> HALF == upper
-            row = self._fine.setdefault(upper, np.zeros(1 << HALF, np.int64))
-            row[keys[chosen] & 0xFFFF] += numbers[chosen]
-
-    def read(self) -> list[float]:
-        """The percentiles."""
-        found = []
-        for percentile in self.percentiles:
-            below, above, part = self._ranks(percentile)
-            pair = np.array([self._value(below), self._value(above)], np.float32)
-            found.append(float(np.quantile(pair, [part])[0]))
-        return found
-
-    def _ranks(self, percentile: float) -> tuple[int, int, float]:
-        """Ranks of the two neighbours of a percentile, and how far it is from the lower to the upper."""
-        place = (self.count - 1) * (percentile / 100)
-        return int(place), min(int(place) + 1, self.count - 1), place - int(place)
-
-    def _place(self, rank: int) -> tuple[int, int]:
-        """Upper half of the value of a rank, and its rank among those with the same."""
-        below = np.cumsum(self._coarse)
-        upper = int(np.searchsorted(below, rank, "right"))
-        return upper, rank - int(below[upper] - self._coarse[upper])
-
-    def _value(self, rank: int) -> np.float32:
-        upper, within = self._place(rank)
-        lower = int(np.searchsorted(np.cumsum(self._fine[upper]), within, "right"))
-        key = np.uint32(upper << HALF | lower)
-        return (key ^ SIGN if key & SIGN else ~key).view(np.float32)
-
-
 BODY = BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=100)
 WINDOW = (10, 90)  # percentiles of a class's HU that make its window
 SMOOTHING_MM = 4.0  # noise would break an organ into crumbs
+LOWEST_HU, HIGHEST_HU, STEPS = -1024, 3072, 16  # of the histograms: a window is exact to 1/16 HU
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+Counts = tuple[np.ndarray, np.ndarray]
+
+
+def count_values(values: np.ndarray) -> Counts:
+    """Count HU by steps of a histogram: `(N,)` values to the steps that occur, and how often each does."""
+    clipped = np.clip(values, LOWEST_HU, HIGHEST_HU)
+    return np.unique(np.rint((clipped - LOWEST_HU) * STEPS).astype(np.int64), return_counts=True)
+
+
+def read_window(histogram: np.ndarray) -> tuple[float, float]:
+    """The percentiles `WINDOW` of a histogram, in HU: the lowest values that so many do not exceed."""
+    ranks = np.asarray(WINDOW) * histogram.sum() / 100
+    low, high = np.searchsorted(np.cumsum(histogram), ranks) / STEPS + LOWEST_HU
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -136,11 +63,7 @@ def body_box(image: np.ndarray, spacing_mm: Spacing) -> list[tuple[int, int]]:
 
 
 def measure_case(
-    image: Path,
-    labels: Path,
-    classes: Sequence[int],
-    spacing_mm: Spacing,
-    uppers: Mapping[int, Sequence[int]] | None,
+    image: Path, labels: Path, classes: Sequence[int], spacing_mm: Spacing
 ) -> dict[int, tuple[np.ndarray, Counts]]:
     """Measure one annotated case for the fit.
 
@@ -149,11 +72,10 @@ def measure_case(
         labels: Its cached labels.
         classes: Class ids.
         spacing_mm: Of that grid.
-        uppers: Class id -> what the first pass has found to matter; None in the first pass.
 
     Returns:
         For each class that the case has: `(3, 2)` extent along Z, Y, X as fractions of the body's box, and
-        the counts of its HU, see `count_values`.
+        its HU as `count_values` gives them.
     """
     from flare.data.cache import open_array  # only the workers need the store
 
@@ -166,8 +88,7 @@ def measure_case(
         if len(where):
             extent = np.stack([where.min(0), where.max(0) + 1], axis=1)
             place = (extent - box[:, :1]) / np.ptp(box, axis=1)[:, None]
-            values = smooth[tuple(where.T)]
-            found[class_id] = place, count_values(values, None if uppers is None else uppers[class_id])
+            found[class_id] = place, count_values(smooth[tuple(where.T)])
     return found
 
 
@@ -177,7 +98,7 @@ def fit_priors(
     spacing_mm: Spacing,
     executor: Executor,
 ) -> tuple[dict[int, Prior], list[Outcome]]:
-    """Learn windows and places from annotated cases, each read twice and none kept.
+    """Learn windows and places from annotated cases, each read once and none kept.
 
     Args:
         pairs: Case id to cached HU image and labels, on the training grid.
@@ -190,35 +111,26 @@ def fit_priors(
     """
     shared = {"classes": list(classes), "spacing_mm": spacing_mm}
     jobs = {case: {"image": i, "labels": known, **shared} for case, (i, known) in pairs.items()}
-    values = {c: Percentiles(WINDOW) for c in classes}
-    places: dict[int, list[np.ndarray]] = {c: [] for c in classes}
-    uppers: dict[int, list[int]] | None = None
-    for what in ("places", "windows"):
-        work = {case: job | {"uppers": uppers} for case, job in jobs.items()}
-        failures = []
-        for outcome in run_cases(measure_case, work, executor=executor, description=f"thresholds, {what}"):
-            if outcome.error is not None:
-                failures.append(outcome)
-                continue
-            for class_id, (place, counts) in outcome.value.items():
-                if uppers is None:
-                    places[class_id].append(place)
-                    values[class_id].add(counts)
-                else:
-                    values[class_id].refine(counts)
-        if failures:
-            return {}, failures
-        uppers = {c: found.uppers for c, found in values.items()}
-    return {c: _prior(places[c], values[c]) for c in classes if places[c]}, []
+    histograms: dict[int, np.ndarray] = {}
+    places: dict[int, list[np.ndarray]] = {}
+    failures = []
+    for outcome in run_cases(measure_case, jobs, executor=executor, description="fit thresholds"):
+        if outcome.error is not None:
+            failures.append(outcome)
+            continue
+        for class_id, (place, (steps, counts)) in outcome.value.items():
+            places.setdefault(class_id, []).append(place)
+            size = (HIGHEST_HU - LOWEST_HU) * STEPS + 1
+            histograms.setdefault(class_id, np.zeros(size, np.int64))[steps] += counts
+    if failures:
+        return {}, failures
+    return {c: _prior(places[c], histograms[c]) for c in classes if c in places}, []
 
 
-def _prior(places: Sequence[np.ndarray], values: Percentiles) -> Prior:
+def _prior(places: Sequence[np.ndarray], histogram: np.ndarray) -> Prior:
     """The prior of a class that some case has."""
-    low, high = values.read()
-    z, y, x = (
-        (float(a), float(b)) for a, b in zip(np.min(places, 0)[:, 0], np.max(places, 0)[:, 1], strict=True)
-    )
-    return Prior((low, high), (z, y, x), values.count / len(places))
+    z, y, x = zip(np.min(places, 0)[:, 0].tolist(), np.max(places, 0)[:, 1].tolist(), strict=True)
+    return Prior(read_window(histogram), (z, y, x), float(histogram.sum()) / len(places))
 
 
 def write_priors(path: Path, priors: Mapping[int, Prior]) -> None:
