@@ -18,6 +18,7 @@ from flare.evaluation.tables import AblationRow, table5
 from flare.merging.merge import MergedFolder, merge_maps, merged_files, write_merged
 from flare.merging.settings import PseudoSource
 from flare.prepare.cohort import Cohort, prepare_cohort
+from flare.report.facts import ReportSettings
 from flare.rounds.ablation import Results, Trained
 from flare.rounds.graph import compose_rounds, plan_rounds, write_plan
 from flare.rounds.score import held_out, score_split
@@ -50,7 +51,7 @@ class Made:
 
     def arguments(self) -> tuple[Any, ...]:
         trained = Trained(self.rounds, self.cohort, self.run, LocalExecutor(workers=0, retries=0))
-        return self.cfg, trained, self.results
+        return ReportSettings.from_config(self.cfg), trained, self.results
 
 
 def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_cases: int = 1) -> Made:

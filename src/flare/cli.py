@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from flare.core.classes import ClassList
 from flare.core.conf import CONF as CONF
 
 if TYPE_CHECKING:
@@ -61,20 +60,23 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
         FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
     """
     from flare.baselines.predictors import check_baselines, predictors
+    from flare.evaluation.rendering import show
+    from flare.report.facts import ReportSettings
     from flare.report.online import publish_table
     from flare.report.page import write_report
-    from flare.report.tables import mean_table, show
+    from flare.report.summaries import mean_table
     from flare.rounds.ablation import write_ablation
     from flare.rounds.iterate import iterate
 
     check_baselines(cfg.baselines)
 
     def finish(trained: Trained) -> Results:
+        settings = ReportSettings.from_config(cfg)
         results = write_ablation(trained, predictors(cfg.baselines, trained))
-        write_report(cfg, trained, results)
+        write_report(settings, trained, results)
         publish_table(cfg, trained.run, results.table)
         if results.table:
-            show(mean_table(results.table, ClassList.from_config(cfg.classes)))
+            show(mean_table(results.table, settings.classes))
         return results
 
     return iterate(cfg, overrides, finish)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Volume
-from flare.core.pictures import _planes, class_colours, draw_case, find_view, paint, rgb
+from flare.core.pictures import _planes, class_colours, draw_case, find_view, paint, read_case, rgb
 from tiny_round import LIVER, SHAPE, TUMOR, write_case
 
 GEOMETRY = Geometry((8, 8, 8), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
@@ -61,7 +61,9 @@ def test_reference_and_prediction_have_one_size(tmp_path: Path, labels: ClassLis
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    drawn = draw_case("case", image, label, label, labels, None, small)
+    drawn = draw_case(
+        read_case("case", image, label, label, classes=labels, label_map=None), labels, small=small
+    )
     assert drawn["reference"] == drawn["prediction"]
     width, height = Image.open(io.BytesIO(drawn["reference"])).size
     assert height == round(SHAPE[1] * 2.0 * (0.9 if small else 1.5))

@@ -6,19 +6,20 @@ from typing import Any
 import pytest
 
 from flare.core.classes import ClassList
-from flare.report.charts import class_boxes
-from flare.report.facts import Facts, RoundFacts, gather
-from flare.report.figures import trend, trends
+from flare.report.charts import class_boxes, trend, trends
+from flare.report.examples import named_ranks
+from flare.report.facts import Facts, ReportSettings, RoundFacts, gather
 from flare.report.page import headline
-from flare.report.pictures import named_ranks
-from flare.report.tables import ablation_table, efficiency_table, provenance_table, ranked
+from flare.report.summaries import ablation_table, efficiency_table, provenance_table, ranked
+from flare.rounds.ablation import Results
 from report_run import make_run
 
 PLAN = {"cases": "2", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
 
 
 def facts(labels: ClassList, rounds: list[RoundFacts], table: list[dict[str, Any]]) -> Facts:
-    return Facts("run", "phantom", "test", "present", labels, [], [], rounds, table, [], {}, {})
+    settings = ReportSettings("run", "phantom", "test", "present", labels, None, None, {})
+    return Facts(settings, [], [], rounds, Results(table, []))
 
 
 def two_classes(labels: ClassList) -> ClassList:
@@ -83,7 +84,7 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
     tmp_path: Path, last: str, drawn: str, name: str, shown: set[str]
 ) -> None:
     made = make_run(tmp_path, (last,))
-    found = gather(made.cfg, made.rounds, made.cohort, made.run, made.results.table, [], 1)
+    found = gather(*made.arguments())
     scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.classes.entries}
     scored = {key: value for key, value in scores.items() if value is not None}
     assert set(scored) == shown

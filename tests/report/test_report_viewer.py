@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from flare.core.classes import ClassList
-from flare.report.pictures import encode, lookup_table, pack_case
+from flare.core.pictures import read_case
+from flare.report.examples import encode, lookup_table, pack_case
 from tiny_round import LIVER, SHAPE, TUMOR, write_case
 
 
@@ -32,11 +33,11 @@ def test_the_file_is_the_array_in_ras_order(tmp_path: Path) -> None:
 def test_large_volumes_are_packed_coarser(
     tmp_path: Path, labels: ClassList, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flare.report.pictures.VOXELS", limit)
+    monkeypatch.setattr("flare.report.examples.VOXELS", limit)
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    packed = pack_case("case", image, label, label, labels, None)
+    packed = pack_case(read_case("case", image, label, label, classes=labels, label_map=None))
     shown = read_back(packed["reference"], tmp_path)
     assert shown.GetSize() == tuple(n if limit == 10**6 else n // 2 for n in SHAPE[::-1])
     assert set(np.unique(sitk.GetArrayFromImage(shown))) >= {LIVER, TUMOR}

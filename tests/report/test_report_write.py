@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,10 @@ import pytest
 
 from flare.core.classes import ClassList
 from flare.core.files import write_csv, write_text
-from flare.report.facts import Facts
+from flare.report.examples import Shown
+from flare.report.facts import Facts, ReportSettings
 from flare.report.page import NIIVUE, viewer_json, write_report
+from flare.rounds.ablation import Results
 from flare.rounds.graph import plan_rounds, tell_starts, write_plan
 from flare.runs.outcomes import Outcome
 from report_run import Made, make_run
@@ -88,18 +89,13 @@ def test_a_picture_for_a_readme_is_left(made: Made) -> None:
     assert (made.run.root / "figures" / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_unchanged_run_keeps_its_page(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "flare.report.page", None)  # importing it would raise
-    assert write_report(*made.arguments()) == made.run.root / "report.html"
-
-
 def test_the_page_is_made_again_only_when_what_it_shows_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_run(tmp_path, names=("mot",))
     built = []
 
-    def build(*_: object, truth: Path | None, page: Path, overview: Path) -> None:
+    def build(*_: object, page: Path, overview: Path) -> None:
         built.append(page)
         write_text(page, "page")
         write_text(overview, "picture")
@@ -121,8 +117,9 @@ def test_the_page_is_made_again_only_when_what_it_shows_changed(
 
 def test_a_name_cannot_leave_the_viewers_data(labels: ClassList) -> None:
     name = "</script><!--<script>"
-    facts = Facts("run", "phantom", "test", "present", labels, [], [], [], [], [], {}, {})
-    told = viewer_json(facts, {name: {"image": "AA=="}}, [])
+    settings = ReportSettings("run", "phantom", "test", "present", labels, None, None, {})
+    facts = Facts(settings, [], [], [], Results([], []))
+    told = viewer_json(facts, [Shown(name, "best", True, {}, 0.5, {}, {"image": "AA=="})])
     assert told is not None
     assert "<" not in told
     assert json.loads(told)["cases"][0]["name"] == name
@@ -141,7 +138,7 @@ def test_a_run_without_scored_cases_has_a_page_too(tmp_path: Path) -> None:
 def test_many_cases_are_small_but_for_best_median_and_worst(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flare.report.pictures.ALL_LARGE", 2)
+    monkeypatch.setattr("flare.report.examples.ALL_LARGE", 2)
     made = make_run(tmp_path, names=("mot",), held_out_cases=4)
     page = write_report(*made.arguments()).read_text(encoding="utf-8")
     assert page.count("axial, coronal, sagittal") >= 6

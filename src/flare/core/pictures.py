@@ -109,30 +109,18 @@ QUALITY = 82  # of the WebP files
 Planes = list[np.ndarray]
 
 
-def draw_case(
-    case: str,
-    image: Path,
-    reference: Path,
-    prediction: Path,
-    classes: ClassList,
-    label_map: dict[Any, int] | None,
-    small: bool,
-) -> dict[str, bytes]:
+def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, small: bool) -> dict[str, bytes]:
     """Draw the reference and the prediction of one case on the same slices.
 
     Args:
-        case: The case id.
-        image: The CT.
-        reference: Its annotation.
-        prediction: What a round predicts.
+        volumes: Image, reference and prediction, as `read_case` gives them.
         classes: The class list.
-        label_map: Renumbering of the annotation's ids.
         small: One axial slice at a lower resolution instead of three planes.
 
     Returns:
         `reference` and `prediction`: WebP pictures of one size.
     """
-    ct, truth, ours = read_case(case, image, reference, prediction, classes=classes, label_map=label_map)
+    ct, truth, ours = volumes
     centre, box = find_view(truth, ours.array, classes)
     scale = SMALL_PIXELS_PER_MM if small else PIXELS_PER_MM
     axes = (0,) if small else (0, 1, 2)

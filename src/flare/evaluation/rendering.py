@@ -148,3 +148,18 @@ def write_table(stem: Path, tables: Sequence[Table]) -> None:
     """Write tables as `<stem>.md` and `<stem>.tex`."""
     write_text(stem.with_suffix(".md"), to_markdown(tables))
     write_text(stem.with_suffix(".tex"), to_latex(tables))
+
+
+def show(table: Table) -> None:
+    """Show a table on the console, the best of each column in bold."""
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    from flare.runs.work import console
+
+    drawn = Shown(title=table.title, title_justify="left")
+    for heading in table.headings:
+        drawn.add_column(heading, overflow="fold")
+    for texts, best in table.marked():
+        drawn.add_row(*(Text(t, "bold" if b else "") for t, b in zip(texts, best, strict=True)))
+    console.print(drawn)

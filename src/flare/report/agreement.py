@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import numpy as np
 from flare.core.cases import Case, select_cases
 from flare.core.classes import ClassList
 from flare.core.volumes import case_id, find_images, match_grid, read_labels
+from flare.report.facts import ReportSettings
+from flare.rounds.ablation import Trained
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder
-from flare.runs.work import Executor, run_cases
+from flare.runs.work import run_cases
 
 log = logging.getLogger(__name__)
 SAMPLE = 60  # cases a round, evenly over the index: a mean does not need 4000
@@ -40,54 +42,45 @@ class Quality:
     cases: dict[str, int]
     dice: dict[str, dict[int, float]]
 
-    def mean(self, comparison: str, ids: Sequence[int]) -> float | None:
-        """Mean over classes; None where none was compared."""
-        values = [self.dice[comparison][i] for i in ids if i in self.dice[comparison]]
+    def percent(self, comparison: str, ids: Sequence[int]) -> float | None:
+        """Mean over classes in percent; None where none was compared."""
+        values = [100 * self.dice[comparison][i] for i in ids if i in self.dice[comparison]]
         return float(np.mean(values)) if values else None
 
 
-def pseudo_label_quality(
-    rounds: Sequence[RoundSettings],
-    cases: Sequence[Case],
-    run: RunFolder,
-    *,
-    classes: ClassList,
-    truth: Path | None,
-    executor: Executor,
-) -> list[Quality]:
+def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Quality]:
     """Compare the pseudo labels of every round that has a teacher.
 
     `previous`: what the teacher predicts against the labels that it was trained on. `pseudo` and `merged`:
-    what it predicts, and what the round trains on after merging, against the truth.
-
-    Args:
-        rounds: The rounds that were run.
-        cases: The cohort.
-        run: The run's folder.
-        classes: The class list.
-        truth: Folder of complete labels, where there is one.
-        executor: Where the cases are compared.
+    what it predicts, and what the round trains on after merging, against the truth where there is one.
     """
-    truths = {} if truth is None else {case_id(p): p for p in find_images(truth)}
+    truths = {} if settings.truth is None else {case_id(p): p for p in find_images(settings.truth)}
+    rounds, run = trained.rounds, trained.run
     teachers = {r.name: r for r in rounds}
     found = []
     for item in rounds:
         if not item.is_hybrid or item.teacher is None:
             continue
-        chosen = select_cases(cases, item.labels.cases)
+        chosen = select_cases(trained.cohort.cases, item.labels.cases)
         sample = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLE).astype(int))]
         jobs = {}
         for case in sample:
             teacher = teachers.get(str(item.teacher_of(case)))
-            references = _references(case, item, teacher, run, truths)
+            references = _references(case, item, teacher, run, truths.get(case.id))
             prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
-                shared = {"classes": classes, "targets": item.labels.targets}
-                shared["taught"] = (teacher or item).labels.targets
-                jobs[case.id] = {"case": case.id, "prediction": prediction, **references, **shared}
+                jobs[case.id] = {
+                    "case": case.id,
+                    "prediction": prediction,
+                    **references,
+                    "label_map": settings.label_map if references["previous"] == case.label else None,
+                    "classes": settings.classes,
+                    "targets": item.labels.targets,
+                    "taught": (teacher or item).labels.targets,
+                }
         description = f"compare labels of {item.name}"
         values = []
-        for outcome in run_cases(compare_case, jobs, executor=executor, description=description):
+        for outcome in run_cases(compare_case, jobs, executor=trained.executor, description=description):
             if outcome.error is None:
                 values.append(outcome.value)
             else:
@@ -97,23 +90,18 @@ def pseudo_label_quality(
 
 
 def _references(
-    case: Case, item: RoundSettings, teacher: RoundSettings | None, run: RunFolder, truths: Mapping[str, Path]
-) -> dict[str, Any]:
-    """What there is to compare a case's pseudo label with."""
+    case: Case, item: RoundSettings, teacher: RoundSettings | None, run: RunFolder, truth: Path | None
+) -> dict[str, Path | None]:
+    """What there is to compare a case's pseudo label with; empty if that is nothing."""
     previous: Path | None = None
-    label_map = None
     if teacher is not None and teacher.is_hybrid:
         previous = run.round(teacher.name).labels / f"{case.id}.nii.gz"
     elif teacher is not None and case in select_cases([case], teacher.labels.cases):
-        previous, label_map = case.label, teacher.labels.merge.label_map
+        previous = case.label
     merged = run.round(item.name).labels / f"{case.id}.nii.gz"
-    references = {
-        "previous": previous if previous is not None and previous.exists() else None,
-        "merged": merged if merged.exists() else None,
-        "truth": truths.get(case.id),
-    }
-    known = references["previous"] or references["truth"]
-    return {**references, "label_map": label_map} if known else {}
+    found = {"previous": previous, "merged": merged, "truth": truth}
+    found = {name: path if path is not None and path.exists() else None for name, path in found.items()}
+    return found if found["previous"] or truth else {}
 
 
 def compare_case(

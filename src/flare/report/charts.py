@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from textwrap import fill
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flare.core.classes import ClassList
-from flare.core.pictures import TARGETS, Stroke, class_colours, title
+from flare.core.pictures import TARGETS, class_colours, title
 from flare.report.agreement import Quality
-from flare.report.facts import RoundFacts
+from flare.report.facts import Facts, RoundFacts
 from flare.report.figures import ACCENT, GREY, INK, PAPER, new_figure, style
 
 if TYPE_CHECKING:
@@ -61,33 +59,55 @@ def draw_curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, d
     return bool(finite)
 
 
-def compared_curves(
-    points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
-) -> Figure:
-    """One curve a run over the steps, in its own stroke."""
+def trends(facts: Facts) -> dict[str, str]:
+    """Columns of the ablation table whose course over the rounds is drawn, with what they are called.
+
+    Organ mean and tumor DSC, as far as any round of the run learns and has them.
+    """
+    names = {"organ_mean_DSC": "organs, mean"}
+    if facts.classes.tumor is not None:
+        names[f"{facts.classes.by_id(facts.classes.tumor).short}_DSC"] = "tumor"
+    ours = {r.name for r in facts.rounds}
+    rows = [row for row in facts.table if row["round"] in ours]
+    return {k: name for k, name in names.items() if any(row.get(k) is not None for row in rows)}
+
+
+def trend(facts: Facts) -> Figure | None:
+    """What `trends` tells, ours and the paper's, with the baselines as levels; None where it is nothing."""
+    wanted = trends(facts)
+    if not wanted:
+        return None
     with style():
-        figure = new_figure(5.2, 2.9)
-        axes = figure.subplots()
-        for name, found in points.items():
-            draw_curve(axes, found, *strokes[name][:2])
-        axes.set_xlabel("step")
+        figure = new_figure(10.4, 3.3)
+        grid = figure.subplots(1, len(wanted), squeeze=False)[0]
+        for axes, (key, name) in zip(grid, wanted.items(), strict=True):
+            draw_trend(axes, facts, key, name)
+        handles, names = grid[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
 
 
-def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
-    """One bar a run, in its own colour, with its value."""
-    with style():
-        figure = new_figure(5.2, 0.6 + 0.36 * max(1, len(values)))
-        axes = figure.subplots()
-        bars = axes.barh(range(len(values)), list(values.values()), color=[strokes[n][0] for n in values])
-        axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
-        axes.margins(x=0.15)
-        # the last part of each key: the whole name stands beside the picture
-        names = [fill(re.sub(r"[\w.]+\.(?=\w+=)", "", n), 28) for n in values]
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-    return figure
+def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
+    """One measure of the ablation table over the rounds."""
+    names = [r.name for r in facts.rounds]
+    rows = {row["round"]: row for row in facts.table}
+    for column, colour, mark, told in (
+        (key, ACCENT, "o-", f"this run ({facts.settings.data}, n={facts.results.compared})"),
+        (f"paper_{key}", PAPER, "s--", "the paper (FLARE23 online validation)"),
+    ):
+        points = [(i, rows[n][column]) for i, n in enumerate(names) if rows[n].get(column) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=told, clip_on=False)
+    baselines = [r for r in facts.table if r["round"] not in names and r.get(key) is not None]
+    if baselines:
+        best = max(baselines, key=lambda r: r[key])
+        axes.axhline(best[key], color=GREY, linewidth=1, linestyle=":", label="best baseline")
+        axes.text(len(names) - 0.6, best[key] + 1.5, best["round"], color=GREY, ha="right", fontsize=8.5)
+    axes.set_title(name)
+    axes.set_xticks(range(len(names)), [n.upper() for n in names])
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("DSC (%)")
 
 
 def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
@@ -148,7 +168,7 @@ def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None
     )
     tumor = () if classes.tumor is None else (classes.tumor,)
     parts = [(classes.organs, "organs, mean"), (tumor, "tumor")]
-    there = [p for p in parts if any(q.mean(k, p[0]) is not None for q in found for k, *_ in lines)]
+    there = [p for p in parts if any(q.percent(k, p[0]) is not None for q in found for k, *_ in lines)]
     if not there:
         return None
     with style():
@@ -156,10 +176,12 @@ def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None
         grid = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
         for axes, (ids, name) in zip(grid, there, strict=True):
             for comparison, colour, mark, told in lines:
-                points = [(i, m) for i, q in enumerate(found) if (m := q.mean(comparison, ids)) is not None]
+                points = [
+                    (i, m) for i, q in enumerate(found) if (m := q.percent(comparison, ids)) is not None
+                ]
                 if points:
                     x, y = np.asarray(points).T
-                    axes.plot(x, 100 * y, mark, color=colour, markersize=5, label=told, clip_on=False)
+                    axes.plot(x, y, mark, color=colour, markersize=5, label=told, clip_on=False)
             axes.set_title(name)
             axes.set_xticks(range(len(found)), [f"{q.round.upper()}\nby {q.teacher.upper()}" for q in found])
             axes.set_xlim(-0.4, len(found) - 0.6)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from textwrap import fill
+from typing import TYPE_CHECKING, NamedTuple
 
 from flare.core.files import write_json, write_text
 from flare.core.pictures import Stroke, run_strokes
 from flare.evaluation.rendering import Cell, Column, Table, cell, to_markdown
-from flare.report.charts import compared_bars, compared_curves
-from flare.report.figures import render, to_svg
+from flare.report.charts import draw_curve
+from flare.report.figures import new_figure, render, style, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, float]]
 LINES, BARS, PICTURES, CASES = "lines", "bars", "pictures", "cases"
@@ -151,3 +157,32 @@ def _figure(found: Comparison, panel: Panel, strokes: dict[str, Stroke]) -> str:
         for name, rows in found.curves.items()
     }
     return to_svg(compared_curves(points, strokes))
+
+
+def compared_curves(
+    points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
+) -> Figure:
+    """One curve a run over the steps, in its own stroke."""
+    with style():
+        figure = new_figure(5.2, 2.9)
+        axes = figure.subplots()
+        for name, found in points.items():
+            draw_curve(axes, found, *strokes[name][:2])
+        axes.set_xlabel("step")
+    return figure
+
+
+def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
+    """One bar a run, in its own colour, with its value."""
+    with style():
+        figure = new_figure(5.2, 0.6 + 0.36 * max(1, len(values)))
+        axes = figure.subplots()
+        bars = axes.barh(range(len(values)), list(values.values()), color=[strokes[n][0] for n in values])
+        axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+        axes.margins(x=0.15)
+        # the last part of each key: the whole name stands beside the picture
+        names = [fill(re.sub(r"[\w.]+\.(?=\w+=)", "", n), 28) for n in values]
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    return figure

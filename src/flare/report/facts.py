@@ -9,18 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import Case
+from flare.core.cases import Case, read_label_map
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
-from flare.evaluation.summary import only_learned, read_scores
-from flare.prepare.cohort import Cohort
+from flare.evaluation.summary import Row, only_learned, read_scores
+from flare.rounds.ablation import Results, Trained
 from flare.rounds.score import held_out
 from flare.rounds.settings import RoundSettings
-from flare.runs.folders import RoundFolder, RunFolder
+from flare.runs.folders import RoundFolder
 from flare.runs.journal import Journal
 from flare.runs.records import public_config
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,23 +54,19 @@ class RoundFacts:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Everything the page tells, less pictures.
+class ReportSettings:
+    """What the page tells of the configuration, and needs of it.
 
     Args:
         name: The run.
         data: Name of the cohort.
-        split: The split that was scored.
-        protocol: How it was scored.
+        split: The split that is scored.
+        protocol: How it is scored.
         classes: The class list.
-        cases: The prepared cohort.
-        scored: The cases that were scored.
-        rounds: In the order in which they ran.
-        table: Rows of `table5.csv`, numbers as such.
-        failed: Cases that failed somewhere.
-        environment: `environment.json`.
-        config: The configuration, without a path of the machine.
-        compared: How many of the scored cases each row of the table is the mean of.
+        label_map: Renumbering of the annotations' ids.
+        truth: Folder of complete labels of the training cases, which only a made-up cohort has; never
+            trained on.
+        public: The configuration, without a path of the machine.
     """
 
     name: str
@@ -80,59 +74,76 @@ class Facts:
     split: str
     protocol: str
     classes: ClassList
+    label_map: dict[Any, int] | None
+    truth: Path | None
+    public: dict[str, Any]
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> ReportSettings:
+        """Read the configuration of `iterate`."""
+        classes = ClassList.from_config(cfg.classes)
+        label_map = read_label_map(cfg.data.label_map, classes)
+        truth = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"
+        return cls(
+            name=cfg.name,
+            data=cfg.data.name,
+            split=cfg.data.scoring.split,
+            protocol=cfg.data.scoring.protocol,
+            classes=classes,
+            label_map=None if label_map is None else dict(label_map),
+            truth=truth if truth is not None and truth.is_dir() else None,
+            public=public_config(cfg),
+        )
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the page tells, less pictures.
+
+    Args:
+        settings: What the configuration says.
+        cases: The prepared cohort.
+        scored: The cases that were scored.
+        rounds: In the order in which they ran.
+        results: The rows of `table5.csv`, numbers as such, and the cases that failed.
+        environment: `environment.json`.
+    """
+
+    settings: ReportSettings
     cases: list[Case]
     scored: list[Case]
     rounds: list[RoundFacts]
-    table: list[Row]
-    failed: list[str]
-    environment: dict[str, Any]
-    config: dict[str, Any]
-    compared: int = 0
+    results: Results
+    environment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> RoundFacts:
         """The round that the run ends with."""
         return self.rounds[-1]
 
+    @property
+    def classes(self) -> ClassList:
+        """The class list."""
+        return self.settings.classes
 
-def gather(
-    cfg: DictConfig,
-    rounds: Sequence[RoundSettings],
-    cohort: Cohort,
-    run: RunFolder,
-    table: list[Row],
-    failed: Sequence[str],
-    compared: int,
-) -> Facts:
-    """Read what the page tells.
+    @property
+    def table(self) -> list[Row]:
+        """Rows of the ablation table, of rounds and baselines."""
+        return self.results.table
 
-    Args:
-        cfg: Configuration of `iterate`.
-        rounds: The rounds, in the order in which they ran.
-        cohort: The prepared cohort.
-        run: The run's folder.
-        table: Rows of the ablation table.
-        failed: Ids of the cases that failed.
-        compared: How many cases the table's rows are the means of.
-    """
-    split, labels = cfg.data.scoring.split, ClassList.from_config(cfg.classes)
-    scored = held_out(cohort.cases, split)
+    @property
+    def failed(self) -> list[str]:
+        """Ids of the cases that failed somewhere."""
+        return sorted({f.case_id for f in self.results.failures})
+
+
+def gather(settings: ReportSettings, trained: Trained, results: Results) -> Facts:
+    """Read what the page tells from the run's folder."""
+    run, cases = trained.run, trained.cohort.cases
+    scored = held_out(cases, settings.split)
     plan = {row["round"]: row for row in read_csv(run.root / "plan.csv")}
-    return Facts(
-        name=cfg.name,
-        data=cfg.data.name,
-        split=split,
-        protocol=cfg.data.scoring.protocol,
-        classes=labels,
-        cases=cohort.cases,
-        scored=scored,
-        rounds=[_round(r, run.round(r.name), plan[str(r.name)], scored, split, labels) for r in rounds],
-        table=table,
-        failed=sorted(set(failed)),
-        environment=_json(run.root / "environment.json"),
-        config=public_config(cfg),
-        compared=compared,
-    )
+    rounds = [_round(r, run.round(r.name), plan[str(r.name)], scored, settings) for r in trained.rounds]
+    return Facts(settings, cases, scored, rounds, results, _json(run.root / "environment.json"))
 
 
 def _round(
@@ -140,27 +151,22 @@ def _round(
     folder: RoundFolder,
     plan: dict[str, str],
     scored: Sequence[Case],
-    split: str,
-    classes: ClassList,
+    settings: ReportSettings,
 ) -> RoundFacts:
-    journal: Journal = folder.journal(f"predict-{split}")
-    metrics = folder.root / split / "metrics.csv"
+    journal: Journal = folder.journal(f"predict-{settings.split}")
+    metrics = folder.root / settings.split / "metrics.csv"
     scores = read_scores(metrics) if metrics.exists() else []
     return RoundFacts(
         name=str(item.name),
         teacher=item.teacher if item.is_hybrid else None,
         plan=plan,
-        curve=[{k: _number(v) for k, v in row.items()} for row in _csv(folder.training_csv)],
-        scores=only_learned(scores, classes, plan["targets"]),
+        curve=[{k: float(v) if v else None for k, v in row.items()} for row in _csv(folder.training_csv)],
+        scores=only_learned(scores, settings.classes, plan["targets"]),
         provenance=_csv(folder.labels / "provenance.csv"),
         seconds=[journal.values(c.id) for c in scored if c.id in journal],
         revision=_json(folder.root / "environment.json").get("git_revision", "unknown"),
         unlabeled_teacher=item.unlabeled_teacher,
     )
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
 
 
 def _csv(path: Path) -> list[dict[str, str]]:

@@ -11,82 +11,60 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from flare.core.cases import KINDS
 from flare.core.files import config_hash, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
 from flare.prepare.analysis import plot_label_analysis
-from flare.prepare.cohort import Cohort
-from flare.report import charts, tables
+from flare.report import charts, summaries
 from flare.report.agreement import SAMPLE, pseudo_label_quality
-from flare.report.facts import Facts, gather
-from flare.report.figures import data_address, draw_graph, render, to_svg, trend
-from flare.report.pictures import Shown, draw_cases, lookup_table, pack_cases, write_overview
+from flare.report.examples import Shown, lookup_table, show_cases, write_overview
+from flare.report.facts import Facts, ReportSettings, gather
+from flare.report.figures import data_address, draw_graph, render, to_svg
+from flare.rounds.ablation import Results, Trained
 from flare.rounds.graph import tell_starts
-from flare.rounds.settings import RoundSettings
-from flare.runs.folders import RunFolder
 from flare.runs.journal import Journal
 from flare.runs.records import public_config
-from flare.runs.work import Executor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from flare.rounds.ablation import Results, Trained
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
 
 
 def build_report(
-    cfg: DictConfig,
-    rounds: Sequence[RoundSettings],
-    cohort: Cohort,
-    run: RunFolder,
-    results: Results,
-    executor: Executor,
-    *,
-    truth: Path | None,
-    page: Path,
-    overview: Path,
+    settings: ReportSettings, trained: Trained, results: Results, *, page: Path, overview: Path
 ) -> None:
     """Write the page and the picture for a README.
 
     Args:
-        cfg: Configuration of `iterate`.
-        rounds: The rounds, trained.
-        cohort: The prepared cohort.
-        run: The run's folder.
+        settings: What the configuration says.
+        trained: The rounds.
         results: The ablation table, and the cases that failed.
-        executor: Where cases are compared and drawn.
-        truth: Folder of complete labels of the training cases, where there is one.
         page: The HTML file to write.
         overview: The PNG file to write.
     """
     started = time.monotonic()
-    failed = [f.case_id for f in results.failures]
-    facts = gather(cfg, rounds, cohort, run, results.table, failed, results.compared)
-    quality = pseudo_label_quality(
-        rounds, cohort.cases, run, classes=facts.classes, truth=truth, executor=executor
-    )
-    predictions = run.round(facts.last.name).root / facts.split / "predictions"
-    shown = draw_cases(facts, cfg, predictions, executor)
-    volumes = pack_cases(facts, cfg, predictions, executor)
+    facts = gather(settings, trained, results)
+    quality = pseudo_label_quality(settings, trained)
+    predictions = trained.run.round(facts.last.name).root / settings.split / "predictions"
+    shown = show_cases(facts, predictions, trained.executor)
+    last = public_config(trained.rounds[-1].config)
     context = {
         **_figures(facts),
         **_tables(facts),
         "facts": facts,
         "starts": tell_starts([r.plan for r in facts.rounds]),
         "today": date.today().isoformat(),
-        "settings": tables.settings_table(public_config(rounds[-1].config), facts.last.plan),
-        "config": OmegaConf.to_yaml(OmegaConf.create(public_config(rounds[-1].config))),
-        "has_truth": truth is not None,
+        "settings": summaries.settings_table(last, facts.last.plan),
+        "config": OmegaConf.to_yaml(OmegaConf.create(last)),
         "sample": SAMPLE,
-        "quality": tables.quality_table(quality, facts.classes),
+        "quality": summaries.quality_table(quality, facts.classes),
         "quality_figure": _svg(charts.label_quality(quality, facts.classes)),
         "shown": shown,
-        "viewer": viewer_json(facts, volumes, shown),
+        "viewer": viewer_json(facts, shown),
         "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
     }
     write_text(page, render("report.html", **context))
@@ -104,8 +82,8 @@ def _figures(facts: Facts) -> dict[str, Any]:
         "graph": draw_graph(facts.rounds),
         "completeness": completeness,
         "curves": to_svg(charts.learning_curves(facts.rounds)),
-        "trend": _svg(trend(facts)),
-        "boxes": to_svg(charts.class_boxes(facts.last, facts.classes)) if tables.ranked(facts) else None,
+        "trend": _svg(charts.trend(facts)),
+        "boxes": to_svg(charts.class_boxes(facts.last, facts.classes)) if summaries.ranked(facts) else None,
         "seconds": to_svg(charts.seconds_by_stage(facts.rounds))
         if any(r.seconds for r in facts.rounds)
         else None,
@@ -120,12 +98,12 @@ def _tables(facts: Facts) -> dict[str, Any]:
     colours = class_colours(facts.classes)
     return {
         "kinds": KINDS,
-        "cohort": tables.cohort_table(facts),
+        "cohort": summaries.cohort_table(facts),
         "classes": [(c, title(c), colours[c.id]) for c in facts.classes.entries],
         "targets": TARGETS,
-        "ablation": [(m, tables.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
-        "provenance": tables.provenance_table(facts.rounds, facts.classes),
-        "efficiency": tables.efficiency_table(facts.rounds),
+        "ablation": [(m, summaries.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
+        "provenance": summaries.provenance_table(facts.rounds, facts.classes),
+        "efficiency": summaries.efficiency_table(facts.rounds),
         "headline": headline(facts),
     }
 
@@ -145,12 +123,11 @@ def headline(facts: Facts) -> list[tuple[str, float]]:
     return found
 
 
-def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequence[Shown]) -> str | None:
+def viewer_json(facts: Facts, shown: Sequence[Shown]) -> str | None:
     """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
-    if not volumes:
+    cases = [{"name": s.case, "rank": s.rank, **s.volumes} for s in shown if s.volumes]
+    if not cases:
         return None
-    ranks = {s.case: s.rank for s in shown}
-    cases = [{"name": case, "rank": ranks.get(case, ""), **packed} for case, packed in volumes.items()]
     data = {"lookup": lookup_table(facts.classes), "cases": cases}
     return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called
 
@@ -158,55 +135,48 @@ def viewer_json(facts: Facts, volumes: dict[str, dict[str, str]], shown: Sequenc
 FORMAT = 5  # raised when the page changes, so that pages made before are made again
 
 
-def write_report(cfg: DictConfig, trained: Trained, results: Results) -> Path:
+def write_report(settings: ReportSettings, trained: Trained, results: Results) -> Path:
     """Make the page of a run, or find it made.
 
     Args:
-        cfg: Configuration of `iterate`.
+        settings: What the configuration says.
         trained: The rounds; their run's folder gets `report.html` and `figures/`.
         results: The ablation table and the cases that failed.
 
     Returns:
         The page.
     """
-    rounds, cohort, run, executor = trained.rounds, trained.cohort, trained.run, trained.executor
-    truth = _truth_folder(cfg)
-    outputs = {"page": run.root / "report.html", "overview": run.root / "figures" / "overview.png"}
-    journal = Journal(run.root / "journal" / "report.jsonl")
-    inputs: dict[str, Path | str] = {"run": config_hash(_state(cfg, rounds, cohort, run, truth))}
+    root = trained.run.root
+    outputs = {"page": root / "report.html", "overview": root / "figures" / "overview.png"}
+    journal = Journal(root / "journal" / "report.jsonl")
+    inputs: dict[str, Path | str] = {"run": config_hash(_state(settings, trained))}
     config = {
         "format": FORMAT,
-        "config": public_config(cfg),
-        "rounds": [public_config(r.config) for r in rounds],
+        "config": settings.public,
+        "rounds": [public_config(r.config) for r in trained.rounds],
         "failed": sorted((f.case_id, str(f.error)) for f in results.failures),
     }
     if not journal.is_current("report", inputs, config):
-        build_report(cfg, rounds, cohort, run, results, executor, truth=truth, **outputs)
+        build_report(settings, trained, results, **outputs)
         journal.record("report", inputs, config, outputs)
     return outputs["page"]
 
 
-def _state(
-    cfg: DictConfig, rounds: Sequence[RoundSettings], cohort: Cohort, run: RunFolder, truth: Path | None
-) -> dict[str, Any]:
+def _state(settings: ReportSettings, trained: Trained) -> dict[str, Any]:
     """What the page is made from: small files by their content, volumes by the journals that made them."""
-    split = cfg.data.scoring.split
     patterns = (
         "training.csv",
         "environment.json",
         "labels/provenance.csv",
         "journal/*.jsonl",
-        f"{split}/journal.jsonl",
-        f"{split}/metrics.csv",
+        f"{settings.split}/journal.jsonl",
+        f"{settings.split}/metrics.csv",
     )
+    run, truth = trained.run, settings.truth
     paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
-    paths += [p for r in rounds for name in patterns for p in sorted(run.round(r.name).root.glob(name))]
-    paths.append(cohort.folder.index)
+    paths += [
+        p for r in trained.rounds for name in patterns for p in sorted(run.round(r.name).root.glob(name))
+    ]
+    paths.append(trained.cohort.folder.index)
     found: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
     return found | ({} if truth is None else {str(truth): stat_key(truth)})
-
-
-def _truth_folder(cfg: DictConfig) -> Path | None:
-    """Complete labels of the training cases, which only a made-up cohort has; never trained on."""
-    folder = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"
-    return folder if folder is not None and folder.is_dir() else None

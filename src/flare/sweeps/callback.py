@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from flare.report.tables import show
+from flare.evaluation.rendering import show
 from flare.runs.folders import is_job
 from flare.runs.work import console
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from flare.core.checks import given_paths
 from flare.core.errors import FlareError
-from flare.report.tables import show
+from flare.evaluation.rendering import show
 from flare.sweeps.jobs import COMPLETED, Job, read_jobs
 from flare.sweeps.table import compare, failures, write_sweep
 

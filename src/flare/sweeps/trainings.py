@@ -12,7 +12,7 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.evaluation.rendering import Table
 from flare.report.comparison import Comparison, Rows
-from flare.report.tables import mean_table
+from flare.report.summaries import mean_table
 from flare.sweeps.jobs import read_jobs
 from flare.sweeps.table import compare, shown, varied
 

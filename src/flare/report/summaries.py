@@ -11,15 +11,13 @@ from flare.core.cases import SPLITS
 from flare.core.classes import ClassList
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.rendering import Column, Table, beside, cell
+from flare.evaluation.summary import Row
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import kind_counts
 from flare.report.agreement import COMPARISONS, Quality
 from flare.report.charts import mean_of
 from flare.report.facts import Facts, RoundFacts
-from flare.runs.work import console
-
-Row = dict[str, Any]
 
 
 def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList) -> Table:
@@ -41,19 +39,6 @@ def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList) -> Table:
         for row in rows
     ]
     return Table("Rounds, in percent, the paper's in brackets; best in bold", columns, body)
-
-
-def show(table: Table) -> None:
-    """Show a table on the console, the best of each column in bold."""
-    from rich.table import Table as Shown
-    from rich.text import Text
-
-    drawn = Shown(title=table.title, title_justify="left")
-    for heading in table.headings:
-        drawn.add_column(heading, overflow="fold")
-    for texts, best in table.marked():
-        drawn.add_row(*(Text(t, "bold" if b else "") for t, b in zip(texts, best, strict=True)))
-    console.print(drawn)
 
 
 def cohort_table(facts: Facts) -> list[Row]:
@@ -127,7 +112,7 @@ def provenance_table(rounds: Sequence[RoundFacts], classes: ClassList) -> list[R
 
 def quality_table(found: Sequence[Quality], classes: ClassList) -> list[Row]:
     """Mean Dice of each comparison in percent, organs and tumor apart, with the number of cases."""
-    tumor = () if classes.tumor is None else (classes.tumor,)
+    tumor = [i for i in classes.ids if i == classes.tumor]
     return [
         {
             "round": q.round,
@@ -136,8 +121,8 @@ def quality_table(found: Sequence[Quality], classes: ClassList) -> list[Row]:
             "cells": [
                 {
                     "n": q.cases[k],
-                    "organs": _percent(q.mean(k, classes.organs)),
-                    "tumor": _percent(q.mean(k, tumor)),
+                    "organs": q.percent(k, classes.organs),
+                    "tumor": q.percent(k, tumor),
                 }
                 for k in COMPARISONS
             ],
@@ -209,7 +194,3 @@ def ranked(facts: Facts) -> list[tuple[str, float]]:
 
 def _times(values: Sequence[Any], sign: str = " \N{MULTIPLICATION SIGN} ") -> str:
     return sign.join(f"{v:g}" for v in values)
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value

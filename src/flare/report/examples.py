@@ -1,0 +1,209 @@
+"""Cases of the page: pictures beside their references, volumes for the viewer, the picture for a README."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flare.core.classes import ClassList
+from flare.core.files import atomic
+from flare.core.geometry import Volume
+from flare.core.pictures import WINDOW_HU, class_colours, draw_case, read_case, rgb, title
+from flare.core.preprocessing import resample
+from flare.inference.predict import segmentation_path
+from flare.report.charts import draw_trend, trends
+from flare.report.facts import Facts
+from flare.report.figures import data_address, new_figure, style
+from flare.report.summaries import ranked
+from flare.runs.work import Executor, run_cases
+
+log = logging.getLogger(__name__)
+VOXELS = 1_500_000  # of a volume in the page; larger ones are made coarser (ours)
+ALL_LARGE = 8  # up to so many cases, each is shown in three planes
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case on the page.
+
+    Args:
+        case: Its id.
+        rank: `best`, `median`, `worst` or nothing.
+        large: Whether it is shown in three planes.
+        scores: `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn.
+        mean: Mean DSC over its scored classes.
+        pictures: `reference` and `prediction`, WebP.
+        volumes: What `pack_case` gives, of a case with a rank.
+    """
+
+    case: str
+    rank: str
+    large: bool
+    scores: Mapping[str, Any]
+    mean: float
+    pictures: Mapping[str, bytes]
+    volumes: Mapping[str, str] = field(default_factory=dict)
+
+    def address(self, name: str) -> str:
+        """One of its pictures, as a data address."""
+        return data_address(self.pictures[name], "image/webp")
+
+
+def named_ranks(order: Sequence[tuple[str, float]]) -> dict[str, str]:
+    """Case id -> `best`, `median` or `worst`, from cases in order of their score, the best first."""
+    if not order:
+        return {}
+    last = len(order) - 1
+    return {order[last // 2][0]: "median", order[last][0]: "worst", order[0][0]: "best"}
+
+
+def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
+    """Draw every scored case with the last round's prediction, the best first; pack those with a rank.
+
+    Args:
+        facts: What is known of the run.
+        folder: The last round's predictions.
+        executor: Where the cases are drawn.
+    """
+    order = dict(ranked(facts))
+    ranks = named_ranks(list(order.items()))
+    large = {case for case in order if len(order) <= ALL_LARGE or case in ranks}
+    jobs = {
+        c.id: {
+            "case": c.id,
+            "files": (c.image, c.label, path),
+            "classes": facts.classes,
+            "label_map": facts.settings.label_map,
+            "is_large": c.id in large,
+            "is_packed": c.id in ranks,
+        }
+        for c in facts.scored
+        if c.id in order and (path := segmentation_path(folder, c.id)).exists()
+    }
+    made = {}
+    for outcome in run_cases(show_case, jobs, executor=executor, description="draw cases"):
+        if outcome.error is None:
+            made[outcome.case_id] = outcome.value
+        else:
+            log.warning("case %s could not be drawn", outcome.case_id)
+    scores = {row["Name"]: row for row in facts.last.scores}
+    return [
+        Shown(case, ranks.get(case, ""), case in large, scores[case], mean, *made[case])
+        for case, mean in order.items()
+        if case in made
+    ]
+
+
+def show_case(
+    case: str,
+    files: tuple[Path, Path, Path],
+    classes: ClassList,
+    label_map: dict[Any, int] | None,
+    is_large: bool,
+    is_packed: bool,
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Draw one case, and pack it for the viewer, from one reading of its files.
+
+    Args:
+        case: The case id.
+        files: The CT, its annotation, and what a round predicts.
+        classes: The class list.
+        label_map: Renumbering of the annotation's ids.
+        is_large: Whether to draw three planes.
+        is_packed: Whether to pack volumes, too.
+
+    Returns:
+        What `draw_case` and `pack_case` give.
+    """
+    volumes = read_case(case, *files, classes=classes, label_map=label_map)
+    return draw_case(volumes, classes, small=not is_large), pack_case(volumes) if is_packed else {}
+
+
+def pack_case(volumes: tuple[Volume, Volume, Volume]) -> dict[str, str]:
+    """Pack image, reference and prediction for the viewer.
+
+    Returns:
+        `image`, `reference` and `prediction`: base64 of `.nii.gz`, uint8, in RAS voxel order; the image's
+        soft-tissue window is spread over 0 to 255.
+    """
+    ct = volumes[0]
+    coarse = max(1.0, (ct.array.size / VOXELS) ** (1 / 3))
+    z, y, x = (max(1, round(n / coarse)) for n in ct.array.shape)
+    low, high = WINDOW_HU
+    grey = resample(ct.array, (z, y, x), "linear") if coarse > 1 else ct.array
+    grey = np.rint(np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    spacing = [s * n / m for s, n, m in zip(ct.geometry.spacing_mm, ct.array.shape, (z, y, x), strict=True)]
+    labels = [resample(v.array, (z, y, x), "nearest") for v in volumes[1:]]
+    names = ("image", "reference", "prediction")
+    return {name: encode(array, spacing) for name, array in zip(names, (grey, *labels), strict=True)}
+
+
+def encode(array: np.ndarray, spacing_mm: Sequence[float]) -> str:
+    """Write a NIfTI-1 file in memory: uint8, axes along the patient's, the origin in the middle.
+
+    An oblique grid is shown along its nearest axes; nothing else of its place in the scanner is kept.
+
+    Args:
+        array: `(Z, Y, X)` uint8 in RAS voxel order.
+        spacing_mm: Along Z, Y, X.
+
+    Returns:
+        Base64 of the gzipped file.
+    """
+    import nibabel
+
+    spacing = np.asarray(spacing_mm[::-1])
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -spacing * (np.asarray(array.shape[::-1]) - 1) / 2
+    image = nibabel.Nifti1Image(array.T, affine)
+    image.header.set_xyzt_units("mm")
+    return base64.b64encode(gzip.compress(image.to_bytes(), 9, mtime=0)).decode()
+
+
+def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
+    """Colours and names by class id, as niivue takes them; the background is clear."""
+    colours = class_colours(classes)
+    table: dict[str, list[Any]] = {"R": [0], "G": [0], "B": [0], "A": [0], "I": [0], "labels": [""]}
+    for c in classes.entries:
+        for key, value in zip("RGB", rgb(colours[c.id]), strict=True):
+            table[key].append(value)
+        table["A"].append(255)
+        table["I"].append(c.id)
+        table["labels"].append(title(c))
+    return table
+
+
+def write_overview(path: Path, facts: Facts, shown: Sequence[Shown]) -> None:
+    """Draw one picture of the run: the median case, and DSC over the rounds."""
+    from matplotlib.patches import Patch
+    from PIL import Image
+
+    with style():
+        figure = new_figure(11.5, 5.8)
+        left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1], squeeze=False).flat
+        chosen = next((s for s in shown if s.rank == "median"), shown[0] if shown else None)
+        if chosen is not None:
+            names = {"reference": "reference", "prediction": f"prediction of {facts.last.name.upper()}"}
+            for axes, (name, told) in zip(left.subplots(2, 1), names.items(), strict=True):
+                axes.imshow(np.asarray(Image.open(io.BytesIO(chosen.pictures[name]))))
+                axes.set_title(f"{chosen.case}, {told}")
+                axes.set_axis_off()
+        drawn = trends(facts)
+        if drawn:
+            grid = right.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+            for axes, (key, name) in zip(grid, drawn.items(), strict=True):
+                draw_trend(axes, facts, key, name)
+            grid[0].legend(fontsize=8, loc="lower right")
+        colours = class_colours(facts.classes)
+        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.classes.entries]
+        left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=150)
