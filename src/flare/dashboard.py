@@ -9,11 +9,19 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from flare.core.checks import given_paths
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
+from flare.core.files import read_csv
+from flare.evaluation.rendering import Table
+from flare.report.comparison import Comparison, Rows, write_comparison
+from flare.report.summaries import mean_table
+from flare.sweeps.jobs import read_jobs
+from flare.sweeps.table import compare, shown, varied
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +53,6 @@ def make_dashboard(
     Raises:
         FlareError: If there is nothing to show, or W&B refuses.
     """
-    from flare.report.comparison import write_comparison
-    from flare.sweeps.trainings import read_comparison
-
     found = read_comparison(run)
     found = replace(found, project=project or found.project, entity=entity or found.entity)
     paths = write_comparison(found, output)
@@ -59,6 +64,50 @@ def make_dashboard(
 
         log.info("created %s", publish(found))
     return paths
+
+
+def read_comparison(run: Path) -> Comparison:
+    """Read a run of rounds (`outputs/<name>`) or a sweep (`outputs/<name>/multirun/<time>`).
+
+    The jobs of a sweep that trained nothing, such as one of `infer`, are compared by their measures.
+
+    Raises:
+        FlareError: If nothing was trained there and no job has begun.
+    """
+    jobs = read_jobs(run)
+    names = {job.folder: " ".join(f"{k}={job.choices.get(k)}" for k in varied(jobs)) for job in jobs}
+    folders = [(names[job.folder], run / job.folder) for job in jobs] or [("", run)]
+    found = [(name, sorted(folder.glob("rounds/*/training.csv"))) for name, folder in folders]
+    trained = [(name, path, len(paths) > 1) for name, paths in found for path in paths]
+    configs = [path.with_name("config.yaml") for _, path, _ in trained]
+    configs += [path for _, folder in folders if (path := folder / ".hydra" / "config.yaml").is_file()]
+    if not trained and not (jobs and configs):
+        raise FlareError(
+            f"run={run}: expected the folder of a run or of a sweep, found no training in it and no job"
+        )
+    curves: dict[str, Rows] = {}
+    for name, path, is_one_of_many in trained:
+        label = f"{name} {path.parent.name}".strip() if is_one_of_many or not name else name
+        curves[label] = [{k: float(v) for k, v in row.items() if v} for row in read_csv(path)]
+    if not trained:
+        curves = {names[job.folder]: [job.measures] for job in jobs if job.measures}
+    config: Any = OmegaConf.load(configs[0])
+    wandb = (config.logger or {}).get("wandb") or {}
+    return Comparison(
+        name=config.name,
+        project=wandb.get("project") or "flare",
+        entity=wandb.get("entity"),
+        curves=curves,
+        tables=[compare(jobs)] if jobs else _rounds(run / "table5.csv", config),
+        measures=None if trained else shown(jobs),
+    )
+
+
+def _rounds(path: Path, config: Any) -> list[Table]:
+    """Means of the ablation table, where there is one."""
+    rows = read_csv(path) if path.exists() else []
+    numbers = [{k: v if k == "round" else float(v) if v else None for k, v in row.items()} for row in rows]
+    return [mean_table(numbers, ClassList.from_config(config.classes))] if rows else []
 
 
 if __name__ == "__main__":

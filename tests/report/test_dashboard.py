@@ -15,12 +15,11 @@ from omegaconf import DictConfig
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
 from flare.core.pictures import run_strokes
-from flare.dashboard import main, make_dashboard
+from flare.dashboard import main, make_dashboard, read_comparison
 from flare.report.comparison import compared_bars, compared_curves
 from flare.report.online import build_report
 from flare.runs.records import record_environment
 from flare.sweeps.jobs import COMPLETED, Job
-from flare.sweeps.trainings import read_comparison
 
 
 @pytest.fixture

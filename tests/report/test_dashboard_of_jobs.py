@@ -9,9 +9,8 @@ from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
 from flare.core.files import write_text
-from flare.dashboard import main
+from flare.dashboard import main, read_comparison
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job
-from flare.sweeps.trainings import read_comparison
 
 CONFIG = "name: ablation_tta\nlogger: {wandb: {project: mine, entity: team}}\n"
 
