@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from flare.core.errors import FlareError
-from flare.inference import hardware
+from flare.inference import engines
 from flare.models.depths import depths_under_kernel
 from flare.runs.folders import TrainingFolder
 from flare.training import trainer
@@ -25,7 +25,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def pretend(*flags: str) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        for module in (trainer, hardware):
+        for module in (trainer, engines):
             monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
 
     return pretend
