@@ -98,8 +98,8 @@ def write(model: str, folder: str) -> None:
         cfg = compose("train", [f"model={model}"])
     torch.manual_seed(0)
     values = {
-        "spacing_mm": SPACING,
-        "patch_size": (32, 128, 192),
+        "spacing_mm": list(SPACING),
+        "patch_size": [32, 128, 192],
         "intensity": INTENSITY,
         "mirror_axes": [0, 1, 2],
         "interpolation": "linear",

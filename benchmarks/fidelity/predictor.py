@@ -2,7 +2,7 @@
 
 nnU-Net accumulates in half precision. Its own code is run twice: as it is, and with float32 put in place of
 its half precision, which leaves the algorithm alone. The windows of `paper` and `flare22` at five sizes are
-in tests/test_visits_paper.py, since no package holds the authors' rule.
+in tests/inference/test_visits_paper.py, since no package holds the authors' rule.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def write_network(path: Path) -> None:
         head_bias=False,
     )
     values = {
-        "spacing_mm": SPACING,
-        "patch_size": PATCH,
+        "spacing_mm": list(SPACING),
+        "patch_size": list(PATCH),
         "intensity": INTENSITY,
         "mirror_axes": [0, 1, 2],
         "interpolation": "linear",
