@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from flare.core.geometry import Spacing
 
-SAMPLES = 0.2  # share of voxels that the similarity is computed on
+SAMPLES = 0.05  # share of voxels that the similarity is computed on
 ITERATIONS = 80
 
 
