@@ -17,11 +17,12 @@ from house_drawing import Rooms, draw, reached
 DOCS = Path(__file__).parent
 SATELLITES = ("phantom", "convert", "baselines", "sweeps")  # no room imports them
 
-# what is measured -> highest value
+# what is measured -> highest value that the plan allows
 BOUNDS = {
     "rooms": 16,
     "loose files at the root": 5,
     "room cycles": 0,
+    "floors of rooms": 12,
     "floors of files": 12,
     "arrows between rooms": 70,
     "file names used twice": 4,
@@ -33,6 +34,9 @@ BOUNDS = {
     "functions without types": 0,
     "imports of a satellite by a room": 0,
 }
+
+# what the plan's bound does not hold for yet -> highest value until it does; it is only ever lowered
+NOT_YET = {"floors of files": 19, "modules": 137, "lines": 19_700}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Trees = Mapping[str, ast.Module]
@@ -144,7 +148,7 @@ def measure(source: Path) -> dict[str, tuple[int, list[str]]]:
         if isinstance(node, Function)
     ]
     lengths = sorted(((n.end_lineno or 0) - n.lineno + 1, place) for place, n in functions) or [(0, "")]
-    level = floors(graph)
+    level, storey = floors(graph), floors(rooms)
     circles = [" ".join(group) for group in cycles(rooms)]
     to_satellites = [f"{a} -> {b}" for a in folders for b in sorted(rooms[a] & set(SATELLITES))]
     untyped = [place for place, node in functions if not _is_typed(node)]
@@ -154,6 +158,7 @@ def measure(source: Path) -> dict[str, tuple[int, list[str]]]:
         "rooms": (len(folders), folders),
         "loose files at the root": (len(loose), loose),
         "room cycles": (len(circles), circles),
+        "floors of rooms": (max(storey.values()), [" -> ".join(_longest_chain(rooms, storey))]),
         "floors of files": (max(level.values()), [" -> ".join(_longest_chain(graph, level))]),
         "arrows between rooms": (sum(map(len, rooms.values())), []),
         "file names used twice": (len(twice), twice),
@@ -185,6 +190,8 @@ def picture(source: Path) -> str:
 def main(source: Path, svg: Path, *, is_drawn: bool) -> int:
     """Print the measures and compare the picture, or draw it anew.
 
+    A measure that the plan's bound does not hold for yet is told, and fails only above `NOT_YET`.
+
     Returns:
         Exit code: 1 if a measure is out of its bound or the picture is an old one.
     """
@@ -193,9 +200,10 @@ def main(source: Path, svg: Path, *, is_drawn: bool) -> int:
         return 0
     failed = False
     for name, (value, behind) in measure(source).items():
-        is_out = value > BOUNDS[name]
+        is_out, is_above_plan = value > NOT_YET.get(name, BOUNDS[name]), value > BOUNDS[name]
         failed |= is_out
-        print(f"{'OUT ' if is_out else 'ok  '}{name}: {value} (at most {BOUNDS[name]})")
+        mark = "OUT  " if is_out else "later" if is_above_plan else "ok   "
+        print(f"{mark} {name}: {value} (at most {BOUNDS[name]})")
         if is_out and behind:
             print("      " + "; ".join(behind))
     if not svg.exists() or svg.read_text(encoding="utf-8") != picture(source):
