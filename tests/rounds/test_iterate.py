@@ -167,7 +167,7 @@ def test_an_added_case_is_the_only_one_that_is_read(again: Callable[..., set[str
         ([TWO, "labels.cases=some"], r"labels\.cases=some: expected one of"),
         ([TWO, "data.oversample_foreground=33"], r"data\.oversample_foreground=33: expected"),
         ([TWO, "data.scoring.protocol=flare22"], r"data\.scoring\.protocol=flare22: expected one of"),
-        ([TWO, "data.sources=[a]"], r"data\.sources="),
+        ([TWO, "data.sources=[a]"], r"data\.sources\[0\]: expected"),
         ([TWO, "baselines=[oracle]"], "baselines: expected some of"),
         (["rounds=[mo,mo9]"], "no round is named mo9"),
         (["rounds=[]"], "rounds: expected at least one"),
