@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import pytest
 from flare.core.cases import read_index
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.core.files import read_csv, read_json, write_json
+from flare.core.files import read_csv, stat_key, write_text
 from flare.core.volumes import read_image, write_image
 from flare.rounds import iterate
 from flare.rounds.graph import compose_rounds
@@ -137,9 +138,11 @@ def test_a_changed_image_redoes_its_case_alone(again: Callable[..., set[str]]) -
     path = root / "imagesTr2200" / "phantom_1001_0000.nii.gz"
     volume = read_image(path)
     write_image(path, np.where(volume.array < -900, volume.array + 1, volume.array), volume.geometry)
-    summary = read_json(root / "cohort.json")
-    summary["cases"]["phantom_1001"]["files"]["imagesTr2200/phantom_1001_0000.nii.gz"] = path.stat().st_size
-    write_json(root / "cohort.json", summary)
+    # as if the phantom had been made so
+    entries = [json.loads(line) for line in (root / "cohort.jsonl").read_text().splitlines()]
+    (own,) = (entry for entry in entries if entry["case"] == "phantom_1001")
+    own["outputs"]["image"]["stat"] = stat_key(path)
+    write_text(root / "cohort.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
     redone = {name for name in again() if not name.startswith("data/")}
     touched = {name for name in redone if "phantom_" in name and "/validation/" not in name}
     touched = {name for name in touched if "/test/" not in name}

@@ -14,6 +14,7 @@ from flare.core.classes import ClassList
 from flare.core.conf import build_part
 from flare.inference.settings import InferenceSettings
 from flare.merging.settings import MergeSettings, plain
+from flare.prepare.settings import RULES as OF_COHORTS
 from flare.runs.folders import PreparedFolder, RoundFolder, RunFolder, named_run, prepared_folder, run_folder
 from flare.runs.outcomes import Outcome
 from flare.runs.work import failed_share
@@ -115,7 +116,7 @@ class RoundSettings:
         """
         from flare.evaluation.scores import ScoreSettings  # scipy: only where a round is read
 
-        check_values(cfg, RULES)
+        check_values(cfg, OF_COHORTS | RULES)
         own, labels = cfg.round, cfg.labels
         select = plain(labels.select)
         if select is not None:
