@@ -5,7 +5,8 @@ import pytest
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.prepare.index import CohortFiles, Index, build_index
+from flare.prepare.index import Index, build_index
+from flare.prepare.settings import CohortFiles
 
 
 def touch(root: Path, *names: str) -> None:

@@ -16,10 +16,10 @@ from flare.core.errors import FlareError
 from flare.core.files import read_json, write_csv, write_json
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.index import FAILED, OK, REFUSED, WARNING, CohortFiles, Finding, Index, build_index
+from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases
-from flare.prepare.settings import PrepareSettings
+from flare.prepare.settings import CohortFiles, PrepareSettings
 from flare.runs.folders import PreparedFolder, lock
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
 from flare.runs.work import console

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flare.core.cases import Source, read_sources, source_of
-from flare.core.classes import ClassList
+from flare.core.cases import Source, source_of
 from flare.core.errors import FlareError
 from flare.core.volumes import case_id, find_images, strip_extension
-
-log = logging.getLogger(__name__)
+from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
 
 OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
-# config keys of the folders of each group of cases: images, labels, split
-FOLDERS = (
-    ("labeled_images", "labels", "train"),
-    ("unlabeled_images", None, "train"),
-    ("validation_images", "validation_labels", "validation"),
-    ("test_images", "test_labels", "test"),
-)
-REQUIRED = ("labeled_images", "labels")  # the others may be absent from a copy of the challenge's data
 
 
 @dataclass(frozen=True)
@@ -77,61 +66,6 @@ class Index:
     entries: list[Entry] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-
-
-@dataclass(frozen=True)
-class CohortFiles:
-    """Where the files of a cohort are.
-
-    Args:
-        root: What relative paths start from.
-        folders: Config key of `FOLDERS` -> folders that are searched recursively.
-        cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
-        sources: What the sources of labels annotate.
-    """
-
-    root: Path
-    folders: Mapping[str, tuple[Path, ...]]
-    cases: Mapping[str, Mapping[str, Any]]
-    sources: tuple[Source, ...]
-
-    @classmethod
-    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
-        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`.
-
-        Raises:
-            FlareError: If a source names no class.
-        """
-        root = Path(str(data.get("root") or ".")).expanduser().absolute()
-        folders = {}
-        for key in [key for *keys, _ in FOLDERS for key in keys if key]:
-            given = data.get(key) or ()
-            paths = [given] if isinstance(given, str | Path) else list(given)
-            folders[key] = tuple(root / Path(str(path)).expanduser() for path in paths)
-        return cls(root, folders, data.get("cases") or {}, read_sources(data.get("sources"), classes))
-
-    def require_folders(self) -> None:
-        """Refuse a cohort whose required folders are missing.
-
-        Raises:
-            FlareError: Naming the key.
-        """
-        for key in REQUIRED:
-            self.existing(key)
-
-    def existing(self, key: str) -> list[Path]:
-        """The folders of a key that exist; those of a required key must."""
-        found = []
-        for folder in self.folders[key]:
-            if folder.is_dir():
-                found.append(folder)
-            elif key in REQUIRED:
-                raise FlareError(
-                    f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
-                )
-            else:
-                log.warning("data.%s: its folder does not exist, so the cohort goes without", key)
-        return found
 
 
 def build_index(files: CohortFiles) -> Index:

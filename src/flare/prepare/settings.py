@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.cases import SPLITS, Case, read_label_map
+from flare.core.cases import SPLITS, Case, Source, read_label_map, read_sources
 from flare.core.checks import FLAG, POSITIVE, check_values, choice, limits, several
 from flare.core.classes import ClassList
 from flare.core.conf import build_part
-from flare.prepare.index import CohortFiles
+from flare.core.errors import FlareError
 from flare.runs.folders import PreparedFolder, prepared_folder
 from flare.runs.work import Executor, build_executor, failed_share
+
+log = logging.getLogger(__name__)
 
 STORE_FORMAT = 2  # raised when what is cached or noted of a case changes, so that old caches are redone
 RULES = {
@@ -24,6 +29,14 @@ RULES = {
     "data.scoring.split": choice(*SPLITS),
     "data.scoring.protocol": choice("flare23", "corrected", "present"),
 }
+# config keys of the folders of each group of cases: images, labels, split
+FOLDERS = (
+    ("labeled_images", "labels", "train"),
+    ("unlabeled_images", None, "train"),
+    ("validation_images", "validation_labels", "validation"),
+    ("test_images", "test_labels", "test"),
+)
+REQUIRED = ("labeled_images", "labels")  # the others may be absent from a copy of the challenge's data
 
 
 class Generator(Protocol):
@@ -36,6 +49,61 @@ class Generator(Protocol):
     def planned_cases(self) -> list[Case]:
         """List the cases that `make` would make, without making them."""
         ...
+
+
+@dataclass(frozen=True)
+class CohortFiles:
+    """Where the files of a cohort are.
+
+    Args:
+        root: What relative paths start from.
+        folders: Config key of `FOLDERS` -> folders that are searched recursively.
+        cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
+        sources: What the sources of labels annotate.
+    """
+
+    root: Path
+    folders: Mapping[str, tuple[Path, ...]]
+    cases: Mapping[str, Mapping[str, Any]]
+    sources: tuple[Source, ...]
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
+        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`.
+
+        Raises:
+            FlareError: If a source names no class.
+        """
+        root = Path(str(data.get("root") or ".")).expanduser().absolute()
+        folders = {}
+        for key in [key for *keys, _ in FOLDERS for key in keys if key]:
+            given = data.get(key) or ()
+            paths = [given] if isinstance(given, str | Path) else list(given)
+            folders[key] = tuple(root / Path(str(path)).expanduser() for path in paths)
+        return cls(root, folders, data.get("cases") or {}, read_sources(data.get("sources"), classes))
+
+    def require_folders(self) -> None:
+        """Refuse a cohort whose required folders are missing.
+
+        Raises:
+            FlareError: Naming the key.
+        """
+        for key in REQUIRED:
+            self.existing(key)
+
+    def existing(self, key: str) -> list[Path]:
+        """The folders of a key that exist; those of a required key must."""
+        found = []
+        for folder in self.folders[key]:
+            if folder.is_dir():
+                found.append(folder)
+            elif key in REQUIRED:
+                raise FlareError(
+                    f"data.{key}: no folder {folder}; set data.root, or the key to null if there is none"
+                )
+            else:
+                log.warning("data.%s: its folder does not exist, so the cohort goes without", key)
+        return found
 
 
 @dataclass(frozen=True)
