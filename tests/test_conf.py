@@ -60,7 +60,7 @@ def targets(value: Any) -> Iterator[str]:
 
 
 def test_the_rounds_are_the_papers() -> None:
-    assert sorted(ROUNDS) == options("round")
+    assert sorted(["all", *ROUNDS]) == options("round")
 
 
 @pytest.mark.slow
@@ -152,6 +152,12 @@ def test_an_experiment_keeps_what_its_round_is(config: Callable[..., DictConfig]
 def test_no_round_is_all_labelled_cases_as_they_are(config: Callable[..., DictConfig]) -> None:
     labels = config("train").labels
     assert (labels.source, labels.cases, labels.targets) == ("ground_truth", "labeled", "organs_tumor")
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "iterate"])
+def test_round_all_is_no_round(config: Callable[..., DictConfig], script: str) -> None:
+    assert config(script, "round=all") == config(script)
+    assert config(script, "round=all", "model=small").model.name == "small"
 
 
 # --- building
