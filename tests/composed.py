@@ -8,7 +8,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from flare.core.conf import CONF
+from flare.core.errors import CONF
 
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from flare.core.conf import CONF as CONF
+from flare.core.errors import CONF as CONF
 
 if TYPE_CHECKING:
     from flare.rounds.ablation import Results, Trained

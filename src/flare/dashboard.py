@@ -13,9 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.checks import given_paths
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, given_paths
 from flare.core.files import read_csv
 from flare.evaluation.rendering import Table
 from flare.report.comparison import Comparison, Rows, write_comparison

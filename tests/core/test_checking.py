@@ -8,9 +8,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import SPLITS
-from flare.core.checks import choice, limits, number, several, whole
 from flare.core.classes import RULES as OF_CLASSES
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, choice, limits, number, several, whole
 from flare.core.preprocessing import ORDERS
 from flare.phantom.plan import RULES as OF_THE_PHANTOM
 from flare.prepare.settings import RULES as OF_PREPARE

@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from flare.core.errors import FlareError
-from flare.core.geometry import Geometry, Volume, orientation_to, orientation_to_ras, pad_to, reorient_to_ras
+from flare.core.geometry import Geometry, Volume, orientation_to, pad_to, reorient_to_ras
 from flare.core.preprocessing import resample, resampled_shape
 
 SIGNED_PERMUTATIONS = [
@@ -72,8 +72,8 @@ def test_reorienting_there_and_back(shape: tuple, spacing: tuple, matrix: np.nda
         np.testing.assert_allclose(
             ras.geometry.to_mm(after), itk_position(volume.geometry, before), atol=1e-9
         )
-    assert not orientation_to_ras(ras.geometry).flips.count(True)
-    assert orientation_to_ras(ras.geometry).permutation == (0, 1, 2)
+    assert not orientation_to(ras.geometry).flips.count(True)
+    assert orientation_to(ras.geometry).permutation == (0, 1, 2)
 
 
 @given(shapes, spacings, st.sampled_from(SIGNED_PERMUTATIONS), st.floats(-0.7, 0.7))
@@ -82,8 +82,8 @@ def test_oblique_grids_go_to_the_nearest_axes(
 ) -> None:
     """A gantry turned by less than 45 degrees about one axis is still named by that axis."""
     oblique = Rotation.from_euler("x", turn).as_matrix() @ matrix
-    straight = orientation_to_ras(volume_of(shape, spacing, matrix).geometry)
-    assert orientation_to_ras(volume_of(shape, spacing, oblique).geometry) == straight
+    straight = orientation_to(volume_of(shape, spacing, matrix).geometry)
+    assert orientation_to(volume_of(shape, spacing, oblique).geometry) == straight
 
 
 @given(shapes, st.sampled_from(SIGNED_PERMUTATIONS), st.sampled_from(SIGNED_PERMUTATIONS), small_turns)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Volume
-from flare.core.pictures import _planes, class_colours, draw_case, find_view, paint, read_case, rgb
+from flare.core.pictures import _planes, class_colours, draw_case, find_view, paint, rgb
+from flare.core.volumes import read_compared
 from tiny_round import LIVER, SHAPE, TUMOR, write_case
 
 GEOMETRY = Geometry((8, 8, 8), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0), (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
@@ -62,7 +63,7 @@ def test_reference_and_prediction_have_one_size(tmp_path: Path, labels: ClassLis
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
     drawn = draw_case(
-        read_case("case", image, label, label, classes=labels, label_map=None), labels, small=small
+        read_compared("case", image, label, label, classes=labels, label_map=None), labels, small=small
     )
     assert drawn["reference"] == drawn["prediction"]
     width, height = Image.open(io.BytesIO(drawn["reference"])).size

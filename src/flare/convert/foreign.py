@@ -19,9 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 from flare.convert.export import export_folder
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import read_network
-from flare.core.checks import COUNT, POSITIVE, Rule, check_values, choice, given_paths, number, several
 from flare.core.classes import TARGETS, ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import (
+    COUNT,
+    POSITIVE,
+    FlareError,
+    Rule,
+    check_values,
+    choice,
+    given_paths,
+    number,
+    several,
+)
 from flare.core.preprocessing import ORDERS, Intensity
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import KEY, write_weights_file

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from flare.core.checks import FLAG, NOT_NEGATIVE, check_values, choice, whole
-from flare.core.errors import FlareError
+from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, check_values, choice, whole
 
 RULES = {
     "classes.*.id": whole(1, 254),

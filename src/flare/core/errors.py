@@ -1,8 +1,23 @@
-"""The errors a user is meant to read: one line, no traceback, exit code 1."""
+"""What is refused and how: errors of one line, rules that values must keep, parts named by class."""
 
 from __future__ import annotations
 
-from hydra.errors import CompactHydraException
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+
+log = logging.getLogger(__name__)
+PACKAGED = Path(__file__).parents[1] / "conf"
+CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # of a checkout
 
 
 class FlareError(ValueError, CompactHydraException):
@@ -37,3 +52,179 @@ class CaseError(FlareError):
 
 class AwayError(CaseError):
     """A case's file is not there: no fault of its content, which may be as sound as ever."""
+
+
+class BadFileError(ValueError):
+    """What is wrong with a file, to be read behind its path; `read_image` adds the path and the case."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be.
+
+    Args:
+        holds: Whether a value, of any type, is such.
+        expected: The end of the sentence "expected ...".
+    """
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+    def require(self, key: str, value: Any) -> None:
+        """Refuse a value of a config key that is not such.
+
+        Raises:
+            FlareError: Naming the key, what was given and what was expected.
+        """
+        if not self.holds(value):
+            raise FlareError(f"{key}={value}: expected {self.expected}")
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> Rule:
+    """A finite number within limits, the lower one left out if it must lie `above` it."""
+
+    def holds(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number and low <= value <= high and not (above and value == low)
+
+    return Rule(holds, "a number" + _limits(low, high, "above" if above else "from"))
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    """A whole number within limits."""
+    inside = number(low, high)
+    return Rule(
+        lambda value: isinstance(value, int) and inside.holds(value), "a whole number" + _limits(low, high)
+    )
+
+
+def _limits(low: float, high: float, word: str = "from") -> str:
+    """Limits in words."""
+    if high != math.inf:
+        return f" {word} {low} to {high}"
+    return "" if low == -math.inf else f" above {low}" if word == "above" else f", {low} or more"
+
+
+def choice(*known: str) -> Rule:
+    """One of some words; numbers count as they are written."""
+    return Rule(lambda value: str(value) in known, f"one of {', '.join(known)}")
+
+
+def several(count: int, rule: Rule) -> Rule:
+    """A list of so many values."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == count and all(map(rule.holds, value))
+
+    return Rule(holds, f"a list of {count}, each {rule.expected}")
+
+
+def limits(low: float = -math.inf, high: float = math.inf, *, apart: bool = False) -> Rule:
+    """Two numbers, the lower first; `apart` if they must differ."""
+    both = several(2, number(low, high))
+    return Rule(
+        lambda value: both.holds(value) and (value[0] < value[1] or (value[0] == value[1] and not apart)),
+        f"[lower, upper]{_limits(low, high)}",
+    )
+
+
+def optional(rule: Rule) -> Rule:
+    """The same, or null."""
+    return Rule(lambda value: value is None or rule.holds(value), f"null or {rule.expected}")
+
+
+FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
+SHARE = number(0, 1)
+COUNT = whole(1)
+POSITIVE = number(0, above=True)
+NOT_NEGATIVE = number(0)
+
+
+def check_values(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Refuse, before any work, a value that means nothing.
+
+    Args:
+        cfg: Configuration of any script, or plain values.
+        rules: Key -> rule; `*` stands for any key. A key that is absent or `???` is not asked for.
+
+    Raises:
+        FlareError: Naming the first such key, what was given and what was expected.
+    """
+    for pattern, rule in rules.items():
+        for key, value in _values(cfg, pattern.split(".")):
+            rule.require(key, value)
+
+
+def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys that a pattern stands for, and their plain values."""
+    if not parts:
+        yield path, OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        return
+    if not isinstance(node, Mapping):
+        raise FlareError(f"{path}={node}: expected a section with the key {parts[0]}")
+    head, *rest = parts
+    for key in list(node) if head == "*" else [head]:
+        if key in node and not (OmegaConf.is_config(node) and OmegaConf.is_missing(node, key)):
+            yield from _values(node[key], rest, f"{path}.{key}" if path else str(key))
+
+
+def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
+    """Paths that a command cannot do without.
+
+    Raises:
+        FlareError: Naming the first that is not given.
+    """
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key) or not cfg[key]:
+            raise FlareError(f"{key}: not given; expected {key}=<path>")
+    return [Path(cfg[key]) for key in keys]
+
+
+def build_part(part: Mapping[str, Any], key: str, **arguments: Any) -> Any:
+    """Build what a part of the configuration describes.
+
+    Args:
+        part: With a `_target_`.
+        key: Where it stands in the configuration.
+        **arguments: Further ones of its class.
+
+    Raises:
+        FlareError: As `refusing`.
+    """
+    if "_target_" not in (part or {}):
+        raise FlareError(f"{key}: expected a section with a _target_")
+    with refusing(part, key):
+        return instantiate(part, **arguments)
+
+
+@contextmanager
+def refusing(part: Mapping[str, Any], key: str) -> Iterator[None]:
+    """Turn whatever is raised while a part is built into one line; a refusal of ours goes through as it is.
+
+    Raises:
+        FlareError: With the key, and what the class does not take or why it refuses.
+    """
+    try:
+        yield
+    except Exception as error:  # the class may be anybody's
+        cause = (error.__cause__ or error) if isinstance(error, InstantiationException) else error
+        if isinstance(cause, FlareError):
+            raise cause from None
+        log.debug("%s", key, exc_info=error)
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        foreign = _foreign(part, key) if isinstance(cause, TypeError) else None
+        refusal = foreign or f"{part.get('_target_')} refuses it: {reason}"
+        raise FlareError(f"{key}: {refusal}") from None
+
+
+def _foreign(part: Mapping[str, Any], key: str) -> str | None:
+    """Say which keys of a part its class does not take, and which it does."""
+    target = part["_target_"]
+    accepted = inspect.signature(get_object(target)).parameters
+    foreign = [str(name) for name in part if not str(name).startswith("_") and name not in accepted]
+    if not foreign or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return None
+    return (
+        f"{target} does not take {', '.join(foreign)}, it takes {', '.join(accepted) or 'nothing'}; "
+        f"leave out with {' '.join(f'~{key}.{name}' for name in foreign)}"
+    )

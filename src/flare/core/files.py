@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flare.core.errors import NoRoomError
+from flare.core.errors import BadFileError, NoRoomError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what every file would meet: a device or a share that is away or read-only, too many open files
@@ -22,7 +22,19 @@ GENERAL_FAULTS = (
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EROFS, errno.EMFILE, errno.ENFILE),
 )
+DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
+BLOCK = 1 << 16  # bytes
+GZIP = b"\x1f\x8b"
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
+
+
+def require_held(claimed: int, held: int) -> None:
+    """Refuse a header that claims more bytes of voxels than the file can hold."""
+    if claimed > held:
+        raise BadFileError(
+            f"is truncated or its header is damaged: it claims {claimed} bytes of voxels, "
+            f"the file holds at most {max(held, 0)}"
+        )
 
 
 def says_no_room(error: BaseException | None) -> bool:

@@ -1,11 +1,13 @@
-"""Voxel grids: orientation, padding, and the exact inverse of each.
+"""Voxel grids: the checks of one that a header states, orientation and padding with their exact inverse.
 
-Arrays are `(Z, Y, X)`. The only module, with `images.py`, that knows another axis order: origins and
-directions are ITK's, `(x, y, z)` in LPS millimetres.
+Arrays are `(Z, Y, X)`. The readers and this module alone know another axis order: origins and directions are
+ITK's, `(x, y, z)` in LPS millimetres.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -13,8 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.errors import BadFileError
+
+log = logging.getLogger(__name__)
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
+RAS = np.diag([-1.0, -1.0, 1.0])  # in LPS, x grows to the left and y to posterior
+MOST_VOXELS = 2**31  # 2,048 slices of 1024 x 1024 (ours)
+MOST_LITRES = 3000  # 1 m x 1 m x 3 m (ours): a wrong unit asks for petabytes when it is resampled
+SNAP = 1e-3  # how far a direction may be from orthonormal (interface: bad input)
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,12 @@ class Geometry:
         distance = float(np.linalg.norm(self.corners - other.corners, axis=1).max())
         if not found and distance <= tolerance_mm:
             return []
-        for name, order in (("spacing", "mm (z, y, x)"), ("origin", "mm (x, y, z)"), ("direction", "")):
-            field = name if name == "direction" else f"{name}_mm"
-            ours, theirs = getattr(self, field), getattr(other, field)
+        units = {"spacing_mm": " mm (z, y, x)", "origin_mm": " mm (x, y, z)", "direction": ""}
+        for name, unit in units.items():
+            ours, theirs = getattr(self, name), getattr(other, name)
             if not np.allclose(ours, theirs, rtol=0, atol=1e-9):
-                found.append(f"{name} {_text(ours, theirs)} and {_text(theirs, ours)} {order}".rstrip())
+                values = f"{_text(ours, theirs)} and {_text(theirs, ours)}"
+                found.append(f"{name.removesuffix('_mm')} {values}{unit}")
         return [*found, f"corner voxels up to {distance:.3g} mm apart, expected {tolerance_mm:g} at most"]
 
 
@@ -108,17 +118,11 @@ class Orientation:
 
     def apply_geometry(self, geometry: Geometry) -> Geometry:
         """The same points in space, addressed in the new voxel order."""
-        corner = [
-            geometry.shape[a] - 1 if f else 0 for a, f in zip(self.permutation, self.flips, strict=True)
-        ]
-        first = [0, 0, 0]
-        for axis, index in zip(self.permutation, corner, strict=True):
-            first[axis] = index
-        # column i of the direction belongs to index axis i = 2 - (axis in Z, Y, X order)
-        columns = [
-            geometry.matrix[:, 2 - a] * (-1 if f else 1)
-            for a, f in zip(self.permutation, self.flips, strict=True)
-        ]
+        first, columns = [0, 0, 0], []
+        for axis, flipped in zip(self.permutation, self.flips, strict=True):
+            first[axis] = geometry.shape[axis] - 1 if flipped else 0
+            # column i of the direction belongs to index axis i = 2 - (axis in Z, Y, X order)
+            columns.append(geometry.matrix[:, 2 - axis] * (-1 if flipped else 1))
         return Geometry(
             shape=tuple(geometry.shape[a] for a in self.permutation),  # type: ignore[arg-type]
             spacing_mm=tuple(geometry.spacing_mm[a] for a in self.permutation),  # type: ignore[arg-type]
@@ -127,23 +131,14 @@ class Orientation:
         )
 
 
-RAS = np.diag([-1.0, -1.0, 1.0])  # in LPS, x grows to the left and y to posterior
-
-
-def orientation_to_ras(geometry: Geometry) -> Orientation:
-    """The reordering after which X runs to the patient's right, Y to anterior, Z to superior.
-
-    An oblique grid is taken to its nearest axes: the assignment of axes with the largest sum of cosines.
-    """
-    return orientation_to(geometry, RAS)
-
-
-def orientation_to(geometry: Geometry, directions: np.ndarray) -> Orientation:
+def orientation_to(geometry: Geometry, directions: np.ndarray = RAS) -> Orientation:
     """The reordering after which the axes of a grid run as nearly as can be along given directions.
 
     Args:
-        geometry: The grid.
-        directions: `(3, 3)`, columns the wanted directions of X, Y, Z in LPS.
+        geometry: The grid; an oblique one is taken to its nearest axes: the assignment of axes with the
+            largest sum of cosines.
+        directions: `(3, 3)`, columns the wanted directions of X, Y, Z in LPS; by default to the patient's
+            right, to anterior, to superior.
     """
     # row a, column k: cosine between our axis a and the wanted axis k, both in Z, Y, X order
     cosines = (geometry.matrix.T @ directions)[::-1, ::-1]
@@ -158,7 +153,7 @@ def reorient_to_ras(volume: Volume) -> tuple[Volume, Orientation]:
     Returns:
         The volume in RAS order, and the orientation that `invert`s arrays back.
     """
-    orientation = orientation_to_ras(volume.geometry)
+    orientation = orientation_to(volume.geometry)
     array = np.ascontiguousarray(orientation.apply(volume.array))
     return Volume(array, orientation.apply_geometry(volume.geometry)), orientation
 
@@ -177,61 +172,60 @@ def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarra
     return np.pad(array, widths, constant_values=value), before
 
 
-def nearest_source(size: int, wanted: int) -> np.ndarray:
-    """Give the voxel, of `size`, that holds each of `wanted` voxel centres; both span the same extent."""
-    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(int), size - 1)
+def require_scalar(components: int) -> None:
+    """Refuse voxels of several numbers: colours, vectors, complex numbers."""
+    if components != 1:
+        raise BadFileError(f"has {components} components a voxel; expected 1")
 
 
-def linear_source(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give the two voxels, of `size`, around each of `wanted` voxel centres, and the second's weight."""
-    position = np.maximum((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0)
-    lower = np.minimum(position.astype(int), size - 1)
-    return lower, np.minimum(lower + 1, size - 1), (position - lower).astype(np.float32)
+def checked_grid(
+    size: Sequence[int],
+    spacing: Sequence[float],
+    origin: Sequence[float] | np.ndarray,
+    directions: np.ndarray,
+    stated: np.ndarray,
+    case: str,
+) -> Geometry:
+    """The grid of a header of any format, after all checks of it.
 
+    Args:
+        size: Voxels along x, y, z.
+        spacing: Voxel size in mm along x, y, z.
+        origin: Centre of the first voxel in mm, LPS.
+        directions: `(3, 3)`, columns the directions of x, y, z in LPS.
+        stated: Directions as the header states them, which must be orthonormal.
+        case: Case id, for a warning.
 
-@dataclass(frozen=True)
-class Axis:
-    """How the wanted voxels along an axis lie among those of a box of maps.
-
-    Attributes:
-        span: The wanted voxels whose nearest voxel lies in the box.
-        lower: For each of them the voxel of the box before it.
-        upper: The one after it; the same one where nothing is interpolated.
-        weight: The upper voxel's weight, float32.
-        nearest: The nearest voxel of the box.
+    Raises:
+        BadFileError: If it is no grid of a 3D image, or of one too large to be a CT.
     """
-
-    span: slice
-    lower: np.ndarray
-    upper: np.ndarray
-    weight: np.ndarray
-    nearest: np.ndarray
-
-    @classmethod
-    def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> Axis:
-        """Match two grids of the same extent; outside the box its edge goes on.
-
-        Args:
-            size: Voxels of the maps.
-            wanted: Voxels of the wanted grid.
-            interval: First voxel of the box and the voxel after its last.
-            linear: Whether to interpolate, or to take the nearest voxel.
-        """
-        nearest = nearest_source(size, wanted)
-        first, last = np.searchsorted(nearest, interval).tolist()
-        span = slice(first, last)
-        lower, upper, weight = (
-            linear_source(size, wanted) if linear else (nearest, nearest, np.zeros(wanted, np.float32))
+    if len(size) != 3:
+        raise BadFileError(f"has {len(size)} dimensions {tuple(size)}; expected a 3D image")
+    if min(size) < 2:
+        raise BadFileError(f"has {tuple(size)} voxels (x, y, z); expected at least 2 along each axis")
+    if min(spacing) <= 0 or not np.isfinite(spacing).all():
+        raise BadFileError(f"has spacing {tuple(spacing)} mm (x, y, z); expected more than 0")
+    if not np.isfinite(origin).all():
+        raise BadFileError(f"has origin {tuple(origin)} mm (x, y, z); expected finite numbers")
+    if math.prod(size) > MOST_VOXELS or math.prod(size) * math.prod(spacing) > MOST_LITRES * 1e6:
+        raise BadFileError(
+            f"has {tuple(size)} voxels of {tuple(spacing)} mm (x, y, z); expected at most {MOST_VOXELS} "
+            f"voxels and {MOST_LITRES} litres"
         )
-        low, high = interval[0], interval[1] - 1
-        lower, upper, nearest = (np.clip(source[span], low, high) - low for source in (lower, upper, nearest))
-        return cls(span, lower, upper, weight[span], nearest)
-
-    def __len__(self) -> int:
-        return len(self.lower)
-
-    def reach(self, first: int, last: int) -> slice:
-        """Give the part of the span that sees any of the voxels `first` to `last` of the box."""
-        return slice(
-            int(np.searchsorted(self.upper, first)), int(np.searchsorted(self.lower, last, side="right"))
+    error = float(np.abs(stated.T @ stated - np.eye(3)).max())
+    if not error <= SNAP:
+        raise BadFileError(
+            f"has directions that are not orthonormal (off by {error:.4g}, at most {SNAP:g}): "
+            "gantry tilt or shear; resample it to a regular grid first"
         )
+    if error > 1e-5:
+        log.warning("case %s: directions are off orthonormal by %.2g, snapped", case, error)
+    u, _, vt = np.linalg.svd(directions)
+    is_exact = np.abs(directions.T @ directions - np.eye(3)).max() < 1e-6
+    x, y, z = (float(v) for v in origin)
+    return Geometry(
+        shape=tuple(size[::-1]),  # type: ignore[arg-type]
+        spacing_mm=tuple(spacing[::-1]),  # type: ignore[arg-type]
+        origin_mm=(x, y, z),
+        direction=tuple(float(v) for v in (directions + 0.0 if is_exact else u @ vt).ravel()),
+    )

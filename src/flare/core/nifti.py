@@ -8,9 +8,12 @@ Reference: https://nifti.nimh.nih.gov/nifti-1, `nifti1.h` and `nifti2.h`.
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,23 +23,15 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
 
-from flare.core.errors import NoRoomError
-from flare.core.geometry import Geometry
-from flare.core.headers import (
-    SNAP,
-    BadFileError,
-    checked_grid,
-    opened,
-    read_voxels,
-    require_3d,
-    require_scalar,
-    skip,
-)
+from flare.core.errors import BadFileError, NoRoomError
+from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, require_held
+from flare.core.geometry import SNAP, Geometry, checked_grid, require_scalar
 
 Form = tuple[np.ndarray, np.ndarray]  # directions as columns, and origin, both LPS
 KINDS = {348: Nifti1Header, 540: Nifti2Header}  # by the first number of the file
 UNITS_MM = {1: 1000.0, 3: 0.001}  # metre and micron; everything else counts as millimetre
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
+USUAL_RATIO = 16  # CT packs to a half or a quarter; a file that holds more is met by doubling
 
 
 def is_nifti(path: Path) -> bool:
@@ -53,13 +48,12 @@ def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
     Raises:
         BadFileError: If the file is truncated, or its header contradicts itself or the file.
     """
-    with opened(path) as stream:
+    with _opened(path) as stream:
         header = _read_header(stream)
         dtype, offset, (slope, intercept) = _voxel_type(header), _voxel_offset(header), _scaling(header)
         geometry = _grid(header, dtype, case)
-        skip(stream, offset - header.sizeof_hdr)
         claimed = math.prod(geometry.shape) * dtype.itemsize
-        buffer = read_voxels(stream, claimed, offset, path.stat().st_size)
+        buffer = _read_voxels(stream, claimed, offset, path.stat().st_size)
     stored = buffer.view(dtype).reshape(geometry.shape)
     if (slope, intercept) == (1, 0):
         return stored.astype(dtype.newbyteorder("="), copy=False), geometry
@@ -68,6 +62,43 @@ def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
         for z, plane in enumerate(stored):  # slice by slice: float64 for the sum, not for the volume
             array[z] = plane * np.float64(slope) + intercept
     return array, geometry
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, unpacked where its content is gzip, whatever its name says."""
+    with path.open("rb") as file:
+        packed = file.read(2) == GZIP
+        file.seek(0)
+        try:
+            with gzip.open(file) if packed else file as stream:
+                yield stream  # type: ignore[misc]
+        except EOFError:
+            raise BadFileError("is truncated: its compressed stream has no end") from None
+
+
+def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.ndarray:
+    """Read voxels, packed or not; memory grows with what is there, not with what is claimed.
+
+    Args:
+        stream: From `_opened`.
+        claimed: Bytes to read.
+        offset: Bytes of the unpacked file before the first voxel.
+        size: Bytes of the file.
+    """
+    most = size * DEFLATE_RATIO  # bytes of the unpacked file
+    stream.seek(min(offset, most))
+    require_held(claimed, most if isinstance(stream, gzip.GzipFile) else size - offset)
+    buffer, done = np.empty(min(claimed, size * USUAL_RATIO), np.uint8), 0
+    while done < claimed:
+        if done == len(buffer):
+            buffer.resize(min(claimed, 2 * done), refcheck=False)
+        count = stream.readinto(buffer[done : done + BLOCK].data)  # type: ignore[attr-defined]
+        if not count:
+            raise BadFileError(f"is truncated: {done} of {claimed} bytes of voxels")
+        done += count
+    stream.read(1)  # the checksum of a gzip file is looked at behind its last byte
+    return buffer
 
 
 def _read_header(stream: IO[bytes]) -> Nifti1Header:
@@ -130,7 +161,6 @@ def _grid(header: Nifti1Header, dtype: np.dtype, case: str) -> Geometry:
         raise BadFileError(f"has size {tuple(size)}; expected at least 1 voxel an axis")
     require_scalar({"c": 2, "V": len(dtype.names or "")}.get(dtype.kind, 1) * math.prod(size[4:]))
     size = size[:3] if size[3:4] == [1] else size[:4]
-    require_3d(size)
     unit = UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     qform, sform = _qform(header), _sform(header)
     chosen = sform if qform is None or header["sform_code"] == 1 else qform

@@ -1,21 +1,26 @@
-"""One fixed colour a class, in every figure, overlay and viewer of the page."""
+"""Slices of a case with one fixed colour a class, the same in every figure, overlay and viewer."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flare.core.classes import ClassList, LabelClass
-from flare.core.geometry import Volume, reorient_to_ras
-from flare.core.volumes import match_grid, read_image, read_labels
+from flare.core.geometry import Volume
 
 Colour = tuple[int, int, int]
 Stroke = tuple[str, str, str]  # `#rrggbb`, dashes for matplotlib and for CSS
+WINDOW_HU = (-160.0, 240.0)  # soft tissue (ours)
+PIXELS_PER_MM = 1.5
+SMALL_PIXELS_PER_MM = 0.9
+MARGIN_MM = 30.0  # around what is labelled
+GAP = 3  # pixels on either side of a plane
+OPACITY = 0.42
+QUALITY = 82  # of the WebP files
 TUMOR = "#e61a33"
 
 # Found by search (ours): any two of these and the tumor's differ by more than 20 in CIELAB (delta E 1976)
@@ -36,11 +41,8 @@ ORGANS = (
     "#00ffcc",
 )
 
-TARGETS = {
-    "organs": "#2f6f9f",
-    "tumor": "#b3263a",
-    "organs_tumor": "#6b4a9c",
-}  # of rounds, by what they learn
+# of rounds, by what they learn
+TARGETS = {"organs": "#2f6f9f", "tumor": "#b3263a", "organs_tumor": "#6b4a9c"}
 
 # of runs side by side: Okabe and Ito's colours (2008), told apart with any colour vision, yellow left out
 RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d2733")
@@ -69,65 +71,28 @@ def title(c: LabelClass) -> str:
     return c.name.replace("_", " ")
 
 
-def read_case(
-    case: str,
-    image: Path,
-    reference: Path,
-    prediction: Path,
-    *,
-    classes: ClassList,
-    label_map: dict[Any, int] | None,
-) -> tuple[Volume, Volume, Volume]:
-    """Read a case for showing.
-
-    Args:
-        case: The case id.
-        image: The CT.
-        reference: Its annotation.
-        prediction: What a round predicts.
-        classes: The class list.
-        label_map: Renumbering of the annotation's ids.
-
-    Returns:
-        Image, reference and prediction on the image's grid, in RAS voxel order.
-
-    Raises:
-        CaseError: If a file cannot be read or a label map does not lie on the image's grid.
-    """
-    ct = read_image(image, case)
-    truth = match_grid(read_labels(reference, classes, label_map, case), ct, case)
-    ours = match_grid(read_labels(prediction, classes, case=case), ct, case)
-    return reorient_to_ras(ct)[0], reorient_to_ras(truth)[0], reorient_to_ras(ours)[0]
-
-
-WINDOW_HU = (-160.0, 240.0)  # soft tissue (ours)
-PIXELS_PER_MM = 1.5
-SMALL_PIXELS_PER_MM = 0.9
-MARGIN_MM = 30.0  # around what is labelled
-OPACITY = 0.42
-QUALITY = 82  # of the WebP files
-Planes = list[np.ndarray]
-
-
 def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, small: bool) -> dict[str, bytes]:
     """Draw the reference and the prediction of one case on the same slices.
 
     Args:
-        volumes: Image, reference and prediction, as `read_case` gives them.
+        volumes: Image, reference and prediction, as `read_compared` gives them.
         classes: The class list.
         small: One axial slice at a lower resolution instead of three planes.
 
     Returns:
         `reference` and `prediction`: WebP pictures of one size.
     """
+    from PIL import Image
+
     ct, truth, ours = volumes
     centre, box = find_view(truth, ours.array, classes)
-    scale = SMALL_PIXELS_PER_MM if small else PIXELS_PER_MM
-    axes = (0,) if small else (0, 1, 2)
-    return {
-        name: _encode(_sheet(_planes(ct, shown.array, centre, box, axes, scale, classes)))
-        for name, shown in (("reference", truth), ("prediction", ours))
-    }
+    axes, scale = ((0,), SMALL_PIXELS_PER_MM) if small else ((0, 1, 2), PIXELS_PER_MM)
+    pictures = {}
+    for name, shown in (("reference", truth), ("prediction", ours)):
+        sheet, buffer = _sheet(_planes(ct, shown.array, centre, box, axes, scale, classes)), io.BytesIO()
+        Image.fromarray(sheet).save(buffer, format="WEBP", quality=QUALITY, method=4)
+        pictures[name] = buffer.getvalue()
+    return pictures
 
 
 def find_view(
@@ -144,14 +109,10 @@ def find_view(
         Index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's, if it
         has none) with a margin.
     """
-    shown = truth.array > 0
-    if not shown.any():
-        shown = prediction > 0
-    if not shown.any():
-        shown = np.ones_like(shown)
-    focus = shown
-    if classes.tumor is not None and (truth.array == classes.tumor).any():
-        focus = truth.array == classes.tumor
+    candidates = (truth.array > 0, prediction > 0, np.ones(truth.array.shape, bool))
+    shown = next(mask for mask in candidates if mask.any())
+    tumor = truth.array == (classes.tumor or -1)
+    focus = tumor if tumor.any() else shown
     centre, box = [], []
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -170,7 +131,7 @@ def _planes(
     axes: Sequence[int],
     scale: float,
     classes: ClassList,
-) -> Planes:
+) -> list[np.ndarray]:
     """Coloured slices across `axes`, in the radiologist's view: the patient's right is on the left."""
     planes = []
     for axis in axes:
@@ -188,7 +149,7 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
 
     Args:
         grey_hu: `(rows, columns)` HU.
-        labels: `(rows, columns)` class ids.
+        labels: `(rows, columns)` uint8 class ids.
         zoom: Pixels a voxel along rows and columns.
         classes: The class list.
 
@@ -196,6 +157,7 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
         `(rows, columns, 3)` uint8.
     """
     from PIL import Image
+    from scipy import ndimage
 
     low, high = WINDOW_HU
     size = tuple(max(1, round(n * z)) for n, z in zip(grey_hu.shape[::-1], zoom[::-1], strict=True))
@@ -205,31 +167,13 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
     table = np.zeros((256, 3), np.float32)
     for class_id, colour in class_colours(classes).items():
         table[class_id] = rgb(colour)
-    across, down = big[:, 1:] != big[:, :-1], big[1:] != big[:-1]
-    border = np.zeros(big.shape, bool)
-    border[:, 1:] |= across
-    border[:, :-1] |= across
-    border[1:] |= down
-    border[:-1] |= down
+    border = ndimage.morphological_gradient(big, footprint=ndimage.generate_binary_structure(2, 1)) > 0
     opacity = np.where(big > 0, np.where(border, 1.0, OPACITY), 0.0)[..., None]
     return np.rint(grey[..., None] * (1 - opacity) + table[big] * opacity).astype(np.uint8)
 
 
-def _sheet(planes: Planes, gap: int = 6) -> np.ndarray:
+def _sheet(planes: list[np.ndarray]) -> np.ndarray:
     """Planes side by side on black, centred."""
-    height = max(p.shape[0] for p in planes)
-    parts: Planes = []
-    for plane in planes:
-        above = (height - plane.shape[0]) // 2
-        below = height - plane.shape[0] - above
-        parts += [np.pad(plane, ((above, below), (gap // 2, gap - gap // 2), (0, 0)))]
-    return np.concatenate(parts, axis=1)
-
-
-def _encode(pixels: np.ndarray) -> bytes:
-    """A picture as WebP."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="WEBP", quality=QUALITY, method=4)
-    return buffer.getvalue()
+    missing = [max(p.shape[0] for p in planes) - plane.shape[0] for plane in planes]
+    widths = [((m // 2, m - m // 2), (GAP, GAP), (0, 0)) for m in missing]
+    return np.concatenate([np.pad(p, w) for p, w in zip(planes, widths, strict=True)], axis=1)

@@ -8,18 +8,64 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from flare.core.errors import FlareError
-from flare.core.geometry import (
-    Geometry,
-    Orientation,
-    Shape,
-    Spacing,
-    Volume,
-    nearest_source,
-    orientation_to_ras,
-    reorient_to_ras,
-)
+from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, orientation_to, reorient_to_ras
 
 ORDERS = ("linear", "cubic", "nnunet", "nearest")
+ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
+
+
+def _nearest(size: int, wanted: int) -> np.ndarray:
+    """The voxel, of `size`, that holds each of `wanted` voxel centres; both span the same extent."""
+    return np.minimum(((np.arange(wanted) + 0.5) * size / wanted).astype(int), size - 1)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How the wanted voxels along an axis lie among those of a box of maps.
+
+    Attributes:
+        span: The wanted voxels whose nearest voxel lies in the box.
+        lower: For each of them the voxel of the box before it.
+        upper: The one after it; the same one where nothing is interpolated.
+        weight: The upper voxel's weight, float32.
+        nearest: The nearest voxel of the box.
+    """
+
+    span: slice
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
+    nearest: np.ndarray
+
+    @classmethod
+    def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> Axis:
+        """Match two grids of the same extent; outside the box its edge goes on.
+
+        Args:
+            size: Voxels of the maps.
+            wanted: Voxels of the wanted grid.
+            interval: First voxel of the box and the voxel after its last.
+            linear: Whether to interpolate, or to take the nearest voxel.
+        """
+        lower = upper = nearest = _nearest(size, wanted)
+        weight = np.zeros(wanted, np.float32)
+        span = slice(*np.searchsorted(nearest, interval).tolist())
+        if linear:
+            position = np.maximum((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0)
+            lower = np.minimum(position.astype(int), size - 1)
+            upper, weight = np.minimum(lower + 1, size - 1), (position - lower).astype(np.float32)
+        low, high = interval[0], interval[1] - 1
+        lower, upper, nearest = (np.clip(source[span], low, high) - low for source in (lower, upper, nearest))
+        return cls(span, lower, upper, weight[span], nearest)
+
+    def __len__(self) -> int:
+        return len(self.lower)
+
+    def reach(self, first: int, last: int) -> slice:
+        """Give the part of the span that sees any of the voxels `first` to `last` of the box."""
+        return slice(
+            int(np.searchsorted(self.upper, first)), int(np.searchsorted(self.lower, last, side="right"))
+        )
 
 
 def resampled_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Shape:
@@ -50,7 +96,7 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
     if order not in ORDERS:
         raise FlareError(f"data.interpolation: expected one of {list(ORDERS)}, given {order!r}")
     if order == "nearest":
-        return array[np.ix_(*(nearest_source(n, m) for n, m in zip(array.shape, shape, strict=True)))]
+        return array[np.ix_(*map(_nearest, array.shape, shape))]
     if tuple(array.shape) == tuple(shape):
         return array.astype(np.float32)
     if order == "linear":
@@ -65,7 +111,7 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
         in_plane = tuple(size for axis, size in enumerate(shape) if axis != separate_axis)
         planes = np.moveaxis(array.astype(np.float32), separate_axis, 0)
         smooth = np.stack([_cubic(plane, in_plane) for plane in planes])
-        chosen = smooth[nearest_source(array.shape[separate_axis], shape[separate_axis])]
+        chosen = smooth[_nearest(array.shape[separate_axis], shape[separate_axis])]
         return np.ascontiguousarray(np.moveaxis(chosen, 0, separate_axis))
     return _cubic(array.astype(np.float32), shape)
 
@@ -81,20 +127,15 @@ def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.clip(out, array.min(), array.max())
 
 
-ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
-
-
 @dataclass(frozen=True)
 class Intensity:
-    """Foreground statistics of the training cohort, in HU.
+    """Foreground statistics of the training cohort, in HU (paper section 2.1).
 
     Args:
         lower: 0.5 percentile; what lies below is clipped.
         upper: 99.5 percentile.
         mean: Mean before clipping.
         std: Standard deviation (ddof 0) before clipping.
-
-    Reference: paper section 2.1.
     """
 
     lower: float
@@ -127,7 +168,7 @@ class Preprocessed:
     @property
     def orientation(self) -> Orientation:
         """From the file's voxel order to RAS; `invert` goes back."""
-        return orientation_to_ras(self.geometry)
+        return orientation_to(self.geometry)
 
     @property
     def ras(self) -> Geometry:
@@ -136,17 +177,10 @@ class Preprocessed:
 
 
 def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
-    """Reorient to RAS and resample an image.
+    """Reorient to RAS and resample a CT in HU, as `resample` does (paper section 2.1; method section 5).
 
     The result is rounded to whole HU, which is what the cache stores, so that training and inference see
     the same numbers; the error (0.3 HU rms) is far below the noise of CT (ours).
-
-    Args:
-        volume: CT in HU.
-        spacing_mm: Wanted voxel size along Z, Y, X.
-        order: `linear`, `cubic` or `nnunet`, see `resampling.resample`.
-
-    Reference: paper section 2.1; method section 5.
     """
     ras, _ = reorient_to_ras(volume)
     shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
@@ -164,9 +198,7 @@ def is_anisotropic(spacing_mm: Spacing) -> bool:
 def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
     """The axis along which nnU-Net takes the nearest slice: the coarsest one of the anisotropic spacing.
 
-    Args:
-        spacing_mm: Voxel size along Z, Y, X before resampling; it is asked first.
-        target_mm: Voxel size after.
+    The spacing before resampling is asked first, the one after it second.
 
     Returns:
         0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
@@ -181,15 +213,7 @@ def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
 
 
 def normalise(array: np.ndarray, intensity: Intensity) -> np.ndarray:
-    """Clip to the cohort's percentiles, subtract its mean, divide by its standard deviation.
-
-    Args:
-        array: HU, any shape.
-        intensity: The cohort's foreground statistics.
-
-    Returns:
-        float32 of the same shape.
-    """
+    """Clip HU to the cohort's percentiles, subtract its mean, divide by its standard deviation; float32."""
     clipped = np.clip(array.astype(np.float32), intensity.lower, intensity.upper)
     clipped -= np.float32(intensity.mean)
     clipped /= np.float32(max(intensity.std, 1e-8))

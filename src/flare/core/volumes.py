@@ -13,13 +13,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from flare.core.classes import ClassList
-from flare.core.dicom import is_dicom, read_dicom
-from flare.core.errors import AwayError, CaseError, FlareError
+from flare.core.errors import AwayError, BadFileError, CaseError, FlareError
 from flare.core.files import PARTIAL, atomic
-from flare.core.geometry import Geometry, Volume, orientation_to
-from flare.core.headers import BadFileError
+from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
+from flare.core.itk import is_dicom, read_dicom, read_nrrd
 from flare.core.nifti import is_nifti, read_nifti, require_whole
-from flare.core.nrrd import read_nrrd
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 
@@ -67,10 +65,7 @@ def find_images(root: Path) -> list[Path]:
     Args:
         root: One file, a DICOM folder, or a folder to search recursively.
     """
-    root = Path(root)
-    if root.is_file():
-        return [root]
-    return sorted(_walk(root))
+    return [Path(root)] if Path(root).is_file() else sorted(_walk(Path(root)))
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -82,13 +77,10 @@ def _walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(place)
         inner[:] = sorted(d for d in inner if not d.startswith(PARTIAL))
-        others = []
-        for name in sorted(n for n in names if not n.startswith(".")):  # ._x.nii is no image
-            if name.lower().endswith(EXTENSIONS):
-                yield Path(folder) / name
-            else:
-                others.append(Path(folder) / name)
-        if any(is_dicom(path) for path in others):  # also where a mask lies beside the slices
+        paths = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]  # ._x.nii is none
+        images = {path for path in paths if path.name.lower().endswith(EXTENSIONS)}
+        yield from images
+        if any(is_dicom(path) for path in paths if path not in images):  # a mask may lie beside the slices
             yield Path(folder)
 
 
@@ -99,10 +91,10 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def read_image(path: Path, case: str | None = None) -> Volume:
-    """Read a CT image.
+    """Read a CT image: .nii, .nii.gz, .nrrd, .mha, a DICOM file, or a folder with one DICOM series.
 
     Args:
-        path: .nii, .nii.gz, .nrrd, .mha, or a folder with one DICOM series.
+        path: The file or folder.
         case: Case id for messages, by default from the path.
 
     Returns:
@@ -148,7 +140,7 @@ def read_labels(
         path: As for `read_image`.
         classes: The class list; other values are refused.
         label_map: `data.label_map`: value in the file -> class id, and `rest` -> id of all others.
-        case: Case id for messages.
+        case: As for `read_image`.
 
     Returns:
         uint8 class ids.
@@ -206,15 +198,7 @@ def _lookup(
 
 
 def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
-    """Bring a label map to the voxel order of its image, losslessly.
-
-    Args:
-        labels: The label map.
-        image: The image, or its grid.
-        case: Case id for messages.
-
-    Returns:
-        The labels in the image's voxel order, with the image's geometry.
+    """Bring a label map to the voxel order of its image, losslessly, and give it the image's geometry.
 
     Raises:
         CaseError: If a corner voxel of one grid is further than 1e-3 mm from the other's, with both values.
@@ -226,6 +210,37 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
     if different:
         raise CaseError(case, "image and label (in its voxel order) differ: " + "; ".join(different))
     return Volume(np.ascontiguousarray(orientation.apply(labels.array)), geometry)
+
+
+def read_compared(
+    case: str,
+    image: Path,
+    reference: Path,
+    prediction: Path,
+    *,
+    classes: ClassList,
+    label_map: Mapping[Any, int] | None,
+) -> tuple[Volume, Volume, Volume]:
+    """Read a CT, its annotation and a prediction, for showing.
+
+    Args:
+        case: Case id for messages.
+        image: The CT.
+        reference: Its annotation.
+        prediction: What a round predicts.
+        classes: The class list.
+        label_map: Renumbering of the annotation's ids.
+
+    Returns:
+        Image, reference and prediction on the image's grid, in RAS voxel order.
+
+    Raises:
+        CaseError: If a file cannot be read or a label map does not lie on the image's grid.
+    """
+    ct = read_image(image, case)
+    truth = match_grid(read_labels(reference, classes, label_map, case), ct, case)
+    ours = match_grid(read_labels(prediction, classes, case=case), ct, case)
+    return reorient_to_ras(ct)[0], reorient_to_ras(truth)[0], reorient_to_ras(ours)[0]
 
 
 def write_labels(path: Path, array: np.ndarray, geometry: Geometry) -> None:

@@ -15,8 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 from torchio.transforms import Transform
 
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, build_part
 from flare.core.geometry import Shape, Spacing
 from flare.data.draws import Augmentation, draw_augmentation
 from flare.data.spatial import (

@@ -13,7 +13,7 @@ import numpy as np
 from flare.core.classes import IGNORE
 from flare.core.errors import CaseError, NoRoomError
 from flare.core.files import atomic
-from flare.core.geometry import Geometry, Shape, Spacing, Volume, orientation_to_ras, reorient_to_ras
+from flare.core.geometry import Geometry, Shape, Spacing, Volume, orientation_to, reorient_to_ras
 from flare.core.preprocessing import Preprocessed, preprocess, resample
 
 # blosc2 imports numexpr, which would tell the console how many threads it may use
@@ -205,7 +205,7 @@ def cache_labels(
         labels = Volume(np.where(ignore, np.uint8(IGNORE), labels.array), labels.geometry)
     ras, _ = reorient_to_ras(labels)
     own = _geometry(grid)
-    expected = orientation_to_ras(own).apply_geometry(own).shape
+    expected = orientation_to(own).apply_geometry(own).shape
     if ras.array.shape != expected:
         raise CaseError(
             case_id, f"labels of size {ras.array.shape} for an image of size {expected} (z, y, x, RAS)"

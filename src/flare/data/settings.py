@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.checks import (
+from flare.core.classes import ClassList
+from flare.core.errors import (
     COUNT,
     FLAG,
     NOT_NEGATIVE,
@@ -20,7 +21,6 @@ from flare.core.checks import (
     several,
     whole,
 )
-from flare.core.classes import ClassList
 from flare.core.geometry import Shape, Spacing
 
 AXES = ("z", "y", "x")

@@ -16,10 +16,8 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from flare.core.checks import Rule
 from flare.core.classes import ClassList
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, Rule, build_part
 from flare.core.files import write_csv
 from flare.core.geometry import Spacing
 from flare.evaluation.metrics import mean

@@ -13,9 +13,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import read_label_map
-from flare.core.checks import choice
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, choice
 from flare.core.files import write_csv, write_json
 from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.evaluation.extra import CSV, Part, checked_parts, extra_scores, write_extra_scores

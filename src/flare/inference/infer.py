@@ -10,9 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.checks import POSITIVE, check_values, given_paths, several
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several
 from flare.core.files import write_csv
 from flare.core.geometry import Spacing
 from flare.core.volumes import find_images, unique_cases

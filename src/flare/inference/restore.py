@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from flare.core.geometry import Axis, Shape, Spacing
-from flare.core.preprocessing import is_anisotropic
+from flare.core.geometry import Shape, Spacing
+from flare.core.preprocessing import Axis, is_anisotropic
 from flare.inference.blend import Blended
 
 BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block

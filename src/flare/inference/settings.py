@@ -10,8 +10,17 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.checks import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, check_values, choice, number
-from flare.core.errors import FlareError
+from flare.core.errors import (
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    FlareError,
+    Rule,
+    check_values,
+    choice,
+    number,
+)
 from flare.models.names import chosen_networks
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import read_label_map
-from flare.core.checks import FLAG, NOT_NEGATIVE, SHARE, choice
 from flare.core.classes import TARGETS, ClassList
+from flare.core.errors import FLAG, NOT_NEGATIVE, SHARE, choice
 
 FORMAT = 1  # raised when the rules or the sidecar change, so that labels merged before are redone
 CHOICES = {

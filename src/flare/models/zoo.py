@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flare.core.classes import TARGETS, ClassList
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, build_part
 from flare.models.unet import UNet, check_patch_size
 
 OWN = "flare.models."

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare.core.checks import COUNT, NOT_NEGATIVE, SHARE, check_values, choice, limits, optional, whole
+from flare.core.errors import COUNT, NOT_NEGATIVE, SHARE, check_values, choice, limits, optional, whole
 
 VERSION = 1  # raised when the generator makes other voxels of the same settings
 

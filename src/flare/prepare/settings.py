@@ -11,10 +11,8 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import SPLITS, Case, Source, read_label_map, read_sources
-from flare.core.checks import FLAG, POSITIVE, check_values, choice, limits, several
 from flare.core.classes import ClassList
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FLAG, POSITIVE, FlareError, build_part, check_values, choice, limits, several
 from flare.runs.folders import PreparedFolder, prepared_folder
 from flare.runs.work import Executor, build_executor, failed_share
 

@@ -16,8 +16,9 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.files import atomic
 from flare.core.geometry import Volume
-from flare.core.pictures import WINDOW_HU, class_colours, draw_case, read_case, rgb, title
+from flare.core.pictures import WINDOW_HU, class_colours, draw_case, rgb, title
 from flare.core.preprocessing import resample
+from flare.core.volumes import read_compared
 from flare.inference.predict import segmentation_path
 from flare.report.charts import draw_trend, trends
 from flare.report.facts import Facts
@@ -123,7 +124,7 @@ def show_case(
     Returns:
         What `draw_case` and `pack_case` give.
     """
-    volumes = read_case(case, *files, classes=classes, label_map=label_map)
+    volumes = read_compared(case, *files, classes=classes, label_map=label_map)
     return draw_case(volumes, classes, small=not is_large), pack_case(volumes) if is_packed else {}
 
 

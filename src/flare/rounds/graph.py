@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from flare.core.cases import Case, select_cases
-from flare.core.conf import CONF
-from flare.core.errors import FlareError
+from flare.core.errors import CONF, FlareError
 from flare.core.files import write_csv
 from flare.models.names import describe_network
 from flare.rounds.settings import RoundSettings

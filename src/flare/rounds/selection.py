@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, build_part
 
 
 class Selection(Protocol):

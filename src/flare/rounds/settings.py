@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from flare.core.cases import SELECTIONS, Case
-from flare.core.checks import Rule, check_values, choice
 from flare.core.classes import ClassList
-from flare.core.conf import build_part
+from flare.core.errors import Rule, build_part, check_values, choice
 from flare.inference.settings import InferenceSettings
 from flare.merging.settings import MergeSettings, plain
 from flare.prepare.settings import RULES as OF_COHORTS

@@ -26,9 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flare.core.checks import SHARE
-from flare.core.conf import build_part
-from flare.core.errors import AwayError, CaseError, FlareError, NoRoomError
+from flare.core.errors import SHARE, AwayError, CaseError, FlareError, NoRoomError, build_part
 from flare.core.files import GENERAL_FAULTS, says_no_room
 from flare.runs.outcomes import Outcome
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flare.core.checks import given_paths
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, given_paths
 from flare.evaluation.rendering import show
 from flare.sweeps.jobs import COMPLETED, Job, read_jobs
 from flare.sweeps.table import compare, failures, write_sweep

@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from flare.core.classes import ClassList
-from flare.core.conf import build_part, refusing
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, build_part, refusing
 from flare.core.preprocessing import Intensity
 from flare.inference.engines import torch_engine
 from flare.inference.predictor import Predictor

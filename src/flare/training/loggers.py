@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 
 from flare.core.cases import Case
 from flare.core.classes import ClassList
-from flare.core.conf import build_part
+from flare.core.errors import build_part
 from flare.core.geometry import Volume, reorient_to_ras
 from flare.core.pictures import WINDOW_HU, find_view
 from flare.runs.checkpoints import read_weights_file

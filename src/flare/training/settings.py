@@ -9,19 +9,19 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.core.cases import read_label_map
-from flare.core.checks import (
+from flare.core.classes import ClassList
+from flare.core.errors import (
     COUNT,
     FLAG,
     NOT_NEGATIVE,
     SHARE,
+    FlareError,
     Rule,
     check_values,
     choice,
     optional,
     whole,
 )
-from flare.core.classes import ClassList
-from flare.core.errors import FlareError
 from flare.data.settings import PatchSettings
 from flare.inference.settings import InferenceSettings
 from flare.runs.records import plain_config, public_config

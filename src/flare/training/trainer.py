@@ -10,8 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, build_part
 from flare.inference.engines import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.models.depths import depths_under_kernel
 from flare.runs.folders import TrainingFolder
