@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from flare.core.cases import annotated_by, read_label_map, read_sources
+from flare.core.cases import read_label_map, read_sources, source_of
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
@@ -14,20 +14,20 @@ PATHS = (Path("/data/imagesTr/msd/liver_7_0000.nii.gz"), Path("/data/labelsTr/li
 )
 def test_a_glob_matches_the_case_or_the_end_of_a_path(labels: ClassList, match: str) -> None:
     sources = read_sources([{"match": match, "annotates": ["spleen", "liver"]}], labels)
-    assert annotated_by(sources, "liver_7", PATHS) == (1, 3)
+    assert source_of(sources, "liver_7", PATHS).annotates == (1, 3)
 
 
 @pytest.mark.parametrize("match", ["liver", "kits/*", "sd/*"])
 def test_a_glob_matches_whole_names_only(labels: ClassList, match: str) -> None:
     sources = read_sources([{"match": match, "annotates": ["liver"]}], labels)
-    assert annotated_by(sources, "liver_7", PATHS) is None
+    assert source_of(sources, "liver_7", PATHS).annotates is None
 
 
 def test_the_first_source_that_matches_counts(labels: ClassList) -> None:
     given = [{"match": "liver_7", "annotates": ["tumor"]}, {"match": "*", "annotates": ["liver"]}]
     sources = read_sources(given, labels)
-    assert annotated_by(sources, "liver_7", PATHS) == (14,)
-    assert annotated_by(sources, "liver_8", (Path("x.nii.gz"), None)) == (1,)
+    assert source_of(sources, "liver_7", PATHS).annotates == (14,)
+    assert source_of(sources, "liver_8", (Path("x.nii.gz"), None)).annotates == (1,)
 
 
 @pytest.mark.parametrize(

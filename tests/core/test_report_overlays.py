@@ -62,9 +62,7 @@ def test_reference_and_prediction_have_one_size(tmp_path: Path, labels: ClassLis
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    drawn = draw_case(
-        read_compared("case", image, label, label, classes=labels, label_map=None), labels, small=small
-    )
+    drawn = draw_case(read_compared("case", (image, label, label), labels, None), labels, small=small)
     assert drawn["reference"] == drawn["prediction"]
     width, height = Image.open(io.BytesIO(drawn["reference"])).size
     assert height == round(SHAPE[1] * 2.0 * (0.9 if small else 1.5))

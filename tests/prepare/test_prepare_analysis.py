@@ -15,8 +15,8 @@ from flare.prepare.analysis import (
     kind_of,
     write_label_analysis,
 )
-from flare.prepare.index import Entry
 from flare.prepare.read import count_labels
+from flare.prepare.settings import Entry
 
 ORGANS = tuple(range(1, 14))
 

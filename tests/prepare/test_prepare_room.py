@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flare.core.errors import FlareError
-from flare.prepare.estimate import Estimate, duration, estimate, require_room, size
+from flare.prepare.read import Estimate, duration, estimate, require_room, size
 
 
 def test_the_estimate_comes_from_file_sizes(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_large_volumes_are_packed_coarser(
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    packed = pack_case(read_compared("case", image, label, label, classes=labels, label_map=None))
+    packed = pack_case(read_compared("case", (image, label, label), labels, None))
     shown = read_back(packed["reference"], tmp_path)
     assert shown.GetSize() == tuple(n if limit == 10**6 else n // 2 for n in SHAPE[::-1])
     assert set(np.unique(sitk.GetArrayFromImage(shown))) >= {LIVER, TUMOR}

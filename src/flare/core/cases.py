@@ -14,7 +14,7 @@ from flare.core.files import read_csv, write_csv
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
-SELECTIONS = ("organs_complete", "tumor", "labeled", "all")
+SELECTIONS = ("organs_complete", "tumor", "labeled", "all")  # labeled: every case with an annotation
 SOURCES = "[{match: <glob>, annotates: [<class>, ...]}, ...]"
 COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
 
@@ -49,18 +49,8 @@ class Case:
 
 def write_index(path: Path, cases: Sequence[Case]) -> None:
     """Write a cohort's index, one row a case."""
-    rows = [
-        {
-            "case": c.id,
-            "split": c.split,
-            "kind": c.kind,
-            "present": " ".join(map(str, c.present)),
-            "annotated": " ".join(map(str, c.annotated)),
-            "image": c.image,
-            "label": c.label,
-        }
-        for c in cases
-    ]
+    ids = ("present", "annotated")
+    rows = [{**vars(c), "case": c.id, **{k: " ".join(map(str, getattr(c, k))) for k in ids}} for c in cases]
     write_csv(path, rows, COLUMNS)
 
 
@@ -87,20 +77,11 @@ def read_index(path: Path) -> list[Case]:
 
 
 def select_cases(cases: Sequence[Case], which: str) -> list[Case]:
-    """The training cases of a round, in index order (method section 3).
-
-    Args:
-        cases: The cohort.
-        which: `organs_complete`, `tumor`, `labeled` (every case with an annotation) or `all`.
-    """
+    """The training cases of a round, in index order: one of `SELECTIONS`, see method section 3."""
+    if which not in SELECTIONS:
+        raise FlareError(f"labels.cases: expected one of {list(SELECTIONS)}, given {which!r}")
     train = [c for c in cases if c.split == "train"]
-    if which == "all":
-        return train
-    if which == "labeled":
-        return [c for c in train if c.is_labeled]
-    if which in ("organs_complete", "tumor"):
-        return [c for c in train if c.kind == which]
-    raise FlareError(f"labels.cases: expected one of {list(SELECTIONS)}, given {which!r}")
+    return [c for c in train if which in (c.kind, "all") or (which == "labeled" and c.is_labeled)]
 
 
 @dataclass(frozen=True)
@@ -110,11 +91,14 @@ class Source:
     Args:
         match: Glob that a case id or one of the case's paths matches.
         annotates: Ids of the classes that this source annotates wherever they exist, so that an absent
-            one is absent from the patient.
+            one is absent from the patient; None where nothing is declared.
     """
 
     match: str
-    annotates: tuple[int, ...]
+    annotates: tuple[int, ...] | None
+
+
+UNDECLARED = Source("", None)
 
 
 def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) -> tuple[Source, ...]:
@@ -140,35 +124,24 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) 
     return tuple(sources)
 
 
-def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]) -> Source | None:
-    """The first source that matches a case; None if none does.
+def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]) -> Source:
+    """The first source that matches a case, its image or its label; `UNDECLARED` if none does.
 
-    Args:
-        sources: In the order of the config.
-        case: The case id.
-        paths: Its image and label; a glob matches a path's end as well as the whole.
+    A glob matches a path's end as well as the whole.
     """
     texts = [p.as_posix() for p in paths if p is not None]
     for source in sources:
         globs = (source.match, f"*/{source.match}")
         if fnmatch(case, source.match) or any(fnmatch(t, g) for t in texts for g in globs):
             return source
-    return None
-
-
-def annotated_by(
-    sources: Iterable[Source], case: str, paths: Iterable[Path | None]
-) -> tuple[int, ...] | None:
-    """Classes that the source of a case annotates, see `source_of`; None if it has none."""
-    source = source_of(sources, case, paths)
-    return None if source is None else source.annotates
+    return UNDECLARED
 
 
 def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[str, int] | None:
     """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
 
     Returns:
-        Text of the id (or `rest`) to class id, as `images.read_labels` takes it; None if nothing is mapped.
+        Text of the id (or `rest`) to class id, as `volumes.read_labels` takes it; None if nothing is mapped.
 
     Raises:
         FlareError: If a key is no whole number or a value no class.

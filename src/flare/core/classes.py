@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, get_type_hints
 
 from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, check_values, choice, whole
 
@@ -16,8 +15,7 @@ RULES = {
     "classes.*.slice_range": FLAG,
     "classes.*.tube": FLAG,
 }
-IGNORE = 255  # in training labels: a voxel that is left out of the loss
-TARGETS = ("organs", "tumor", "organs_tumor")
+TARGETS = ("organs", "tumor", "organs_tumor")  # method: MO has 14 outputs, MT 2, MOT 15
 IGNORE = 255  # in a label map: the voxel is of no known class and counts in no loss and no score
 
 
@@ -26,7 +24,7 @@ class LabelClass:
     """One class of a label map.
 
     Args:
-        id: Value in the label files, 1 to 254.
+        id: Value in the label files.
         name: The name in configs and logs.
         short: The name in tables, as the challenge's script has it.
         role: `organ` or `tumor`.
@@ -71,31 +69,20 @@ class ClassList:
             FlareError: If a class lacks a key other than `tube`, or a value is not as it must be.
         """
         check_values({"classes": classes}, RULES)
+        types, found = get_type_hints(LabelClass), []
         for name, given in classes.items():
-            missing = [f.name for f in fields(LabelClass) if f.name not in (*given, "name", "tube")]
+            values = {**given, "name": name}
+            missing = types.keys() - values.keys() - {"tube"}
             if missing:
-                raise FlareError(f"classes.{name}: lacks {', '.join(missing)}")
-        found = [
-            LabelClass(
-                id=int(c["id"]),
-                name=str(name),
-                short=str(c["short"]),
-                role=str(c["role"]),
-                tolerance_mm=float(c["tolerance_mm"]),
-                slice_range=bool(c["slice_range"]),
-                tube=bool(c.get("tube", False)),
+                raise FlareError(f"classes.{name}: lacks {', '.join(f for f in types if f in missing)}")
+            found.append(
+                LabelClass(**{key: kind(values[key]) for key, kind in types.items() if key in values})
             )
-            for name, c in classes.items()
-        ]
         return cls(tuple(sorted(found, key=lambda c: c.id)))
 
     def to_config(self) -> dict[str, dict[str, Any]]:
         """Plain values from which `from_config` gives back the same set."""
         return {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in self.entries}
-
-    @cached_property
-    def _by_id(self) -> dict[int, LabelClass]:
-        return {c.id: c for c in self.entries}
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -124,9 +111,10 @@ class ClassList:
 
     def by_id(self, class_id: int) -> LabelClass:
         """The class with this id."""
-        if class_id not in self._by_id:
-            raise FlareError(f"classes: no class has id {class_id}; known: {list(self.ids)}")
-        return self._by_id[class_id]
+        for c in self.entries:
+            if c.id == class_id:
+                return c
+        raise FlareError(f"classes: no class has id {class_id}; known: {list(self.ids)}")
 
     def name_of(self, class_id: int) -> str:
         """The name of the class with this id."""
@@ -140,14 +128,7 @@ class ClassList:
         raise FlareError(f"classes: no class is named {name!r}; known: {list(self.names)}")
 
     def outputs(self, targets: str) -> tuple[int, ...]:
-        """Class id of each output channel of a network with these targets, background first.
-
-        Args:
-            targets: `organs`, `tumor` or `organs_tumor` (method: MO has 14 outputs, MT 2, MOT 15).
-
-        Returns:
-            Class ids, `0` first.
-        """
+        """Class id of each output channel of a network for one of `TARGETS`, background first."""
         tumor = () if self.tumor is None else (self.tumor,)
         chosen = {"organs": self.organs, "tumor": tumor, "organs_tumor": self.ids}
         if targets not in chosen:

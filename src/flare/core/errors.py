@@ -33,12 +33,7 @@ class NoRoomError(FlareError):
 
 
 class CaseError(FlareError):
-    """One case cannot be used; the rest of the cohort goes on.
-
-    Args:
-        case_id: The case.
-        reason: What was given and what was expected.
-    """
+    """One case cannot be used, for a reason that says what was given and expected; the rest goes on."""
 
     def __init__(self, case_id: str, reason: str) -> None:
         super().__init__(f"case {case_id}: {reason}")
@@ -71,11 +66,7 @@ class Rule:
     expected: str
 
     def require(self, key: str, value: Any) -> None:
-        """Refuse a value of a config key that is not such.
-
-        Raises:
-            FlareError: Naming the key, what was given and what was expected.
-        """
+        """Refuse a value of a config key that is not such, with what was expected."""
         if not self.holds(value):
             raise FlareError(f"{key}={value}: expected {self.expected}")
 
@@ -141,11 +132,9 @@ NOT_NEGATIVE = number(0)
 
 
 def check_values(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
-    """Refuse, before any work, a value that means nothing.
+    """Refuse, before any work, a value of a configuration, or of plain values, that means nothing.
 
-    Args:
-        cfg: Configuration of any script, or plain values.
-        rules: Key -> rule; `*` stands for any key. A key that is absent or `???` is not asked for.
+    In the key of a rule `*` stands for any key. A key that is absent or `???` is not asked for.
 
     Raises:
         FlareError: Naming the first such key, what was given and what was expected.
@@ -169,11 +158,7 @@ def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[s
 
 
 def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
-    """Paths that a command cannot do without.
-
-    Raises:
-        FlareError: Naming the first that is not given.
-    """
+    """Paths that a command cannot do without; the first that is not given is refused."""
     for key in keys:
         if OmegaConf.is_missing(cfg, key) or not cfg[key]:
             raise FlareError(f"{key}: not given; expected {key}=<path>")
@@ -181,16 +166,7 @@ def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
 
 
 def build_part(part: Mapping[str, Any], key: str, **arguments: Any) -> Any:
-    """Build what a part of the configuration describes.
-
-    Args:
-        part: With a `_target_`.
-        key: Where it stands in the configuration.
-        **arguments: Further ones of its class.
-
-    Raises:
-        FlareError: As `refusing`.
-    """
+    """Build what a part of the configuration, found at a key, describes; refusals are as of `refusing`."""
     if "_target_" not in (part or {}):
         raise FlareError(f"{key}: expected a section with a _target_")
     with refusing(part, key):
@@ -201,8 +177,7 @@ def build_part(part: Mapping[str, Any], key: str, **arguments: Any) -> Any:
 def refusing(part: Mapping[str, Any], key: str) -> Iterator[None]:
     """Turn whatever is raised while a part is built into one line; a refusal of ours goes through as it is.
 
-    Raises:
-        FlareError: With the key, and what the class does not take or why it refuses.
+    The line has the key, and what the class does not take or why it refuses.
     """
     try:
         yield

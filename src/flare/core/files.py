@@ -48,11 +48,7 @@ def says_no_room(error: BaseException | None) -> bool:
 
 @contextmanager
 def told_if_full(path: Path) -> Iterator[None]:
-    """Turn the error of a full disk, raised while the block writes, into one line that names the file.
-
-    Raises:
-        NoRoomError: If the disk is full.
-    """
+    """Turn the error of a full disk, raised while the block writes, into one that names the file."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -68,10 +64,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary sibling of `path` to write to; rename it when the block succeeds.
 
     The temporary name keeps the suffixes, so that writers which go by extension work. A killed process
-    leaves at most a `.partial-` file, never a half file under the final name.
-
-    Raises:
-        NoRoomError: If the disk is full.
+    leaves at most a `.partial-` file, never a half file under the final name. A full disk is a `NoRoomError`.
     """
     path = Path(path)
     with told_if_full(path):
@@ -96,13 +89,9 @@ def is_same_file(path: Path, other: Path) -> bool:
 def name_file(name: Path, file: Path, *, link: bool = True) -> None:
     """Give a file a second name, replacing at once what has the name.
 
-    A symbolic link relative to its folder, which can be moved with the file; where the file system makes
-    none (shares, memory sticks), a hard link, and where that cannot be, a copy.
-
-    Args:
-        name: The second name.
-        file: The file; a hard link or a copy does not follow it when it is replaced.
-        link: Whether a symbolic link will do; a name that must survive the file needs a hard link or a copy.
+    With `link`, a symbolic link relative to its folder, which can be moved with the file. A name that must
+    survive the file, or lies where the file system makes no symbolic link (shares, memory sticks), is a hard
+    link, and where that cannot be, a copy; these do not follow the file when it is replaced.
     """
     target = os.path.relpath(file, name.parent)
     if os.readlink(name) == target if name.is_symlink() else is_same_file(name, file):
@@ -139,13 +128,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write rows atomically; missing values and None become empty cells.
-
-    Args:
-        path: The csv file.
-        rows: One mapping a row.
-        columns: Column order; by default the first row's keys.
-    """
+    """Write rows atomically, by default all columns of the first; missing values and None are empty cells."""
     columns = list(columns if columns is not None else (rows[0] if rows else []))
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
@@ -171,8 +154,7 @@ def sha256(path: Path) -> str:
 def config_hash(config: Any) -> str:
     """Short digest of plain values, independent of key order."""
     plain = json.loads(json.dumps(config, default=str))  # a map with 5 and "rest" as keys cannot be sorted
-    text = json.dumps(plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stat_key(path: Path) -> list[int]:

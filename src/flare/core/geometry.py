@@ -52,11 +52,6 @@ class Geometry:
         ijk = np.asarray(index_zyx, dtype=float)[::-1] * np.asarray(self.spacing_mm)[::-1]
         return np.asarray(self.origin_mm) + self.matrix @ ijk
 
-    @property
-    def corners(self) -> np.ndarray:
-        """`(8, 3)` positions of the corner voxels, (x, y, z) in LPS millimetres."""
-        return np.array([self.to_mm(index) for index in product(*((0, n - 1) for n in self.shape))])
-
     def differences(self, other: Geometry, tolerance_mm: float = 1e-3) -> list[str]:
         """What differs from another grid, in words with both values; empty if they are equal.
 
@@ -67,7 +62,11 @@ class Geometry:
         found = []
         if self.shape != other.shape:
             found.append(f"size {self.shape} and {other.shape} (z, y, x)")
-        distance = float(np.linalg.norm(self.corners - other.corners, axis=1).max())
+        corners = [
+            np.array([grid.to_mm(index) for index in product(*((0, n - 1) for n in grid.shape))])
+            for grid in (self, other)
+        ]
+        distance = float(np.linalg.norm(corners[0] - corners[1], axis=1).max())
         if not found and distance <= tolerance_mm:
             return []
         units = {"spacing_mm": " mm (z, y, x)", "origin_mm": " mm (x, y, z)", "direction": ""}
@@ -104,17 +103,13 @@ class Orientation:
     permutation: Shape
     flips: tuple[bool, bool, bool]
 
-    @property
-    def _flipped(self) -> tuple[int, ...]:
-        return tuple(a for a in range(3) if self.flips[a])
-
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Bring an array of the original order into the new one (a view)."""
-        return np.flip(np.transpose(array, self.permutation), self._flipped)
+        return np.flip(np.transpose(array, self.permutation), tuple(np.flatnonzero(self.flips)))
 
     def invert(self, array: np.ndarray) -> np.ndarray:
         """Bring an array of the new order back into the original one (a view)."""
-        return np.transpose(np.flip(array, self._flipped), np.argsort(self.permutation))
+        return np.transpose(np.flip(array, tuple(np.flatnonzero(self.flips))), np.argsort(self.permutation))
 
     def apply_geometry(self, geometry: Geometry) -> Geometry:
         """The same points in space, addressed in the new voxel order."""
@@ -132,13 +127,10 @@ class Orientation:
 
 
 def orientation_to(geometry: Geometry, directions: np.ndarray = RAS) -> Orientation:
-    """The reordering after which the axes of a grid run as nearly as can be along given directions.
+    """The reordering after which X, Y, Z run along directions, the columns of a matrix in LPS.
 
-    Args:
-        geometry: The grid; an oblique one is taken to its nearest axes: the assignment of axes with the
-            largest sum of cosines.
-        directions: `(3, 3)`, columns the wanted directions of X, Y, Z in LPS; by default to the patient's
-            right, to anterior, to superior.
+    By default they run to the patient's right, to anterior, to superior. An oblique grid is taken to its
+    nearest axes: the assignment of axes with the largest sum of cosines.
     """
     # row a, column k: cosine between our axis a and the wanted axis k, both in Z, Y, X order
     cosines = (geometry.matrix.T @ directions)[::-1, ::-1]
@@ -186,15 +178,9 @@ def checked_grid(
     stated: np.ndarray,
     case: str,
 ) -> Geometry:
-    """The grid of a header of any format, after all checks of it.
+    """The grid of a header of any format, after all checks of it: sizes and mm along x, y, z in LPS.
 
-    Args:
-        size: Voxels along x, y, z.
-        spacing: Voxel size in mm along x, y, z.
-        origin: Centre of the first voxel in mm, LPS.
-        directions: `(3, 3)`, columns the directions of x, y, z in LPS.
-        stated: Directions as the header states them, which must be orthonormal.
-        case: Case id, for a warning.
+    Directions are columns of `(3, 3)`, those of x, y, z; as the header states them they must be orthonormal.
 
     Raises:
         BadFileError: If it is no grid of a 3D image, or of one too large to be a CT.

@@ -35,14 +35,7 @@ UNDEFINED, PIXELS, ITEM, SEQUENCE_END = 2**32 - 1, (0x7FE0, 0x0010), (0xFFFE, 0x
 
 
 def read_nrrd(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
-    """Read an NRRD or MetaImage file.
-
-    Returns:
-        `(Z, Y, X)` as stored, and the grid.
-
-    Raises:
-        BadFileError: If it is damaged, or of another kind.
-    """
+    """Voxels `(Z, Y, X)` as stored, and the grid; a damaged file, or another kind, is a `BadFileError`."""
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise BadFileError("is of an unknown format; expected .nii, .nii.gz, .nrrd, .mha or DICOM")
@@ -76,13 +69,9 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
-    """Read a file of several frames, or a folder with exactly one series, slices in order along their normal.
+    """Voxels `(Z, Y, X)` after DICOM's rescaling, and the grid: a file of frames, or a folder of one series.
 
-    Returns:
-        `(Z, Y, X)` as DICOM's rescaling has it, and the grid.
-
-    Raises:
-        BadFileError: If something is damaged, or a slice missing or of another size.
+    Whatever is damaged, and a slice that is missing or of another size, is a `BadFileError`.
     """
     if not path.is_dir():
         return _read_whole(_slice(path), case)
@@ -148,11 +137,7 @@ def _itk_errors() -> Iterator[None]:
 
 
 def _text_fields(stream: IO[bytes]) -> dict[str, str]:
-    """Fields before the voxels, in small letters: `key: value` to an empty line, or `key = value`.
-
-    Raises:
-        BadFileError: If the header has no end: ITK ends the process at some of these.
-    """
+    """Fields before the voxels, in small letters: `key: value` to an empty line, or `key = value`."""
     fields: dict[str, str] = {}
     while "elementdatafile" not in fields and (raw := stream.readline(HEADER_BYTES)):
         line = raw.decode("latin-1").strip().lower()
@@ -163,7 +148,7 @@ def _text_fields(stream: IO[bytes]) -> dict[str, str]:
         key, _, value = line.replace(":", "=", 1).partition("=")
         fields[key.strip()] = value.strip()
     if "elementdatafile" not in fields:
-        raise BadFileError("cannot be read: its header has no end")
+        raise BadFileError("cannot be read: its header has no end")  # ITK ends the process at some of these
     return fields
 
 
@@ -260,11 +245,8 @@ def _slice_gap(origins: np.ndarray, case: str) -> tuple[float, np.ndarray]:
 
 
 def _check_elements(content: bytes) -> bytes:
-    """Follow a file from element to element, into sequences: GDCM takes memory for any claimed length.
-
-    Returns:
-        UID of how it is written: its transfer syntax.
-    """
+    """Follow a file from element to element, into sequences, and give the UID of its transfer syntax."""
+    # GDCM takes memory for any claimed length
     at = 132
     if content[128:132] != b"DICM":
         at = 0  # a bare data set, as old scanners write it, starts with group 8

@@ -40,17 +40,13 @@ def is_nifti(path: Path) -> bool:
 
 
 def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
-    """Read a file whole, exactly as many voxels as the header promises.
+    """Voxels `(Z, Y, X)` of the stored type, or float32 where the header scales it, and the grid.
 
-    Returns:
-        `(Z, Y, X)`, the stored type, or float32 where the header scales it; and the grid.
-
-    Raises:
-        BadFileError: If the file is truncated, or its header contradicts itself or the file.
+    A truncated file, and a header that contradicts itself or the file, is a `BadFileError`.
     """
     with _opened(path) as stream:
         header = _read_header(stream)
-        dtype, offset, (slope, intercept) = _voxel_type(header), _voxel_offset(header), _scaling(header)
+        dtype, offset, slope, intercept = _storage(header)
         geometry = _grid(header, dtype, case)
         claimed = math.prod(geometry.shape) * dtype.itemsize
         buffer = _read_voxels(stream, claimed, offset, path.stat().st_size)
@@ -78,14 +74,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.ndarray:
-    """Read voxels, packed or not; memory grows with what is there, not with what is claimed.
-
-    Args:
-        stream: From `_opened`.
-        claimed: Bytes to read.
-        offset: Bytes of the unpacked file before the first voxel.
-        size: Bytes of the file.
-    """
+    """The claimed bytes behind an offset, packed or not; memory grows with what a file of a size holds."""
     most = size * DEFLATE_RATIO  # bytes of the unpacked file
     stream.seek(min(offset, most))
     require_held(claimed, most if isinstance(stream, gzip.GzipFile) else size - offset)
@@ -117,8 +106,8 @@ def _read_header(stream: IO[bytes]) -> Nifti1Header:
     return header
 
 
-def _voxel_type(header: Nifti1Header) -> np.dtype:
-    """The type of a stored voxel."""
+def _storage(header: Nifti1Header) -> tuple[np.dtype, int, float, float]:
+    """Type of a voxel, bytes before the first, factor (0 and NaN mean none) and summand of the values."""
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError):
@@ -128,25 +117,15 @@ def _voxel_type(header: Nifti1Header) -> np.dtype:
         raise BadFileError(f"has NIfTI datatype {code}; expected numbers of 1 to 8 bytes")
     if bits not in (0, 8 * dtype.itemsize):
         raise BadFileError(f"has bitpix {bits} and NIfTI datatype {code}; expected {8 * dtype.itemsize} bits")
-    return dtype
-
-
-def _voxel_offset(header: Nifti1Header) -> int:
-    """Bytes before the first voxel."""
     offset, least = float(header["vox_offset"]), header.single_vox_offset
     if not (math.isfinite(offset) and offset.is_integer() and offset >= least):
         raise BadFileError(f"has vox_offset {offset:g}; expected a whole number of bytes, at least {least}")
-    return int(offset)
-
-
-def _scaling(header: Nifti1Header) -> tuple[float, float]:
-    """Factor and summand of the stored values; a factor of 0 or NaN means none."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
-        return 1.0, 0.0
+        slope, intercept = 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise BadFileError(f"has scl_slope {slope} and scl_inter {intercept}; expected finite numbers")
-    return slope, intercept
+    return dtype, int(offset), slope, intercept
 
 
 def _grid(header: Nifti1Header, dtype: np.dtype, case: str) -> Geometry:

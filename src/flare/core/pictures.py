@@ -26,19 +26,8 @@ TUMOR = "#e61a33"
 # Found by search (ours): any two of these and the tumor's differ by more than 20 in CIELAB (delta E 1976)
 # for a protanope and a deuteranope, by more than 30 for others, and all stand out on grey.
 ORGANS = (
-    "#00b3b3",
-    "#e6e600",
-    "#8033b3",
-    "#e68000",
-    "#b34d66",
-    "#4d80ff",
-    "#e6ccff",
-    "#661aff",
-    "#80e666",
-    "#666699",
-    "#99b380",
-    "#00b3ff",
-    "#00ffcc",
+    *("#00b3b3", "#e6e600", "#8033b3", "#e68000", "#b34d66", "#4d80ff", "#e6ccff"),
+    *("#661aff", "#80e666", "#666699", "#99b380", "#00b3ff", "#00ffcc"),
 )
 
 # of rounds, by what they learn
@@ -72,12 +61,9 @@ def title(c: LabelClass) -> str:
 
 
 def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, small: bool) -> dict[str, bytes]:
-    """Draw the reference and the prediction of one case on the same slices.
+    """Draw the reference and the prediction of a case, from `read_compared`, on the same slices.
 
-    Args:
-        volumes: Image, reference and prediction, as `read_compared` gives them.
-        classes: The class list.
-        small: One axial slice at a lower resolution instead of three planes.
+    They are three planes, or with `small` one axial slice at a lower resolution.
 
     Returns:
         `reference` and `prediction`: WebP pictures of one size.
@@ -98,12 +84,7 @@ def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, sma
 def find_view(
     truth: Volume, prediction: np.ndarray, classes: ClassList
 ) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]]:
-    """Where to cut, and what to show: the middle of the tumor if there is one, and all that is labelled.
-
-    Args:
-        truth: Reference labels, RAS voxel order.
-        prediction: Predicted labels on the same grid.
-        classes: The class list.
+    """Where to cut maps in RAS voxel order: in the middle of the tumor if there is one, around all labels.
 
     Returns:
         Index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's, if it
@@ -145,13 +126,7 @@ def _planes(
 
 
 def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classes: ClassList) -> np.ndarray:
-    """Enlarge a slice and lay class colours over it, opaque along their borders.
-
-    Args:
-        grey_hu: `(rows, columns)` HU.
-        labels: `(rows, columns)` uint8 class ids.
-        zoom: Pixels a voxel along rows and columns.
-        classes: The class list.
+    """Zoom into a slice, by pixels a voxel, and lay class colours over it, opaque along their borders.
 
     Returns:
         `(rows, columns, 3)` uint8.

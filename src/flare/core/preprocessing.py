@@ -39,13 +39,10 @@ class Axis:
 
     @classmethod
     def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> Axis:
-        """Match two grids of the same extent; outside the box its edge goes on.
+        """Match maps of a size to as many voxels as wanted, of the same extent.
 
-        Args:
-            size: Voxels of the maps.
-            wanted: Voxels of the wanted grid.
-            interval: First voxel of the box and the voxel after its last.
-            linear: Whether to interpolate, or to take the nearest voxel.
+        The box is an interval of the maps, whose edge goes on outside; the nearest voxel is taken unless
+        `linear`.
         """
         lower = upper = nearest = _nearest(size, wanted)
         weight = np.zeros(wanted, np.float32)
@@ -75,23 +72,14 @@ def resampled_shape(shape: Shape, spacing_mm: Spacing, target_mm: Spacing) -> Sh
 
 
 def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int | None = 0) -> np.ndarray:
-    """Resample to a shape with the voxel *extents* aligned (half-voxel centres).
+    """Resample to a shape with the voxel *extents* aligned: half-voxel centres (method section 5).
 
-    Args:
-        array: `(Z, Y, X)`.
-        shape: Wanted size.
-        order: `linear` (trilinear), `cubic` (spline of order 3 on every axis), `nnunet` (nearest along
-            the axis of anisotropic data, cubic in its planes) or `nearest`.
-        separate_axis: For `nnunet` only: that axis; None where nnU-Net's rule for anisotropy does not
-            hold, which makes it cubic on every axis.
+    The order is `linear` (trilinear, torch's `align_corners=False`), `cubic` (spline of order 3 on every
+    axis), `nearest`, or `nnunet`: nearest along the separate axis of anisotropic data and cubic in its
+    planes, or cubic on every axis where nnU-Net's rule for anisotropy does not hold and it is None.
 
     Returns:
         `(Z, Y, X)`, float32; for `nearest` of the input's type.
-
-    Raises:
-        FlareError: If there is no such order.
-
-    Reference: method section 5; torch's `align_corners=False`.
     """
     if order not in ORDERS:
         raise FlareError(f"data.interpolation: expected one of {list(ORDERS)}, given {order!r}")
@@ -198,12 +186,10 @@ def is_anisotropic(spacing_mm: Spacing) -> bool:
 def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
     """The axis along which nnU-Net takes the nearest slice: the coarsest one of the anisotropic spacing.
 
-    The spacing before resampling is asked first, the one after it second.
+    The spacing before resampling is asked first, the one after it second (nnU-Net 1.7 `resample_patient`).
 
     Returns:
         0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
-
-    Reference: nnU-Net 1.7 `resample_patient`.
     """
     for spacing in (spacing_mm, target_mm):
         if is_anisotropic(spacing):

@@ -27,28 +27,26 @@ def strip_extension(name: str) -> str:
     return next((name[: -len(e)] for e in EXTENSIONS if name.lower().endswith(e)), name)
 
 
-def case_id(path: Path) -> str:
-    """Id of the case that a path holds: file name less extension less `_0000`; a DICOM folder's name."""
-    name = os.path.basename(os.path.abspath(path))  # `.` has a name as well
-    return strip_extension(name).removesuffix("_0000")
+def case_id(path: Path, known: Collection[str] = ()) -> str:
+    """Id of the case that a path holds: file name less extension less `_0000`; a DICOM folder's name.
+
+    A whole name that is a known id is that id: the label map of a case called `x_0000` is none of `x`.
+    """
+    whole = strip_extension(os.path.basename(os.path.abspath(path)))  # `.` has a name as well
+    return whole if whole in known else whole.removesuffix("_0000")
 
 
 def unique_cases(
     paths: Iterable[Path], *, known: Collection[str] = ()
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Name the cases that files hold; all files of an id that several have are refused.
-
-    Args:
-        paths: Images or label maps.
-        known: Ids that a label map's whole name may be: that of a case called `x_0000` is no image of `x`.
+    """Name by `case_id` the cases that files hold; all files of an id that several have are refused.
 
     Returns:
         Case id to path, and case id to the reason of a refusal.
     """
     by_id: dict[str, list[Path]] = {}
     for path in paths:
-        whole = strip_extension(path.name)
-        by_id.setdefault(whole if whole in known else case_id(path), []).append(path)
+        by_id.setdefault(case_id(path, known), []).append(path)
     refused = {
         case: f"{len(found)} files of this id: {' and '.join(map(str, found))}"
         for case, found in by_id.items()
@@ -58,12 +56,9 @@ def unique_cases(
 
 
 def find_images(root: Path) -> list[Path]:
-    """All images below a path, sorted: files by extension, and folders that hold a DICOM series.
+    """All images below a path, or the one file: by extension, and folders that hold a DICOM series; sorted.
 
     Links are followed; a folder that is reached twice, or by a loop of links, counts once.
-
-    Args:
-        root: One file, a DICOM folder, or a folder to search recursively.
     """
     return [Path(root)] if Path(root).is_file() else sorted(_walk(Path(root)))
 
@@ -92,10 +87,6 @@ def _refuse_folder(error: OSError) -> None:
 
 def read_image(path: Path, case: str | None = None) -> Volume:
     """Read a CT image: .nii, .nii.gz, .nrrd, .mha, a DICOM file, or a folder with one DICOM series.
-
-    Args:
-        path: The file or folder.
-        case: Case id for messages, by default from the path.
 
     Returns:
         HU, int16 if the file holds integers that fit, else float32.
@@ -134,13 +125,9 @@ def read_image(path: Path, case: str | None = None) -> Volume:
 def read_labels(
     path: Path, classes: ClassList, label_map: Mapping[Any, int] | None = None, case: str | None = None
 ) -> Volume:
-    """Read a label map.
+    """Read a label map, from what `read_image` reads.
 
-    Args:
-        path: As for `read_image`.
-        classes: The class list; other values are refused.
-        label_map: `data.label_map`: value in the file -> class id, and `rest` -> id of all others.
-        case: As for `read_image`.
+    `data.label_map` renumbers it: value in the file -> class id, and `rest` -> id of all others.
 
     Returns:
         uint8 class ids.
@@ -156,16 +143,13 @@ def read_labels(
         broken = found[found != np.rint(found)][:5].tolist()
         raise CaseError(case, f"{path} has label values that are not integers: {broken}")
     table = _lookup(found.astype(int).tolist(), classes, label_map, path, case)
-    array = np.zeros(volume.array.shape, np.uint8)
     if volume.array.dtype == np.int16:
         full = np.zeros(1 << 16, np.uint8)
-        for value, wanted in table.items():
-            full[value] = wanted  # negative values index from the end, as the int16 pattern does
-        array = full[volume.array]
-    else:
-        for value, wanted in table.items():
-            if wanted:
-                array[volume.array == value] = wanted
+        full[list(table)] = list(table.values())  # negative values index from the end, as in int16
+        return Volume(full[volume.array], volume.geometry)
+    array = np.zeros(volume.array.shape, np.uint8)
+    for value, wanted in table.items():
+        array[volume.array == value] = wanted
     return Volume(array, volume.geometry)
 
 
@@ -213,23 +197,9 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
 
 
 def read_compared(
-    case: str,
-    image: Path,
-    reference: Path,
-    prediction: Path,
-    *,
-    classes: ClassList,
-    label_map: Mapping[Any, int] | None,
+    case: str, files: tuple[Path, Path, Path], classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> tuple[Volume, Volume, Volume]:
-    """Read a CT, its annotation and a prediction, for showing.
-
-    Args:
-        case: Case id for messages.
-        image: The CT.
-        reference: Its annotation.
-        prediction: What a round predicts.
-        classes: The class list.
-        label_map: Renumbering of the annotation's ids.
+    """Read a CT, its annotation, which `label_map` renumbers, and a prediction, for showing.
 
     Returns:
         Image, reference and prediction on the image's grid, in RAS voxel order.
@@ -237,6 +207,7 @@ def read_compared(
     Raises:
         CaseError: If a file cannot be read or a label map does not lie on the image's grid.
     """
+    image, reference, prediction = files
     ct = read_image(image, case)
     truth = match_grid(read_labels(reference, classes, label_map, case), ct, case)
     ours = match_grid(read_labels(prediction, classes, case=case), ct, case)

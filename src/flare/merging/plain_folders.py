@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import Source, annotated_by, read_sources
+from flare.core.cases import Source, read_sources, source_of
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial
 from flare.core.volumes import find_images, read_labels, strip_extension, unique_cases
@@ -80,7 +80,7 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
             "case": case,
             "truth": (truth := truths.get(case)),
             "pseudo": pseudos.get(case),
-            "declared": annotated_by(settings.sources, case, [truth]),
+            "declared": source_of(settings.sources, case, [truth]).annotates,
             "settings": settings.merge,
             "outputs": merged_files(output, case),
         }

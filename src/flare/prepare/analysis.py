@@ -13,7 +13,8 @@ import numpy as np
 from flare.core.cases import KINDS, Case
 from flare.core.classes import ClassList
 from flare.core.files import atomic, write_csv
-from flare.prepare.index import Entry
+from flare.prepare.settings import Entry
+from flare.runs.work import console
 
 
 @dataclass
@@ -32,17 +33,10 @@ class Analysis:
 
 
 def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
-    """Kind of a case that has a label file.
+    """Kind of a case of which some classes have a voxel, and some are covered by the annotation.
 
-    Args:
-        present: Class ids with a voxel.
-        annotated: Class ids that the annotation covers.
-        classes: The class list.
-
-    Returns:
-        `tumor` where there is one, `organs_complete` where all organs are annotated, else `partial`.
-
-    Reference: method section 2.
+    It is `tumor` where there is one, `organs_complete` where all organs are annotated, else `partial` (method
+    section 2).
     """
     present, annotated = set(present), set(annotated)
     if classes.tumor is not None and classes.tumor in present:
@@ -54,16 +48,7 @@ def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList
 def analyse_labels(
     entries: Sequence[Entry], values: Mapping[str, Mapping[str, Any]], classes: ClassList
 ) -> Analysis:
-    """Say how complete the labels of each case are.
-
-    Args:
-        entries: The cohort as found on disk.
-        values: Case id -> as `read.count_labels`, of the cases that can be used.
-        classes: The class list.
-
-    Returns:
-        The cases that can be used, in the order of `entries`.
-    """
+    """Say how complete the labels are of each case that can be used: that has values of `count_labels`."""
     found = Analysis()
     for entry in entries:
         if entry.id not in values:
@@ -85,15 +70,10 @@ def analyse_labels(
 
 
 def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> None:
-    """Write `label_analysis.csv`, one row a case, and the plot of the training cases beside it.
+    """Write `label_analysis.csv`, one row a case, and beside it, as `.png`, the plot of the training cases.
 
     A class has its volume in ml, 0 where the source annotates it and the patient lacks it, and an empty
     cell where nothing says that it was annotated. What is unchanged is not written again.
-
-    Args:
-        path: The csv file; the plot has the suffix `.png`.
-        analysis: What the label files hold.
-        classes: The class list.
     """
     rows = []
     for case in analysis.cases:
@@ -110,17 +90,9 @@ def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> 
 
 
 def class_counts(cases: Sequence[Case], classes: ClassList) -> np.ndarray:
-    """Training cases that show each class, by kind.
-
-    Returns:
-        `(classes, kinds)` counts in the order of `labels.ids` and `cases.KINDS`.
-    """
-    counts = np.zeros((len(classes.ids), len(KINDS)), dtype=int)
-    for case in cases:
-        if case.split == "train":
-            for class_id in case.present:
-                counts[classes.ids.index(class_id), KINDS.index(case.kind)] += 1
-    return counts
+    """Training cases that show each class, by kind: `(classes, kinds)`, as `classes.ids` and `KINDS`."""
+    shown = Counter((c, case.kind) for case in cases if case.split == "train" for c in case.present)
+    return np.array([[shown[c, kind] for kind in KINDS] for c in classes.ids], int).reshape(-1, len(KINDS))
 
 
 def kind_counts(cases: Sequence[Case], split: str = "train") -> dict[str, int]:
@@ -130,13 +102,7 @@ def kind_counts(cases: Sequence[Case], split: str = "train") -> dict[str, int]:
 
 
 def plot_label_analysis(path: Path, cases: Sequence[Case], classes: ClassList) -> None:
-    """Draw how many training cases of each kind show each class.
-
-    Args:
-        path: The .png file.
-        cases: The cohort.
-        classes: The class list.
-    """
+    """Draw how many training cases of each kind show each class, into a `.png`."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -150,8 +116,7 @@ def plot_label_analysis(path: Path, cases: Sequence[Case], classes: ClassList) -
     axes.set_yticks(range(len(classes.ids)), [n.replace("_", " ") for n in classes.names])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(-0.5, len(KINDS)), minor=True)
     axes.set_yticks(np.arange(-0.5, len(classes.ids)), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
@@ -169,14 +134,11 @@ def print_label_analysis(cases: Sequence[Case], classes: ClassList) -> None:
     """Show the counts of the training cases on the console, classes by kind."""
     from rich.table import Table
 
-    from flare.runs.work import console
-
     totals = kind_counts(cases)
     table = Table(title="Label analysis of the training cases")
     table.add_column("class")
-    for kind in KINDS:
-        table.add_column(kind.replace("_", " "), justify="right")
-    table.add_column("all", justify="right")
+    for name in (*KINDS, "all"):
+        table.add_column(name.replace("_", " "), justify="right")
     for name, row in zip(classes.names, class_counts(cases, classes), strict=True):
         table.add_row(name.replace("_", " "), *(str(n) if n else "-" for n in row), str(row.sum()))
     table.add_section()

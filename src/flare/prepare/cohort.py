@@ -29,19 +29,11 @@ NAMED = 10  # paths that a message names
 COLUMNS = ("case", "path", "status", "reason")
 
 
-def write_integrity(path: Path, findings: Sequence[Finding]) -> None:
-    """Write `integrity.csv`, the refused first."""
-    order = (REFUSED, FAILED, WARNING, OK)
-    ranked = sorted(findings, key=lambda f: (order.index(f.status), f.case, str(f.path)))
-    write_csv(path, [vars(f) for f in ranked], COLUMNS)
-
-
 @dataclass(frozen=True)
 class Cohort:
     """A prepared cohort.
 
     Args:
-        folder: Where everything lies.
         cases: The cases that can be used, by split and id.
         failures: The cases that were refused or failed, and why.
         intensity: Statistics of the labelled training cases; None without any.
@@ -55,11 +47,7 @@ class Cohort:
     processed: list[str]
 
     def require_intensity(self) -> Intensity:
-        """The statistics, without which no image can be normalised.
-
-        Raises:
-            FlareError: If there are none: naming the cases that failed, which may be why.
-        """
+        """The statistics, or a refusal that names the cases that failed, which may be why there are none."""
         if self.intensity is None:
             report_failures(self.failures, "no labelled training case is left, so nothing can be trained")
             raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
@@ -68,9 +56,6 @@ class Cohort:
 
 def prepare(cfg: DictConfig) -> Cohort:
     """Prepare a cohort; refuse at the end, after all else is done, if any case was refused.
-
-    Args:
-        cfg: Groups `classes`, `data` and `executor`.
 
     Raises:
         FlareError: If a case was refused, with every such case and reason; or as `prepare_cohort`.
@@ -85,9 +70,6 @@ def prepare(cfg: DictConfig) -> Cohort:
 def prepare_cohort(cfg: DictConfig) -> Cohort:
     """Index, analyse, check and cache a cohort; only what is new or changed is read.
 
-    Args:
-        cfg: As for `prepare`.
-
     Returns:
         The cohort; refused cases are in `failures`, the rest is complete.
 
@@ -97,17 +79,17 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
     """
     settings = PrepareSettings.from_config(cfg)
     with lock(settings.folder.root, wait=True):  # jobs of a sweep share it; the first prepares, the rest find
-        return _prepare(settings)
+        return _prepare(settings, settings.folder)
 
 
-def _prepare(settings: PrepareSettings) -> Cohort:
+def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
     try:
         if settings.generator is not None:
             settings.generator.make(settings.executor)
         index = _list(settings.files)
         if settings.generator is None:  # one's files are made again
-            require_present(index, settings.folder.seen, accept_removed=settings.accept_removed)
+            _require_present(index, folder.seen, accept_removed=settings.accept_removed)
         failures, ids = _index_failures(index), [e.id for e in index.entries]
         stop_on_faults(failures, "prepare, listing files", ids, settings.max_failed, index.groups)
         read = read_cases(settings, index.entries)
@@ -115,36 +97,26 @@ def _prepare(settings: PrepareSettings) -> Cohort:
         settings.executor.close()
     analysis = analyse_labels(index.entries, read.values, settings.classes)
     failures += read.failures
-    write_integrity(settings.folder.integrity, _findings(index, analysis, read.values, failures))
+    _write_integrity(folder.integrity, index, analysis, read.values, failures)
     for step, is_trained in (("caching", True), ("checking held-out cases", False)):
         chosen = [e.id for e in index.entries if (e.split == "train") == is_trained]
         stop_on_faults(failures, f"prepare, {step}", chosen, settings.max_failed, index.groups)
-    write_index(settings.folder.index, analysis.cases)
-    write_label_analysis(settings.folder.label_analysis, analysis, settings.classes)
+    write_index(folder.index, analysis.cases)
+    write_label_analysis(folder.label_analysis, analysis, settings.classes)
     intensity = _statistics(settings, analysis.cases, failures)
     tried = sorted([*read.processed, *(f.case_id for f in read.failures)])
     if tried:
         print_label_analysis(analysis.cases, settings.classes)
-    return Cohort(settings.folder, analysis.cases, failures, intensity, tried)
+    return Cohort(folder, analysis.cases, failures, intensity, tried)
 
 
-def require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
-    """Refuse a cohort of which files are gone since the last start, and note what is there now.
+def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
+    """Refuse a cohort of which files are gone since the last start, which `seen` notes; note what is there.
 
-    A case that the configuration no longer names is not gone, nor is one that was moved.
-
-    Args:
-        index: What was found now.
-        seen: File of the paths that the last start saw; it need not exist.
-        accept_removed: Whether files were removed on purpose.
-
-    Raises:
-        FlareError: Naming the paths; the note stays as it was, so that the next start refuses as well.
+    A case that the configuration no longer names is not gone, nor is one that was moved. After a refusal the
+    note stays as it was, so that the next start refuses as well.
     """
-    now: dict[str, dict[str, str]] = {}
-    for entry in index.entries:
-        paths = {"image": entry.image, "label": entry.label}
-        now[entry.id] = {role: str(path) for role, path in paths.items() if path is not None}
+    now = {e.id: {role: str(path) for role, path in e.files.items()} for e in index.entries}
     known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
     # where a file has another place now, only that one counts
     wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
@@ -172,15 +144,9 @@ def _is_there(path: Path) -> bool:
 
 
 def analyse(cfg: DictConfig) -> list[Case]:
-    """List the cases of a cohort with their kinds, from folder listings and label files alone.
+    """List the cases whose labels, if any, can be used, with their kinds, without a look at images.
 
     Writes nothing. A cohort that is generated is told from its plan, whether it is made or not.
-
-    Args:
-        cfg: As for `prepare`.
-
-    Returns:
-        The cases whose label file, if any, can be used.
     """
     settings = PrepareSettings.from_config(cfg)
     if settings.generator is not None:
@@ -199,7 +165,7 @@ def analyse(cfg: DictConfig) -> list[Case]:
 
 
 def _list(files: CohortFiles) -> Index:
-    """List the files."""
+    """What is on disk; nothing at all is refused."""
     index = build_index(files)
     if not index.entries and not index.problems:
         raise FlareError(f"data.root: no image in any of the cohort's folders below {files.root}")
@@ -212,10 +178,14 @@ def _index_failures(index: Index) -> list[Outcome]:
     return [Outcome(case, error=reason, kind=reason.split(":")[0]) for case, reason in reasons.items()]
 
 
-def _findings(
-    index: Index, analysis: Analysis, values: Mapping[str, Mapping[str, Any]], failures: Sequence[Outcome]
-) -> list[Finding]:
-    """Rows of `integrity.csv`: what became of every file that was found."""
+def _write_integrity(
+    path: Path,
+    index: Index,
+    analysis: Analysis,
+    values: Mapping[str, Mapping[str, Any]],
+    failures: Sequence[Outcome],
+) -> None:
+    """Write `integrity.csv`: what became of every file that was found, the refused first."""
     images = {e.id: e.image for e in index.entries}
     found = index.problems + [
         Finding(f.case_id, images[f.case_id], f.error or "", FAILED if f.is_fault else REFUSED)
@@ -225,7 +195,9 @@ def _findings(
     for case in analysis.cases:
         reasons = dict.fromkeys([*values[case.id]["warnings"], *analysis.warnings.get(case.id, [])])
         found.append(Finding(case.id, case.image, "; ".join(reasons), WARNING if reasons else OK))
-    return found
+    order = (REFUSED, FAILED, WARNING, OK)
+    ranked = sorted(found, key=lambda f: (order.index(f.status), f.case, str(f.path)))
+    write_csv(path, [vars(f) for f in ranked], COLUMNS)
 
 
 def _statistics(

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from flare.core.cases import Source, source_of
+from flare.core.cases import UNDECLARED, Source, source_of
 from flare.core.errors import FlareError
-from flare.core.volumes import case_id, find_images, strip_extension
-from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
+from flare.core.volumes import case_id, find_images
+from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
 
 OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A case as found on disk, nothing opened yet.
-
-    Args:
-        id: The case.
-        split: `train`, `validation` or `test`.
-        image: File, or DICOM series folder.
-        label: Label file, if there is one.
-        annotates: Class ids that its source declares to annotate; None where no source says.
-    """
-
-    id: str
-    split: str
-    image: Path
-    label: Path | None = None
-    annotates: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +20,6 @@ class Finding:
     """What became of a case: one row of `integrity.csv`.
 
     Args:
-        case: The case.
         path: Its image, or the file at fault.
         reason: What was found, empty if nothing.
         status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
@@ -79,10 +58,8 @@ def build_index(files: CohortFiles) -> Index:
         FlareError: If a required folder is missing, or a path of `data.cases`.
     """
     found = Index()
-    for images_key, labels_key, split in FOLDERS:
-        images = _collect(found, files, images_key)
-        targets = _collect(found, files, labels_key, images) if labels_key else {}
-        _pair(found, images, targets, split, must_have_label=images_key in REQUIRED)
+    for group in FOLDERS:
+        _add_group(found, files, *group)
     found.entries += _explicit(files)
     _refuse_duplicates(found)
     found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
@@ -93,55 +70,43 @@ def build_index(files: CohortFiles) -> Index:
 
 def _declare(found: Index, sources: Sequence[Source]) -> None:
     """Give each case what its source declares, and each source its cases, the refused ones included."""
-    places = [(e.id, (e.image, e.label)) for e in found.entries] + [
-        (p.case, (p.path,)) for p in found.problems
-    ]
-    for number, (case, paths) in enumerate(places):
-        source = source_of(sources, case, paths)
-        if source is not None:
+    declared = {e.id: source_of(sources, e.id, e.files.values()) for e in found.entries}
+    found.entries = [replace(e, annotates=declared[e.id].annotates) for e in found.entries]
+    refused = [(p.case, source_of(sources, p.case, [p.path])) for p in found.problems]
+    for case, source in [*declared.items(), *refused]:
+        if source is not UNDECLARED:
             found.groups[f"data.sources ({source.match})"].add(case)
-            if number < len(found.entries):
-                found.entries[number] = replace(found.entries[number], annotates=source.annotates)
 
 
-def _collect(
-    found: Index, files: CohortFiles, key: str, images: Mapping[str, Any] | None = None
-) -> dict[str, list[Path]]:
-    """Paths below the folders of a key, by case id; a file reached twice counts once.
-
-    With `images`, the paths are labels: one whose whole name is an image's id is that image's label, so
-    that the label of a case called `x_0000` is not taken for one of a case `x`.
-    """
-    by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
-    for folder in files.existing(key):
-        for path in find_images(folder):
-            whole = strip_extension(path.name)
-            case = whole if images is not None and whole in images else case_id(path)
-            by_id[case].setdefault(path.resolve(), path)
-            found.groups[f"data.{key} ({folder})"].add(case)
-    return {case: list(paths.values()) for case, paths in by_id.items()}
-
-
-def _pair(
-    found: Index,
-    images: Mapping[str, list[Path]],
-    labels: Mapping[str, list[Path]],
-    split: str,
-    *,
-    must_have_label: bool,
-) -> None:
+def _add_group(found: Index, files: CohortFiles, images_key: str, labels_key: str | None, split: str) -> None:
     """Add the images of one group, each with its label; several of one id become several entries."""
+    images = _collect(found, files, images_key)
+    labels = _collect(found, files, labels_key, images) if labels_key else {}
     for case, paths in images.items():
         targets = labels.get(case, [])
         if len(targets) > 1:
-            found.problems.append(Finding(case, targets[0], f"two labels of the same id: {_both(targets)}"))
-        elif must_have_label and not targets and len(paths) == 1:
+            reason = f"two labels of the same id: {' and '.join(map(str, targets))}"
+            found.problems.append(Finding(case, targets[0], reason))
+        elif images_key in REQUIRED and not targets and len(paths) == 1:
             reason = "image without a label under data.labels; should it be under data.unlabeled_images?"
             found.problems.append(Finding(case, paths[0], reason))
         else:
             found.entries += [Entry(case, split, path, targets[0] if targets else None) for path in paths]
     for case in labels.keys() - images.keys():
         found.problems.append(Finding(case, labels[case][0], "label without an image"))
+
+
+def _collect(
+    found: Index, files: CohortFiles, key: str, images: Collection[str] = ()
+) -> dict[str, list[Path]]:
+    """Paths below the folders of a key, by case id; a file reached twice counts once."""
+    by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
+    for folder in files.existing(key):
+        for path in find_images(folder):
+            case = case_id(path, images)
+            by_id[case].setdefault(path.resolve(), path)
+            found.groups[f"data.{key} ({folder})"].add(case)
+    return {case: list(paths.values()) for case, paths in by_id.items()}
 
 
 def _explicit(files: CohortFiles) -> Iterator[Entry]:
@@ -163,17 +128,11 @@ def _explicit(files: CohortFiles) -> Iterator[Entry]:
 
 def _refuse_duplicates(found: Index) -> None:
     """Move every case whose id occurs more than once, in any split, to the problems, all paths named."""
-    by_id: dict[str, list[Entry]] = defaultdict(list)
+    by_id: dict[str, list[Path]] = defaultdict(list)
     for entry in found.entries:
-        by_id[entry.id].append(entry)
-    for case, entries in by_id.items():
-        if len(entries) > 1:
-            paths = [e.image for e in entries]
-            reason = f"{len(entries)} cases of the same id: {_both(paths)}"
+        by_id[entry.id].append(entry.image)
+    for case, paths in by_id.items():
+        if len(paths) > 1:
+            reason = f"{len(paths)} cases of the same id: {' and '.join(map(str, paths))}"
             found.problems += [Finding(case, path, reason) for path in paths]
     found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
-
-
-def _both(paths: Iterable[Path]) -> str:
-    """Several paths as a message names them."""
-    return " and ".join(str(p) for p in paths)

@@ -19,14 +19,11 @@ BINS = 65536
 
 
 def foreground_histogram(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count the intensities under a label map, at native resolution.
-
-    Args:
-        image: `(Z, Y, X)` HU; what is not a whole number is rounded, what int16 cannot hold is clipped.
-        labels: `(Z, Y, X)` class ids of the ground truth; every voxel above 0 counts.
+    """Count the HU of an image where a label map is above 0, at native resolution.
 
     Returns:
-        `(65536,)` int64, the first bin at -32768 HU.
+        `(65536,)` int64, the first bin at -32768 HU; what is not a whole number is rounded, what int16 cannot
+        hold is clipped.
     """
     values = image[labels > 0]
     if values.dtype.kind == "f":
@@ -41,28 +38,17 @@ def write_histogram(path: Path, histogram: np.ndarray) -> None:
         np.savez_compressed(stream, bins=bins.astype(np.uint16), counts=histogram[bins])
 
 
-def read_histogram(path: Path) -> np.ndarray:
-    """Read what `write_histogram` stored."""
-    histogram = np.zeros(BINS, dtype=np.int64)
-    with np.load(path) as stored:
-        histogram[stored["bins"]] = stored["counts"]
-    return histogram
-
-
 def pool(paths: Iterable[Path]) -> np.ndarray:
-    """Add up the histograms of a cohort."""
+    """Add up the histograms that `write_histogram` stored."""
     total = np.zeros(BINS, dtype=np.int64)
     for path in paths:
-        total += read_histogram(path)
+        with np.load(path) as stored:
+            total[stored["bins"]] += stored["counts"]
     return total
 
 
 def intensity_of(histogram: np.ndarray, percentiles: Sequence[float]) -> Intensity:
-    """Statistics of the voxels that a histogram counts, as if all of them were in memory.
-
-    Args:
-        histogram: `(65536,)` counts, see `foreground_histogram`.
-        percentiles: Lower and upper, in percent.
+    """Statistics of all voxels that a `foreground_histogram` counts (paper section 2.1; method section 5).
 
     Returns:
         Clipping limits (numpy's linear interpolation between ranks), mean and standard deviation (ddof 0)
@@ -70,8 +56,6 @@ def intensity_of(histogram: np.ndarray, percentiles: Sequence[float]) -> Intensi
 
     Raises:
         FlareError: If no voxel was counted.
-
-    Reference: paper section 2.1; method section 5.
     """
     voxels = int(histogram.sum())
     if voxels == 0:
@@ -98,28 +82,14 @@ def write_statistics(
     path: Path, histogram: np.ndarray, cases: int, percentiles: Sequence[float]
 ) -> Intensity:
     """Write `statistics.json`: intensity, what it was taken over, and a hash that changes with either."""
-    intensity = intensity_of(histogram, percentiles)
-    digest = hashlib.sha256(histogram.tobytes() + repr([float(p) for p in percentiles]).encode()).hexdigest()
+    intensity, percent = intensity_of(histogram, percentiles), [float(p) for p in percentiles]
     content: dict[str, Any] = {
         "intensity": intensity.to_dict(),
-        "percentiles": [float(p) for p in percentiles],
+        "percentiles": percent,
         "cases": cases,
         "voxels": int(histogram.sum()),
-        "hash": digest[:16],
+        "hash": hashlib.sha256(histogram.tobytes() + repr(percent).encode()).hexdigest()[:16],
     }
     if not path.exists() or read_json(path) != content:
         write_json(path, content)
     return intensity
-
-
-def read_statistics(path: Path) -> Intensity:
-    """Read the intensity statistics that `prepare` left.
-
-    Raises:
-        FlareError: If there are none.
-    """
-    if not path.exists():
-        raise FlareError(
-            f"{path}: no intensity statistics; run prepare.py with a labelled training case first"
-        )
-    return Intensity.from_dict(read_json(path)["intensity"])

@@ -1,30 +1,100 @@
-"""Reading a case once: everything that its files can show, and what training reads of it."""
+"""Reading a case once: all that its files can show, what training reads of it, and what that will take."""
 
 from __future__ import annotations
 
 import logging
 import math
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flare.core.classes import ClassList
-from flare.core.files import remove_partial
+from flare.core.errors import FlareError
+from flare.core.files import remove_partial, stat_key
 from flare.core.geometry import Spacing, Volume
 from flare.core.volumes import match_grid, read_image, read_labels
-from flare.prepare.estimate import estimate, require_room
-from flare.prepare.index import Entry
-from flare.prepare.settings import PrepareSettings
+from flare.prepare.settings import Entry, PrepareSettings
+from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
 from flare.runs.outcomes import Outcome
 from flare.runs.work import run_cases
 
+log = logging.getLogger(__name__)
 EMPTY_LABEL = "label file without any foreground"
+
+# ours, measured on the real scans at hand (docs/benchmarks.md); rather too little than too much, since work
+# that would fit must not be refused, and a disk that fills up stops it later without loss
+PACKED = (".gz", ".nrrd", ".mha")
+BYTES_PER_VOXEL = {True: 1.0, False: 2.0}  # in a file, packed or not
+VOXEL_MM3 = 1.6  # 0.8 x 0.8 x 2.5 mm
+BODY_MM3 = 30e6  # of a whole abdomen, with the air around it
+BYTES_PER_CACHED_VOXEL = 1.0
+SECONDS_PER_MEGAVOXEL = 0.05  # reading gzip, checking and resampling, one core
+SECONDS_PER_CASE = 0.02
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is still to be done: cases to read, wall time, and room for what will be written."""
+
+    cases: int
+    seconds: float
+    disk_bytes: int
+
+
+def estimate(images: Iterable[Path], spacing_mm: Spacing, workers: int, *, is_cached: bool) -> Estimate:
+    """Estimate from file sizes what it takes to read images, and to cache them at a spacing if they are.
+
+    One whose size cannot be asked for counts nothing, it will be refused or fail.
+    """
+    voxels = [_voxels(path) for path in images]
+    mm3 = sum(min(count * VOXEL_MM3, BODY_MM3) for count in voxels) if is_cached else 0.0
+    seconds = sum(voxels) / 1e6 * SECONDS_PER_MEGAVOXEL + len(voxels) * SECONDS_PER_CASE
+    disk = math.ceil(mm3 / math.prod(spacing_mm) * BYTES_PER_CACHED_VOXEL)
+    return Estimate(len(voxels), seconds / max(1, workers), disk)
+
+
+def _voxels(path: Path) -> float:
+    """About how many voxels an image has."""
+    try:
+        return stat_key(path)[0] / BYTES_PER_VOXEL[path.name.lower().endswith(PACKED)]
+    except OSError:
+        return 0.0
+
+
+def require_room(folder: Path, needed: Estimate) -> None:
+    """Say what the work will take; refuse it where the disk of the cache, to be made or not, cannot hold it.
+
+    Raises:
+        FlareError: If less is free than needed.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free, disk = shutil.disk_usage(existing).free, size(needed.disk_bytes)
+    time = duration(needed.seconds)
+    log.info("%d cases to read: about %s and %s of %s free", needed.cases, time, disk, size(free))
+    if needed.disk_bytes > free:
+        raise FlareError(
+            f"data.cache: needs about {disk} for {needed.cases} cases, {size(free)} are free in {existing}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{max(1, math.ceil(seconds))} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """A number of bytes as people say it."""
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 @contextmanager
@@ -49,13 +119,7 @@ def collected_warnings() -> Iterator[list[str]]:
 def count_labels(
     case: str, label: Path, classes: ClassList, label_map: Mapping[str, int] | None
 ) -> dict[str, Any]:
-    """Count the voxels of each class in one label file.
-
-    Args:
-        case: The case id, for messages.
-        label: The label file.
-        classes: The class list.
-        label_map: Renumbering of the file's ids.
+    """Count the voxels of each class in one label file, whose ids `label_map` renumbers.
 
     Returns:
         Plain values: `voxels` (class id as text -> count), `voxel_ml`, `warnings`.
@@ -89,16 +153,8 @@ def read_case(
 ) -> dict[str, Any]:
     """Read a case whole, with every check, count its labels and store what training reads of it.
 
-    Args:
-        case: The case id.
-        image: File, or DICOM series folder.
-        label: Label file, if there is one.
-        classes: The class list.
-        label_map: Renumbering of the label file's ids.
-        outputs: Where the `image`, and with a label the `labels` and `histogram`, shall lie; empty for a case
-            that is not trained on.
-        spacing_mm: Voxel size along Z, Y, X.
-        interpolation: `linear`, `cubic` or `nnunet`.
+    Outputs are where the `image`, and with a label the `labels` and `histogram`, shall lie at a voxel size
+    along Z, Y, X; there are none for a case that is not trained on.
 
     Returns:
         Plain values, as `count_labels`; `warnings` alone without a label.
@@ -107,6 +163,10 @@ def read_case(
         CaseError: If the case must be refused: unreadable, not a finite 3D scalar volume, broken geometry,
             unknown label values, image and label on different grids. Nothing is written for it.
     """
+    # imported here: only the workers need the store
+    from flare.data.cache import cache_image, cache_labels
+    from flare.prepare.intensity import foreground_histogram, write_histogram
+
     counts, target = {}, None
     with collected_warnings() as warnings:
         if label is not None:  # first: it takes less time, and its refusal spares the image
@@ -115,85 +175,42 @@ def read_case(
         volume = read_image(image, case)
         target = target and match_grid(target, volume, case)
         if outputs:
-            _store(case, volume, target, outputs, spacing_mm, interpolation)
+            place = outputs["image"]
+            cache_image(volume, place, spacing_mm=spacing_mm, interpolation=interpolation, case_id=case)
+            if target is not None:
+                cache_labels(target, outputs["labels"], image=place, case_id=case)
+                write_histogram(outputs["histogram"], foreground_histogram(volume.array, target.array))
     return {**counts, "warnings": warnings}
 
 
-def _store(
-    case: str,
-    image: Volume,
-    labels: Volume | None,
-    outputs: Mapping[str, Path],
-    spacing_mm: Spacing,
-    interpolation: str,
+def _steps(
+    settings: PrepareSettings, entries: Sequence[Entry]
+) -> Iterator[tuple[bool, dict[str, Entry], Journal, dict[str, Any]]]:
+    """The training cases, which are cached, first: only they need room; then those that are only checked.
+
+    With each come the step's journal, and what decides beside the files.
+    """
+    for is_cached, name in ((True, "cache"), (False, "check")):
+        chosen = {e.id: e for e in entries if (e.split == "train") == is_cached}
+        yield is_cached, chosen, settings.folder.journal(name), settings.decisive(is_cached=is_cached)
+
+
+def _outputs(folder: PreparedFolder, entry: Entry) -> dict[str, Path]:
+    """What is cached of a training case."""
+    outputs = {"image": folder.image, "labels": folder.labels, "histogram": folder.histogram}
+    return {name: place(entry.id) for name, place in outputs.items() if name == "image" or entry.label}
+
+
+def _make_room(
+    settings: PrepareSettings, entries: Mapping[str, Entry], is_cached: bool, todo: Iterable[str]
 ) -> None:
-    """Cache a training case."""
-    # imported here: only the workers need the store
-    from flare.data.cache import cache_image, cache_labels
-    from flare.prepare.intensity import foreground_histogram, write_histogram
-
-    cache_image(image, outputs["image"], spacing_mm=spacing_mm, interpolation=interpolation, case_id=case)
-    if labels is not None:
-        cache_labels(labels, outputs["labels"], image=outputs["image"], case_id=case)
-        write_histogram(outputs["histogram"], foreground_histogram(image.array, labels.array))
-
-
-@dataclass(frozen=True)
-class _Step:
-    """The training cases, which are cached, or the held-out ones, which are only checked."""
-
-    settings: PrepareSettings
-    entries: dict[str, Entry]
-    is_cached: bool
-
-    @property
-    def journal(self) -> Journal:
-        return self.settings.folder.journal("cache" if self.is_cached else "check")
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return self.settings.decisive(is_cached=self.is_cached)
-
-    def outputs(self, case: str) -> dict[str, Path]:
-        folder, outputs = self.settings.folder, {}
-        if self.is_cached:
-            outputs["image"] = folder.image(case)
-            if self.entries[case].label is not None:
-                outputs |= {"labels": folder.labels(case), "histogram": folder.histogram(case)}
-        return outputs
-
-    def inputs(self, case: str) -> dict[str, Path | str]:
-        entry = self.entries[case]
-        return {"image": entry.image} if entry.label is None else {"image": entry.image, "label": entry.label}
-
-    def job(self, case: str) -> dict[str, Any]:
-        entry, settings = self.entries[case], self.settings
-        return {
-            "case": case,
-            "image": entry.image,
-            "label": entry.label,
-            "classes": settings.classes,
-            "label_map": settings.label_map,
-            "outputs": self.outputs(case),
-            "spacing_mm": settings.folder.spacing_mm,
-            "interpolation": settings.interpolation,
-        }
-
-    def make_room(self, todo: Iterable[str]) -> None:
-        """Say what the work will take, refuse it where the disk cannot hold it, clear what was left half."""
-        folder, images = self.settings.folder, [self.entries[case].image for case in todo]
-        needed = estimate(images, folder.spacing_mm, self.settings.executor.workers, is_cached=self.is_cached)
-        require_room(folder.root, needed)
-        for path in (folder.image(""), folder.labels(""), folder.histogram("")):
-            remove_partial(path.parent)
-
-
-def _steps(settings: PrepareSettings, entries: Iterable[Entry]) -> list[_Step]:
-    """The training cases first: only they need room on the disk."""
-    by_kind: dict[bool, dict[str, Entry]] = {True: {}, False: {}}
-    for entry in entries:
-        by_kind[entry.split == "train"][entry.id] = entry
-    return [_Step(settings, chosen, is_cached) for is_cached, chosen in by_kind.items()]
+    """Say what the work will take, refuse it where the disk cannot hold it, clear what was left half."""
+    folder, images = settings.folder, [entries[case].image for case in todo]
+    require_room(
+        folder.root, estimate(images, folder.spacing_mm, settings.executor.workers, is_cached=is_cached)
+    )
+    for path in (folder.image(""), folder.labels(""), folder.histogram("")):
+        remove_partial(path.parent)
 
 
 def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
@@ -202,23 +219,29 @@ def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     Raises:
         FlareError: If the disk has no room.
     """
-    done = [
-        resume_cases(
+    found = Resumed({}, [], [])
+    same: dict[str, Any] = {"classes": settings.classes, "label_map": settings.label_map}
+    same |= {"spacing_mm": settings.folder.spacing_mm, "interpolation": settings.interpolation}
+    for is_cached, chosen, journal, config in _steps(settings, entries):
+        outputs = {c: _outputs(settings.folder, e) if is_cached else {} for c, e in chosen.items()}
+        done = resume_cases(
             read_case,
-            {case: step.job(case) for case in step.entries},
-            inputs={case: step.inputs(case) for case in step.entries},
-            config=step.config,
-            outputs=step.outputs,
-            journal=step.journal,
+            {
+                case: {"case": case, "image": e.image, "label": e.label, "outputs": outputs[case], **same}
+                for case, e in chosen.items()
+            },
+            inputs={case: e.files for case, e in chosen.items()},
+            config=config,
+            outputs=outputs.__getitem__,
+            journal=journal,
             executor=settings.executor,
-            description="check and cache" if step.is_cached else "check held-out cases",
-            before=step.make_room,
+            description="check and cache" if is_cached else "check held-out cases",
+            before=partial(_make_room, settings, chosen, is_cached),
         )
-        for step in _steps(settings, entries)
-    ]
-    values = {case: found for part in done for case, found in part.values.items()}
-    processed = [case for part in done for case in part.processed]
-    return Resumed(values, processed, [failure for part in done for failure in part.failures])
+        found.values.update(done.values)
+        found.processed.extend(done.processed)
+        found.failures.extend(done.failures)
+    return found
 
 
 def count_cases(
@@ -232,16 +255,15 @@ def count_cases(
     """
     values: dict[str, dict[str, Any]] = {}
     jobs, failures = {}, []
-    for step in _steps(settings, entries):
-        journal, config = step.journal, step.config
-        for case, entry in step.entries.items():
+    for _, chosen, journal, config in _steps(settings, entries):
+        for case, entry in chosen.items():
             if entry.label is None:
                 values[case] = {"warnings": []}
-            elif journal.is_current(case, step.inputs(case), config):
+            elif journal.is_current(case, entry.files, config):
                 values[case] = journal.values(case)
             else:
-                given = step.job(case)
-                jobs[case] = {key: given[key] for key in ("case", "label", "classes", "label_map")}
+                given = {"classes": settings.classes, "label_map": settings.label_map}
+                jobs[case] = {"case": case, "label": entry.label, **given}
     for outcome in run_cases(count_labels, jobs, executor=settings.executor, description="label analysis"):
         if outcome.error is None:
             values[outcome.case_id] = outcome.value

@@ -25,7 +25,6 @@ RULES = {
     "data.interpolation": choice("linear", "cubic", "nnunet"),
     "data.percentiles": limits(0, 100, apart=True),
     "data.scoring.split": choice(*SPLITS),
-    "data.scoring.protocol": choice("flare23", "corrected", "present"),
 }
 # config keys of the folders of each group of cases: images, labels, split
 FOLDERS = (
@@ -42,11 +41,30 @@ class Generator(Protocol):
 
     def make(self, executor: Executor) -> None:
         """Make what is missing of the cohort."""
-        ...
 
     def planned_cases(self) -> list[Case]:
         """List the cases that `make` would make, without making them."""
-        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case as found on disk, nothing opened yet.
+
+    Args:
+        image: File, or DICOM series folder.
+        annotates: Class ids that its source declares to annotate; None where no source says.
+    """
+
+    id: str
+    split: str
+    image: Path
+    label: Path | None = None
+    annotates: tuple[int, ...] | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What a cohort's journal calls the files: `image`, and `label` if there is one."""
+        return {"image": self.image} if self.label is None else {"image": self.image, "label": self.label}
 
 
 @dataclass(frozen=True)
@@ -67,11 +85,7 @@ class CohortFiles:
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
-        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`.
-
-        Raises:
-            FlareError: If a source names no class.
-        """
+        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`."""
         root = Path(str(data.get("root") or ".")).expanduser().absolute()
         folders = {}
         for key in [key for *keys, _ in FOLDERS for key in keys if key]:
@@ -79,15 +93,6 @@ class CohortFiles:
             paths = [given] if isinstance(given, str | Path) else list(given)
             folders[key] = tuple(root / Path(str(path)).expanduser() for path in paths)
         return cls(root, folders, data.get("cases") or {}, read_sources(data.get("sources"), classes))
-
-    def require_folders(self) -> None:
-        """Refuse a cohort whose required folders are missing.
-
-        Raises:
-            FlareError: Naming the key.
-        """
-        for key in REQUIRED:
-            self.existing(key)
 
     def existing(self, key: str) -> list[Path]:
         """The folders of a key that exist; those of a required key must."""
@@ -109,15 +114,10 @@ class PrepareSettings:
     """Settings of one preparation.
 
     Args:
-        files: Where the cohort's files are.
-        classes: The class list.
         label_map: Renumbering of foreign label files.
-        folder: Where results go.
-        interpolation: How images are resampled: `linear`, `cubic` or `nnunet`.
         percentiles: Of foreground intensities, lower and upper, in percent.
         accept_removed: Whether files that the last start saw were removed on purpose.
         generator: Makes the files; None where they are given.
-        executor: Where the work on cases runs.
         max_failed: Share of a step's cases that may fail by no fault of their files.
     """
 
@@ -144,9 +144,9 @@ class PrepareSettings:
         classes = ClassList.from_config(cfg.classes)
         files = CohortFiles.from_config(data, classes)
         generator = data.get("generator") and build_part(cfg.data.generator, "data.generator")
-        if generator is None:
-            files.require_folders()
-        lower, upper = (float(percent) for percent in data["percentiles"])
+        for key in REQUIRED if generator is None else ():
+            files.existing(key)
+        lower, upper = map(float, data["percentiles"])
         return cls(
             files=files,
             classes=classes,

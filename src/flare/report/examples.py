@@ -124,7 +124,7 @@ def show_case(
     Returns:
         What `draw_case` and `pack_case` give.
     """
-    volumes = read_compared(case, *files, classes=classes, label_map=label_map)
+    volumes = read_compared(case, files, classes, label_map)
     return draw_case(volumes, classes, small=not is_large), pack_case(volumes) if is_packed else {}
 
 
