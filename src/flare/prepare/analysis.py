@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flare.core.cases import KINDS, Case
 from flare.core.classes import ClassList
 from flare.core.files import atomic, write_csv
-from flare.prepare.settings import Entry
+from flare.prepare.settings import Entry, Values
 from flare.runs.work import console
 
 
@@ -45,10 +44,8 @@ def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList
     return "organs_complete" if complete else "partial"
 
 
-def analyse_labels(
-    entries: Sequence[Entry], values: Mapping[str, Mapping[str, Any]], classes: ClassList
-) -> Analysis:
-    """Say how complete the labels are of each case that can be used: that has values of `count_labels`."""
+def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList) -> Analysis:
+    """Say how complete the labels are of each case that can be used: that has values."""
     found = Analysis()
     for entry in entries:
         if entry.id not in values:
@@ -78,9 +75,8 @@ def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> 
     rows = []
     for case in analysis.cases:
         volumes = analysis.volumes_ml.get(case.id, {})
-        row: dict[str, object] = {"case": case.id, "split": case.split, "kind": case.kind}
-        row |= {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
-        rows.append(row)
+        found = {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
+        rows.append({"case": case.id, "split": case.split, "kind": case.kind, **found})
     columns = ["case", "split", "kind", *(f"{name}_ml" for name in classes.names)]
     plot = path.with_suffix(".png")
     before = path.read_bytes() if path.exists() and plot.exists() else None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -19,7 +18,7 @@ from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysi
 from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases
-from flare.prepare.settings import CohortFiles, PrepareSettings
+from flare.prepare.settings import CohortFiles, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder, lock
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
 from flare.runs.work import console
@@ -179,11 +178,7 @@ def _index_failures(index: Index) -> list[Outcome]:
 
 
 def _write_integrity(
-    path: Path,
-    index: Index,
-    analysis: Analysis,
-    values: Mapping[str, Mapping[str, Any]],
-    failures: Sequence[Outcome],
+    path: Path, index: Index, analysis: Analysis, values: Values, failures: Sequence[Outcome]
 ) -> None:
     """Write `integrity.csv`: what became of every file that was found, the refused first."""
     images = {e.id: e.image for e in index.entries}
@@ -200,9 +195,7 @@ def _write_integrity(
     write_csv(path, [vars(f) for f in ranked], COLUMNS)
 
 
-def _statistics(
-    settings: PrepareSettings, cases: Sequence[Case], failures: Sequence[Outcome]
-) -> Intensity | None:
+def _statistics(settings: PrepareSettings, cases: list[Case], failures: list[Outcome]) -> Intensity | None:
     """Pool the intensities of the labelled training cases."""
     path = settings.folder.statistics
     labelled = [c for c in cases if c.split == "train" and c.present]

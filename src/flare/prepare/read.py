@@ -20,7 +20,7 @@ from flare.core.errors import FlareError
 from flare.core.files import remove_partial, stat_key
 from flare.core.geometry import Spacing, Volume
 from flare.core.volumes import match_grid, read_image, read_labels
-from flare.prepare.settings import Entry, PrepareSettings
+from flare.prepare.settings import Entry, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
 from flare.runs.outcomes import Outcome
@@ -244,14 +244,11 @@ def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     return found
 
 
-def count_cases(
-    settings: PrepareSettings, entries: Sequence[Entry]
-) -> tuple[dict[str, dict[str, Any]], list[Outcome]]:
+def count_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> tuple[Values, list[Outcome]]:
     """Count the labels of a cohort without reading an image or writing anything.
 
     Returns:
-        Case id -> as `count_labels`, of what was noted before where the files are unchanged; and the cases
-        that failed.
+        What was noted before, where the files are unchanged, or is counted now; and the cases that failed.
     """
     values: dict[str, dict[str, Any]] = {}
     jobs, failures = {}, []

@@ -26,6 +26,7 @@ RULES = {
     "data.percentiles": limits(0, 100, apart=True),
     "data.scoring.split": choice(*SPLITS),
 }
+Values = Mapping[str, Mapping[str, Any]]  # case id -> as `read.count_labels` gives them
 # config keys of the folders of each group of cases: images, labels, split
 FOLDERS = (
     ("labeled_images", "labels", "train"),
