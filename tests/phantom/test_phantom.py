@@ -14,12 +14,10 @@ import pytest
 import SimpleITK as sitk
 
 from flare.core.errors import FlareError
-from flare.phantom.case import draw_case, generate_case, place
+from flare.phantom.case import Canvas, annotate, draw_case, generate_case, place, stamp_tumor
 from flare.phantom.generator import Phantom
-from flare.phantom.painting import PHASES
 from flare.phantom.placement import room_positions
 from flare.phantom.plan import CLASS_IDS, ORDERS, ORGANS, plan_cohort
-from flare.phantom.tumors import Canvas, annotate, stamp_tumor
 from flare.runs.work import LocalExecutor
 
 pytestmark = pytest.mark.slow  # whole programs
@@ -86,7 +84,7 @@ def cases(cohort: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def spec() -> Callable[..., dict[str, Any]]:
-    plan = plan_cohort(**settings())
+    plan = plan_cohort(settings())
     return lambda case_id="phantom_0001", **changes: {**plan[case_id], **changes}
 
 
@@ -153,7 +151,7 @@ def test_filled_style_draws_the_organ_over_its_tumor() -> None:
 
     def drawn(style: str) -> list[int]:
         spec = {"style": style, "organ_order": ["spleen", *ORGANS], "organ_count": 1}
-        return annotate(truth, whole, ["liver"], spec).ravel().tolist()
+        return annotate(truth, whole, {"liver"}, spec).ravel().tolist()
 
     assert drawn("some_organs_filled") == [1, 1, 1, 0]
     assert drawn("some_organs") == [1, 0, 1, 0]
@@ -245,7 +243,7 @@ def test_nothing_above_the_label_map_is_shown(spec: Callable[..., dict[str, Any]
     anatomy, warp, geometry = place(np.random.default_rng(one["seed"]), one)
     last = geometry.shape[0]
     points = warp.to_map(room_positions(geometry, last - 3, last))
-    inside = anatomy.frame.skin_depth(points) > 0
+    inside = anatomy.skin_depth(points) > 0
     assert inside.any()
     assert points[0, inside].max() <= anatomy.top_mm + 1e-3
 
@@ -258,7 +256,7 @@ def test_organs_keep_a_patients_volume(spec: Callable[..., dict[str, Any]]) -> N
     assert litres[CLASS_IDS["right_adrenal_gland"]] > 0.001
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ["native", "arterial", "portal"])
 def test_hu_ranges_of_neighbours_overlap(spec: Callable[..., dict[str, Any]], phase: str) -> None:
     canvas, _, _, _ = draw_case(spec(phase=phase, noise_hu=12.0))
 
@@ -289,7 +287,7 @@ def test_slabs_do_not_show(spec: Callable[..., dict[str, Any]], monkeypatch: pyt
 
 
 def test_matrix_of_fixed_size(spec: Callable[..., dict[str, Any]]) -> None:
-    plan = plan_cohort(**settings(size="square"))
+    plan = plan_cohort(settings(size="square"))
     canvas, _, geometry, _ = draw_case(plan["phantom_0001"])
     assert canvas.image.shape[1:] == (96, 96)
     assert geometry.spacing_mm[1] == geometry.spacing_mm[2]
@@ -351,17 +349,17 @@ print([m for m in ("numpy", "scipy", "SimpleITK", "torch") if m in sys.modules])
 )
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(FlareError, match=key):
-        plan_cohort(**settings(**changes))
+        plan_cohort(settings(**changes))
 
 
 def test_plan_of_a_case_does_not_depend_on_the_others() -> None:
-    few = plan_cohort(**settings(counts={"tumor": 1}))
-    many = plan_cohort(**settings(counts={"organs_complete": 3, "tumor": 5}))
+    few = plan_cohort(settings(counts={"tumor": 1}))
+    many = plan_cohort(settings(counts={"organs_complete": 3, "tumor": 5}))
     assert few["phantom_1001"] == many["phantom_1001"]
 
 
 def test_absent_extra_anatomy_makes_no_case(tmp_path: Path) -> None:
-    assert plan_cohort(**settings(counts={"extra": 1}, extra_anatomy=tmp_path / "absent")) == {}
+    assert plan_cohort(settings(counts={"extra": 1}, extra_anatomy=tmp_path / "absent")) == {}
 
 
 @pytest.mark.skipif(not EXTRA.exists(), reason="the real scans are not here")

@@ -1,4 +1,4 @@
-"""Real anatomy as smooth shapes: one signed distance map an organ, and the body frame around the organs."""
+"""Real anatomy as smooth shapes: a signed distance map an organ; skin and spine placed around them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cc3d
+import edt
 import numpy as np
+from scipy import ndimage
 
-from flare.phantom.frame import BodyFrame, OrganShape, build_frame
+from flare.core.geometry import reorient_to_ras
+from flare.core.volumes import read_image
 
 MARGIN_MM = 12.0  # how far outside an organ its distance is known
 PITCH_MM = 1.6  # in-plane grid of the distance maps; they are smooth, so finer gains nothing
@@ -29,121 +33,213 @@ NUMBERINGS = {
         52: "aorta", 63: "inferior_vena_cava", 21: PELVIC,
     },
 }  # fmt: skip
+STEP_MM = 5.0  # between nodes of the body's curves and of the roof
+WALL_MM = 26.0  # organs keep at least this distance from the skin
+FORWARD_MM = 35.0  # the skin's centre lies this far in front of the vertebral bodies
+SKIN_POWER = 2.5  # a cross-section between an ellipse and a box
+UPPER = ("liver", "spleen", "stomach", "gallbladder", "left_kidney", "right_kidney")
+
+
+@dataclass(frozen=True)
+class Field:
+    """Values on the nodes of a regular grid, linear between them.
+
+    Args:
+        origin_mm: Position of the first node; z, y, x (or y, x) grow to superior, anterior and right.
+        pitch_mm: Distance of nodes along each axis.
+        values: One a node.
+    """
+
+    origin_mm: np.ndarray
+    pitch_mm: np.ndarray
+    values: np.ndarray
+
+    def sample(self, points: np.ndarray) -> np.ndarray:
+        """Values at `(axes, N)` positions; beyond the grid its edge is repeated."""
+        index = (points - self.origin_mm[:, None]) / self.pitch_mm[:, None]
+        return ndimage.map_coordinates(self.values, index, order=1, mode="nearest")
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One person's organs and body frame, in millimetres of the label map (RAS)."""
+    """One person's organs and the body around them, in millimetres (z, y, x) of the label map (RAS).
 
-    shapes: Mapping[str, OrganShape]
-    frame: BodyFrame
+    Args:
+        shapes: Signed distance to each organ's surface, positive inside, float32, in a box of the map.
+        top_mm: Upper end of the map, above which nothing is known.
+        crest_mm: Height of the iliac crest.
+        spine: `(n, 2)` centre (y, x) of the vertebral bodies, every `STEP_MM` of z from 0.
+        half: `(n, 3)` half-axes of the skin (lateral, anterior, posterior) about a centre before the spine.
+        roof: Height of the highest organ in each column (y, x); below it there is no lung.
+    """
+
+    shapes: Mapping[str, Field]
     top_mm: float
+    crest_mm: float
+    spine: np.ndarray
+    half: np.ndarray
+    roof: Field
 
-    def lowest_mm(self, names: tuple[str, ...]) -> float:
-        """Lower end of the named organs."""
-        return min(self.shapes[name].lowest_mm for name in names if name in self.shapes)
+    @property
+    def lowest_mm(self) -> float:
+        """Lower end of the organs that have a class."""
+        return min(
+            float(shape.origin_mm[0] + shape.pitch_mm[0] * np.flatnonzero((shape.values > 0).any((1, 2)))[0])
+            for name, shape in self.shapes.items()
+            if name != PELVIC
+        )
 
     def front_mm(self, name: str, share: float) -> float:
         """Height y in front of which this share of an organ lies."""
         shape = self.shapes[name]
-        counts = (shape.distance_mm > 0).sum(axis=(0, 2))[::-1].cumsum()
+        counts = (shape.values > 0).sum(axis=(0, 2))[::-1].cumsum()
         rows = int(np.searchsorted(counts, share * counts[-1]))
         return float(shape.origin_mm[1] + shape.pitch_mm[1] * (len(counts) - 1 - rows))
+
+    def from_spine(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How far `(3, N)` positions lie in front of the vertebral bodies, and to their right."""
+        y, x = (_along(points[0], curve) for curve in self.spine.T)
+        return points[1] - y, points[2] - x
+
+    def skin_depth(self, points: np.ndarray) -> np.ndarray:
+        """Distance of `(3, N)` positions to the skin along the ray from its centre, positive inside."""
+        v, u = self.from_spine(points)
+        v -= FORWARD_MM
+        lateral, anterior, posterior = (_along(points[0], curve) for curve in self.half.T)
+        ratio = (np.abs(u) / lateral) ** SKIN_POWER
+        ratio += (np.abs(v) / np.where(v > 0, anterior, posterior)) ** SKIN_POWER
+        ratio = np.maximum(ratio, 1e-6) ** (1 / SKIN_POWER)
+        length = np.hypot(u, v)
+        return np.where(ratio > 1e-2, length / ratio - length, lateral).astype(np.float32)
+
+    def sample_organs(self, points: np.ndarray, numbers: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Which organ each point lies in, and how deep.
+
+        Args:
+            points: `(3, N)` in the map's millimetres.
+            numbers: Value to write for each shape's name.
+
+        Returns:
+            `(N,)` uint8 number of the organ (0: none) and `(N,)` float32 distance to the nearest organ's
+            surface, positive inside, `FAR` where no organ is near.
+        """
+        labels = np.zeros(points.shape[1], np.uint8)
+        depth = np.full(points.shape[1], FAR, np.float32)
+        for name, shape in self.shapes.items():
+            low = shape.origin_mm - shape.pitch_mm / 2
+            high = low + shape.pitch_mm * shape.values.shape
+            inside = np.ones(points.shape[1], bool)
+            for axis in range(3):
+                inside &= (points[axis] >= low[axis]) & (points[axis] <= high[axis])
+            chosen = np.flatnonzero(inside)
+            distance = shape.sample(points[:, chosen])
+            deeper = distance > depth[chosen]
+            chosen = chosen[deeper]
+            depth[chosen] = distance[deeper]
+            labels[chosen] = numbers[name]
+        labels[depth <= 0] = 0
+        return labels, depth
+
+
+def _along(z: np.ndarray, curve: np.ndarray) -> np.ndarray:
+    """A curve of the body at heights z."""
+    return np.interp(z, np.arange(len(curve)) * STEP_MM, curve).astype(np.float32)
 
 
 @lru_cache(maxsize=3)
 def load_anatomy(path: str, numbering: str) -> Anatomy:
-    """Read a label map and turn it into shapes.
-
-    Args:
-        path: A NIfTI label map.
-        numbering: `amos` or `totalsegmentator`: what its values mean.
-
-    Returns:
-        The anatomy. Nothing is known above the map's upper end.
-    """
-    from scipy import ndimage
-
-    from flare.core.geometry import reorient_to_ras
-    from flare.core.volumes import read_image
-
+    """Turn a NIfTI label map, whose values mean what `NUMBERINGS[numbering]` says, into shapes."""
     volume, _ = reorient_to_ras(read_image(Path(path)))
     pitch = np.asarray(volume.geometry.spacing_mm, dtype=float)
-    names = NUMBERINGS[numbering]
-    labels = np.where(volume.array <= max(names), volume.array, 0).astype(np.uint8)
-    boxes = ndimage.find_objects(labels, max_label=max(names))
-    ids: dict[str, list[int]] = {}
-    for number, name in names.items():
-        if boxes[number - 1] is not None:
-            ids.setdefault(name, []).append(number)
+    names = list(dict.fromkeys(NUMBERINGS[numbering].values()))
+    labels = np.zeros(volume.geometry.shape, np.uint8)
+    for value, name in NUMBERINGS[numbering].items():
+        labels[volume.array == value] = names.index(name) + 1
+    boxes = ndimage.find_objects(labels, max_label=len(names))
     shapes = {
-        name: _organ_shape(labels, numbers, [boxes[n - 1] for n in numbers], pitch)
-        for name, numbers in ids.items()
+        name: _organ_shape(labels, number, box, pitch)
+        for number, (name, box) in enumerate(zip(names, boxes, strict=True), start=1)
+        if box is not None
     }
-    top = (labels.shape[0] - 1) * pitch[0]
-    return Anatomy(shapes, build_frame(shapes, float(top)), top_mm=float(top))
+    top = float((labels.shape[0] - 1) * pitch[0])
+    heights = np.arange(0, top + STEP_MM / 2, STEP_MM)
+    # every other voxel inside an organ
+    points = {
+        name: shape.origin_mm + np.argwhere(shape.values[:, ::2, ::2] > 0) * (1, 2, 2) * shape.pitch_mm
+        for name, shape in shapes.items()
+    }
+    crest = float(points["aorta"][:, 0].min())  # the aorta divides at the fourth lumbar vertebra
+    spine = _spine(points["aorta"], points["inferior_vena_cava"], crest, heights)
+    half = _skin(np.concatenate(list(points.values())), heights, spine)
+    roof = _roof(np.concatenate([points[n] for n in UPPER if n in points]), top)
+    return Anatomy(shapes, top, crest, spine, half, roof)
 
 
-def _organ_shape(
-    labels: np.ndarray, ids: list[int], boxes: list[tuple[slice, ...]], pitch: np.ndarray
-) -> OrganShape:
-    """Signed distance of one organ, its stray voxels removed, in the box around its boxes and a margin."""
-    import cc3d
-    import edt
-    from scipy import ndimage
-
+def _organ_shape(labels: np.ndarray, number: int, box: tuple[slice, ...], pitch: np.ndarray) -> Field:
+    """Signed distance of one organ, its stray voxels removed, in its box and a margin."""
     margin = np.ceil(MARGIN_MM / pitch).astype(int)
-    start = [max(0, min(b[a].start for b in boxes) - margin[a]) for a in range(3)]
-    stop = [max(b[a].stop for b in boxes) + margin[a] for a in range(3)]
-    mask = np.isin(labels[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))], ids)
+    start = [max(0, s.start - m) for s, m in zip(box, margin, strict=True)]
+    stop = [s.stop + m for s, m in zip(box, margin, strict=True)]
+    mask = labels[tuple(map(slice, start, stop))] == number
     parts = cc3d.connected_components(mask.astype(np.uint8))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     mask = (sizes > sizes.max() / 20)[parts]
-    spacing = tuple(float(p) for p in pitch)
+    spacing = tuple(map(float, pitch))
     # no border: an organ that is cut by the map's last slice does not end there
     distance = edt.edt(mask, anisotropy=spacing, black_border=False)
     distance -= edt.edt(~mask, anisotropy=spacing, black_border=False)
     step = max(1, round(PITCH_MM / spacing[1]))
     if step > 1:
         distance = ndimage.gaussian_filter(distance, (0, step / 3, step / 3))[:, ::step, ::step]
-    distance += _volume_offset(distance, float(mask.mean()))
-    return OrganShape(
-        origin_mm=np.asarray(start) * pitch,
-        pitch_mm=pitch * (1, step, step),
-        distance_mm=np.clip(distance, -MARGIN_MM, 3 * MARGIN_MM).astype(np.float32),
-    )
+    # restores the volume that a thin organ loses by interpolation between slices
+    both = np.concatenate([distance.ravel(), ((distance[1:] + distance[:-1]) / 2).ravel()])
+    rank = len(both) - max(1, round(float(mask.mean()) * len(both)))
+    distance += float(np.clip(-np.partition(both, rank)[rank], -1.5, 1.5))
+    values = np.clip(distance, -MARGIN_MM, 3 * MARGIN_MM).astype(np.float32)
+    return Field(np.asarray(start) * pitch, pitch * (1, step, step), values)
 
 
-def _volume_offset(distance: np.ndarray, share: float) -> float:
-    """Offset (mm) that restores the volume that a thin organ loses by interpolation between slices."""
-    between = (distance[1:] + distance[:-1]) / 2
-    both = np.concatenate([distance.ravel(), between.ravel()])
-    rank = len(both) - max(1, round(share * len(both)))
-    return float(np.clip(-np.partition(both, rank)[rank], -1.5, 1.5))
+def _spine(aorta: np.ndarray, cava: np.ndarray, crest: float, heights: np.ndarray) -> np.ndarray:
+    """Vertebral bodies behind the aorta, midway between it and the vena cava; the sacrum falls back."""
+    curves = []
+    for points in (aorta, cava):
+        levels = np.unique(points[:, 0])
+        centres = np.array([points[points[:, 0] == level].mean(0) for level in levels])
+        curves.append([np.interp(heights, levels, centres[:, axis]) for axis in (1, 2)])
+    (aorta_y, aorta_x), (cava_y, cava_x) = curves
+    middle = (aorta_x + cava_x) / 2
+    middle = 0.5 * middle + 0.5 * middle.mean()
+    behind = np.minimum(aorta_y - 31, cava_y - 27) - 0.35 * np.clip(crest - 25 - heights, 0, 130)
+    return ndimage.gaussian_filter1d(np.stack([behind, middle], axis=1), 5, axis=0, mode="nearest")
 
 
-def sample_organs(anatomy: Anatomy, points: np.ndarray, numbers: Mapping[str, int]) -> tuple[np.ndarray, ...]:
-    """Which organ each point lies in, and how deep.
+def _skin(points: np.ndarray, heights: np.ndarray, spine: np.ndarray) -> np.ndarray:
+    """Half-axes of a skin that keeps `WALL_MM` from every organ, smooth over z."""
+    half = np.tile([150.0, 92.0, 105.0], (len(heights), 1))
+    row = np.clip(np.round(points[:, 0] / STEP_MM).astype(int), 0, len(heights) - 1)
+    v = points[:, 1] - spine[row, 0] - FORWARD_MM
+    u = np.abs(points[:, 2] - spine[row, 1])
+    # a rounded box of these half-axes would cut its corners: iterate towards one that holds all
+    for _ in range(4):
+        axis = half[row]
+        sagittal = np.where(v > 0, axis[:, 1], axis[:, 2])
+        need = ((u + WALL_MM * u / np.hypot(u, v)) / axis[:, 0]) ** SKIN_POWER
+        need += ((np.abs(v) + WALL_MM * np.abs(v) / np.hypot(u, v)) / sagittal) ** SKIN_POWER
+        need = need ** (1 / SKIN_POWER)
+        grow = np.ones_like(half)
+        for column, share in ((0, u / axis[:, 0]), (1, v / axis[:, 1]), (2, -v / axis[:, 2])):
+            wide = share > 0.45
+            np.maximum.at(grow[:, column], row[wide], need[wide])
+        half = half * ndimage.maximum_filter1d(grow, 13, axis=0, mode="nearest")
+    return ndimage.gaussian_filter1d(half, 5, axis=0, mode="nearest")
 
-    Args:
-        anatomy: The shapes.
-        points: `(3, N)` in the map's millimetres.
-        numbers: Value to write for each shape's name.
 
-    Returns:
-        `(N,)` uint8 number of the organ (0: none) and `(N,)` float32 distance to the nearest organ's surface,
-        positive inside, `FAR` where no organ is near.
-    """
-    count = points.shape[1]
-    labels = np.zeros(count, np.uint8)
-    depth = np.full(count, FAR, np.float32)
-    inside = np.empty(count, bool)
-    for name, shape in anatomy.shapes.items():
-        chosen, distance = shape.sample(points, inside)
-        deeper = distance > depth[chosen]
-        chosen, distance = chosen[deeper], distance[deeper]
-        depth[chosen] = distance
-        labels[chosen] = numbers[name]
-    labels[depth <= 0] = 0
-    return labels, depth
+def _roof(points: np.ndarray, top_mm: float) -> Field:
+    """Height of the highest organ in each column, widened and smoothed, for the diaphragm."""
+    origin = points[:, 1:].min(0) - 60
+    index = np.round((points[:, 1:] - origin) / STEP_MM).astype(int)
+    roof = np.full(tuple(index.max(0) + 12), top_mm - 110)
+    np.maximum.at(roof, (index[:, 0], index[:, 1]), points[:, 0])
+    smooth = ndimage.gaussian_filter(ndimage.maximum_filter(roof, 3), 1.0)
+    return Field(origin, np.full(2, STEP_MM), smooth)

@@ -1,37 +1,53 @@
-"""One case of the phantom cohort, from its specification to its files."""
+"""One case of the cohort: painted slab by slab, tumors stamped in, scanned, annotated, written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edt
 import numpy as np
+from scipy import ndimage
 
 from flare.core.geometry import Geometry, orientation_to
-from flare.phantom.anatomy import PELVIC, Anatomy, load_anatomy, sample_organs
-from flare.phantom.painting import PELVIC_ID, acquire, draw_hu, paint
-from flare.phantom.placement import (
-    RandomField,
-    Warp,
-    draw_warp,
-    lay_out,
-    random_field,
-    room_positions,
-)
-from flare.phantom.plan import CLASS_IDS, TUMOR, case_files
-from flare.phantom.torso import Tissue, paint_body
-from flare.phantom.tumors import Canvas, annotate, stamp_tumor
+from flare.core.volumes import write_image, write_labels
+from flare.phantom.anatomy import Anatomy, load_anatomy
+from flare.phantom.painting import FIELD_LENGTHS_MM, PELVIC_ID, Tissue, acquire, draw_hu, paint
+from flare.phantom.placement import Warp, draw_warp, lay_out, random_field, room_positions
+from flare.phantom.plan import CLASS_IDS, ORGANS, OUTSIDE, TUMOR, case_files
 
 SLAB_VOXELS = 1_500_000  # positions held at once; bounds memory whatever the matrix
-FIELD_LENGTHS_MM = {
-    "bowel": 9.0, "content": 16.0, "wall": 35.0, "grain": 4.5, "vessel_a": 8.0, "vessel_b": 8.0,
-}  # fmt: skip
-NUMBERS = {**{name: number for name, number in CLASS_IDS.items() if name != TUMOR}, PELVIC: PELVIC_ID}
 # where an index axis runs to, in LPS
 DIRECTIONS = {
     "L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1),
 }  # fmt: skip
+# further hosts, for a tumor that does not fit into its own
+SPARE_HOSTS = ("liver", "spleen", "left_kidney", "right_kidney")
+SEARCH_MM = 3.0  # grid on which centres are looked for
+ATTEMPTS = 6
+SOFT_HU = (-140.0, 170.0)  # a tumor displaces soft tissue and fat, not bone, lung or gas
+LOWEST_HU = 3.0  # of a tumor: lower values would look like fat
+
+
+@dataclass
+class Canvas:
+    """What tumors are stamped into, all `(Z, Y, X)` in RAS order.
+
+    Args:
+        labels: uint8 class ids, 0 outside the organs.
+        tissue: uint8 as painted: class ids, and tissues elsewhere.
+        image: int16 HU, before blur and noise.
+        spacing_mm: Voxel size (z, y, x).
+        table: Mean HU by painted value.
+    """
+
+    labels: np.ndarray
+    tissue: np.ndarray
+    image: np.ndarray
+    spacing_mm: np.ndarray
+    table: np.ndarray
 
 
 def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,23 +55,21 @@ def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str,
 
     Args:
         root: The cohort's folder.
-        case_id: `phantom_0001` and so on.
+        case_id: Names the files.
         spec: As `plan_cohort` draws it.
 
     Returns:
         Its kind, and what was put in.
     """
-    from flare.core.volumes import write_image, write_labels
-
     canvas, whole, geometry, found = draw_case(spec)
     order = orientation_to(geometry, np.transpose([DIRECTIONS[letter] for letter in spec["voxel_order"]]))
     stored = order.apply_geometry(geometry)
-    hosts = sorted({t["host"] for t in found if t["voxels"]})
     files = case_files(Path(root), case_id, spec["kind"])
     write_image(files["image"], order.apply(canvas.image), stored)
     if "truth" in files:
         write_labels(files["truth"], order.apply(canvas.labels), stored)
     if "label" in files:
+        hosts = {tumor["host"] for tumor in found if tumor["voxels"]}
         write_labels(files["label"], order.apply(annotate(canvas.labels, whole, hosts, spec)), stored)
     return {
         **{key: spec[key] for key in ("kind", "phase", "voxel_order", "style", "seed")},
@@ -82,10 +96,9 @@ def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, li
 
 def place(rng: np.random.Generator, spec: Mapping[str, Any]) -> tuple[Anatomy, Warp, Geometry]:
     """Give a case's anatomy, its warp and the scanner's grid."""
-    path = spec["anatomy"]
-    if "/" not in path:
-        path = str(Path(__file__).parent / "maps" / path)
-    anatomy = load_anatomy(path, spec["numbering"])
+    # a name alone is one of the shipped maps
+    path = spec["anatomy"] if "/" in spec["anatomy"] else Path(__file__).parent / "maps" / spec["anatomy"]
+    anatomy = load_anatomy(str(path), spec["numbering"])
     warp = draw_warp(rng, anatomy, deformation_mm=spec["deformation_mm"])
     return anatomy, warp, lay_out(anatomy, warp, spec)
 
@@ -95,8 +108,10 @@ def _paint(
 ) -> Canvas:
     """Organs, body and HU, slab by slab."""
     table = draw_hu(rng, spec["phase"])
-    fields = _fields(rng, anatomy)
-    gas_front_mm = anatomy.front_mm("stomach", spec["stomach_gas"])
+    # these live in the map's space and warp with the patient
+    centre = np.array([anatomy.top_mm / 2, *anatomy.spine.mean(0)])
+    reach = np.array([anatomy.top_mm / 2 + 30, 200, 230])
+    fields = {name: random_field(rng, centre, reach, length) for name, length in FIELD_LENGTHS_MM.items()}
     canvas = Canvas(
         labels=np.empty(geometry.shape, np.uint8),
         tissue=np.empty(geometry.shape, np.uint8),
@@ -104,31 +119,17 @@ def _paint(
         spacing_mm=np.asarray(geometry.spacing_mm),
         table=table,
     )
-    depth_of_slab = max(1, SLAB_VOXELS // (geometry.shape[1] * geometry.shape[2]))
-    for start in range(0, geometry.shape[0], depth_of_slab):
-        stop = min(start + depth_of_slab, geometry.shape[0])
-        room = room_positions(geometry, start, stop)
-        points = warp.to_map(room)
-        organs, depth = sample_organs(anatomy, points, NUMBERS)
-        body = paint_body(points, depth, anatomy.frame, fields, spec)
-        painted = np.where(organs > 0, organs, body)
-        values = paint(painted, points, depth, table, fields, phase=spec["phase"], gas_front_mm=gas_front_mm)
+    step = max(1, SLAB_VOXELS // (geometry.shape[1] * geometry.shape[2]))
+    for start in range(0, geometry.shape[0], step):
+        slab = slice(start, min(start + step, geometry.shape[0]))
+        room = room_positions(geometry, slab.start, slab.stop)
+        painted, values = paint(warp.to_map(room), anatomy, fields, canvas.table, spec)
         _paint_table(values, painted, room, warp, anatomy)
-        shape = (stop - start, *geometry.shape[1:])
-        canvas.labels[start:stop] = np.where(organs == PELVIC_ID, 0, organs).reshape(shape)
-        canvas.tissue[start:stop] = painted.reshape(shape)
-        canvas.image[start:stop] = np.rint(values).reshape(shape)
+        shape = canvas.image[slab].shape
+        canvas.labels[slab] = np.where(painted < PELVIC_ID, painted, 0).reshape(shape)
+        canvas.tissue[slab] = painted.reshape(shape)
+        canvas.image[slab] = np.rint(values).reshape(shape)
     return canvas
-
-
-def _fields(rng: np.random.Generator, anatomy: Anatomy) -> dict[str, RandomField]:
-    """The random fields that live in the map's space and warp with the patient."""
-    centre = np.array([anatomy.top_mm / 2, *anatomy.frame.spine.mean(0)])
-    reach = np.array([anatomy.top_mm / 2 + 30, 200, 230])
-    return {
-        name: random_field(rng, centre - reach, centre + reach, length)
-        for name, length in FIELD_LENGTHS_MM.items()
-    }
 
 
 def _paint_table(
@@ -136,10 +137,127 @@ def _paint_table(
 ) -> None:
     """A hollow, slightly curved table under the back; it belongs to the scanner and is not warped."""
     air = np.flatnonzero(painted == Tissue.AIR)
-    back = float(anatomy.frame.half[:, 2].max()) / warp.matrix[1, 1]
+    back = float(anatomy.half[:, 2].max()) / warp.matrix[1, 1]
     across = room[2, air] - warp.room_centre[2]
     below = warp.room_centre[1] - back - 2 + 0.0006 * across**2 - room[1, air]
     slab = (below > 0) & (below < 16) & (np.abs(across) < 215)
     shell = (below < 3.5) | (below > 12.5) | (np.abs(across) > 211)
     values[air[slab & shell]] = 60
     values[air[slab & ~shell]] = -920
+
+
+def stamp_tumor(canvas: Canvas, rng: np.random.Generator, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Put one tumor into the canvas.
+
+    Args:
+        canvas: Changed in place.
+        rng: Source of randomness.
+        wanted: `host`, `diameter_mm`, `contrast_hu` (below its host; 0: iso-dense), `minimum_mm`.
+
+    Returns:
+        What was made: `host`, `diameter_mm` (of the ball of the same volume), `contrast_hu`, `voxels`; voxels
+        is 0 if it fits nowhere.
+    """
+    hosts = [wanted["host"], *(h for h in SPARE_HOSTS if h != wanted["host"])]
+    best: tuple[float, Any, str] = (0.0, None, "")
+    for host in hosts if wanted["minimum_mm"] > 0 else hosts[:1]:
+        depth, low = _depth(canvas, host)
+        for _ in range(ATTEMPTS if depth is not None else 0):
+            box, mask = _grow(canvas, rng, host, depth, low, wanted["diameter_mm"] / 2)
+            # of the ball of the same volume
+            diameter = float((6 * int(mask.sum()) * canvas.spacing_mm.prod() / np.pi) ** (1 / 3))
+            if diameter > best[0]:
+                best = (diameter, (box, mask), host)
+            if diameter >= max(wanted["minimum_mm"], 0.75 * wanted["diameter_mm"]):
+                break
+        if best[1] is not None and best[0] >= wanted["minimum_mm"]:
+            break
+    diameter, chosen, host = best
+    found = {
+        "host": host,
+        "diameter_mm": round(diameter, 1),
+        "contrast_hu": wanted["contrast_hu"],
+        "voxels": 0,
+    }
+    if chosen is None:
+        return found
+    box, mask = chosen
+    base = canvas.table[CLASS_IDS[host]] if host != OUTSIDE else canvas.table[Tissue.MUSCLE] + 30
+    contrast = min(wanted["contrast_hu"], float(base) - LOWEST_HU)
+    core = base - contrast + rng.normal(0, 5, mask.shape)
+    canvas.image[box][mask] = np.rint(core[mask])
+    canvas.labels[box][mask] = CLASS_IDS[TUMOR]
+    return found | {"contrast_hu": round(contrast, 1), "voxels": int(mask.sum())}
+
+
+def _depth(canvas: Canvas, host: str) -> tuple[Any, Any]:
+    """Distance (mm) to the host's surface on a coarse grid, and the first voxel of that grid."""
+    step = np.maximum(1, np.round(SEARCH_MM / canvas.spacing_mm)).astype(int)
+    coarse = tuple(slice(None, None, int(s)) for s in step)
+    if host == OUTSIDE:
+        mask = (canvas.tissue[coarse] == Tissue.FAT) & (canvas.labels[coarse] == 0)
+        mask = ndimage.binary_erosion(mask, iterations=2)
+    else:
+        mask = canvas.labels[coarse] == CLASS_IDS[host]
+    if mask.sum() < 8:
+        return None, None
+    # a border counts as surface: the tumor shall lie inside the field of view
+    return edt.edt(mask, anisotropy=tuple(map(float, canvas.spacing_mm * step)), black_border=True), step
+
+
+def _grow(
+    canvas: Canvas, rng: np.random.Generator, host: str, depth: np.ndarray, step: np.ndarray, radius: float
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """One attempt: a centre deep enough, and the voxels of a lobulated ellipsoid about it."""
+    deep = np.argwhere(depth >= min(0.8 * radius, 0.75 * depth.max()))
+    centre = deep[rng.integers(len(deep))] * step
+    if host != OUTSIDE:
+        radius = min(radius, 1.3 * float(depth.max()))
+    half = np.ceil(1.5 * radius / canvas.spacing_mm).astype(int)
+    start = np.maximum(centre - half, 0)
+    stop = np.minimum(centre + half + 1, canvas.labels.shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+    grid = np.stack(np.meshgrid(*(np.arange(s.start, s.stop) for s in box), indexing="ij"), axis=-1)
+    axes = rng.uniform(0.8, 1.25, 3)  # relative half-axes of the ellipsoid, brought to unit volume
+    offset = (grid - centre) * canvas.spacing_mm / (radius * (axes / axes.prod() ** (1 / 3)))
+    length = np.linalg.norm(offset, axis=-1)
+    unit = offset / np.maximum(length, 1e-6)[..., None]
+    surface = np.ones(length.shape)
+    for _ in range(4):
+        surface += 0.07 * np.cos(unit @ rng.normal(0, 2.5, 3) + rng.uniform(0, 2 * np.pi))
+    labels, image = canvas.labels[box], canvas.image[box]
+    free = (labels == 0) & (image > SOFT_HU[0]) & (image < SOFT_HU[1])
+    own = labels == CLASS_IDS[host] if host != OUTSIDE else free
+    # gas in a hollow organ stays gas; what bulges out displaces soft tissue
+    allowed = (own & (image > SOFT_HU[0])) | free
+    return box, (length <= surface) & allowed
+
+
+def annotate(truth: np.ndarray, whole: np.ndarray, hosts: Set[str], spec: Mapping[str, Any]) -> np.ndarray:
+    """Make the label file of a case.
+
+    Args:
+        truth: `(Z, Y, X)` uint8, all classes.
+        whole: The same before tumors were put in.
+        hosts: Organs that bear a tumor.
+        spec: `organ_order`, all organs, those preferred first; `organ_count`, how many the annotators drew,
+            where the style leaves a choice; `style`: `complete`, all that is there; `tumor_only`;
+            `tumor_with_host`, the tumor, its organ without the tumor's voxels and a few others;
+            `tumor_with_others`, the tumor and organs that bear none; `some_organs`, where the tumor is in no
+            class; `some_organs_filled`, drawn whole, over the tumor.
+
+    Returns:
+        `(Z, Y, X)` uint8.
+    """
+    style, count = spec["style"], spec["organ_count"]
+    if style == "complete":
+        return truth
+    others = [name for name in spec["organ_order"] if name not in hosts]
+    bearing = [name for name in ORGANS if name in hosts]
+    organs = {
+        "tumor_only": [TUMOR],
+        "tumor_with_host": [*bearing, *others[:count], TUMOR],
+        "tumor_with_others": [*others[:count], TUMOR],
+    }.get(style, [*bearing, *others][:count])
+    source = whole if style == "some_organs_filled" else truth
+    return np.where(np.isin(source, [CLASS_IDS[name] for name in organs]), source, 0).astype(np.uint8)

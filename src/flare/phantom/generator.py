@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.cases import Case
-from flare.core.files import remove_partial, write_json
+from flare.core.files import read_json, remove_partial, write_json
 from flare.phantom.plan import FOLDERS, VERSION, case_files, plan_cohort
 from flare.runs.journal import Journal, resume_cases
 from flare.runs.outcomes import report_failures
 from flare.runs.work import Executor
-
-SUMMARY = "cohort.json"
-JOURNAL = "cohort.jsonl"
 
 
 class Phantom:
@@ -23,7 +20,7 @@ class Phantom:
 
     Args:
         root: Folder of the cohort.
-        settings: `data.phantom`, the arguments of `plan_cohort`.
+        settings: `data.phantom`.
 
     Raises:
         FlareError: If a setting means nothing.
@@ -32,7 +29,7 @@ class Phantom:
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
         self.root = Path(root).expanduser()
         self.settings = json.loads(json.dumps(settings, default=str))  # as it reads back
-        self.plan = plan_cohort(**self.settings)
+        self.plan = plan_cohort(self.settings)
 
     def make(self, executor: Executor) -> None:
         """Make each case that is new, that has changed, or whose files are not as they were made.
@@ -42,19 +39,16 @@ class Phantom:
         Raises:
             FlareError: If a case failed.
         """
-        journal = Journal(self.root / JOURNAL)
+        root, journal = str(self.root), Journal(self.root / "cohort.jsonl")
         for case_id in journal.cases() - self.plan.keys():
             for path in case_files(self.root, case_id, journal.values(case_id)["kind"]).values():
                 path.unlink(missing_ok=True)
         done = resume_cases(
             _generate,
-            {
-                case_id: {"root": str(self.root), "case_id": case_id, "spec": s}
-                for case_id, s in self.plan.items()
-            },
-            inputs={case_id: {} for case_id in self.plan},
-            config=lambda case_id: {**self.plan[case_id], "version": VERSION},
-            outputs=lambda case_id: case_files(self.root, case_id, self.plan[case_id]["kind"]),
+            {case: {"root": root, "case_id": case, "spec": spec} for case, spec in self.plan.items()},
+            inputs={case: {} for case in self.plan},
+            config=lambda case: {**self.plan[case], "version": VERSION},
+            outputs=lambda case: case_files(self.root, case, self.plan[case]["kind"]),
             journal=journal,
             executor=executor,
             description="phantom",
@@ -62,21 +56,16 @@ class Phantom:
         )
         report_failures(done.failures, "phantom cohort")
         summary = {"settings": {"version": VERSION, **self.settings}, "cases": done.values}
-        path = self.root / SUMMARY
-        if not path.exists() or json.loads(path.read_text(encoding="utf-8")) != summary:
+        path = self.root / "cohort.json"
+        if not path.exists() or read_json(path) != summary:
             write_json(path, summary)
 
     def planned_cases(self) -> list[Case]:
-        """List the cases that `make` makes, of the kinds that were asked for, without making them.
-
-        Returns:
-            The cases; which classes each will have is not known.
-        """
+        """List the cases that `make` makes, without making them; their classes are not known before."""
         cases = []
         for case_id, spec in self.plan.items():
             files = case_files(self.root, case_id, spec["kind"])
-            split = spec["kind"] if spec["kind"] in ("validation", "test") else "train"
-            split = "test" if spec["kind"] == "extra" else split
+            split = {"validation": "validation", "test": "test", "extra": "test"}.get(spec["kind"], "train")
             kind = spec["kind"] if split == "train" else "organs_complete"
             cases.append(Case(case_id, files["image"], files.get("label"), split, kind, (), ()))
         return cases

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from flare.core.geometry import Geometry
-from flare.phantom.anatomy import Anatomy
-from flare.phantom.plan import CLASS_IDS, ORGANS
+from flare.phantom.anatomy import FORWARD_MM, STEP_MM, Anatomy, Field
 
 REACH_MM = 330.0  # half the box in which a patient is defined
 SURVEY_MM = 9.0  # grid on which the field of view is laid out
@@ -18,47 +18,22 @@ TABLE_MM = 12.0  # stored pitch of a field; below half its correlation length li
 TO_LPS = np.array([-1.0, -1.0, 1.0])  # (x, y, z): right, anterior, superior to left, posterior, superior
 
 
-@dataclass(frozen=True)
-class RandomField:
-    """Gaussian noise of unit variance and a given correlation length, defined on all of a box.
-
-    Args:
-        origin_mm: First node (z, y, x).
-        pitch_mm: Distance of nodes.
-        values: `(Z, Y, X)` float32.
-    """
-
-    origin_mm: np.ndarray
-    pitch_mm: float
-    values: np.ndarray
-
-    def sample(self, points: np.ndarray) -> np.ndarray:
-        """Field values at `(3, N)` positions; beyond the box the edge is repeated."""
-        from scipy import ndimage
-
-        index = (points - self.origin_mm[:, None].astype(np.float32)) / np.float32(self.pitch_mm)
-        return ndimage.map_coordinates(self.values, index, order=1, mode="nearest")
-
-
-def random_field(
-    rng: np.random.Generator, low_mm: np.ndarray, high_mm: np.ndarray, length_mm: float
-) -> RandomField:
-    """Draw a field over a box.
+def random_field(rng: np.random.Generator, centre_mm: np.ndarray, reach_mm: Any, length_mm: float) -> Field:
+    """Draw Gaussian noise of unit variance over a box about a centre (z, y, x), float32.
 
     Args:
         rng: Source of randomness.
-        low_mm: Lower corner (z, y, x).
-        high_mm: Upper corner.
+        centre_mm: Centre of the box.
+        reach_mm: Half its size.
         length_mm: Correlation length (standard deviation of the smoothing kernel).
     """
-    from scipy import ndimage
-
     pitch = min(TABLE_MM, length_mm / 1.2)
-    margin = 2 * pitch
-    shape = np.ceil((high_mm - low_mm + 2 * margin) / pitch).astype(int) + 1
+    low, high = centre_mm - reach_mm, centre_mm + reach_mm
+    shape = np.ceil((high - low + 4 * pitch) / pitch).astype(int) + 1
     values = rng.standard_normal(tuple(shape), dtype=np.float32)
     values = ndimage.gaussian_filter(values, length_mm / pitch, mode="wrap")
-    return RandomField(np.asarray(low_mm) - margin, pitch, values / values.std())
+    origin = (low - 2 * pitch).astype(np.float32)
+    return Field(origin, np.full(3, pitch, np.float32), values / values.std())
 
 
 @dataclass(frozen=True)
@@ -76,7 +51,7 @@ class Warp:
     matrix: np.ndarray
     room_centre: np.ndarray
     map_centre: np.ndarray
-    displacement: tuple[RandomField, RandomField, RandomField]
+    displacement: Sequence[Field]
     amplitude_mm: float
 
     def to_map(self, room: np.ndarray) -> np.ndarray:
@@ -104,28 +79,19 @@ def draw_warp(rng: np.random.Generator, anatomy: Anatomy, *, deformation_mm: flo
     """A patient of another size, pose and shape than the map's."""
     scale = rng.uniform(0.93, 1.09) * rng.uniform(0.94, 1.06, 3)
     matrix = rotation(rng.uniform(-4, 4, 3)) @ np.diag(1 / scale)
-    reach = np.full(3, REACH_MM)
-    fields = [random_field(rng, -reach, reach, length) for length in (34.0, 34.0, 34.0)]
-    middle = (anatomy.lowest_mm(ORGANS) + anatomy.top_mm) / 2
-    spine = anatomy.frame.spine[round(middle / 5.0)]
-    return Warp(
-        matrix=matrix,
-        room_centre=rng.uniform((-300, -60, -60), (900, 60, 60)),
-        map_centre=np.array([middle, spine[0] + anatomy.frame.forward_mm, spine[1]]),
-        displacement=(fields[0], fields[1], fields[2]),
-        amplitude_mm=deformation_mm,
-    )
+    displacement = [random_field(rng, np.zeros(3), REACH_MM, 34.0) for _ in range(3)]
+    middle = (anatomy.lowest_mm + anatomy.top_mm) / 2
+    y, x = anatomy.spine[round(middle / STEP_MM)]
+    room_centre = rng.uniform((-300, -60, -60), (900, 60, 60))
+    return Warp(matrix, room_centre, np.array([middle, y + FORWARD_MM, x]), displacement, deformation_mm)
 
 
 def room_positions(geometry: Geometry, start: int, stop: int) -> np.ndarray:
     """`(3, N)` float32 positions (z, y, x; RAS) of the voxels of slices start ... stop - 1."""
     steps = (geometry.matrix * np.asarray(geometry.spacing_mm)[::-1] * TO_LPS[:, None])[::-1, ::-1]
     origin = (np.asarray(geometry.origin_mm) * TO_LPS)[::-1]
-    _, rows, columns = geometry.shape
-    z = np.arange(start, stop)[:, None, None]
-    y = np.arange(rows)[None, :, None]
-    x = np.arange(columns)[None, None, :]
-    out = np.empty((3, stop - start, rows, columns), np.float32)
+    z, y, x = np.ogrid[start:stop, : geometry.shape[1], : geometry.shape[2]]
+    out = np.empty((3, stop - start, *geometry.shape[1:]), np.float32)
     for axis in range(3):
         np.add(origin[axis] + steps[axis, 0] * z + steps[axis, 1] * y, steps[axis, 2] * x, out=out[axis])
     return out.reshape(3, -1)
@@ -138,8 +104,8 @@ def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
     Downwards it covers `below_mm` below the lowest organ, upwards all but `off_top_mm` of the map.
 
     Args:
-        anatomy: The patient's anatomy.
-        warp: The patient's warp.
+        anatomy: The patient's.
+        warp: The patient's.
         spec: `spacing_mm` (z, y, x); `matrix`, rows and columns, or None for as many as the field of view
             needs; with it the in-plane voxel size is what the field of view needs, within `in_plane_mm`;
             `margin_mm` of air around the body (negative cuts the skin); `tilt_degrees` of the grid against
@@ -149,11 +115,9 @@ def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
     ticks = np.arange(-REACH_MM, REACH_MM, SURVEY_MM)
     local = np.stack(np.meshgrid(ticks, ticks, ticks, indexing="ij")).reshape(3, -1)
     points = warp.to_map(axes @ local + warp.room_centre[:, None])
-    body = anatomy.frame.skin_depth(points) > 0
-    above = body & (points[0] > anatomy.top_mm - spec["off_top_mm"])
-    last = local[0, above].min() - SURVEY_MM
-    lowest = anatomy.lowest_mm(tuple(CLASS_IDS)) - spec["below_mm"]
-    first = local[0, body & (points[0] > lowest)].min()
+    body = anatomy.skin_depth(points) > 0
+    last = local[0, body & (points[0] > anatomy.top_mm - spec["off_top_mm"])].min() - SURVEY_MM
+    first = local[0, body & (points[0] > anatomy.lowest_mm - spec["below_mm"])].min()
     scanned = body & (local[0] >= first) & (local[0] <= last)
     margin, (thickness, pitch, _) = spec["margin_mm"], spec["spacing_mm"]
     low, high = local[1:, scanned].min(1) - margin, local[1:, scanned].max(1) + margin
@@ -166,12 +130,8 @@ def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
     slices = int((last - first) / thickness) + 1
     plane = (low + high) / 2 - (np.array([rows, columns]) - 1) / 2 * pitch
     # slices are counted down from the last one, so that rounding is lost at the lower end
-    corner = np.array([last - (slices - 1) * thickness, *plane])
-    origin = axes @ corner + warp.room_centre
+    origin = axes @ [last - (slices - 1) * thickness, *plane] + warp.room_centre
+    x, y, z = (origin[::-1] * TO_LPS).tolist()
     direction = axes[::-1, ::-1] * TO_LPS[:, None]
-    return Geometry(
-        shape=(slices, rows, columns),
-        spacing_mm=(thickness, pitch, pitch),
-        origin_mm=tuple(float(v) for v in origin[::-1] * TO_LPS),  # type: ignore[arg-type]
-        direction=tuple(float(v) for v in direction.ravel()),
-    )
+    spacing = (thickness, pitch, pitch)
+    return Geometry((slices, rows, columns), spacing, (x, y, z), tuple(direction.ravel().tolist()))

@@ -17,7 +17,9 @@ ORGANS = (
     "left_adrenal_gland", "gallbladder", "esophagus", "stomach", "duodenum", "left_kidney",
 )  # fmt: skip
 TUMOR = "tumor"
-HOSTS = (*ORGANS, "outside")
+CLASS_IDS = {name: number for number, name in enumerate((*ORGANS, TUMOR), start=1)}
+OUTSIDE = "outside"  # of the organs: a tumor's host as well
+SETTINGS = ("size", "seed", "counts", "grids", "tumors", "deformation_mm", "noise_hu", "extra_anatomy")
 RULES = {
     "data.phantom.seed": whole(0),
     "data.phantom.counts.*": whole(0, 999),
@@ -34,7 +36,6 @@ RULES = {
     "data.phantom.deformation_mm": NOT_NEGATIVE,
     "data.phantom.noise_hu": limits(0),
 }
-CLASS_IDS = {name: number for number, name in enumerate((*ORGANS, TUMOR), start=1)}
 
 # First case number of each kind: growing one kind renames no case of another.
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra")
@@ -60,61 +61,42 @@ BEARING = {"organs_complete": 0.0, "tumor": 1.0, "partial": 0.6, "unlabeled": 0.
 PHASES = {False: {"native": 0.25, "arterial": 0.3, "portal": 0.45}, True: {"arterial": 0.4, "portal": 0.6}}
 
 
-def plan_cohort(
-    *,
-    size: str,
-    seed: int,
-    counts: Mapping[str, int],
-    grids: Mapping[str, Mapping[str, Any]],
-    tumors: Mapping[str, Any],
-    deformation_mm: float,
-    noise_hu: tuple[float, float],
-    extra_anatomy: str | Path | None,
-) -> dict[str, dict[str, Any]]:
-    """Draw the specification of every case.
+def plan_cohort(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Draw the specification of every case, in order of case ids.
 
     Args:
-        size: A key of `grids`.
-        seed: The same seed gives the same cohort.
-        counts: Cases of each kind (`FIRST_NUMBER`); kinds that are not named have none.
-        grids: Size to `in_plane_mm` [low, high], `slice_mm` [low, high] and `matrix` (rows, or None).
-        tumors: `diameter_mm` [low, high] and `contrast_hu` [low, high] of a patient's first tumor;
-            `minimum_mm` it has at least; `isodense`, the share of first tumors (none in the test split)
-            without contrast; `hosts`, name to weight, `outside` among them; `secondary`, the probability of a
-            further tumor, and its `secondary_diameter_mm`.
-        deformation_mm: Standard deviation of the smooth deformation.
-        noise_hu: Range of the noise's standard deviation over scanners.
-        extra_anatomy: Folder with a TotalSegmentator label map, for `extra` test cases; None or an absent
-            folder: none are made.
-
-    Returns:
-        Case id to its specification, in order of ids.
+        settings: `data.phantom` of `conf/data/phantom.yaml`; kinds that `counts` does not name have no case.
+            An absent folder `extra_anatomy` gives no `extra` cases.
 
     Raises:
         FlareError: If a key has a value that means nothing.
     """
-    given = {"size": size, "seed": seed, "counts": counts, "grids": grids, "tumors": tumors}
-    given |= {"deformation_mm": deformation_mm, "noise_hu": noise_hu}
-    check_values({"data": {"phantom": given}}, RULES)
-    choice(*grids).require("data.phantom.size", size)
-    for key, known, names in (("counts", FIRST_NUMBER, counts), ("tumors.hosts", HOSTS, tumors["hosts"])):
+    check_values({"data": {"phantom": settings}}, RULES)
+    hosts = (*ORGANS, OUTSIDE)
+    choice(*settings["grids"]).require("data.phantom.size", settings["size"])
+    for key, known, names in (
+        ("", SETTINGS, settings),
+        (".counts", FIRST_NUMBER, settings["counts"]),
+        (".tumors.hosts", hosts, settings["tumors"]["hosts"]),
+    ):
         for name in names:
-            choice(*known).require(f"data.phantom.{key}", name)
-    third = sorted(Path(extra_anatomy).glob("*_totalsegmentator.nii.gz")) if extra_anatomy else []
+            choice(*known).require(f"data.phantom{key}", name)
+    extra = settings["extra_anatomy"]
+    third = sorted(Path(extra).glob("*_totalsegmentator.nii.gz")) if extra else []
     plan = {}
     for kind, first in FIRST_NUMBER.items():
         # the shipped maps take turns
         anatomies = [str(path) for path in third[:1]] if kind == "extra" else MAPS
-        for k in range(counts.get(kind, 0) if anatomies else 0):
+        for k in range(settings["counts"].get(kind, 0) if anatomies else 0):
             case_id = f"phantom_{first + k:04d}"
-            draw = random.Random(f"{seed}/{case_id}")
+            draw = random.Random(f"{settings['seed']}/{case_id}")
             plan[case_id] = {
                 "kind": kind,
                 "seed": draw.randrange(2**31),
                 "anatomy": anatomies[k % len(anatomies)],
                 "numbering": "totalsegmentator" if kind == "extra" else "amos",
-                **_scan(draw, kind, k, grids[size], noise_hu, deformation_mm),
-                **_findings(draw, kind, k, tumors),
+                **_scan(draw, kind, k, settings),
+                **_findings(draw, kind, k, settings["tumors"]),
             }
     return plan
 
@@ -122,15 +104,14 @@ def plan_cohort(
 def case_files(root: Path, case_id: str, kind: str) -> dict[str, Path]:
     """Name the files of a case: `image`, and `label` and `truth` where its kind has them."""
     image, label, truth = FOLDERS[kind]
-    files = {"image": root / image / f"{case_id}_0000.nii.gz"}
-    found = {"label": label, "truth": truth}
-    return files | {what: root / name / f"{case_id}.nii.gz" for what, name in found.items() if name}
+    found = {"image": root / image / f"{case_id}_0000.nii.gz"}
+    named = (("label", label), ("truth", truth))
+    return found | {what: root / name / f"{case_id}.nii.gz" for what, name in named if name}
 
 
-def _scan(
-    draw: random.Random, kind: str, k: int, grid: Mapping[str, Any], noise_hu: Any, deformation_mm: float
-) -> dict[str, Any]:
+def _scan(draw: random.Random, kind: str, k: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Field of view, voxels, voxel order and quality of the scan."""
+    grid = settings["grids"][settings["size"]]
     order, tilted = ORDERS[(k + list(FIRST_NUMBER).index(kind)) % len(ORDERS)]
     whole = kind in ("organs_complete", "validation", "test", "extra") or draw.random() < 0.6
     in_plane = draw.uniform(*grid["in_plane_mm"])
@@ -145,20 +126,19 @@ def _scan(
         "voxel_order": order,
         "tilt_degrees": [draw.uniform(-a, a) for a in (9, 3, 3)] if tilted else [0.0, 0.0, 0.0],
         "blur_vox": draw.uniform(0.35, 0.6),
-        "noise_hu": draw.uniform(*noise_hu),
+        "noise_hu": draw.uniform(*settings["noise_hu"]),
         "fat_mm": draw.uniform(7, 20),
         "wall_mm": draw.uniform(10, 15),
         "bowel_gas": draw.uniform(0.1, 0.5),
         "stomach_gas": draw.uniform(0.05, 0.3),
-        "deformation_mm": deformation_mm,
+        "deformation_mm": settings["deformation_mm"],
     }
 
 
 def _findings(draw: random.Random, kind: str, k: int, tumors: Mapping[str, Any]) -> dict[str, Any]:
     """Contrast phase, tumors, and how the annotators draw."""
     bears = draw.random() < BEARING.get(kind, 1.0)
-    phases = PHASES[bears]
-    phase = draw.choices(list(phases), list(phases.values()))[0]
+    phase = draw.choices(list(PHASES[bears]), list(PHASES[bears].values()))[0]
     style = {"tumor": TUMOR_STYLES[k % 3], "partial": PARTIAL_STYLES[k % 2], "unlabeled": None}
     order = list(ORGANS)
     draw.shuffle(order)
