@@ -89,9 +89,9 @@ def write(model: str, folder: str) -> None:
     from hydra.utils import instantiate
 
     from flare.cli import CONF
-    from flare.convert.export import export_folder
     from flare.convert.foreign import ConvertSettings, write_checkpoint
     from flare.convert.layout import Foreign
+    from flare.convert.nnunet import export_folder
     from flare.core.classes import ClassList
 
     with initialize_config_dir(str(CONF), version_base="1.3"):

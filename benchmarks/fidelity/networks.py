@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from peers import PATCH, SIZES, configuration, generic_unet, plain_conv_unet, plans, trained, write_nnunet1
 from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 
-from flare.convert.export import export_folder
 from flare.convert.foreign import ConvertSettings, convert
+from flare.convert.nnunet import export_folder
 from flare.core.classes import ClassList
 from flare.models.rebuild import load_network
 

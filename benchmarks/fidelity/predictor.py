@@ -25,9 +25,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from rows import ABDOMEN, NNUNET2, Row, limited, stated
 
 from flare.cli import CONF
-from flare.convert.export import export_folder
 from flare.convert.foreign import ConvertSettings, write_checkpoint
 from flare.convert.layout import Foreign
+from flare.convert.nnunet import export_folder
 from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
 from flare.core.volumes import read_image

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from flare.convert.foreign import main
-from flare.convert.layout import architecture, from_nnunet, to_nnunet2, without_zeros
+from flare.convert.layout import architecture, common_kernels, from_nnunet, to_nnunet2, without_zeros
 from flare.core.errors import FlareError
 from flare.models.rebuild import load_network
 from flare.runs.checkpoints import load_checkpoint
@@ -155,7 +155,7 @@ def test_the_folder_is_the_same_function(convert: Convert, tmp_path: Path, image
 
 def test_names_there_and_back() -> None:
     ours = from_nnunet(nnunet2_state())
-    again = to_nnunet2(ours)
+    again = to_nnunet2(ours, common_kernels(architecture(ours)))
     assert again.keys() == nnunet2_state().keys()
     assert all(torch.equal(w, again[name]) for name, w in nnunet2_state().items())
     assert without_zeros(ours).keys() == ours.keys()  # nothing in it is zero

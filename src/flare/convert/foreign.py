@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from flare.convert.export import export_folder
 from flare.convert.layout import Foreign, architecture
-from flare.convert.nnunet import read_network
+from flare.convert.nnunet import export_folder, read_network
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import (
     COUNT,
@@ -60,14 +60,12 @@ RULES = {
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """What the command line says of a conversion.
+    """What `conf/convert.yaml` and the command line say of a conversion.
 
     Args:
         classes: The class list, for networks that come in.
         targets: What the outputs are, or None to tell by their number. If given, names in the source need
             not be those of the classes.
-        round: Round that the checkpoint stands for, or None.
-        fold: See `conf/convert.yaml`.
         values: What the source does not say, or says wrongly: see `VALUES`.
     """
 
@@ -79,7 +77,7 @@ class ConvertSettings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> ConvertSettings:
-        """Read `conf/convert.yaml` and the command line."""
+        """Read the configuration of a conversion."""
         plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(VALUES)))
         plain["intensity"] = {k: v for k, v in plain["intensity"].items() if v is not None}
         values = {k: v for k, v in plain.items() if v not in (None, {})}
@@ -102,9 +100,9 @@ def convert(source: Path, output: Path, settings: ConvertSettings) -> None:
         raise FlareError(f"source={source}: no such file or folder")
     if source.suffix == ".ckpt":
         given = {"targets": settings.targets, "round": settings.round, **settings.values}
-        inapplicable = [key for key, value in given.items() if value is not None]
-        if inapplicable:
-            raise FlareError(f"{inapplicable[0]}: the checkpoint says it itself; leave it out for an export")
+        for key, value in given.items():
+            if value is not None:
+                raise FlareError(f"{key}: the checkpoint says it itself; leave it out for an export")
         export_folder(source, output, fold=0 if settings.fold is None else settings.fold)
     else:
         write_checkpoint(read_network(source, settings.fold), output, settings)
@@ -126,16 +124,13 @@ def write_checkpoint(network: Foreign, path: Path, settings: ConvertSettings) ->
     except RuntimeError as error:
         raise FlareError(f"source: its weights do not fit together: {' '.join(str(error).split())}") from None
     check_patch_size(values["patch_size"], net.divisors, key="patch_size")
-    target = f"{UNet.__module__}.{UNet.__qualname__}"
+    model = {"_target_": f"{UNet.__module__}.{UNet.__qualname__}", **arguments}
     carried = {
         **values,
         "classes": plain,
         "targets": targets,
         "round": settings.round,
-        "config": {
-            "model": {"name": "converted", "net": {"_target_": target, **arguments}},
-            "converted_from": network.origin,
-        },
+        "config": {"model": {"name": "converted", "net": model}, "converted_from": network.origin},
         "git_revision": git_revision(),
     }
     state = {f"net.{key}": tensor for key, tensor in network.weights.items()}
@@ -144,64 +139,44 @@ def write_checkpoint(network: Foreign, path: Path, settings: ConvertSettings) ->
 
 def _targets(network: Foreign, settings: ConvertSettings) -> str:
     """Find what the outputs are; unless the user says, names in the source must be those of the classes."""
-    classes, targets = settings.classes, settings.targets
-    if targets is None:
-        fitting = [t for t in TARGETS if _count(classes, t) == network.outputs]
-        if len(fitting) != 1:
-            raise FlareError(
-                f"targets: the network has {network.outputs} outputs; the class list gives "
-                + ", ".join(f"{_count(classes, t)} for {t}" for t in TARGETS if _count(classes, t))
-                + "; choose another class list with classes="
-            )
-        targets = fitting[0]
-        expected = ["background", *(classes.name_of(c) for c in classes.outputs(targets)[1:])]
-        names = network.channel_names or ()
-        strange = [
-            (n, e) for n, e in zip(names, expected, strict=False) if _plain(n) not in _known(e, classes)
-        ]
-        if strange:
-            raise FlareError(
-                f"targets: an output is named {strange[0][0]!r} where the class list has {strange[0][1]!r}; "
-                f"if its outputs are those of the class list all the same, give targets={targets}"
-            )
-        if not names:
-            log.warning("outputs taken in the order of the class list: %s", ", ".join(expected))
-        return targets
-    if len(classes.outputs(targets)) != network.outputs:
+    classes, outputs = settings.classes, len(network.weights["heads.0.weight"])
+    if settings.targets is not None:
+        count = len(classes.outputs(settings.targets))
+        if count != outputs:
+            raise FlareError(f"targets={settings.targets}: {count} outputs, the network has {outputs}")
+        return settings.targets
+    counts = {}
+    for targets in TARGETS:
+        with suppress(FlareError):  # a class list without organs or without tumor
+            counts[targets] = len(classes.outputs(targets))
+    fitting = [targets for targets, count in counts.items() if count == outputs]
+    if len(fitting) != 1:
         raise FlareError(
-            f"targets={targets}: {len(classes.outputs(targets))} outputs, the network has {network.outputs}"
+            f"targets: the network has {outputs} outputs; the class list gives "
+            + ", ".join(f"{count} for {targets}" for targets, count in counts.items())
+            + "; choose another class list with classes="
         )
-    return targets
-
-
-def _count(classes: ClassList, targets: str) -> int:
-    try:
-        return len(classes.outputs(targets))
-    except FlareError:
-        return 0  # a class list without organs or without tumor
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def _known(name: str, classes: ClassList) -> set[str]:
-    """Names under which a class may stand in another project's files."""
-    if name == "background":
-        return {name}
-    return {name, classes.by_id(classes.id_of(name)).short.lower(), name.replace("inferior_vena_cava", "ivc")}
+    entries = [classes.by_id(number) for number in classes.outputs(fitting[0])[1:]]
+    expected = ["background", *(entry.name for entry in entries)]
+    if not network.channel_names:
+        log.warning("outputs taken in the order of the class list: %s", ", ".join(expected))
+    # names under which a class may stand in another project's files
+    shorts = ["background", *(entry.short.lower() for entry in entries)]
+    for name, wanted, short in zip(network.channel_names, expected, shorts, strict=False):
+        known = (wanted, short, wanted.replace("inferior_vena_cava", "ivc"))
+        if name.strip().lower().replace(" ", "_").replace("-", "_") not in known:
+            raise FlareError(
+                f"targets: an output is named {name!r} where the class list has {wanted!r}; "
+                f"if its outputs are those of the class list all the same, give targets={fitting[0]}"
+            )
+    return fitting[0]
 
 
 def _values(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine the files' values with the user's, which count first.
-
-    Raises:
-        FlareError: If a value is missing or means nothing, naming the key.
-    """
-    values = {k: v for k, v in found.items() if v is not None}
-    for key, value in given.items():
-        is_part = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        values[key] = {**values[key], **value} if is_part else value
+    """Combine the files' values with the user's, which count first; refuse what is missing."""
+    values = {**{k: v for k, v in found.items() if v is not None}, **given}
+    if "intensity" in values:
+        values["intensity"] = {**found.get("intensity", {}), **given.get("intensity", {})}
     statistics = [f.name for f in fields(Intensity)]
     missing = [key for key in VALUES if key not in values]
     missing += [f"intensity.{k}" for k in statistics if k not in values.get("intensity", statistics)]

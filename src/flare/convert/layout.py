@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flare.core.errors import FlareError
 
 Weights = dict[str, Tensor]
-KIND = r"(?P<kind>weight|bias)"
-NNUNET1 = (
-    rf"conv_blocks_(?P<side>context|localization)\.(?P<stage>\d+)\.(?:(?P<part>[01])\.)?blocks\.(?P<block>\d+)"
+STAGE, KIND = r"(?P<stage>\d+)", r"(?P<kind>weight|bias)"
+CONV = rf"convs\.(?P<block>\d+)\.(?P<layer>conv|norm)\.{KIND}"
+# nnU-Net 1.x's `Generic_UNet` and v2's `PlainConvUNet`
+NNUNET = (
+    rf"conv_blocks_(?P<side>context|localization)\.{STAGE}\.(?:(?P<part>[01])\.)?blocks\.(?P<block>\d+)"
     rf"\.(?P<layer>conv|instnorm)\.{KIND}",
-    rf"(?P<side>tu|seg_outputs)\.(?P<stage>\d+)\.{KIND}",
-)
-NNUNET2 = (
-    rf"(?P<side>encoder)\.stages\.(?P<stage>\d+)\.0\.convs\.(?P<block>\d+)\.(?P<layer>conv|norm)\.{KIND}",
-    rf"(?P<side>decoder)\.stages\.(?P<stage>\d+)\.convs\.(?P<block>\d+)\.(?P<layer>conv|norm)\.{KIND}",
-    rf"decoder\.(?P<side>transpconvs|seg_layers)\.(?P<stage>\d+)\.{KIND}",
+    rf"(?P<side>encoder)\.stages\.{STAGE}\.0\.{CONV}",
+    rf"(?P<side>decoder)\.stages\.{STAGE}\.{CONV}",
+    rf"(?P<side>tu|seg_outputs|decoder\.transpconvs|decoder\.seg_layers)\.{STAGE}\.{KIND}",
 )
 # v2 stores the encoder a second time within the decoder, and each convolution again within a sequence
 NNUNET2_AGAIN = r"decoder\.encoder\..*|.*\.all_modules\..*"
+NNUNET2_SIDES = {"upsampling": "decoder.transpconvs", "heads": "decoder.seg_layers"}
 OURS = {
     "context": "encoder",
     "localization": "decoder",
     "tu": "upsampling",
-    "transpconvs": "upsampling",
     "seg_outputs": "heads",
-    "seg_layers": "heads",
     "instnorm": "norm",
+    **{theirs: ours for ours, theirs in NNUNET2_SIDES.items()},
 }
 
 
@@ -46,18 +46,13 @@ class Foreign:
         weights: By our names, float32.
         origin: Its source, as plain values: program, trainer, hash of the file.
         values: Those of `foreign.VALUES` that its files say.
-        channel_names: Names of its outputs, background first; None where its files have none.
+        channel_names: Names of its outputs, background first, where its files have them.
     """
 
     weights: Weights
     origin: dict[str, Any]
     values: dict[str, Any]
-    channel_names: tuple[str, ...] | None = None
-
-    @property
-    def outputs(self) -> int:
-        """Number of output channels."""
-        return int(self.weights["heads.0.weight"].shape[0])
+    channel_names: tuple[str, ...] = ()
 
 
 def from_nnunet(state: Mapping[str, Tensor]) -> Weights:
@@ -67,39 +62,58 @@ def from_nnunet(state: Mapping[str, Tensor]) -> Weights:
         FlareError: If a key is none of these networks'.
     """
     found: dict[str, dict[str, str]] = {}
-    first_parts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    blocks: dict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
     for key in state:
         plain = key.removeprefix("module.").removeprefix("_orig_mod.")  # several GPUs; torch.compile
         if re.fullmatch(NNUNET2_AGAIN, plain):
             continue
-        match = next((m for p in (*NNUNET1, *NNUNET2) if (m := re.fullmatch(p, plain))), None)
+        match = next((m for pattern in NNUNET if (m := re.fullmatch(pattern, plain))), None)
         if match is None:
             raise FlareError(f"source: weights {key!r} belong to another network than nnU-Net's plain U-Net")
-        found[key] = {k: v for k, v in match.groupdict().items() if v is not None}
-        if found[key].get("part") == "0":
-            first_parts[match["side"], match["stage"]].add(match["block"])
+        found[key] = parts = match.groupdict(default="")
+        if "block" in parts:
+            blocks[parts["side"], parts["stage"]].add((parts.get("part", ""), int(parts["block"])))
     weights = {}
     for key, parts in found.items():
         side, stage = parts["side"], parts["stage"]
         name = f"{OURS.get(side, side)}.{stage}."
         if "block" in parts:
-            # a stage of two parts: the last convolution stands in a part of its own
-            before = len(first_parts[side, stage]) if parts.get("part") == "1" else 0
-            name += f"blocks.{int(parts['block']) + before}.{OURS.get(parts['layer'], parts['layer'])}."
+            # in a stage of two parts the last convolution stands in a part of its own
+            block = sorted(blocks[side, stage]).index((parts.get("part", ""), int(parts["block"])))
+            name += f"blocks.{block}.{OURS.get(parts['layer'], parts['layer'])}."
         weights[name + parts["kind"]] = state[key].detach().float().clone()
     return weights
 
 
-def to_nnunet2(weights: Mapping[str, Tensor]) -> Weights:
-    """Rename our weights to those of `PlainConvUNet`, with the duplicates that its file holds."""
+def common_kernels(network: Mapping[str, Any]) -> list[list[int]]:
+    """One kernel a resolution that holds the encoder's and the decoder's, see `architecture`."""
+    encoder = network["encoder_kernels"]
+    decoder = [*network["decoder_kernels"], encoder[-1]]  # the lowest resolution has no decoder stage
+    return [[max(pair) for pair in zip(*both, strict=True)] for both in zip(encoder, decoder, strict=True)]
+
+
+def to_nnunet2(weights: Mapping[str, Tensor], kernels: Sequence[Sequence[int]]) -> Weights:
+    """Rename our weights to those of `PlainConvUNet`, with the duplicates that its file holds.
+
+    It has one kernel size a resolution (`common_kernels`), for encoder and decoder, and a bias in every
+    layer. Where ours has two sizes, the smaller kernel is padded with zeros. Missing biases become zeros.
+    The output stays the same.
+    """
     state: Weights = {}
     for name, tensor in weights.items():
         side, stage, *rest = name.split(".")
-        if side in ("upsampling", "heads"):
-            side = {"upsampling": "transpconvs", "heads": "seg_layers"}[side]
-            state[f"decoder.{side}.{stage}.{rest[0]}"] = tensor
+        if side in NNUNET2_SIDES:
+            place = f"{NNUNET2_SIDES[side]}.{stage}"
+            state[f"{place}.{rest[0]}"] = tensor
+            if rest == ["weight"]:
+                outputs = tensor.shape[1 if side == "upsampling" else 0]
+                state[f"{place}.bias"] = weights.get(f"{side}.{stage}.bias", torch.zeros(outputs))
             continue
         _, block, layer, kind = rest
+        if tensor.ndim == 5:
+            kernel = kernels[int(stage) if side == "encoder" else len(kernels) - 2 - int(stage)]
+            missing = [(a - b) // 2 for a, b in zip(kernel, tensor.shape[2:], strict=True)]
+            tensor = F.pad(tensor, [m for m in reversed(missing) for _ in range(2)])
         inner = ".0" if side == "encoder" else ""
         place = f"{side}.stages.{stage}{inner}.convs.{block}"
         names = [f"{place}.{layer}.{kind}", f"{place}.all_modules.{('conv', 'norm').index(layer)}.{kind}"]
@@ -109,60 +123,49 @@ def to_nnunet2(weights: Mapping[str, Tensor]) -> Weights:
     return state
 
 
-def without_zeros(weights: Weights) -> Weights:
-    """Remove outer planes of kernels, and biases, that are exactly zero.
-
-    The network's output stays the same. Kernels that `export` has padded get their size back. No such weight
-    of a trained network is exactly zero by chance.
-
-    Args:
-        weights: By our names; a layer of convolutions is trimmed as a whole.
-    """
-    kernels: dict[str, list[str]] = defaultdict(list)
-    for name in weights:
+def _by_stage(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of the convolutions' kernels, by `encoder.<stage>` or `decoder.<stage>`."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
         if name.endswith(".conv.weight"):
-            kernels[".".join(name.split(".")[:2])].append(name)
+            found[".".join(name.split(".")[:2])].append(name)
+    return found
+
+
+def without_zeros(weights: Weights) -> Weights:
+    """Remove outer planes of kernels, a stage's all at once, and biases that are exactly zero.
+
+    The network's output stays the same. Kernels that `to_nnunet2` has padded get their size back. No such
+    weight of a trained network is exactly zero by chance.
+    """
     trimmed = dict(weights)
-    for names in kernels.values():
+    for names in _by_stage(weights).values():
         for axis in (2, 3, 4):
-            while all(_has_zero_rim(trimmed[name], axis) for name in names):
-                for name in names:
-                    size = trimmed[name].shape[axis]
-                    trimmed[name] = trimmed[name].narrow(axis, 1, size - 2).clone()
-    for side in ("upsampling", "heads"):
+            kernels = [trimmed[name] for name in names]
+            while all(k.shape[axis] > 1 and not k.movedim(axis, 0)[[0, -1]].any() for k in kernels):
+                kernels = [k.narrow(axis, 1, k.shape[axis] - 2).clone() for k in kernels]
+            trimmed.update(zip(names, kernels, strict=True))
+    for side in NNUNET2_SIDES:
         biases = [name for name in weights if name.startswith(side) and name.endswith(".bias")]
-        if biases and not any(bool(weights[name].any()) for name in biases):
+        if not any(bool(weights[name].any()) for name in biases):
             trimmed = {name: tensor for name, tensor in trimmed.items() if name not in biases}
     return trimmed
 
 
-def _has_zero_rim(kernel: Tensor, axis: int) -> bool:
-    size = kernel.shape[axis]
-    return size > 1 and not kernel.index_select(axis, torch.tensor([0, size - 1])).any()
-
-
 def architecture(weights: Weights) -> dict[str, Any]:
-    """Find the arguments of `UNet` from the shapes of its weights; all but classes and targets.
-
-    Args:
-        weights: By our names.
+    """Find the arguments of `UNet` from the shapes of its weights by our names; all but classes and targets.
 
     Raises:
         FlareError: If no `UNet` has such weights.
     """
     stages = len({name.split(".")[1] for name in weights if name.startswith("encoder.")})
-    blocks: dict[str, list[Tensor]] = defaultdict(list)
-    for name, tensor in weights.items():
-        if name.endswith(".conv.weight"):
-            blocks[".".join(name.split(".")[:2])].append(tensor)
+    blocks = {place: [weights[name] for name in names] for place, names in _by_stage(weights).items()}
     upward = range(stages - 2, -1, -1)  # decoder.0 is at the lowest resolution
-    needed = [f"upsampling.{i}.weight" for i in upward] + [f"heads.{i}.weight" for i in upward]
-    missing = [name for name in needed if name not in weights]
-    missing += [f"decoder.{i}" for i in upward if f"decoder.{i}" not in blocks]
+    needed = [f"{side}.{i}.weight" for side in NNUNET2_SIDES for i in upward]
+    needed += [f"decoder.{i}" for i in upward]
+    missing = [name for name in needed if name not in weights and name not in blocks][:1]
     if stages < 2 or missing:
-        raise FlareError(
-            f"source: no U-Net with learned upsampling: its weights lack {missing[:1] or 'stages'}"
-        )
+        raise FlareError(f"source: no U-Net with learned upsampling: its weights lack {missing or 'stages'}")
     if any(tensor.ndim != 5 for found in blocks.values() for tensor in found):
         raise FlareError("source: a network of two dimensions; expected three")
     counts = {len(found) for found in blocks.values()}
@@ -175,11 +178,10 @@ def architecture(weights: Weights) -> dict[str, Any]:
             + "; expected the same number everywhere and one kernel a stage"
         )
     size = {place: list(found.pop()) for place, found in kernels.items()}
-    strides = [list(weights[f"upsampling.{i}.weight"].shape[2:]) for i in upward]
     return {
         "features": [int(blocks[f"encoder.{i}"][0].shape[0]) for i in range(stages)],
         "convolutions_per_stage": counts.pop(),
-        "strides": [[1, 1, 1], *strides],
+        "strides": [[1, 1, 1], *(list(weights[f"upsampling.{i}.weight"].shape[2:]) for i in upward)],
         "encoder_kernels": [size[f"encoder.{i}"] for i in range(stages)],
         "decoder_kernels": [size[f"decoder.{i}"] for i in upward],
         "transposed_bias": "upsampling.0.bias" in weights,

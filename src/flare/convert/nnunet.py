@@ -1,4 +1,4 @@
-"""Networks that nnU-Net has trained: 1.x, as the FLARE challenge's teams published them, and v2 (3D).
+"""Files of nnU-Net: networks of 1.x, as the FLARE challenge's teams published them, and v2's (3D), both ways.
 
 Reference: nnU-Net 1.7, `nnUNetTrainer.save_checkpoint` and `ExperimentPlanner3D_v21`; nnU-Net 2.8,
 `PlansManager`, `ConfigurationManager` and `nnUNetTrainer.save_checkpoint`.
@@ -7,22 +7,25 @@ Reference: nnU-Net 1.7, `nnUNetTrainer.save_checkpoint` and `ExperimentPlanner3D
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from flare.convert.layout import Foreign, Weights, architecture, from_nnunet, without_zeros
+from flare.convert.layout import Foreign, architecture, common_kernels, from_nnunet, to_nnunet2, without_zeros
 from flare.convert.reading import read_pickle, read_torch
 from flare.core.errors import FlareError
-from flare.core.files import read_json, sha256
+from flare.core.files import read_json, sha256, write_json
+from flare.models.rebuild import build_network
+from flare.runs.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 
 log = logging.getLogger(__name__)
 MODELS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
 STAGE = 5  # of the trainer's arguments: plans, fold, output, data, batch Dice, stage, ...
 CHECKPOINT = "checkpoint_final.pth"
-REORIENTS = "NibabelIOWithReorient"  # the reader that brings files to RAS, as we do
 DEFAULT_RESAMPLING = "resample_data_or_seg_to_shape"
 TORCH_RESAMPLING = "resample_torch_fornnunet"
 # our names for how plans resample images: nnU-Net's function, and whether slices are treated apart
@@ -30,6 +33,17 @@ RESAMPLING = {
     "nnunet": (DEFAULT_RESAMPLING, None),
     "cubic": (DEFAULT_RESAMPLING, False),
     "linear": (TORCH_RESAMPLING, False),
+}
+CONFIGURATION = "3d_fullres"
+# what a network of v2 must have, where it says it
+ARCHITECTURE = {
+    "network_class_name": "PlainConvUNet",
+    "norm_op": "InstanceNorm3d",
+    "norm_op_kwargs.eps": 1e-5,
+    "dropout_op": None,
+    "nonlin": "LeakyReLU",
+    "nonlin_kwargs.negative_slope": 0.01,
+    "nonlin_first": False,
 }
 
 
@@ -43,53 +57,44 @@ def read_network(path: Path, fold: str | int | None) -> Foreign:
     Raises:
         FlareError: If a file is missing, holds anything but plain values, or another network.
     """
-    if path.is_dir() and (path / "plans.json").is_file():
-        return read_nnunet2(path, fold)
-    return read_nnunet1(find_model(path))
-
-
-def find_model(path: Path) -> Path:
-    """Take a file, or find the final checkpoint of a folder."""
+    if (path / "plans.json").is_file():
+        return _read_nnunet2(path, fold)
     if path.is_file():
-        return path
+        return _read_nnunet1(path)
     for name in MODELS:
         found = sorted([*path.glob(name), *path.glob(f"*/{name}")])
         if len(found) == 1:
-            return found[0]
+            return _read_nnunet1(found[0])
         if found:
             raise FlareError(f"source={path}: has {len(found)} of {name}; name one of them")
     raise FlareError(f"source={path}: neither a plans.json (nnU-Net v2) nor {MODELS[0]} (nnU-Net 1) in it")
 
 
-def read_nnunet1(path: Path) -> Foreign:
-    """Read a `.model` file and the plans beside it; without plans its values are not known.
-
-    Plans are read from `<name>.model.pkl`, otherwise from `plans.pkl` in its folder or the one above.
-    """
-    content = read_torch(path)
-    state = content.get("state_dict")
+def _read_nnunet1(path: Path) -> Foreign:
+    """Read a `.model` file and the plans beside it; without plans its values are not known."""
+    state = read_torch(path).get("state_dict")
     if not isinstance(state, Mapping):
         raise FlareError(f"source={path}: no checkpoint of nnU-Net 1 (no entry 'state_dict')")
     weights = from_nnunet(state)
-    trainer, stage, plans = _plans(path)
-    origin = {"program": "nnU-Net 1", "trainer": trainer, "sha256": sha256(path)}
+    trainer, stage, plans = _plans1(path)
     values: dict[str, Any] = {}
     if plans is not None:
-        values = _of_plans(plans, stage, architecture(weights))
+        try:
+            values = _values1(plans, stage, architecture(weights))
+        except (KeyError, IndexError, TypeError) as error:
+            raise FlareError(f"source: its plans lack {error}") from None
         # every trainer of three dimensions mirrors along all axes, unless its name says not
         values["mirror_axes"] = [] if "nomirror" in (trainer or "").lower() else [0, 1, 2]
-    return Foreign(weights, origin, values)
+    return Foreign(weights, {"program": "nnU-Net 1", "trainer": trainer, "sha256": sha256(path)}, values)
 
 
-def _plans(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | None]:
-    """Find the trainer's name, the stage and the plans; None for what no file says."""
+def _plans1(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | None]:
+    """Trainer's name, stage and plans, from `<name>.model.pkl` or a `plans.pkl` near by; else None."""
     own = path.with_name(path.name + ".pkl")
-    if own.is_file():
-        info = read_pickle(own)
-        if isinstance(info, Mapping) and isinstance(info.get("plans"), Mapping):
-            arguments = info.get("init") or ()
-            stage = arguments[STAGE] if len(arguments) > STAGE else None
-            return info.get("name"), stage, info["plans"]
+    info = read_pickle(own) if own.is_file() else None
+    if isinstance(info, Mapping) and isinstance(info.get("plans"), Mapping):
+        arguments = info.get("init") or ()
+        return info.get("name"), arguments[STAGE] if len(arguments) > STAGE else None, info["plans"]
     for folder in (path.parent, path.parent.parent):
         if (folder / "plans.pkl").is_file():
             plans = read_pickle(folder / "plans.pkl")
@@ -97,32 +102,21 @@ def _plans(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | None
     return None, None, None
 
 
-def _of_plans(plans: Mapping[str, Any], stage: int | None, network: Mapping[str, Any]) -> dict[str, Any]:
+def _values1(plans: Mapping[str, Any], stage: int | None, network: Mapping[str, Any]) -> dict[str, Any]:
     """Take what a checkpoint carries from the plans; without a stage, from the one that fits the weights."""
-    try:
-        _check(plans["normalization_schemes"][0], "CT", plans.get("transpose_forward", (0, 1, 2)))
-        statistics = plans["dataset_properties"]["intensityproperties"][0]
-        values: dict[str, Any] = {"intensity": _intensity(statistics, statistics["sd"])}
-        values["interpolation"] = "nnunet"
-        stages = plans["plans_per_stage"]
-        if stage is None:
-            fitting = [number for number in stages if _fits(stages[number], network)]
-            stage = fitting[0] if len(fitting) == 1 else None
-        if stage is not None:
-            values["spacing_mm"] = [float(size) for size in stages[stage]["current_spacing"]]
-            values["patch_size"] = [int(size) for size in stages[stage]["patch_size"]]
-    except (KeyError, IndexError, TypeError) as error:
-        raise FlareError(f"source: its plans lack {error}") from None
+    _check(plans["normalization_schemes"][0], "CT", plans.get("transpose_forward", (0, 1, 2)))
+    statistics = plans["dataset_properties"]["intensityproperties"][0]
+    values: dict[str, Any] = {"intensity": _intensity(statistics, "sd"), "interpolation": "nnunet"}
+    stages = plans["plans_per_stage"]
+    if stage is None:
+        strides, kernels = network["strides"][1:], network["encoder_kernels"]
+        wanted = {"pool_op_kernel_sizes": strides, "conv_kernel_sizes": kernels}
+        fitting = [n for n in stages if all(np.array_equal(stages[n][k], wanted[k]) for k in wanted)]
+        stage = fitting[0] if len(fitting) == 1 else None
+    if stage is not None:
+        values["spacing_mm"] = [float(size) for size in stages[stage]["current_spacing"]]
+        values["patch_size"] = [int(size) for size in stages[stage]["patch_size"]]
     return values
-
-
-def _fits(stage: Mapping[str, Any], network: Mapping[str, Any]) -> bool:
-    """Whether a stage of the plans is the one of the weights."""
-    strides, kernels = (
-        [[int(size) for size in row] for row in stage[key]]
-        for key in ("pool_op_kernel_sizes", "conv_kernel_sizes")
-    )
-    return strides == network["strides"][1:] and kernels == network["encoder_kernels"]
 
 
 def _check(scheme: str, expected: str, axes: Sequence[int]) -> None:
@@ -133,113 +127,152 @@ def _check(scheme: str, expected: str, axes: Sequence[int]) -> None:
         raise FlareError(f"source: its axes are in the order {list(axes)}; expected z, y, x")
 
 
-def _intensity(statistics: Mapping[str, Any], std: float) -> dict[str, float]:
+def _intensity(statistics: Mapping[str, Any], std: str) -> dict[str, float]:
     """Foreground intensities in our terms."""
-    names = {"lower": "percentile_00_5", "upper": "percentile_99_5", "mean": "mean"}
-    return {ours: float(statistics[theirs]) for ours, theirs in names.items()} | {"std": float(std)}
+    names = {"lower": "percentile_00_5", "upper": "percentile_99_5", "mean": "mean", "std": std}
+    return {ours: float(statistics[theirs]) for ours, theirs in names.items()}
 
 
-def read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
+def _read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
     """Read `plans.json`, `dataset.json` and one `fold_*/checkpoint_final.pth` of a model folder."""
-    path = _checkpoint(folder, fold)
-    content = read_torch(path)
+    paths = sorted(folder.glob(f"fold_{'*' if fold is None else fold}/{CHECKPOINT}"))
+    if len(paths) != 1:
+        names = ", ".join(path.parent.name for path in paths) or "none"
+        raise FlareError(f"fold={fold}: expected one fold with {CHECKPOINT} in {folder}, found {names}")
+    content = read_torch(paths[0])
     missing = [key for key in ("network_weights", "init_args") if key not in content]
     if missing:
-        raise FlareError(f"source={path}: no checkpoint of nnU-Net v2 (no entry {missing[0]!r})")
+        raise FlareError(f"source={paths[0]}: no checkpoint of nnU-Net v2 (no entry {missing[0]!r})")
     try:
         plans = read_json(folder / "plans.json")
         configuration = _configuration(plans, content["init_args"]["configuration"])
-        settings = _architecture_settings(configuration)
-        weights = without_zeros(_with_biases(from_nnunet(content["network_weights"])))
-        found = architecture(weights)
-        if [list(s) for s in settings["strides"]] != found["strides"]:
-            raise FlareError(f"source: strides {found['strides']}, but the plans say {settings['strides']}")
-        values = _values(plans, configuration)
+        strides = [list(stride) for stride in _checked_settings(configuration)["strides"]]
+        weights = from_nnunet(content["network_weights"])
+        for name, tensor in list(weights.items()):
+            if name.endswith(".conv.weight"):  # with a bias of zeros the output stays the same
+                weights.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(tensor)))
+        weights = without_zeros(weights)
+        found = architecture(weights)["strides"]
+        if strides != found:
+            raise FlareError(f"source: strides {found}, but the plans say {strides}")
+        _check(configuration["normalization_schemes"][0], "CTNormalization", plans["transpose_forward"])
+        apart = (configuration.get("resampling_fn_data_kwargs") or {}).get("force_separate_z")
+        resampled = (configuration.get("resampling_fn_data"), apart)
+        values = {
+            "spacing_mm": configuration["spacing"],
+            "patch_size": configuration["patch_size"],
+            "intensity": _intensity(plans["foreground_intensity_properties_per_channel"]["0"], "std"),
+            "interpolation": next((name for name, known in RESAMPLING.items() if known == resampled), None),
+            "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
+        }
     except (KeyError, TypeError) as error:
         raise FlareError(f"source={folder}: its plans lack {error}") from None
-    mirror_axes = content.get("inference_allowed_mirroring_axes")
-    values["mirror_axes"] = [] if mirror_axes is None else [int(axis) for axis in mirror_axes]
-    if plans.get("image_reader_writer") != REORIENTS:
+    if plans.get("image_reader_writer") != "NibabelIOWithReorient":  # brings files to RAS, as we do
         log.warning("trained on files in their own voxel order; here it is given RAS order")
-    origin = {"program": "nnU-Net v2", "trainer": content.get("trainer_name"), "sha256": sha256(path)}
-    return Foreign(weights, origin, values, _channel_names(folder))
-
-
-def _checkpoint(folder: Path, fold: str | int | None) -> Path:
-    """Find the checkpoint of a fold."""
-    found = sorted(folder.glob(f"fold_{'*' if fold is None else fold}/{CHECKPOINT}"))
-    if len(found) != 1:
-        names = ", ".join(path.parent.name for path in found) or "none"
-        raise FlareError(f"fold={fold}: expected one fold with {CHECKPOINT} in {folder}, found {names}")
-    return found[0]
+    origin = {"program": "nnU-Net v2", "trainer": content.get("trainer_name"), "sha256": sha256(paths[0])}
+    return Foreign(weights, origin, values, _channel_names(folder / "dataset.json"))
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration with what it inherits."""
     own = plans["configurations"][name]
-    if "inherits_from" not in own:
-        return dict(own)
-    return {**_configuration(plans, own["inherits_from"]), **own}
+    return (_configuration(plans, own["inherits_from"]) if "inherits_from" in own else {}) | own
 
 
-def _architecture_settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the network; what ours does not have is refused by name."""
     if "architecture" not in configuration:  # before nnU-Net 2.3
-        name = str(configuration["UNet_class_name"])
-        settings = {"strides": configuration["pool_op_kernel_sizes"]}
+        name, settings = configuration["UNet_class_name"], {"strides": configuration["pool_op_kernel_sizes"]}
     else:
-        name = str(configuration["architecture"]["network_class_name"])
-        settings = dict(configuration["architecture"]["arch_kwargs"])
-    norm, nonlin = settings.get("norm_op_kwargs") or {}, settings.get("nonlin_kwargs") or {}
-    expected = {
-        "network_class_name": (_last(name, ""), "PlainConvUNet"),
-        "norm_op": (_last(settings.get("norm_op"), "InstanceNorm3d"), "InstanceNorm3d"),
-        "norm_op_kwargs.eps": (norm.get("eps", 1e-5), 1e-5),
-        "dropout_op": (settings.get("dropout_op"), None),
-        "nonlin": (_last(settings.get("nonlin"), "LeakyReLU"), "LeakyReLU"),
-        "nonlin_kwargs.negative_slope": (nonlin.get("negative_slope", 0.01), 0.01),
-        "nonlin_first": (settings.get("nonlin_first", False), False),
-    }
-    for key, (found, wanted) in expected.items():
-        if found != wanted:
-            raise FlareError(f"source: {key} is {found}; expected {wanted}")
+        name = configuration["architecture"]["network_class_name"]
+        settings = configuration["architecture"]["arch_kwargs"]
+    for key, expected in ARCHITECTURE.items():
+        found: Any = {**settings, "network_class_name": name}
+        for part in key.split("."):
+            found = (found or {}).get(part)
+        if isinstance(found, str):
+            found = found.rpartition(".")[2]
+        if found not in (None, expected):
+            raise FlareError(f"source: {key} is {found}; expected {expected}")
     return settings
 
 
-def _last(name: str | None, default: str) -> str:
-    return (name or default).rpartition(".")[2]
-
-
-def _with_biases(weights: Weights) -> Weights:
-    """Give convolutions without a bias one of zeros; the output stays the same."""
-    missing = {
-        name.removesuffix("weight") + "bias": torch.zeros(len(tensor))
-        for name, tensor in weights.items()
-        if name.endswith(".conv.weight") and name.removesuffix("weight") + "bias" not in weights
-    }
-    return weights | missing
-
-
-def _values(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from the plans what a checkpoint carries."""
-    _check(configuration["normalization_schemes"][0], "CTNormalization", plans["transpose_forward"])
-    statistics = plans["foreground_intensity_properties_per_channel"]["0"]
-    apart = (configuration.get("resampling_fn_data_kwargs") or {}).get("force_separate_z")
-    resampled = (configuration.get("resampling_fn_data"), apart)
-    return {
-        "spacing_mm": configuration["spacing"],
-        "patch_size": configuration["patch_size"],
-        "intensity": _intensity(statistics, statistics["std"]),
-        "interpolation": next((name for name, known in RESAMPLING.items() if known == resampled), None),
-    }
-
-
-def _channel_names(folder: Path) -> tuple[str, ...] | None:
+def _channel_names(path: Path) -> tuple[str, ...]:
     """Names of the outputs in their order, from `dataset.json`."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        return None
-    labels = read_json(path).get("labels", {})
+    labels = read_json(path).get("labels", {}) if path.is_file() else {}
     if not all(isinstance(value, int) for value in labels.values()):
         raise FlareError(f"source={path}: trained on regions; expected one output per class")
     return tuple(sorted(labels, key=lambda name: labels[name]))
+
+
+def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
+    """Write `plans.json`, `dataset.json` and `fold_<fold>/checkpoint_final.pth`, for `nnUNetv2_predict`.
+
+    For its `-d <id>` the folder is, below `nnUNet_results`,
+    `Dataset<id>_<name>/nnUNetTrainer__nnUNetPlans__3d_fullres`.
+    Class ids of its segmentations are the numbers of the output channels: the tumor is 1 if it was trained
+    alone.
+
+    Args:
+        source: Our checkpoint.
+        folder: The model folder.
+        fold: Number of the fold, or `all`.
+
+    Raises:
+        FlareError: If the source is none of our checkpoints, or its network none of our U-Nets.
+    """
+    checkpoint = load_checkpoint(source)
+    build_network(checkpoint)  # refuses weights that do not belong together
+    if folder.is_file():
+        raise FlareError(f"output={folder}: is a file; expected a folder")
+    network = architecture(checkpoint.state_dict)
+    template = read_json(Path(__file__).parent / "template.json")
+    names = ["background", *(checkpoint.class_list.name_of(c) for c in checkpoint.outputs[1:])]
+    labels = {name: channel for channel, name in enumerate(names)}
+    plans = _filled(template["plans"], checkpoint, network, folder.parent.name)
+    write_json(folder / "dataset.json", template["dataset"] | {"labels": labels})
+    write_json(folder / "plans.json", plans)
+    content = {
+        "network_weights": to_nnunet2(checkpoint.state_dict, common_kernels(network)),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": CONFIGURATION, "fold": fold},
+        "inference_allowed_mirroring_axes": tuple(checkpoint.mirror_axes) or None,
+    }
+    write_weights_file(folder / f"fold_{fold}" / CHECKPOINT, content)
+
+
+def _filled(
+    plans: dict[str, Any], checkpoint: Checkpoint, network: Mapping[str, Any], dataset: str
+) -> dict[str, Any]:
+    """What nnU-Net's preprocessing and prediction ask for; it restores as with `restore=trilinear`."""
+    if checkpoint.interpolation not in RESAMPLING:
+        raise FlareError(f"source: resamples by {checkpoint.interpolation!r}, which nnU-Net has not")
+    function, apart = RESAMPLING[checkpoint.interpolation]
+    cubic = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": apart}
+    statistics = dict(checkpoint.intensity)
+    intensity = {"percentile_00_5": statistics.pop("lower"), "percentile_99_5": statistics.pop("upper")}
+    patch_size, spacing = list(checkpoint.patch_size), list(checkpoint.spacing_mm)
+    stages, convolutions = len(network["features"]), network["convolutions_per_stage"]
+    configuration = plans["configurations"][CONFIGURATION]
+    linear = configuration["resampling_fn_probabilities_kwargs"]
+    configuration |= {
+        "patch_size": patch_size,
+        "median_image_size_in_voxels": patch_size,
+        "spacing": spacing,
+        "resampling_fn_data": function,
+        "resampling_fn_data_kwargs": linear if function == TORCH_RESAMPLING else cubic,
+    }
+    configuration["architecture"]["arch_kwargs"] |= {
+        "n_stages": stages,
+        "features_per_stage": network["features"],
+        "kernel_sizes": common_kernels(network),
+        "strides": network["strides"],
+        "n_conv_per_stage": [convolutions] * stages,
+        "n_conv_per_stage_decoder": [convolutions] * (stages - 1),
+    }
+    return plans | {
+        "dataset_name": dataset if re.fullmatch(r"Dataset\d{3}_\w+", dataset) else "Dataset999_flare",
+        "original_median_spacing_after_transp": spacing,
+        "original_median_shape_after_transp": patch_size,
+        "foreground_intensity_properties_per_channel": {"0": statistics | intensity},
+    }
