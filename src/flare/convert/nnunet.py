@@ -26,25 +26,9 @@ log = logging.getLogger(__name__)
 MODELS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
 STAGE = 5  # of the trainer's arguments: plans, fold, output, data, batch Dice, stage, ...
 CHECKPOINT = "checkpoint_final.pth"
-DEFAULT_RESAMPLING = "resample_data_or_seg_to_shape"
-TORCH_RESAMPLING = "resample_torch_fornnunet"
-# our names for how plans resample images: nnU-Net's function, and whether slices are treated apart
-RESAMPLING = {
-    "nnunet": (DEFAULT_RESAMPLING, None),
-    "cubic": (DEFAULT_RESAMPLING, False),
-    "linear": (TORCH_RESAMPLING, False),
-}
 CONFIGURATION = "3d_fullres"
-# what a network of v2 must have, where it says it
-ARCHITECTURE = {
-    "network_class_name": "PlainConvUNet",
-    "norm_op": "InstanceNorm3d",
-    "norm_op_kwargs.eps": 1e-5,
-    "dropout_op": None,
-    "nonlin": "LeakyReLU",
-    "nonlin_kwargs.negative_slope": 0.01,
-    "nonlin_first": False,
-}
+# what a v2 network must have where its plans say it, our resampling in its words, and what we write
+WORDS = Path(__file__).parent / "nnunet.json"
 
 
 def read_network(path: Path, fold: str | int | None) -> Foreign:
@@ -143,10 +127,11 @@ def _read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
     missing = [key for key in ("network_weights", "init_args") if key not in content]
     if missing:
         raise FlareError(f"source={paths[0]}: no checkpoint of nnU-Net v2 (no entry {missing[0]!r})")
+    words = read_json(WORDS)
     try:
         plans = read_json(folder / "plans.json")
         configuration = _configuration(plans, content["init_args"]["configuration"])
-        strides = [list(stride) for stride in _checked_settings(configuration)["strides"]]
+        strides = [list(stride) for stride in _checked_settings(configuration, words["network"])["strides"]]
         weights = from_nnunet(content["network_weights"])
         for name, tensor in list(weights.items()):
             if name.endswith(".conv.weight"):  # with a bias of zeros the output stays the same
@@ -156,13 +141,14 @@ def _read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
         if strides != found:
             raise FlareError(f"source: strides {found}, but the plans say {strides}")
         _check(configuration["normalization_schemes"][0], "CTNormalization", plans["transpose_forward"])
-        apart = (configuration.get("resampling_fn_data_kwargs") or {}).get("force_separate_z")
-        resampled = (configuration.get("resampling_fn_data"), apart)
+        resampled = _resampling(configuration)
         values = {
             "spacing_mm": configuration["spacing"],
             "patch_size": configuration["patch_size"],
             "intensity": _intensity(plans["foreground_intensity_properties_per_channel"]["0"], "std"),
-            "interpolation": next((name for name, known in RESAMPLING.items() if known == resampled), None),
+            "interpolation": next(
+                (n for n, k in words["resampling"].items() if _resampling(k) == resampled), None
+            ),
             "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
         }
     except (KeyError, TypeError) as error:
@@ -179,21 +165,27 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     return (_configuration(plans, own["inherits_from"]) if "inherits_from" in own else {}) | own
 
 
-def _checked_settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
+def _resampling(configuration: Mapping[str, Any]) -> tuple[Any, Any]:
+    """How images are resampled: nnU-Net's function, and whether slices are treated apart."""
+    settings = configuration.get("resampling_fn_data_kwargs") or {}
+    return configuration.get("resampling_fn_data"), settings.get("force_separate_z")
+
+
+def _checked_settings(configuration: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the network; what ours does not have is refused by name."""
     if "architecture" not in configuration:  # before nnU-Net 2.3
         name, settings = configuration["UNet_class_name"], {"strides": configuration["pool_op_kernel_sizes"]}
     else:
         name = configuration["architecture"]["network_class_name"]
         settings = configuration["architecture"]["arch_kwargs"]
-    for key, expected in ARCHITECTURE.items():
+    for key, wanted in expected.items():
         found: Any = {**settings, "network_class_name": name}
         for part in key.split("."):
             found = (found or {}).get(part)
         if isinstance(found, str):
             found = found.rpartition(".")[2]
-        if found not in (None, expected):
-            raise FlareError(f"source: {key} is {found}; expected {expected}")
+        if found not in (None, wanted):
+            raise FlareError(f"source: {key} is {found}; expected {wanted}")
     return settings
 
 
@@ -226,11 +218,11 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     if folder.is_file():
         raise FlareError(f"output={folder}: is a file; expected a folder")
     network = architecture(checkpoint.state_dict)
-    template = read_json(Path(__file__).parent / "template.json")
+    words = read_json(WORDS)
     names = ["background", *(checkpoint.class_list.name_of(c) for c in checkpoint.outputs[1:])]
     labels = {name: channel for channel, name in enumerate(names)}
-    plans = _filled(template["plans"], checkpoint, network, folder.parent.name)
-    write_json(folder / "dataset.json", template["dataset"] | {"labels": labels})
+    plans = _plans2(words, checkpoint, network, folder.parent.name)
+    write_json(folder / "dataset.json", words["dataset"] | {"labels": labels})
     write_json(folder / "plans.json", plans)
     content = {
         "network_weights": to_nnunet2(checkpoint.state_dict, common_kernels(network)),
@@ -241,26 +233,22 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     write_weights_file(folder / f"fold_{fold}" / CHECKPOINT, content)
 
 
-def _filled(
-    plans: dict[str, Any], checkpoint: Checkpoint, network: Mapping[str, Any], dataset: str
+def _plans2(
+    words: Mapping[str, Any], checkpoint: Checkpoint, network: Mapping[str, Any], dataset: str
 ) -> dict[str, Any]:
     """What nnU-Net's preprocessing and prediction ask for; it restores as with `restore=trilinear`."""
-    if checkpoint.interpolation not in RESAMPLING:
+    if checkpoint.interpolation not in words["resampling"]:
         raise FlareError(f"source: resamples by {checkpoint.interpolation!r}, which nnU-Net has not")
-    function, apart = RESAMPLING[checkpoint.interpolation]
-    cubic = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": apart}
     statistics = dict(checkpoint.intensity)
     intensity = {"percentile_00_5": statistics.pop("lower"), "percentile_99_5": statistics.pop("upper")}
     patch_size, spacing = list(checkpoint.patch_size), list(checkpoint.spacing_mm)
     stages, convolutions = len(network["features"]), network["convolutions_per_stage"]
-    configuration = plans["configurations"][CONFIGURATION]
-    linear = configuration["resampling_fn_probabilities_kwargs"]
+    configuration = words["plans"]["configurations"][CONFIGURATION]
     configuration |= {
         "patch_size": patch_size,
         "median_image_size_in_voxels": patch_size,
         "spacing": spacing,
-        "resampling_fn_data": function,
-        "resampling_fn_data_kwargs": linear if function == TORCH_RESAMPLING else cubic,
+        **words["resampling"][checkpoint.interpolation],
     }
     configuration["architecture"]["arch_kwargs"] |= {
         "n_stages": stages,
@@ -270,7 +258,7 @@ def _filled(
         "n_conv_per_stage": [convolutions] * stages,
         "n_conv_per_stage_decoder": [convolutions] * (stages - 1),
     }
-    return plans | {
+    return words["plans"] | {
         "dataset_name": dataset if re.fullmatch(r"Dataset\d{3}_\w+", dataset) else "Dataset999_flare",
         "original_median_spacing_after_transp": spacing,
         "original_median_shape_after_transp": patch_size,
