@@ -2,11 +2,12 @@
 
 import errno
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cohort_files import image_array, label_array, write, write_case, write_dicom
 from flare.core import volumes as images
@@ -15,7 +16,6 @@ from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_csv
 from flare.core.geometry import Geometry
 from flare.core.volumes import find_images, read_image
-from flare.prepare import analysis as analysis_report
 from flare.prepare.cohort import prepare, prepare_cohort
 from flare.runs.folders import prepared_folder
 
@@ -25,20 +25,11 @@ Build = Callable[..., DictConfig]
 
 
 @pytest.fixture
-def build(tmp_path: Path, config: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """A configuration for a cohort of eight cases, four of another source, worked on in this process."""
-    monkeypatch.setattr(analysis_report, "plot_label_analysis", lambda path, *_: path.write_bytes(b""))
+def build(tmp_path: Path, build: Build) -> Build:
+    """A configuration for a cohort of eight cases."""
     for seed, case in enumerate(CASES):
         write_case(tmp_path / "d", case, 1, 14, seed=seed)
-    composed = config("prepare", "data=default", "data.name=test", "executor.workers=0")
-    OmegaConf.set_struct(composed, False)
-
-    def override(*overrides: str) -> DictConfig:
-        lines = [f"data.root={tmp_path / 'd'}", f"data.cache={tmp_path / 'cache'}", "data.spacing_mm=[5,2,2]"]
-        lines += ["data.labeled_images=images", "data.labels=labels", *overrides]
-        return OmegaConf.unsafe_merge(composed.copy(), OmegaConf.from_dotlist(lines))
-
-    return override
+    return partial(build, f"data.root={tmp_path / 'd'}")
 
 
 @pytest.fixture

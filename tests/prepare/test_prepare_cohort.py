@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cohort_files import image_array, label_array, write, write_case, write_dicom
-from conftest import CONF
 from flare.core import volumes
 from flare.core.cases import Case, read_index, select_cases
 from flare.core.classes import ClassList
@@ -20,44 +18,17 @@ from flare.core.files import read_csv, stat_key
 from flare.core.geometry import Geometry
 from flare.data import cache
 from flare.data.cache import open_array
-from flare.prepare import analysis as analysis_report
 from flare.prepare.cohort import analyse, prepare, prepare_cohort
 from flare.runs.folders import lock, prepared_folder
 from flare.runs.work import Executor
 
+Build = Callable[..., DictConfig]
 ORGANS = tuple(range(1, 14))
 
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plot has tests of its own, and takes longer than all the rest."""
-    monkeypatch.setattr(
-        analysis_report, "plot_label_analysis", lambda path, cases, labels: path.write_bytes(b"")
-    )
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
-@pytest.fixture(scope="module")
-def composed() -> DictConfig:
-    """The configuration of prepare.py, composed once: it takes longer than preparing a few cases."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("prepare", ["data=default", "data.name=test", "executor.workers=0"])
-    OmegaConf.set_struct(cfg, False)
-    return cfg
-
-
-@pytest.fixture
-def build(tmp_path: Path, composed: DictConfig) -> Callable[..., DictConfig]:
-    """A configuration for the cohort below `tmp_path`, worked on in this process."""
-
-    def override(*overrides: str) -> DictConfig:
-        folders = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}", "data.spacing_mm=[5,2,2]"]
-        folders += ["data.labeled_images=images", "data.labels=labels"]
-        return OmegaConf.unsafe_merge(composed.copy(), OmegaConf.from_dotlist([*folders, *overrides]))
-
-    return override
-
-
-def test_a_cohort_of_all_kinds_and_splits(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_a_cohort_of_all_kinds_and_splits(tmp_path: Path, build: Build) -> None:
     write(tmp_path / "images/full_0000.nii.gz", image_array(0, (14, 8, 10)))
     write(tmp_path / "labels/full.nii.gz", label_array(*ORGANS, shape=(14, 8, 10)))
     write_case(tmp_path, "lesion", 1, 14, seed=1)
@@ -90,9 +61,7 @@ def test_a_cohort_of_all_kinds_and_splits(tmp_path: Path, build: Callable[..., D
     assert [r["status"] for r in read_csv(cohort.folder.integrity)] == ["ok"] * 6
 
 
-def test_arrays_and_statistics_are_those_of_the_files(
-    tmp_path: Path, build: Callable[..., DictConfig]
-) -> None:
+def test_arrays_and_statistics_are_those_of_the_files(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1, 14, seed=1)
     write_case(tmp_path, "b", 2, seed=2)
     write(tmp_path / "vi/v_0000.nii.gz", image_array(4) + 2000)
@@ -118,11 +87,11 @@ def test_arrays_and_statistics_are_those_of_the_files(
     assert (stored["cases"], stored["voxels"]) == (2, 30)
 
 
-def processed_after(build: Callable[..., DictConfig], *overrides: str) -> list[str]:
+def processed_after(build: Build, *overrides: str) -> list[str]:
     return prepare_cohort(build(*overrides)).processed
 
 
-def test_only_what_is_new_or_changed_is_read(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_only_what_is_new_or_changed_is_read(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1)
     write_case(tmp_path, "b", 2)
     assert processed_after(build) == ["a", "b"]
@@ -146,9 +115,7 @@ def test_only_what_is_new_or_changed_is_read(tmp_path: Path, build: Callable[...
     assert stat_key(prepared_folder(build()).image("a")) == kept
 
 
-def test_every_file_is_unpacked_once(
-    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_file_is_unpacked_once(tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels are counted where they are checked and cached; a plan counts only what nobody counted yet."""
     write_case(tmp_path, "a", 1, 14)
     write(tmp_path / "vi/v_0000.nii.gz", image_array(4))
@@ -172,7 +139,7 @@ def test_every_file_is_unpacked_once(
     assert read == {"labels/a.nii.gz": 1}
 
 
-def test_settings_that_change_the_arrays_redo_them(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_settings_that_change_the_arrays_redo_them(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1)
     write(tmp_path / "vi/v_0000.nii.gz", image_array(4))
     held_out = "data.validation_images=vi"
@@ -182,9 +149,7 @@ def test_settings_that_change_the_arrays_redo_them(tmp_path: Path, build: Callab
     assert processed_after(build, held_out, "data.percentiles=[1,99]", "data.interpolation=cubic") == []
 
 
-def test_what_a_source_declares_is_read_anew_without_reading_images(
-    tmp_path: Path, build: Callable[..., DictConfig]
-) -> None:
+def test_what_a_source_declares_is_read_anew_without_reading_images(tmp_path: Path, build: Build) -> None:
     write(tmp_path / "images/a_0000.nii.gz", image_array(0, (14, 8, 10)))
     write(tmp_path / "labels/a.nii.gz", label_array(*ORGANS[:-1], shape=(14, 8, 10)))
     assert [c.kind for c in prepare(build()).cases] == ["partial"]
@@ -199,7 +164,7 @@ def test_what_a_source_declares_is_read_anew_without_reading_images(
     assert cohort.processed == []
 
 
-def test_foreign_ids_are_renumbered(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_foreign_ids_are_renumbered(tmp_path: Path, build: Build) -> None:
     write(tmp_path / "images/a_0000.nii.gz", image_array(0))
     write(tmp_path / "labels/a.nii.gz", label_array(5, 52, 99))
     with pytest.raises(FlareError, match=r"a: .*99.* outside the class list"):
@@ -209,7 +174,7 @@ def test_foreign_ids_are_renumbered(tmp_path: Path, build: Callable[..., DictCon
     assert np.unique(open_array(cohort.folder.labels("a"))[:]).tolist() == [0, 1, 5]
 
 
-def test_a_class_list_of_ones_own(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_a_class_list_of_ones_own(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 7, 40)
     organ = {"role": "organ", "tolerance_mm": 2, "slice_range": False}
     cfg = build()
@@ -222,7 +187,7 @@ def test_a_class_list_of_ones_own(tmp_path: Path, build: Callable[..., DictConfi
     assert "heart_ml" in cohort.folder.label_analysis.read_text()
 
 
-def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Build) -> None:
     array = image_array(0)
     write_dicom(tmp_path / "images/deep/patient1", array, [5.0 * z for z in range(6)])
     write(
@@ -239,9 +204,7 @@ def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Callable[..., DictConfi
 
 
 @pytest.mark.slow
-def test_worker_processes_give_what_one_process_gives(
-    tmp_path: Path, build: Callable[..., DictConfig]
-) -> None:
+def test_worker_processes_give_what_one_process_gives(tmp_path: Path, build: Build) -> None:
     for seed in range(4):
         write_case(tmp_path, f"c{seed}", 1, 14, seed=seed)
     alone = prepare(build())
@@ -254,9 +217,7 @@ def test_worker_processes_give_what_one_process_gives(
             assert first.read_bytes() == second.read_bytes()
 
 
-def test_analysis_needs_no_readable_image_and_writes_nothing(
-    tmp_path: Path, build: Callable[..., DictConfig]
-) -> None:
+def test_analysis_needs_no_readable_image_and_writes_nothing(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1, 14)
     (tmp_path / "images/a_0000.nii.gz").write_bytes(b"")
     cases = analyse(build())
@@ -265,7 +226,7 @@ def test_analysis_needs_no_readable_image_and_writes_nothing(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_cohort_without_labels_has_no_statistics(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_a_cohort_without_labels_has_no_statistics(tmp_path: Path, build: Build) -> None:
     write(tmp_path / "more/none_0000.nii.gz", image_array(3))
     cohort = prepare(build("data.labeled_images=null", "data.labels=null", "data.unlabeled_images=more"))
     assert cohort.intensity is None
@@ -273,7 +234,7 @@ def test_a_cohort_without_labels_has_no_statistics(tmp_path: Path, build: Callab
     assert cohort.processed == ["none"]
 
 
-def test_an_empty_cohort_is_refused(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_an_empty_cohort_is_refused(tmp_path: Path, build: Build) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     with pytest.raises(FlareError, match=r"data\.root: no image"):
@@ -281,7 +242,7 @@ def test_an_empty_cohort_is_refused(tmp_path: Path, build: Callable[..., DictCon
 
 
 def test_a_case_that_the_machine_failed_at_is_told_from_a_refused_one(
-    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, case in enumerate(("good", "sound", "bad")):
         write_case(tmp_path, case, 1, seed=number)
@@ -313,7 +274,7 @@ def test_a_case_that_the_machine_failed_at_is_told_from_a_refused_one(
     assert processed_after(build, "data.interpolation=cubic") == ["bad", "sound"]  # mended
 
 
-def test_a_typing_error_costs_nothing_of_the_cache(tmp_path: Path, build: Callable[..., DictConfig]) -> None:
+def test_a_typing_error_costs_nothing_of_the_cache(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1)
     prepare(build())
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
@@ -324,7 +285,7 @@ def test_a_typing_error_costs_nothing_of_the_cache(tmp_path: Path, build: Callab
 
 
 def test_what_another_start_prepared_while_this_one_waited_is_not_done_again(
-    tmp_path: Path, build: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_case(tmp_path, "a", 1)
 
@@ -339,9 +300,7 @@ def test_what_another_start_prepared_while_this_one_waited_is_not_done_again(
     assert prepare(build()).processed == []
 
 
-def test_what_a_killed_preparation_left_is_removed_and_the_rest_kept(
-    tmp_path: Path, build: Callable[..., DictConfig]
-) -> None:
+def test_what_a_killed_preparation_left_is_removed_and_the_rest_kept(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1)
     write_case(tmp_path, "b", 1)
     cohort = prepare(build())
@@ -357,9 +316,7 @@ def test_what_a_killed_preparation_left_is_removed_and_the_rest_kept(
 
 
 @pytest.mark.slow
-def test_four_thousand_cases_are_analysed_in_a_minute(
-    tmp_path: Path, config: Callable[..., DictConfig]
-) -> None:
+def test_four_thousand_cases_are_analysed_in_a_minute(tmp_path: Path, config: Build) -> None:
     """The challenge's counts, from label files alone; the images are empty files."""
     kinds = {222: ORGANS, 1497: (1, 14), 481: (2,)}
     number = 0
@@ -385,9 +342,7 @@ def test_four_thousand_cases_are_analysed_in_a_minute(
 
 
 @pytest.mark.slow
-def test_the_real_scans(
-    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: ClassList
-) -> None:
+def test_the_real_scans(real_data: Path, tmp_path: Path, config: Build, labels: ClassList) -> None:
     """Left and right by anatomy: RAS order has X run to the patient's right, where the liver is."""
     cfg = config(
         "prepare",
@@ -424,7 +379,7 @@ def test_the_real_scans(
 
 @pytest.mark.slow
 def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
-    real_data: Path, tmp_path: Path, config: Callable[..., DictConfig], labels: ClassList
+    real_data: Path, tmp_path: Path, config: Build, labels: ClassList
 ) -> None:
     cfg = config(
         "prepare",
@@ -444,7 +399,7 @@ def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
 
 
 def test_analysis_names_what_it_leaves_out(
-    tmp_path: Path, build: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, build: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_case(tmp_path, "a", 1)
     write_case(tmp_path, "b", 1, 77)
@@ -470,7 +425,7 @@ class Maker:
 
 
 def test_a_generator_makes_the_cohort_before_it_is_listed_and_plans_it_without(
-    tmp_path: Path, build: Callable[..., DictConfig]
+    tmp_path: Path, build: Build
 ) -> None:
     given = {"_target_": f"{__name__}.Maker", "root": str(tmp_path), "cases": 2}
     cfg = build()

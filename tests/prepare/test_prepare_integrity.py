@@ -111,11 +111,7 @@ class Prepared:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    from hydra import compose, initialize_config_dir
-
-    from conftest import CONF
-
+def prepared(tmp_path_factory: pytest.TempPathFactory, config: Callable[..., DictConfig]) -> Prepared:
     root = tmp_path_factory.mktemp("cohort")
     write_case(root, "good", 1, 14)
     write_bad_images(root)
@@ -130,8 +126,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     overrides = ["data=default", "data.name=bad", f"data.root={root}", f"data.cache={root / 'cache'}"]
     overrides += ["data.labeled_images=images", "data.labels=labels", "data.unlabeled_images=more"]
     overrides += ["data.validation_images=vi", "executor.workers=0"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("prepare", overrides)
+    cfg = config("prepare", *overrides)
     with pytest.raises(FlareError) as error:
         prepare(cfg)
     rows: dict[str, list[dict[str, str]]] = {}
@@ -181,24 +176,22 @@ def test_an_empty_label_is_told(prepared: Prepared) -> None:
 
 @pytest.mark.slow
 def test_a_repaired_case_joins_and_a_broken_one_leaves(
-    tmp_path: Path, config: Callable[..., DictConfig]
+    tmp_path: Path, build: Callable[..., DictConfig]
 ) -> None:
     write_case(tmp_path, "a", 1)
     write_case(tmp_path, "b", 1)
     image = tmp_path / "images/b_0000.nii.gz"
     whole = image.read_bytes()
     image.write_bytes(whole[:40])
-    overrides = ["data=default", "data.name=x", f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"]
-    overrides += ["data.labeled_images=images", "data.labels=labels", "executor.workers=0"]
     with pytest.raises(FlareError, match="b: "):
-        prepare(config("prepare", *overrides))
+        prepare(build())
     image.write_bytes(whole)
-    cohort = prepare(config("prepare", *overrides))
+    cohort = prepare(build())
     assert cohort.processed == ["b"]
     assert cohort.folder.image("b").exists()
     image.write_bytes(whole[:40])
     with pytest.raises(FlareError, match="b: "):
-        prepare(config("prepare", *overrides))
+        prepare(build())
     assert [c.id for c in read_index(cohort.folder.index)] == ["a"]
     assert not cohort.folder.image("b").exists()
 
