@@ -164,6 +164,14 @@ def test_names_there_and_back() -> None:
 # --- refusals
 
 
+def test_a_resampling_that_nnunet_has_not_leaves_no_folder(convert: Convert, tmp_path: Path) -> None:
+    model = write_model(tmp_path, plans=plans1())
+    convert(source=model, output=tmp_path / "in.ckpt", interpolation="nearest")
+    with pytest.raises(FlareError, match="resamples by 'nearest', which nnU-Net has not"):
+        convert(source=tmp_path / "in.ckpt", output=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_truncated_files(convert: Convert, tmp_path: Path) -> None:
     path = write_model(tmp_path, plans=plans1())
     for damaged in (path, path.with_name(path.name + ".pkl")):

@@ -75,9 +75,11 @@ def test_arrays_of_anything_but_numbers(tmp_path: Path, value: Any) -> None:
 def test_what_is_allowed_cannot_be_changed(tmp_path: Path) -> None:
     """BUILD may set attributes of what a name gives."""
     path = tmp_path / "plans.pkl"
-    path.write_bytes(b"cnumpy\ndtype\n}S'__call__'\nNsb.")
-    with pytest.raises(FlareError):
-        read_pickle(path)
+    attributes = b"}S'__call__'\nNs", b"(N}S'function'\nNst"  # of `__dict__`; of slots and properties
+    for state in attributes:
+        path.write_bytes(b"cnumpy\ndtype\n" + state + b"b.")
+        with pytest.raises(FlareError, match="attribute"):
+            read_pickle(path)
     path.write_bytes(pickle.dumps(np.arange(3)))
     assert read_pickle(path).tolist() == [0, 1, 2]
 

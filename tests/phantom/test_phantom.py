@@ -343,6 +343,7 @@ print([m for m in ("numpy", "scipy", "SimpleITK", "torch") if m in sys.modules])
     ("changes", "key"),
     [
         ({"size": "huge"}, "phantom.size"),
+        ({"colour": "red"}, "phantom=colour: expected one of size, seed"),
         ({"counts": {"tumour": 1}}, "phantom.counts"),
         ({"tumors": {**settings()["tumors"], "hosts": {"lung": 1}}}, "phantom.tumors.hosts"),
     ],
