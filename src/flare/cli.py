@@ -61,10 +61,9 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     """
     from flare.baselines.predictors import check_baselines, predictors
     from flare.evaluation.rendering import show
+    from flare.report.comparison import mean_table, publish_table
     from flare.report.facts import ReportSettings
-    from flare.report.online import publish_table
     from flare.report.page import write_report
-    from flare.report.summaries import mean_table
     from flare.rounds.ablation import write_ablation
     from flare.rounds.iterate import iterate
 

@@ -17,8 +17,7 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError, given_paths
 from flare.core.files import read_csv
 from flare.evaluation.rendering import Table
-from flare.report.comparison import Comparison, Rows, write_comparison
-from flare.report.summaries import mean_table
+from flare.report.comparison import Comparison, Rows, mean_table, write_comparison
 from flare.sweeps.jobs import read_jobs
 from flare.sweeps.table import compare, shown, varied
 
@@ -59,7 +58,7 @@ def make_dashboard(
     if online and not found.is_trained:
         raise FlareError("online=true: only trainings are logged to W&B, and nothing was trained here")
     if online:
-        from flare.report.online import publish
+        from flare.report.comparison import publish
 
         log.info("created %s", publish(found))
     return paths

@@ -16,8 +16,7 @@ from flare.core.errors import FlareError
 from flare.core.files import write_csv
 from flare.core.pictures import run_strokes
 from flare.dashboard import main, make_dashboard, read_comparison
-from flare.report.comparison import compared_bars, compared_curves
-from flare.report.online import build_report
+from flare.report.comparison import build_report, compared_bars, compared_curves
 from flare.runs.records import record_environment
 from flare.sweeps.jobs import COMPLETED, Job
 
@@ -95,7 +94,7 @@ def test_wandb_gets_the_same_panels(run: Path) -> None:
     report = build_report(found)
     assert (report.project, report.entity, report.title) == ("p", "team", "Ablation: trial")
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
-    assert [len(g.panels) for g in grids] == [len(s.panels) for s in found.sections]
+    assert [len(g.panels) for g in grids] == [len(panels) for panels in found.sections.values()]
     lines = grids[0].panels[0]
     assert isinstance(lines, wr.LinePlot)
     assert "val/dsc_mean" in str(lines.y)

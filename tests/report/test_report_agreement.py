@@ -50,6 +50,6 @@ def test_without_references_nothing_is_compared(tmp_path: Path, labels: ClassLis
 
 
 def test_means_are_over_the_classes_that_were_compared() -> None:
-    quality = Quality("mo1", "mo", 2, {"pseudo": 2}, {"pseudo": {1: 0.5, 2: 0.7, 14: 0.1}})
+    quality = Quality("mo1", "mo", 2, {"pseudo": [{1: 0.4, 2: 0.7}, {1: 0.6, 14: 0.1}]})
     assert quality.percent("pseudo", (1, 2, 3)) == pytest.approx(60)
     assert quality.percent("pseudo", (3,)) is None

@@ -2,8 +2,8 @@
 
 from xml.etree import ElementTree
 
+from flare.report.charts import draw_graph, place
 from flare.report.facts import RoundFacts
-from flare.report.figures import draw_graph, place
 
 PAPER = {"mo": None, "mo1": "mo", "mo2": "mo1", "mt": None, "mot": "mo2", "mot1": "mot"}
 

@@ -9,8 +9,7 @@ from flare.core.classes import ClassList
 from flare.report.charts import class_boxes, trend, trends
 from flare.report.examples import named_ranks
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather
-from flare.report.page import headline
-from flare.report.summaries import ablation_table, efficiency_table, provenance_table, ranked
+from flare.report.page import ablation_table, efficiency_row, headline, provenance_row
 from flare.rounds.ablation import Results
 from report_run import make_run
 
@@ -52,7 +51,7 @@ def test_provenance_counts_maps_and_volume_by_source(labels: ClassList) -> None:
         }
         | {"Lesion_source": "none", "Lesion_merged": "0"},
     ]
-    (row,) = provenance_table([RoundFacts("mo1", "mo", PLAN, provenance=rows)], two_classes(labels))
+    row = provenance_row(RoundFacts("mo1", "mo", PLAN, provenance=rows), two_classes(labels))
     assert (row["from_truth"], row["from_teacher"]) == (2, 1)
     assert row["teacher_percent"] == 50
     assert (row["bearing"], row["overwritten"], row["kept"], row["dropped"]) == (1, 5, 2, 4)
@@ -64,15 +63,15 @@ def test_cases_are_ranked_by_the_classes_that_were_scored(labels: ClassList) -> 
         {"Name": "b", "Liver_DSC": 0.9, "Lesion_DSC": 0.3},
         {"Name": "c", "Liver_DSC": None, "Lesion_DSC": None},
     ]
-    order = ranked(facts(two_classes(labels), [RoundFacts("mo", None, PLAN, scores=scores)], []))
-    assert [case for case, _ in order] == ["b", "a"]
+    order = list(facts(two_classes(labels), [RoundFacts("mo", None, PLAN, scores=scores)], []).ranked)
+    assert order == ["b", "a"]
     assert named_ranks(order) == {"b": "best", "a": "worst"}
-    assert named_ranks([("x", 0.5)]) == {"x": "best"}
-    assert named_ranks([(c, 0.0) for c in "abc"]) == {"a": "best", "b": "median", "c": "worst"}
+    assert named_ranks(["x"]) == {"x": "best"}
+    assert named_ranks("abc") == {"a": "best", "b": "median", "c": "worst"}
 
 
 def test_efficiency_of_a_round_without_scored_cases_is_empty() -> None:
-    (row,) = efficiency_table([RoundFacts("mo", None, PLAN, curve=[{"patches_per_s": 4.0}])])
+    row = efficiency_row(RoundFacts("mo", None, PLAN, curve=[{"patches_per_s": 4.0}]))
     assert (row["patches_per_s"], row["n"], row["median_s"], row["gpu_memory_mb"]) == (4.0, 0, None, None)
 
 
@@ -88,7 +87,7 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
     scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.classes.entries}
     scored = {key: value for key, value in scores.items() if value is not None}
     assert set(scored) == shown
-    ((_, mean),) = ranked(found)
+    (mean,) = found.ranked.values()
     assert mean == pytest.approx(sum(scored.values()) / len(scored))
     ticks = class_boxes(found.last, found.classes).axes[1].get_xticklabels()
     assert len(ticks) == (1 if last == "mt" else 13)

@@ -10,9 +10,9 @@ import pytest
 
 from flare.core.classes import ClassList
 from flare.core.files import write_csv, write_text
-from flare.report.examples import Shown
+from flare.report.examples import Shown, viewer_json
 from flare.report.facts import Facts, ReportSettings
-from flare.report.page import NIIVUE, viewer_json, write_report
+from flare.report.page import NIIVUE, write_report
 from flare.rounds.ablation import Results
 from flare.rounds.graph import plan_rounds, tell_starts, write_plan
 from flare.runs.outcomes import Outcome

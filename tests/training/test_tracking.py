@@ -16,7 +16,7 @@ from flare.core.files import write_csv
 from flare.core.geometry import Geometry, Volume
 from flare.evaluation.tables import AblationRow, table5
 from flare.prepare.cohort import Cohort
-from flare.report.online import publish_table
+from flare.report.comparison import publish_table
 from flare.runs.folders import RoundFolder, run_folder
 from flare.training.loggers import KEY, Overlays, cut_slice
 from tiny_round import LIVER, TINY, TUMOR, configuration, train_tiny, write_cohort

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flare.core.cases import Case, select_cases
 from flare.core.classes import ClassList
 from flare.core.volumes import case_id, find_images, match_grid, read_labels
+from flare.evaluation.metrics import mean
 from flare.report.facts import ReportSettings
+from flare.report.figures import ACCENT, GREY, PAPER, draw_series, legend_below, new_figure
 from flare.rounds.ablation import Trained
 from flare.rounds.settings import RoundSettings
-from flare.runs.folders import RunFolder
 from flare.runs.work import run_cases
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 SAMPLE = 60  # cases a round, evenly over the index: a mean does not need 4000
@@ -32,20 +37,19 @@ class Quality:
         round: The round that is labelled.
         teacher: Who made its pseudo labels, one round or two.
         of: Training cases of the round; `SAMPLE` of them at most are compared.
-        cases: Comparison -> number of cases that could be compared.
-        dice: Comparison -> class id -> mean Dice over the cases whose reference has the class.
+        compared: Comparison -> Dice by class id of each case that could be compared, of classes that its
+            reference has.
     """
 
     round: str
     teacher: str
     of: int
-    cases: dict[str, int]
-    dice: dict[str, dict[int, float]]
+    compared: dict[str, list[dict[int, float]]]
 
-    def percent(self, comparison: str, ids: Sequence[int]) -> float | None:
-        """Mean over classes in percent; None where none was compared."""
-        values = [100 * self.dice[comparison][i] for i in ids if i in self.dice[comparison]]
-        return float(np.mean(values)) if values else None
+    def percent(self, comparison: str, ids: Iterable[int]) -> float | None:
+        """Mean over classes of the mean over cases, in percent; None where none was compared."""
+        dice = [mean(case.get(i) for case in self.compared[comparison]) for i in ids]
+        return mean(None if value is None else 100 * value for value in dice)
 
 
 def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Quality]:
@@ -55,10 +59,9 @@ def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Qua
     what it predicts, and what the round trains on after merging, against the truth where there is one.
     """
     truths = {} if settings.truth is None else {case_id(p): p for p in find_images(settings.truth)}
-    rounds, run = trained.rounds, trained.run
-    teachers = {r.name: r for r in rounds}
+    teachers = {r.name: r for r in trained.rounds}
     found = []
-    for item in rounds:
+    for item in trained.rounds:
         if not item.is_hybrid or item.teacher is None:
             continue
         chosen = select_cases(trained.cohort.cases, item.labels.cases)
@@ -66,8 +69,8 @@ def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Qua
         jobs = {}
         for case in sample:
             teacher = teachers.get(str(item.teacher_of(case)))
-            references = _references(case, item, teacher, run, truths.get(case.id))
-            prediction = run.round(item.name).predictions / f"{case.id}.nii.gz"
+            references = _references(case, item, teacher, truths.get(case.id))
+            prediction = item.folder.predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
                 jobs[case.id] = {
                     "case": case.id,
@@ -78,27 +81,27 @@ def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Qua
                     "targets": item.labels.targets,
                     "taught": (teacher or item).labels.targets,
                 }
-        description = f"compare labels of {item.name}"
-        values = []
-        for outcome in run_cases(compare_case, jobs, executor=trained.executor, description=description):
-            if outcome.error is None:
-                values.append(outcome.value)
-            else:
+        compared: dict[str, list[dict[int, float]]] = {k: [] for k in COMPARISONS}
+        told = f"compare labels of {item.name}"
+        for outcome in run_cases(compare_case, jobs, executor=trained.executor, description=told):
+            if outcome.error is not None:
                 log.warning("case %s is left out of the comparison of labels", outcome.case_id)
-        found.append(_summarise(str(item.name), ", ".join(item.teachers), len(chosen), values))
+            for comparison, scores in (outcome.value or {}).items():
+                compared[comparison] += [scores] if scores else []
+        found.append(Quality(str(item.name), ", ".join(item.teachers), len(chosen), compared))
     return found
 
 
 def _references(
-    case: Case, item: RoundSettings, teacher: RoundSettings | None, run: RunFolder, truth: Path | None
+    case: Case, item: RoundSettings, teacher: RoundSettings | None, truth: Path | None
 ) -> dict[str, Path | None]:
     """What there is to compare a case's pseudo label with; empty if that is nothing."""
     previous: Path | None = None
     if teacher is not None and teacher.is_hybrid:
-        previous = run.round(teacher.name).labels / f"{case.id}.nii.gz"
+        previous = teacher.folder.labels / f"{case.id}.nii.gz"
     elif teacher is not None and case in select_cases([case], teacher.labels.cases):
         previous = case.label
-    merged = run.round(item.name).labels / f"{case.id}.nii.gz"
+    merged = item.folder.labels / f"{case.id}.nii.gz"
     found = {"previous": previous, "merged": merged, "truth": truth}
     found = {name: path if path is not None and path.exists() else None for name, path in found.items()}
     return found if found["previous"] or truth else {}
@@ -153,16 +156,36 @@ def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[in
     return {i: float(2 * both[i] / total[i]) for i in ids if there[i]}
 
 
-def _summarise(name: str, teacher: str, of: int, values: Sequence[dict[str, dict[int, float]]]) -> Quality:
-    scores: dict[str, dict[int, list[float]]] = {k: {} for k in COMPARISONS}
-    for value in values:
-        for comparison, classes in value.items():
-            for class_id, score in classes.items():
-                scores[comparison].setdefault(class_id, []).append(score)
-    return Quality(
-        round=name,
-        teacher=teacher,
-        of=of,
-        cases={k: sum(bool(v.get(k)) for v in values) for k in COMPARISONS},
-        dice={k: {i: float(np.mean(s)) for i, s in classes.items()} for k, classes in scores.items()},
-    )
+def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None:
+    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth.
+
+    Organs and tumor apart; None where there is nothing to compare them with.
+    """
+    lines = {
+        "previous": ("D:", GREY, "prediction and the labels its teacher was trained on"),
+        "pseudo": ("o-", ACCENT, "prediction and truth"),
+        "merged": ("s-", PAPER, "merged label and truth"),
+    }
+    means = {
+        part: {k: [q.percent(k, ids) for q in found] for k in lines} for part, ids in parts(classes).items()
+    }
+    there = {part: of for part, of in means.items() if any(m is not None for m in chain(*of.values()))}
+    if not there:
+        return None
+    with new_figure(10.4, 3.3) as figure:
+        grid = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
+        for axes, (part, values) in zip(grid, there.items(), strict=True):
+            for comparison, look in lines.items():
+                draw_series(axes, values[comparison], *look)
+            axes.set_title(part)
+            axes.set_xticks(range(len(found)), [f"{q.round.upper()}\nby {q.teacher.upper()}" for q in found])
+            axes.set_xlim(-0.4, len(found) - 0.6)
+            axes.set_ylim(0, 102)
+        grid[0].set_ylabel("Dice (%)")
+        legend_below(figure, grid[0])
+    return figure
+
+
+def parts(classes: ClassList) -> dict[str, tuple[int, ...]]:
+    """Class ids of what means are taken over, by what they are called."""
+    return {"organs, mean": classes.organs, "tumor": () if classes.tumor is None else (classes.tumor,)}

@@ -1,41 +1,108 @@
-"""Figures of how the rounds learned, what the last one scored, and how good their pseudo labels were."""
+"""Figures of the page: the graph of rounds, how they learned, what they scored; one for a README."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flare.core.classes import ClassList
+from flare.core.files import atomic
 from flare.core.pictures import TARGETS, class_colours, title
-from flare.report.agreement import Quality
-from flare.report.facts import Facts, RoundFacts
-from flare.report.figures import ACCENT, GREY, INK, PAPER, new_figure, style
+from flare.evaluation.metrics import MEASURES
+from flare.report.facts import Facts, RoundFacts, mean_of
+from flare.report.figures import (
+    ACCENT,
+    GREY,
+    INK,
+    PAPER,
+    draw_curve,
+    draw_series,
+    legend_below,
+    new_figure,
+    render,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FEW_POINTS = 40  # of a curve: each has a dot (ours)
+WIDTH, HEIGHT, GAP, ROW, EDGE = 122, 129, 24, 153, 4  # of a box, between columns, of a row, around all
+BELOW = 11  # how far below its boxes an arrow runs that has others to pass
 MIN_PLACES = 6  # of boxes side by side: a single one would fill the figure (ours)
-STAGES = ("read", "preprocess", "plan", "network", "restore", "write")
-STAGE_COLOURS = ("#9aa4b0", "#88c0a8", "#e0c060", "#2f6f9f", "#b07aa1", "#5f4b3b")
+STAGES = {
+    "read": "#9aa4b0",
+    "preprocess": "#88c0a8",
+    "plan": "#e0c060",
+    "network": "#2f6f9f",
+    "restore": "#b07aa1",
+    "write": "#5f4b3b",
+}
+
+
+def place(rounds: Sequence[RoundFacts]) -> dict[str, tuple[int, int]]:
+    """Column and row of each round: a pupil stands right of its teacher; a row ends where a branch does."""
+    known = {r.name for r in rounds}
+    places: dict[str, tuple[int, int]] = {}
+    rows = 0
+    for item in rounds:
+        teachers = [name for name in item.teachers if name in known]
+        if teachers:
+            row = places[teachers[0]][1]
+            column = 1 + max(places[name][0] for name in teachers)
+            while (column, row) in places.values():
+                row += 1
+        else:
+            column, row = 0, rows
+        places[item.name] = (column, row)
+        rows = max(rows, row + 1)
+    return places
+
+
+def draw_graph(rounds: Sequence[RoundFacts]) -> str:
+    """Draw the rounds as boxes and the pseudo labels as arrows: a whole `<svg>` element."""
+    places = place(rounds)
+    columns, rows = (1 + max(axis) for axis in zip(*places.values(), strict=True))
+    corners = {n: (EDGE + column * (WIDTH + GAP), EDGE + row * ROW) for n, (column, row) in places.items()}
+    size = (2 * EDGE + columns * (WIDTH + GAP) - GAP, 2 * EDGE + rows * ROW - (ROW - HEIGHT) + BELOW)
+    arrows = [
+        (_arrow(corners[name], corners[item.name]), name == item.unlabeled_teacher)
+        for item in rounds
+        for name in item.teachers
+        if name in corners
+    ]
+    boxes = [(item, corners[item.name]) for item in rounds]
+    given = {"size": size, "arrows": arrows, "boxes": boxes}
+    return render("graph.svg", **given, width=WIDTH, height=HEIGHT, targets=TARGETS)
+
+
+def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
+    """From side to side, or below the boxes that stand between."""
+    (x0, y0), (x1, y1) = source, target
+    if x1 - x0 > WIDTH + GAP:
+        x0, x1, low = x0 + WIDTH // 2, x1 + WIDTH // 2, max(y0, y1) + HEIGHT + BELOW
+        return f"M{x0} {y0 + HEIGHT}V{low}H{x1}V{y1 + HEIGHT + 2}"
+    x0, y0, y1 = x0 + WIDTH, y0 + HEIGHT // 2, y1 + HEIGHT // 2
+    bend = (x1 - x0) // 2
+    return f"M{x0} {y0}C{x0 + bend} {y0} {x1 - bend} {y1} {x1 - 2} {y1}"
 
 
 def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
     """Training loss (above) and mean validation DSC (below) by epoch, one column a round."""
-    with style():
-        figure = new_figure(10.4, 3.9)
+    with new_figure(10.4, 3.9) as figure:
         grid = figure.subplots(2, len(rounds), sharex="col", sharey="row", squeeze=False)
-        for (above, below), item in zip(grid.T, rounds, strict=True):
-            colour = TARGETS[item.plan["targets"]]
-            _curve(above, item, "train/loss", colour)
-            _curve(below, item, "val/dsc_mean", colour)
-            above.set_title(item.name.upper())
+        for column, item in zip(grid.T, rounds, strict=True):
+            for axes, key in zip(column, ("train/loss", "val/dsc_mean"), strict=True):
+                points = [(n + 1.0, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None]
+                if not draw_curve(axes, points, TARGETS[item.plan["targets"]]):
+                    axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
+            column[0].set_title(item.name.upper())
             epochs = max(1, len(item.curve))
-            below.set_xlim(0, epochs + 0.5)
-            below.set_xticks(sorted({1, epochs}))
+            column[1].set_xlim(0, epochs + 0.5)
+            column[1].set_xticks(sorted({1, epochs}))
         grid[1, 0].set_ylim(0, 1)
         grid[0, 0].set_ylabel("training loss")
         grid[1, 0].set_ylabel("validation DSC")
@@ -43,32 +110,13 @@ def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, item: RoundFacts, key: str, colour: str) -> None:
-    points = [(n + 1.0, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None]
-    if not draw_curve(axes, points, colour):
-        axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
-
-
-def draw_curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, dash: str = "-") -> bool:
-    """Draw the finite points as one curve, dots too where they are few; whether there are any."""
-    finite = [p for p in points if np.isfinite(p[1])]
-    if finite:
-        marker = "o" if len(finite) <= FEW_POINTS else None
-        look = {"color": colour, "linestyle": dash, "marker": marker, "markersize": 3.5, "linewidth": 1.5}
-        axes.plot(*zip(*finite, strict=True), clip_on=False, **look)  # type: ignore[arg-type]
-    return bool(finite)
-
-
 def trends(facts: Facts) -> dict[str, str]:
     """Columns of the ablation table whose course over the rounds is drawn, with what they are called.
 
     Organ mean and tumor DSC, as far as any round of the run learns and has them.
     """
-    names = {"organ_mean_DSC": "organs, mean"}
-    if facts.classes.tumor is not None:
-        names[f"{facts.classes.by_id(facts.classes.tumor).short}_DSC"] = "tumor"
-    ours = {r.name for r in facts.rounds}
-    rows = [row for row in facts.table if row["round"] in ours]
+    names = {"organ_mean_DSC": "organs, mean", facts.tumor_column: "tumor"}
+    rows = [row for row in facts.table if row["round"] in facts.names]
     return {k: name for k, name in names.items() if any(row.get(k) is not None for row in rows)}
 
 
@@ -77,30 +125,23 @@ def trend(facts: Facts) -> Figure | None:
     wanted = trends(facts)
     if not wanted:
         return None
-    with style():
-        figure = new_figure(10.4, 3.3)
+    with new_figure(10.4, 3.3) as figure:
         grid = figure.subplots(1, len(wanted), squeeze=False)[0]
         for axes, (key, name) in zip(grid, wanted.items(), strict=True):
             draw_trend(axes, facts, key, name)
-        handles, names = grid[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+        legend_below(figure, grid[0])
     return figure
 
 
 def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
     """One measure of the ablation table over the rounds."""
-    names = [r.name for r in facts.rounds]
+    names = facts.names
     rows = {row["round"]: row for row in facts.table}
-    for column, colour, mark, told in (
-        (key, ACCENT, "o-", f"this run ({facts.settings.data}, n={facts.results.compared})"),
-        (f"paper_{key}", PAPER, "s--", "the paper (FLARE23 online validation)"),
-    ):
-        points = [(i, rows[n][column]) for i, n in enumerate(names) if rows[n].get(column) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=told, clip_on=False)
-    baselines = [r for r in facts.table if r["round"] not in names and r.get(key) is not None]
-    if baselines:
-        best = max(baselines, key=lambda r: r[key])
+    ours = f"this run ({facts.settings.data}, n={facts.results.compared})"
+    theirs = "the paper (FLARE23 online validation)"
+    draw_series(axes, [rows[n].get(key) for n in names], "o-", ACCENT, ours)
+    draw_series(axes, [rows[n].get(f"paper_{key}") for n in names], "s--", PAPER, theirs)
+    if best := facts.best_baseline(key):
         axes.axhline(best[key], color=GREY, linewidth=1, linestyle=":", label="best baseline")
         axes.text(len(names) - 0.6, best[key] + 1.5, best["round"], color=GREY, ha="right", fontsize=8.5)
     axes.set_title(name)
@@ -114,91 +155,44 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
     """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
     colours = class_colours(classes)
     learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
-    with style():
-        figure = new_figure(10.4, 5.6)
+    grey = {"color": GREY}
+    with new_figure(10.4, 5.6) as figure:
         grid = figure.subplots(2, 1, sharex=True)
-        counts: list[int] = []
-        for axes, measure in zip(grid, ("DSC", "NSD"), strict=True):
-            values = [_scores(item, f"{c.short}_{measure}") for c in learned]
-            counts = [len(v) for v in values]
+        for axes, measure in zip(grid, MEASURES, strict=True):
+            keys = [f"{c.short}_{measure}" for c in learned]
+            values = [[100 * row[k] for row in item.scores if row.get(k) is not None] for k in keys]
             axes.boxplot(
-                [100 * v for v in values],
+                values,
                 positions=range(len(values)),
                 widths=0.55,
                 showfliers=False,
                 medianprops={"color": INK, "linewidth": 1.6},
-                boxprops={"color": GREY},
-                whiskerprops={"color": GREY},
-                capprops={"color": GREY},
+                boxprops=grey,
+                whiskerprops=grey,
+                capprops=grey,
             )
-            for place, (c, found) in enumerate(zip(learned, values, strict=True)):
+            for spot, (c, found) in enumerate(zip(learned, values, strict=True)):
                 offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
-                axes.scatter(
-                    place + offsets,
-                    100 * found,
-                    s=22,
-                    color=colours[c.id],
-                    edgecolor=INK,
-                    linewidth=0.6,
-                    zorder=3,
-                )
+                look = {"color": colours[c.id], "edgecolor": INK, "linewidth": 0.6}
+                axes.scatter(spot + offsets, found, s=22, zorder=3, **look)
             axes.set_ylim(-3, 103)
             axes.set_ylabel(f"{measure} (%)")
             axes.grid(axis="x", visible=False)
-        names = [f"{title(c).replace(' ', chr(10))}\nn={n}" for c, n in zip(learned, counts, strict=True)]
+        names = [
+            f"{title(c).replace(' ', chr(10))}\nn={len(v)}" for c, v in zip(learned, values, strict=True)
+        ]
         middle, half = (len(learned) - 1) / 2, max(len(learned), MIN_PLACES) / 2 + 0.1
         grid[1].set_xlim(middle - half, middle + half)
         grid[1].set_xticks(range(len(names)), names, fontsize=8)
     return figure
 
 
-def _scores(item: RoundFacts, key: str) -> np.ndarray:
-    return np.asarray([row[key] for row in item.scores if row.get(key) is not None], dtype=float)
-
-
-def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None:
-    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth.
-
-    Organs and tumor apart; None where there is nothing to compare them with.
-    """
-    lines = (
-        ("previous", GREY, "D:", "prediction and the labels its teacher was trained on"),
-        ("pseudo", ACCENT, "o-", "prediction and truth"),
-        ("merged", PAPER, "s-", "merged label and truth"),
-    )
-    tumor = () if classes.tumor is None else (classes.tumor,)
-    parts = [(classes.organs, "organs, mean"), (tumor, "tumor")]
-    there = [p for p in parts if any(q.percent(k, p[0]) is not None for q in found for k, *_ in lines)]
-    if not there:
-        return None
-    with style():
-        figure = new_figure(10.4, 3.3)
-        grid = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
-        for axes, (ids, name) in zip(grid, there, strict=True):
-            for comparison, colour, mark, told in lines:
-                points = [
-                    (i, m) for i, q in enumerate(found) if (m := q.percent(comparison, ids)) is not None
-                ]
-                if points:
-                    x, y = np.asarray(points).T
-                    axes.plot(x, y, mark, color=colour, markersize=5, label=told, clip_on=False)
-            axes.set_title(name)
-            axes.set_xticks(range(len(found)), [f"{q.round.upper()}\nby {q.teacher.upper()}" for q in found])
-            axes.set_xlim(-0.4, len(found) - 0.6)
-            axes.set_ylim(0, 102)
-        grid[0].set_ylabel("Dice (%)")
-        handles, names = grid[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    return figure
-
-
 def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
     """Mean seconds a case by stage of inference, one bar a round."""
-    with style():
-        figure = new_figure(10.4, 0.9 + 0.32 * len(rounds))
+    with new_figure(10.4, 0.9 + 0.32 * len(rounds)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(rounds))
-        for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
+        for stage, colour in STAGES.items():
             widths = np.asarray([mean_of(r.seconds, f"{stage}_s") or 0.0 for r in rounds])
             axes.barh(range(len(rounds)), widths, left=left, color=colour, height=0.62, label=stage)
             left = left + widths
@@ -210,7 +204,27 @@ def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
     return figure
 
 
-def mean_of(rows: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Mean of a column over the rows that have it."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return float(np.mean(values)) if values else None
+def write_overview(path: Path, facts: Facts, case: str, pictures: Mapping[str, bytes]) -> None:
+    """Draw a PNG of the run for a README: a case with its `draw_case`, if there is one, and the trends."""
+    from matplotlib.patches import Patch
+    from PIL import Image
+
+    with new_figure(11.5, 5.8) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1], squeeze=False).flat
+        if pictures:
+            names = {"reference": "reference", "prediction": f"prediction of {facts.last.name.upper()}"}
+            for axes, (name, told) in zip(left.subplots(2, 1), names.items(), strict=True):
+                axes.imshow(np.asarray(Image.open(io.BytesIO(pictures[name]))))
+                axes.set_title(f"{case}, {told}")
+                axes.set_axis_off()
+        drawn = trends(facts)
+        if drawn:
+            grid = right.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
+            for axes, (key, name) in zip(grid, drawn.items(), strict=True):
+                draw_trend(axes, facts, key, name)
+            grid[0].legend(fontsize=8, loc="lower right")
+        colours = class_colours(facts.classes)
+        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.classes.entries]
+        left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=150)

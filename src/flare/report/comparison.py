@@ -1,19 +1,27 @@
-"""Trainings or jobs side by side, in one colour each: as a page, as Markdown, and what is shown as JSON."""
+"""Trainings or jobs side by side: as a page, Markdown and JSON here, as a report on W&B."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flare.core.files import write_json, write_text
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from flare.core.classes import ClassList
+from flare.core.errors import FlareError
+from flare.core.files import sha256, write_json, write_text
 from flare.core.pictures import Stroke, run_strokes
-from flare.evaluation.rendering import Cell, Column, Table, cell, to_markdown
-from flare.report.charts import draw_curve
-from flare.report.figures import new_figure, render, style, to_svg
+from flare.evaluation.metrics import MEASURES
+from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_markdown
+from flare.report.figures import draw_curve, new_figure, render
+from flare.runs.folders import RunFolder
+from flare.runs.journal import Journal
+from flare.runs.records import is_public
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,8 +34,6 @@ class Panel(NamedTuple):
     """One picture: `lines` over steps, `bars` of last values, `pictures` or a table of `cases`.
 
     Args:
-        kind: Which of these.
-        title: What it shows.
         key: As logged, see docs/logging.md.
     """
 
@@ -35,17 +41,10 @@ class Panel(NamedTuple):
     title: str
     key: str
 
-
-class Section(NamedTuple):
-    """Panels that belong together."""
-
-    title: str
-    panels: list[Panel]
-
     @property
-    def drawn(self) -> list[Panel]:
-        """The panels that need nothing but numbers."""
-        return [p for p in self.panels if p.kind in (LINES, BARS)]
+    def is_drawn(self) -> bool:
+        """Whether it needs nothing but numbers."""
+        return self.kind in (LINES, BARS)
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Comparison:
 
     Args:
         name: The experiment, which is the group of its runs on W&B.
-        project: The W&B project.
         entity: Team or user there; None is the account's default.
         curves: Training -> its rows of `training.csv`, without empty cells; or job -> a row of its measures.
         tables: What compares them; empty if there is none yet.
@@ -84,87 +82,70 @@ class Comparison:
         return {name: values[-1] for name, values in found.items() if values}
 
     @property
-    def sections(self) -> list[Section]:
+    def sections(self) -> dict[str, list[Panel]]:
         """What is shown, from top to bottom; a key that no training has gets no panel."""
         if self.measures is not None:
-            found = [Section("Measures", [Panel(BARS, key, key) for key in self.measures])]
-            return [s for s in found if s.panels]
+            return {"Measures": [Panel(BARS, k, k) for k in self.measures]} if self.measures else {}
         known = sorted({key for rows in self.curves.values() for row in rows for key in row})
-        scores = [("dsc", "Dice"), ("nsd", "normalised surface Dice")]
-        means = [Panel(LINES, f"mean {name}", f"val/{m}_mean") for m, name in scores]
-        means += [Panel(BARS, f"mean {name}, last", f"val/{m}_mean") for m, name in scores]
-        losses = [Panel(LINES, key, key) for key in ("train/loss", "train/dice", "train/ce")]
-        classes = [
-            Panel(LINES, key.removeprefix("val/"), key)
-            for m, _ in scores
-            for key in known
-            if key.startswith(f"val/{m}/")
-        ]
-        machine = [Panel(LINES, key, key) for key in ("lr", "patches_per_s", "gpu_memory_mb")]
-        cases = [Panel(PICTURES, "validation cases", "val/overlays"), Panel(CASES, "cases", "val/cases")]
-        sections = [
-            Section("Validation", [p for p in means if p.key in known]),
-            Section("Loss", [p for p in losses if p.key in known]),
-            Section("Classes", classes),
-            Section("Cases", cases),
-            Section("Learning rate, speed and memory", [p for p in machine if p.key in known]),
-        ]
-        return [s for s in sections if s.panels]
+        scores = {"dsc": "Dice", "nsd": "normalised surface Dice"}
+        means = [Panel(LINES, f"mean {name}", f"val/{m}_mean") for m, name in scores.items()]
+        means += [Panel(BARS, f"mean {name}, last", f"val/{m}_mean") for m, name in scores.items()]
+        classes = [k for m in scores for k in known if k.startswith(f"val/{m}/")]
+        machine = ("lr", "patches_per_s", "gpu_memory_mb")
+        found = {
+            "Validation": means,
+            "Loss": [Panel(LINES, k, k) for k in ("train/loss", "train/dice", "train/ce")],
+            "Classes": [Panel(LINES, k.removeprefix("val/"), k) for k in classes],
+            "Cases": [
+                Panel(PICTURES, "validation cases", "val/overlays"),
+                Panel(CASES, "cases", "val/cases"),
+            ],
+            "Learning rate, speed and memory": [Panel(LINES, k, k) for k in machine],
+        }
+        there = {t: [p for p in panels if p.key in known or not p.is_drawn] for t, panels in found.items()}
+        return {title: panels for title, panels in there.items() if panels}
 
 
 def write_comparison(found: Comparison, output: Path) -> dict[str, Path]:
-    """Write `dashboard.html`, `.md` and `.json`.
-
-    Args:
-        found: What to compare.
-        output: Folder.
-
-    Returns:
-        The files by suffix.
-    """
+    """Write `dashboard.html`, `.md` and `.json` into a folder; returns the files by suffix."""
     paths = {suffix: output / f"dashboard.{suffix}" for suffix in ("html", "md", "json")}
-    sections = [{"title": s.title, "panels": [p._asdict() for p in s.panels]} for s in found.sections]
+    sections = [{"title": t, "panels": [p._asdict() for p in panels]} for t, panels in found.sections.items()]
     told = {"title": found.title, "project": found.project, "group": found.name, "sections": sections}
     write_json(paths["json"], told)
-    drawn = [s for s in found.sections if s.drawn]
+    drawn = {title: [p for p in panels if p.is_drawn] for title, panels in found.sections.items()}
+    drawn = {title: panels for title, panels in drawn.items() if panels}
     parts = [f"# {found.title}\n", to_markdown(found.tables)]
-    parts += [f"## {s.title}\n\n{to_markdown([_last_values(found, s)])}" for s in drawn]
+    parts += [f"## {title}\n\n{to_markdown([_last_values(found, ps)])}" for title, ps in drawn.items()]
     write_text(paths["md"], "\n".join(parts))
     strokes = run_strokes(found.curves)
-    figures = [(s.title, [(p.title, _figure(found, p, strokes)) for p in s.drawn]) for s in drawn]
+    figures = {t: [(p.title, _figure(found, p, strokes)) for p in panels] for t, panels in drawn.items()}
     write_text(paths["html"], render("comparison.html", found=found, figures=figures, strokes=strokes))
     return paths
 
 
-def _last_values(found: Comparison, section: Section) -> Table:
-    keys = list(dict.fromkeys(p.key for p in section.drawn))
-    values = {key: found.last(key) for key in keys}
-    rows = [[cell(name), *(_short(values[key].get(name)) for key in keys)] for name in found.curves]
-    first = "training" if found.is_trained else "job"
-    title = "Last values" if found.is_trained else "Values"
-    return Table(title, [Column(first), *(Column(key) for key in keys)], rows)
+def _last_values(found: Comparison, panels: Sequence[Panel]) -> Table:
+    values = {p.key: found.last(p.key) for p in panels}
+    rows = [
+        [cell(name), *(Cell(f"{v[name]:.4g}", v[name]) if name in v else Cell("-") for v in values.values())]
+        for name in found.curves
+    ]
+    title, first = ("Last values", "training") if found.is_trained else ("Values", "job")
+    return Table(title, [Column(first), *map(Column, values)], rows)
 
 
-def _short(value: float | None) -> Cell:
-    return Cell("-") if value is None else Cell(f"{value:.4g}", value)
-
-
-def _figure(found: Comparison, panel: Panel, strokes: dict[str, Stroke]) -> str:
+def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> Figure:
     if panel.kind == BARS:
-        return to_svg(compared_bars(found.last(panel.key), strokes))
-    points = {
-        name: [(row["step"], row[panel.key]) for row in rows if panel.key in row]
-        for name, rows in found.curves.items()
-    }
-    return to_svg(compared_curves(points, strokes))
+        return compared_bars(found.last(panel.key), strokes)
+    runs = found.curves.items()
+    points = {n: [(row["step"], row[panel.key]) for row in rows if panel.key in row] for n, rows in runs}
+    return compared_curves(points, strokes)
 
 
 def compared_curves(
     points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
 ) -> Figure:
     """One curve a run over the steps, in its own stroke."""
-    with style():
-        figure = new_figure(5.2, 2.9)
+    with new_figure(5.2, 2.9) as figure:
         axes = figure.subplots()
         for name, found in points.items():
             draw_curve(axes, found, *strokes[name][:2])
@@ -174,8 +155,7 @@ def compared_curves(
 
 def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
     """One bar a run, in its own colour, with its value."""
-    with style():
-        figure = new_figure(5.2, 0.6 + 0.36 * max(1, len(values)))
+    with new_figure(5.2, 0.6 + 0.36 * max(1, len(values))) as figure:
         axes = figure.subplots()
         bars = axes.barh(range(len(values)), list(values.values()), color=[strokes[n][0] for n in values])
         axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
@@ -186,3 +166,98 @@ def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) ->
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
     return figure
+
+
+def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList) -> Table:
+    """Organ means and tumor of the ablation table, from rows of `table5.csv` with numbers as such."""
+    names = ["organ_mean", *(c.short for c in classes.entries if c.id == classes.tumor)]
+    keys = [f"{name}_{measure}" for name in names for measure in MEASURES]
+    columns = [Column("round"), Column("cases"), *(Column(k.replace("_", " "), "max") for k in keys)]
+    body = [
+        [cell(r["round"]), cell(r["cases"], 0), *(beside(r.get(k), r.get(f"paper_{k}")) for k in keys)]
+        for r in rows
+    ]
+    return Table("Rounds, in percent, the paper's in brackets; best in bold", columns, body)
+
+
+def publish(found: Comparison) -> str:
+    """Create the report on W&B (needs the extra `dashboard` and a login); returns its address.
+
+    Raises:
+        FlareError: If the extra is missing or W&B refuses.
+    """
+    report = build_report(found)
+    try:
+        report.save()
+    except Exception as error:  # whatever the client raises: no login, no network, no rights
+        raise FlareError(f"online=true: W&B refuses: {' '.join(str(error).split())}") from None
+    return str(report.url)
+
+
+def build_report(found: Comparison) -> Any:
+    """Build the report without telling W&B: a table, then every section over the runs of the group.
+
+    Raises:
+        FlareError: If the extra is missing.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as wr
+    except ImportError:
+        raise FlareError("online=true needs wandb-workspaces: pip install 'flare[dashboard]'") from None
+    place = {"project": found.project, "entity": found.entity or ""}
+    runs = wr.Runset(**place, name=found.name, filters=f"Metric('group') == '{found.name}'")
+    tables = [public_table(table) for table in found.tables]
+    blocks: list[Any] = [wr.MarkdownBlock(text=to_markdown(tables))] if tables else []
+    for title, panels in found.sections.items():
+        grid = wr.PanelGrid(runsets=[runs], panels=[_panel(wr, panel) for panel in panels])
+        blocks += [wr.H2(title), grid]
+    told = f"All runs of the group {found.name}"
+    return wr.Report(**place, title=found.title, description=told, blocks=blocks)
+
+
+def public_table(table: Table) -> Table:
+    """A table as it may leave the machine: a sweep over folders or checkpoints has their names in it.
+
+    Its headings are keys of the configuration, or names of measures. Columns of private keys of `data` and
+    `paths` are left out, other file names become dashes.
+    """
+    kept = [n for n, column in enumerate(table.columns) if is_public(column.heading, None)]
+    rows = [
+        [row[n] if is_public(table.columns[n].heading, row[n].text) else Cell("-") for n in kept]
+        for row in table.rows
+    ]
+    return replace(table, columns=[table.columns[n] for n in kept], rows=rows)
+
+
+def _panel(wr: Any, panel: Panel) -> Any:
+    """A panel in W&B's terms."""
+    if panel.kind == LINES:
+        return wr.LinePlot(title=panel.title, x="trainer/global_step", y=[panel.key])
+    if panel.kind == BARS:
+        return wr.BarPlot(title=panel.title, metrics=[panel.key])
+    if panel.kind == PICTURES:
+        return wr.MediaBrowser(title=panel.title, media_keys=[panel.key])
+    return wr.WeavePanelSummaryTable(table_name=panel.key)
+
+
+def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, Any]]) -> None:
+    """Send `table5.csv`, `.md` and `.tex` to W&B, if that is a logger of the run.
+
+    It goes into a run of its own, of job type `ablation` in the experiment's group, always the same.
+    """
+    settings = (cfg.logger or {}).get("wandb")
+    if settings is None or not table:
+        return
+    journal = Journal(run.root / "journal" / "tracking.jsonl")
+    files = [run.root / f"table5{suffix}" for suffix in (".csv", ".md", ".tex")]
+    inputs = {path.name: sha256(path) for path in files}
+    config = {"project": settings.project, "entity": settings.entity, "group": settings.group}
+    if journal.is_current("table5", inputs, config):
+        return
+    run_id = journal.values("table5")["run_id"] if "table5" in journal else None
+    chosen = OmegaConf.to_container(settings, resolve=True) | {"job_type": "ablation", "run_id": run_id}  # type: ignore[operator]
+    logger = instantiate(chosen, save_dir=str(run.root / "logs"))
+    with logger.running():
+        logger.log_files(f"{cfg.name}-table5", "table", files, table)
+        run_id = logger.run_id
+    journal.record("table5", inputs, config, {}, {"run_id": run_id})

@@ -1,10 +1,10 @@
-"""Cases of the page: pictures beside their references, volumes for the viewer, the picture for a README."""
+"""Cases of the page: pictures beside their references, and volumes for the viewer."""
 
 from __future__ import annotations
 
 import base64
 import gzip
-import io
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,12 @@ from typing import Any
 import numpy as np
 
 from flare.core.classes import ClassList
-from flare.core.files import atomic
 from flare.core.geometry import Volume
 from flare.core.pictures import WINDOW_HU, class_colours, draw_case, rgb, title
 from flare.core.preprocessing import resample
 from flare.core.volumes import read_compared
 from flare.inference.predict import segmentation_path
-from flare.report.charts import draw_trend, trends
 from flare.report.facts import Facts
-from flare.report.figures import data_address, new_figure, style
-from flare.report.summaries import ranked
 from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
@@ -36,7 +32,6 @@ class Shown:
     """A case on the page.
 
     Args:
-        case: Its id.
         rank: `best`, `median`, `worst` or nothing.
         large: Whether it is shown in three planes.
         scores: `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn.
@@ -53,29 +48,19 @@ class Shown:
     pictures: Mapping[str, bytes]
     volumes: Mapping[str, str] = field(default_factory=dict)
 
-    def address(self, name: str) -> str:
-        """One of its pictures, as a data address."""
-        return data_address(self.pictures[name], "image/webp")
 
-
-def named_ranks(order: Sequence[tuple[str, float]]) -> dict[str, str]:
+def named_ranks(order: Sequence[str]) -> dict[str, str]:
     """Case id -> `best`, `median` or `worst`, from cases in order of their score, the best first."""
     if not order:
         return {}
     last = len(order) - 1
-    return {order[last // 2][0]: "median", order[last][0]: "worst", order[0][0]: "best"}
+    return {order[last // 2]: "median", order[last]: "worst", order[0]: "best"}
 
 
 def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
-    """Draw every scored case with the last round's prediction, the best first; pack those with a rank.
-
-    Args:
-        facts: What is known of the run.
-        folder: The last round's predictions.
-        executor: Where the cases are drawn.
-    """
-    order = dict(ranked(facts))
-    ranks = named_ranks(list(order.items()))
+    """Draw every scored case with the prediction in a folder, the best first; pack those with a rank."""
+    order = facts.ranked
+    ranks = named_ranks(list(order))
     large = {case for case in order if len(order) <= ALL_LARGE or case in ranks}
     jobs = {
         c.id: {
@@ -111,19 +96,7 @@ def show_case(
     is_large: bool,
     is_packed: bool,
 ) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Draw one case, and pack it for the viewer, from one reading of its files.
-
-    Args:
-        case: The case id.
-        files: The CT, its annotation, and what a round predicts.
-        classes: The class list.
-        label_map: Renumbering of the annotation's ids.
-        is_large: Whether to draw three planes.
-        is_packed: Whether to pack volumes, too.
-
-    Returns:
-        What `draw_case` and `pack_case` give.
-    """
+    """Draw one case, and pack it for the viewer, from one reading of CT, annotation and prediction."""
     volumes = read_compared(case, files, classes, label_map)
     return draw_case(volumes, classes, small=not is_large), pack_case(volumes) if is_packed else {}
 
@@ -172,39 +145,17 @@ def encode(array: np.ndarray, spacing_mm: Sequence[float]) -> str:
 def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
     """Colours and names by class id, as niivue takes them; the background is clear."""
     colours = class_colours(classes)
-    table: dict[str, list[Any]] = {"R": [0], "G": [0], "B": [0], "A": [0], "I": [0], "labels": [""]}
-    for c in classes.entries:
-        for key, value in zip("RGB", rgb(colours[c.id]), strict=True):
-            table[key].append(value)
-        table["A"].append(255)
-        table["I"].append(c.id)
-        table["labels"].append(title(c))
-    return table
+    entries = [(0, 0, 0, 0, 0, ""), *((*rgb(colours[c.id]), 255, c.id, title(c)) for c in classes.entries)]
+    columns = zip(*entries, strict=True)
+    return {
+        key: list(column) for key, column in zip(("R", "G", "B", "A", "I", "labels"), columns, strict=True)
+    }
 
 
-def write_overview(path: Path, facts: Facts, shown: Sequence[Shown]) -> None:
-    """Draw one picture of the run: the median case, and DSC over the rounds."""
-    from matplotlib.patches import Patch
-    from PIL import Image
-
-    with style():
-        figure = new_figure(11.5, 5.8)
-        left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1], squeeze=False).flat
-        chosen = next((s for s in shown if s.rank == "median"), shown[0] if shown else None)
-        if chosen is not None:
-            names = {"reference": "reference", "prediction": f"prediction of {facts.last.name.upper()}"}
-            for axes, (name, told) in zip(left.subplots(2, 1), names.items(), strict=True):
-                axes.imshow(np.asarray(Image.open(io.BytesIO(chosen.pictures[name]))))
-                axes.set_title(f"{chosen.case}, {told}")
-                axes.set_axis_off()
-        drawn = trends(facts)
-        if drawn:
-            grid = right.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
-            for axes, (key, name) in zip(grid, drawn.items(), strict=True):
-                draw_trend(axes, facts, key, name)
-            grid[0].legend(fontsize=8, loc="lower right")
-        colours = class_colours(facts.classes)
-        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.classes.entries]
-        left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
-        with atomic(path) as temporary:
-            figure.savefig(temporary, dpi=150)
+def viewer_json(facts: Facts, shown: Sequence[Shown]) -> str | None:
+    """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
+    cases = [{"name": s.case, "rank": s.rank, **s.volumes} for s in shown if s.volumes]
+    if not cases:
+        return None
+    data = {"lookup": lookup_table(facts.classes), "cases": cases}
+    return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called

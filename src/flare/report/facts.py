@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, read_label_map
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
+from flare.evaluation.metrics import mean
 from flare.evaluation.summary import Row, only_learned, read_scores
 from flare.rounds.ablation import Results, Trained
 from flare.rounds.score import held_out
 from flare.rounds.settings import RoundSettings
-from flare.runs.folders import RoundFolder
-from flare.runs.journal import Journal
 from flare.runs.records import public_config
 
 
@@ -26,14 +25,12 @@ class RoundFacts:
     """What one round came to.
 
     Args:
-        name: `mo` ... `mot3`.
         teacher: The round that made its pseudo labels, if it has any.
         plan: Its row of `plan.csv`.
         curve: Rows of `training.csv`, one an epoch; numbers, None where there is none.
         scores: Rows of the scored split's `metrics.csv`, one a case; None for classes that it does not learn.
         provenance: Rows of `provenance.csv`, one a case; none for a round on ground truth.
         seconds: What the journal of prediction says, one row a held-out case.
-        revision: Code revision that trained it.
         unlabeled_teacher: The round that labelled its cases without ground truth, where that is another one.
     """
 
@@ -58,11 +55,8 @@ class ReportSettings:
     """What the page tells of the configuration, and needs of it.
 
     Args:
-        name: The run.
         data: Name of the cohort.
-        split: The split that is scored.
-        protocol: How it is scored.
-        classes: The class list.
+        split: The split that is scored, by `protocol`.
         label_map: Renumbering of the annotations' ids.
         truth: Folder of complete labels of the training cases, which only a made-up cohort has; never
             trained on.
@@ -101,11 +95,8 @@ class Facts:
     """Everything the page tells, less pictures.
 
     Args:
-        settings: What the configuration says.
         cases: The prepared cohort.
-        scored: The cases that were scored.
         rounds: In the order in which they ran.
-        results: The rows of `table5.csv`, numbers as such, and the cases that failed.
         environment: `environment.json`.
     """
 
@@ -136,24 +127,50 @@ class Facts:
         """Ids of the cases that failed somewhere."""
         return sorted({f.case_id for f in self.results.failures})
 
+    @property
+    def names(self) -> list[str]:
+        """The rounds by name; other rows of the table are baselines."""
+        return [r.name for r in self.rounds]
+
+    @property
+    def tumor_column(self) -> str:
+        """The tumor's DSC in the table; empty where the class list has no tumor."""
+        tumor = self.classes.tumor
+        return "" if tumor is None else f"{self.classes.by_id(tumor).short}_DSC"
+
+    @property
+    def ranked(self) -> dict[str, float]:
+        """Scored cases with their mean DSC over the last round's classes that were scored, the best first."""
+        columns = [f"{c.short}_DSC" for c in self.classes.entries]
+        means = {row["Name"]: mean(row.get(column) for column in columns) for row in self.last.scores}
+        known = [(case, value) for case, value in means.items() if value is not None]
+        return dict(sorted(known, key=lambda item: (-item[1], item[0])))
+
+    def best_baseline(self, column: str) -> Row | None:
+        """The baseline's row with the highest value of a column."""
+        rows = [r for r in self.table if r["round"] not in self.names and r.get(column) is not None]
+        return max(rows, key=lambda row: row[column], default=None)
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Mean of a column over the rows that have it."""
+    return mean(row.get(key) for row in rows)
+
 
 def gather(settings: ReportSettings, trained: Trained, results: Results) -> Facts:
     """Read what the page tells from the run's folder."""
     run, cases = trained.run, trained.cohort.cases
     scored = held_out(cases, settings.split)
     plan = {row["round"]: row for row in read_csv(run.root / "plan.csv")}
-    rounds = [_round(r, run.round(r.name), plan[str(r.name)], scored, settings) for r in trained.rounds]
+    rounds = [_round(r, plan[str(r.name)], scored, settings) for r in trained.rounds]
     return Facts(settings, cases, scored, rounds, results, _json(run.root / "environment.json"))
 
 
 def _round(
-    item: RoundSettings,
-    folder: RoundFolder,
-    plan: dict[str, str],
-    scored: Sequence[Case],
-    settings: ReportSettings,
+    item: RoundSettings, plan: dict[str, str], scored: Sequence[Case], settings: ReportSettings
 ) -> RoundFacts:
-    journal: Journal = folder.journal(f"predict-{settings.split}")
+    folder = item.folder
+    journal = folder.journal(f"predict-{settings.split}")
     metrics = folder.root / settings.split / "metrics.csv"
     scores = read_scores(metrics) if metrics.exists() else []
     return RoundFacts(

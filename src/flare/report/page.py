@@ -1,151 +1,44 @@
-"""From a run's folder to its page: gather, compare, draw, and fill the template."""
+"""From a run's folder to its page: gather, compare, draw, make tables, and fill the template."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from flare.core.cases import KINDS
+from flare.core.cases import KINDS, SPLITS
+from flare.core.classes import ClassList
 from flare.core.files import config_hash, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
-from flare.prepare.analysis import plot_label_analysis
-from flare.report import charts, summaries
-from flare.report.agreement import SAMPLE, pseudo_label_quality
-from flare.report.examples import Shown, lookup_table, show_cases, write_overview
-from flare.report.facts import Facts, ReportSettings, gather
-from flare.report.figures import data_address, draw_graph, render, to_svg
+from flare.evaluation.metrics import MEASURES
+from flare.evaluation.summary import Row
+from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
+from flare.models.names import describe_network
+from flare.prepare.analysis import kind_counts, plot_label_analysis
+from flare.report import charts
+from flare.report.agreement import COMPARISONS, SAMPLE, label_quality, parts, pseudo_label_quality
+from flare.report.examples import show_cases, viewer_json
+from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
+from flare.report.figures import render
 from flare.rounds.ablation import Results, Trained
 from flare.rounds.graph import tell_starts
 from flare.runs.journal import Journal
 from flare.runs.records import public_config
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
-
-
-def build_report(
-    settings: ReportSettings, trained: Trained, results: Results, *, page: Path, overview: Path
-) -> None:
-    """Write the page and the picture for a README.
-
-    Args:
-        settings: What the configuration says.
-        trained: The rounds.
-        results: The ablation table, and the cases that failed.
-        page: The HTML file to write.
-        overview: The PNG file to write.
-    """
-    started = time.monotonic()
-    facts = gather(settings, trained, results)
-    quality = pseudo_label_quality(settings, trained)
-    predictions = trained.run.round(facts.last.name).root / settings.split / "predictions"
-    shown = show_cases(facts, predictions, trained.executor)
-    last = public_config(trained.rounds[-1].config)
-    context = {
-        **_figures(facts),
-        **_tables(facts),
-        "facts": facts,
-        "starts": tell_starts([r.plan for r in facts.rounds]),
-        "today": date.today().isoformat(),
-        "settings": summaries.settings_table(last, facts.last.plan),
-        "config": OmegaConf.to_yaml(OmegaConf.create(last)),
-        "sample": SAMPLE,
-        "quality": summaries.quality_table(quality, facts.classes),
-        "quality_figure": _svg(charts.label_quality(quality, facts.classes)),
-        "shown": shown,
-        "viewer": viewer_json(facts, shown),
-        "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
-    }
-    write_text(page, render("report.html", **context))
-    write_overview(overview, facts, shown)
-    size = page.stat().st_size / 1e6
-    log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
-
-
-def _figures(facts: Facts) -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "labels.svg"
-        plot_label_analysis(path, facts.cases, facts.classes)
-        completeness = data_address(path.read_bytes(), "image/svg+xml")
-    return {
-        "graph": draw_graph(facts.rounds),
-        "completeness": completeness,
-        "curves": to_svg(charts.learning_curves(facts.rounds)),
-        "trend": _svg(charts.trend(facts)),
-        "boxes": to_svg(charts.class_boxes(facts.last, facts.classes)) if summaries.ranked(facts) else None,
-        "seconds": to_svg(charts.seconds_by_stage(facts.rounds))
-        if any(r.seconds for r in facts.rounds)
-        else None,
-    }
-
-
-def _svg(figure: Figure | None) -> str | None:
-    return None if figure is None else to_svg(figure)
-
-
-def _tables(facts: Facts) -> dict[str, Any]:
-    colours = class_colours(facts.classes)
-    return {
-        "kinds": KINDS,
-        "cohort": summaries.cohort_table(facts),
-        "classes": [(c, title(c), colours[c.id]) for c in facts.classes.entries],
-        "targets": TARGETS,
-        "ablation": [(m, summaries.ablation_table(facts, m)) for m in ("DSC", "NSD")] if facts.table else [],
-        "provenance": summaries.provenance_table(facts.rounds, facts.classes),
-        "efficiency": summaries.efficiency_table(facts.rounds),
-        "headline": headline(facts),
-    }
-
-
-def headline(facts: Facts) -> list[tuple[str, float]]:
-    """The figures that stand at the top: the last round's, and the best baseline beside the first of them."""
-    last = next((row for row in facts.table if row["round"] == facts.last.name), {})
-    tumor = "" if facts.classes.tumor is None else f"{facts.classes.by_id(facts.classes.tumor).short}_DSC"
-    known = [(k, n) for k, n in (("organ_mean_DSC", "organ"), (tumor, "tumor")) if last.get(k) is not None]
-    found = [(f"{name} DSC of {facts.last.name.upper()}", last[key]) for key, name in known]
-    trained = {r.name for r in facts.rounds}
-    for key, name in known[:1]:
-        baselines = [r for r in facts.table if r["round"] not in trained and r[key] is not None]
-        if baselines:
-            best = max(baselines, key=lambda r: r[key])
-            found.append((f"{name} DSC of the best baseline ({best['round']})", best[key]))
-    return found
-
-
-def viewer_json(facts: Facts, shown: Sequence[Shown]) -> str | None:
-    """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
-    cases = [{"name": s.case, "rank": s.rank, **s.volumes} for s in shown if s.volumes]
-    if not cases:
-        return None
-    data = {"lookup": lookup_table(facts.classes), "cases": cases}
-    return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called
-
-
 FORMAT = 5  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(settings: ReportSettings, trained: Trained, results: Results) -> Path:
-    """Make the page of a run, or find it made.
-
-    Args:
-        settings: What the configuration says.
-        trained: The rounds; their run's folder gets `report.html` and `figures/`.
-        results: The ablation table and the cases that failed.
-
-    Returns:
-        The page.
-    """
+    """Make `report.html` and `figures/` in the run's folder, or find them made; returns the page."""
     root = trained.run.root
     outputs = {"page": root / "report.html", "overview": root / "figures" / "overview.png"}
     journal = Journal(root / "journal" / "report.jsonl")
@@ -174,9 +67,171 @@ def _state(settings: ReportSettings, trained: Trained) -> dict[str, Any]:
     )
     run, truth = trained.run, settings.truth
     paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
-    paths += [
-        p for r in trained.rounds for name in patterns for p in sorted(run.round(r.name).root.glob(name))
-    ]
+    paths += [p for r in trained.rounds for name in patterns for p in sorted(r.folder.root.glob(name))]
     paths.append(trained.cohort.folder.index)
     found: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
     return found | ({} if truth is None else {str(truth): stat_key(truth)})
+
+
+def build_report(
+    settings: ReportSettings, trained: Trained, results: Results, *, page: Path, overview: Path
+) -> None:
+    """Write the page, an HTML file, and the picture for a README, a PNG file."""
+    started = time.monotonic()
+    facts = gather(settings, trained, results)
+    rounds, classes = facts.rounds, facts.classes
+    quality = pseudo_label_quality(settings, trained)
+    shown = show_cases(
+        facts, trained.rounds[-1].folder.root / settings.split / "predictions", trained.executor
+    )
+    last = public_config(trained.rounds[-1].config)
+    colours = class_colours(classes)
+    context = {
+        "facts": facts,
+        "today": date.today().isoformat(),
+        "headline": headline(facts),
+        "graph": charts.draw_graph(rounds),
+        "targets": TARGETS,
+        "settings": settings_table(last, facts.last.plan),
+        "config": OmegaConf.to_yaml(OmegaConf.create(last)),
+        "kinds": KINDS,
+        "cohort": cohort_table(facts),
+        "classes": [(c, title(c), colours[c.id]) for c in classes.entries],
+        "completeness": _label_analysis(facts),
+        "curves": charts.learning_curves(rounds),
+        "starts": tell_starts([r.plan for r in rounds]),
+        "trend": charts.trend(facts),
+        "ablation": [(m, ablation_table(facts, m)) for m in MEASURES] if facts.table else [],
+        "boxes": charts.class_boxes(facts.last, classes) if facts.ranked else None,
+        "sample": SAMPLE,
+        "quality": quality,
+        "quality_parts": parts(classes).values(),
+        "quality_figure": label_quality(quality, classes),
+        "comparisons": COMPARISONS if settings.truth else COMPARISONS[:1],
+        "provenance": [provenance_row(r, classes) for r in rounds if r.provenance],
+        "shown": shown,
+        "viewer": viewer_json(facts, shown),
+        "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
+        "seconds": charts.seconds_by_stage(rounds) if any(r.seconds for r in rounds) else None,
+        "efficiency": [efficiency_row(r) for r in rounds],
+    }
+    write_text(page, render("report.html", **context))
+    example = next((s for s in shown if s.rank == "median"), shown[0] if shown else None)
+    charts.write_overview(overview, facts, *((example.case, example.pictures) if example else ("", {})))
+    size = page.stat().st_size / 1e6
+    log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
+
+
+def _label_analysis(facts: Facts) -> bytes:
+    """The plot of label completeness, as SVG."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "labels.svg"
+        plot_label_analysis(path, facts.cases, facts.classes)
+        return path.read_bytes()
+
+
+def headline(facts: Facts) -> list[tuple[str, float]]:
+    """The figures that stand at the top: the last round's, and the best baseline beside the first of them."""
+    last = next((row for row in facts.table if row["round"] == facts.last.name), {})
+    names = {"organ_mean_DSC": "organ", facts.tumor_column: "tumor"}
+    known = [(key, name) for key, name in names.items() if last.get(key) is not None]
+    found = [(f"{name} DSC of {facts.last.name.upper()}", last[key]) for key, name in known]
+    for key, name in known[:1]:
+        if best := facts.best_baseline(key):
+            found.append((f"{name} DSC of the best baseline ({best['round']})", best[key]))
+    return found
+
+
+def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> dict[str, str]:
+    """The choices that a reader asks for first, from the last round's configuration."""
+    data, optimizer, trainer = config["data"], config["optimizer"], config["trainer"]
+    parts = data.get("augmentation") or {}
+    used = [k.replace("_", " ") for k, v in parts.items() if isinstance(v, dict) and v.get("probability")]
+    used += [str(extra["_target_"]).rpartition(".")[2] for extra in parts.get("extra") or ()]
+    return {
+        "Spacing (z, y, x)": f"{_times(data['spacing_mm'])} mm",
+        "Patch, batch": f"{_times(data['patch_size'])} voxels, {data['batch_size']} a batch",
+        "Network": f"{config['model']['name']}: {describe_network(config['model']['net'])}",
+        "Optimizer": ", ".join(f"{k} {v}" for k, v in optimizer.items() if not k.startswith("_")),
+        "Length": f"{_times([trainer['max_epochs'], trainer['limit_train_batches']])} iterations a round",
+        "Weights start from": "the teacher's"
+        if plan["init"] == "teacher"
+        else "fresh draws (as in the paper)",
+        "Augmentation": ", ".join(used) or "none",
+        "Inference": f"windows {plan['inference']}, flips {plan['tta']}, back to the grid: {plan['restore']}",
+        "Seed": str(config["seed"]),
+    }
+
+
+def _times(values: Sequence[Any]) -> str:
+    return " \N{MULTIPLICATION SIGN} ".join(f"{v:g}" for v in values)
+
+
+def cohort_table(facts: Facts) -> list[Row]:
+    """Cases of each kind in each split that has any."""
+    counts = {split: kind_counts(facts.cases, split) for split in SPLITS}
+    return [{"split": k, **kinds, "all": n} for k, kinds in counts.items() if (n := sum(kinds.values()))]
+
+
+def ablation_table(facts: Facts, measure: str) -> list[Row]:
+    """Rows of Table 5 for `DSC` or `NSD`: ours, the paper's beside, the best of ours marked."""
+    keys = [f"{name}_{measure}" for name in [*(c.short for c in facts.classes.entries), "organ_mean"]]
+    best = {}
+    for key in keys:
+        values = [row[key] for row in facts.table if row.get(key) is not None]
+        best[key] = max(values) if len(values) > 1 and max(values) > 0 else None
+    return [
+        {
+            "name": row["round"],
+            "baseline": row["round"] not in facts.names,
+            "cases": row["cases"],
+            "paper_cases": row.get("paper_cases"),
+            "cells": [
+                {
+                    "ours": row.get(key),
+                    "paper": row.get(f"paper_{key}"),
+                    "best": row.get(key) is not None and row[key] == best[key],
+                }
+                for key in keys
+            ],
+        }
+        for row in facts.table
+    ]
+
+
+def provenance_row(item: RoundFacts, classes: ClassList) -> Row:
+    """Where the labels of a round on hybrid labels came from."""
+    rows = item.provenance
+    taken: dict[bool, list[int]] = {True: [], False: []}  # is it from the truth -> voxels of class and case
+    for row in rows:
+        for c in classes.entries:
+            merged, source = int(row[f"{c.short}_merged"] or 0), row[f"{c.short}_source"]
+            if merged and source != NONE:
+                taken[source == GROUND_TRUTH].append(merged)
+    total = sum(map(sum, taken.values()))
+    return {
+        "round": item.name,
+        "teacher": ", ".join(item.teachers),
+        "cases": len(rows),
+        "from_truth": len(taken[True]),
+        "from_teacher": len(taken[False]),
+        "teacher_percent": 100 * sum(taken[False]) / total if total else None,
+        "bearing": sum(len(row["tumor_bearing"].split()) for row in rows),
+        **{fate: sum(int(row[f"tumors_{fate}"]) for row in rows) for fate in FATES},
+        "overwritten": sum(int(row["overwritten"]) for row in rows),
+    }
+
+
+def efficiency_row(item: RoundFacts) -> Row:
+    """Training throughput and seconds a case of inference of a round."""
+    seconds = [row["seconds"] for row in item.seconds]
+    memory = [mb for row in item.curve if (mb := row.get("gpu_memory_mb")) is not None]
+    return {
+        "round": item.name,
+        "patches_per_s": mean_of(item.curve, "patches_per_s"),
+        "gpu_memory_mb": max(memory, default=None),
+        "n": len(seconds),
+        "median_s": median(seconds) if seconds else None,
+        "max_s": max(seconds, default=None),
+        "windows": mean_of(item.seconds, "windows"),
+    }
