@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig
 
 from flare.core.errors import CONF as CONF
+from flare.core.errors import entry
 
 if TYPE_CHECKING:
     from flare.rounds.ablation import Results, Trained
@@ -27,15 +26,12 @@ WORK = {
 MODULES = {
     "convert": ("flare.convert.foreign", "main"),
     "dashboard": ("flare.dashboard", "main"),
-    "sweeps": ("flare.sweeps.rerun", "main"),
+    "sweeps": ("flare.sweeps.__main__", "main"),
 }
 
 
 def infer_cases(cfg: DictConfig) -> dict[str, Any]:
     """Segment images; with `inference.measure=true` also write `table6` and `table7`, the paper's beside.
-
-    Args:
-        cfg: Configuration of `infer`.
 
     Returns:
         What `inference.infer` returns.
@@ -49,12 +45,7 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
 def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the rounds, then the baselines; write table and report, publish the table and show it.
 
-    Args:
-        cfg: Configuration of `iterate`.
-        overrides: As for `rounds.iterate`.
-
-    Returns:
-        What `rounds.iterate` returns.
+    Takes and returns what `rounds.iterate` does.
 
     Raises:
         FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
@@ -81,21 +72,9 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     return iterate(cfg, overrides, finish)
 
 
-def task(script: str) -> Callable[[DictConfig], Any]:
-    """What a script or command does with its configuration, under its name."""
-
-    def work(cfg: DictConfig) -> Any:
-        module, name = (WORK | MODULES)[script]
-        result = getattr(importlib.import_module(module), name)(cfg)
-        return result["objective"] if script == "train" else result  # a sweep optimises a number
-
-    work.__name__ = script
-    return work
-
-
 def run(script: str) -> Any:
     """Compose `conf/<script>.yaml` with the command line and do the work of the script or command."""
-    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(task(script))()
+    return entry(script, *(WORK | MODULES)[script], "objective" if script == "train" else None)
 
 
 def prepare() -> None:

@@ -14,12 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError, given_paths
+from flare.core.errors import FlareError, entry, given_paths
 from flare.core.files import read_csv
 from flare.evaluation.rendering import Table
-from flare.report.comparison import Comparison, Rows, mean_table, write_comparison
-from flare.sweeps.jobs import read_jobs
-from flare.sweeps.table import compare, shown, varied
+from flare.report.comparison import Comparison, Rows, mean_table, publish, write_comparison
+from flare.sweeps.jobs import compare, read_jobs, shown, varied
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +57,6 @@ def make_dashboard(
     if online and not found.is_trained:
         raise FlareError("online=true: only trainings are logged to W&B, and nothing was trained here")
     if online:
-        from flare.report.comparison import publish
-
         log.info("created %s", publish(found))
     return paths
 
@@ -73,7 +70,7 @@ def read_comparison(run: Path) -> Comparison:
         FlareError: If nothing was trained there and no job has begun.
     """
     jobs = read_jobs(run)
-    names = {job.folder: " ".join(f"{k}={job.choices.get(k)}" for k in varied(jobs)) for job in jobs}
+    names = {job.folder: job.name(varied(jobs)) for job in jobs}
     folders = [(names[job.folder], run / job.folder) for job in jobs] or [("", run)]
     found = [(name, sorted(folder.glob("rounds/*/training.csv"))) for name, folder in folders]
     trained = [(name, path, len(paths) > 1) for name, paths in found for path in paths]
@@ -109,6 +106,4 @@ def _rounds(path: Path, config: Any) -> list[Table]:
 
 
 if __name__ == "__main__":
-    from flare.cli import run
-
-    run("dashboard")
+    entry("dashboard", "flare.dashboard", "main")

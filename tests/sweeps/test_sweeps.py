@@ -15,9 +15,8 @@ from flare.core.files import read_csv, write_csv
 from flare.inference.predict import predict_case
 from flare.inference.predictor import Prediction
 from flare.inference.settings import InferenceSettings
-from flare.sweeps.jobs import COMPLETED, FAILED, Job, measure, read_jobs
-from flare.sweeps.rerun import main
-from flare.sweeps.table import compare, varied, write_sweep
+from flare.sweeps.__main__ import main
+from flare.sweeps.jobs import COMPLETED, FAILED, Job, compare, measure, read_jobs, varied, write_sweep
 
 
 def jobs() -> list[Job]:

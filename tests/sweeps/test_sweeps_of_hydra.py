@@ -11,14 +11,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from flare import cli
 from flare.cli import CONF
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
+from flare.sweeps.__main__ import command, main
 from flare.sweeps.callback import plan
-from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, read_jobs
-from flare.sweeps.rerun import command, main
-from flare.sweeps.table import failures
+from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, failures, read_jobs
 
 pytestmark = pytest.mark.slow  # whole programs
 
@@ -71,18 +69,19 @@ def test_a_job_again_composes_and_runs_in_its_own_folder(experiment: str, tmp_pa
     line = command(job.script, [*job.overrides, "seed=7"], tmp_path / "sweep of mine" / job.folder)
     done: dict[str, Any] = {}
 
-    def work(cfg: DictConfig) -> None:
+    def train(cfg: DictConfig) -> dict[str, float]:
         hydra = HydraConfig.get()
         done.update(cfg=cfg, folder=hydra.runtime.output_dir, given=hydra.overrides.task)
+        return {"objective": 0.5}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "task", lambda script: work)
+        patch.setattr("flare.rounds.train.train", train)
         patch.setattr(sys, "argv", line[2:])
         exec(line[2])
     assert done["folder"] == str(tmp_path / "sweep of mine" / "10")
     assert (done["cfg"].round.name, done["cfg"].seed) == ("mot", 7)
     (again,) = read_jobs(tmp_path / "sweep of mine")
-    assert again.status == COMPLETED
+    assert (again.status, again.measures) == (COMPLETED, {"objective": 0.5})
     assert again.overrides == [*job.overrides, "seed=7"]
     assert {p.name for p in (tmp_path / "sweep of mine").iterdir() if p.is_file()} == {
         *(f"sweep.{suffix}" for suffix in ("csv", "md", "tex")),
@@ -122,7 +121,7 @@ def test_jobs_that_never_began_run_as_well_but_trials_without_parameters_do_not(
         ran.append(line[-1])
         Job("1", "train", ["lr=2"], COMPLETED).write(tmp_path)
 
-    monkeypatch.setattr("flare.sweeps.rerun.subprocess.run", run)
+    monkeypatch.setattr("flare.sweeps.__main__.subprocess.run", run)
     with pytest.raises(FlareError, match="2 of 4 jobs are not complete"):
         main(config("sweeps", f"sweep={tmp_path}", "rerun=true"), [])
     assert ran == [f"hydra.run.dir='{tmp_path / '1'}'"]

@@ -1,5 +1,5 @@
 """`python -m flare.convert source=... output=...`, see `foreign`."""
 
-from flare.cli import run
+from flare.core.errors import entry
 
-run("convert")
+entry("convert", "flare.convert.foreign", "main")

@@ -34,7 +34,6 @@ class Quality:
     """Pseudo-label quality of one round.
 
     Args:
-        round: The round that is labelled.
         teacher: Who made its pseudo labels, one round or two.
         of: Training cases of the round; `SAMPLE` of them at most are compared.
         compared: Comparison -> Dice by class id of each case that could be compared, of classes that its
@@ -96,14 +95,12 @@ def _references(
     case: Case, item: RoundSettings, teacher: RoundSettings | None, truth: Path | None
 ) -> dict[str, Path | None]:
     """What there is to compare a case's pseudo label with; empty if that is nothing."""
-    previous: Path | None = None
+    paths = {"previous": None, "merged": item.folder.labels / f"{case.id}.nii.gz", "truth": truth}
     if teacher is not None and teacher.is_hybrid:
-        previous = teacher.folder.labels / f"{case.id}.nii.gz"
+        paths["previous"] = teacher.folder.labels / f"{case.id}.nii.gz"
     elif teacher is not None and case in select_cases([case], teacher.labels.cases):
-        previous = case.label
-    merged = item.folder.labels / f"{case.id}.nii.gz"
-    found = {"previous": previous, "merged": merged, "truth": truth}
-    found = {name: path if path is not None and path.exists() else None for name, path in found.items()}
+        paths["previous"] = case.label
+    found = {name: path if path is not None and path.exists() else None for name, path in paths.items()}
     return found if found["previous"] or truth else {}
 
 

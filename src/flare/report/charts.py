@@ -33,14 +33,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, GAP, ROW, EDGE = 122, 129, 24, 153, 4  # of a box, between columns, of a row, around all
 BELOW = 11  # how far below its boxes an arrow runs that has others to pass
 MIN_PLACES = 6  # of boxes side by side: a single one would fill the figure (ours)
-STAGES = {
-    "read": "#9aa4b0",
-    "preprocess": "#88c0a8",
-    "plan": "#e0c060",
-    "network": "#2f6f9f",
-    "restore": "#b07aa1",
-    "write": "#5f4b3b",
-}
+STAGES = ("read", "preprocess", "plan", "network", "restore", "write")
+STAGE_COLOURS = ("#9aa4b0", "#88c0a8", "#e0c060", "#2f6f9f", "#b07aa1", "#5f4b3b")
 
 
 def place(rounds: Sequence[RoundFacts]) -> dict[str, tuple[int, int]]:
@@ -122,8 +116,7 @@ def trends(facts: Facts) -> dict[str, str]:
 
 def trend(facts: Facts) -> Figure | None:
     """What `trends` tells, ours and the paper's, with the baselines as levels; None where it is nothing."""
-    wanted = trends(facts)
-    if not wanted:
+    if not (wanted := trends(facts)):
         return None
     with new_figure(10.4, 3.3) as figure:
         grid = figure.subplots(1, len(wanted), squeeze=False)[0]
@@ -192,7 +185,7 @@ def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
     with new_figure(10.4, 0.9 + 0.32 * len(rounds)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(rounds))
-        for stage, colour in STAGES.items():
+        for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
             widths = np.asarray([mean_of(r.seconds, f"{stage}_s") or 0.0 for r in rounds])
             axes.barh(range(len(rounds)), widths, left=left, color=colour, height=0.62, label=stage)
             left = left + widths
@@ -204,21 +197,21 @@ def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
     return figure
 
 
-def write_overview(path: Path, facts: Facts, case: str, pictures: Mapping[str, bytes]) -> None:
-    """Draw a PNG of the run for a README: a case with its `draw_case`, if there is one, and the trends."""
+def write_overview(path: Path, facts: Facts, example: tuple[str, Mapping[str, bytes]] | None) -> None:
+    """Draw a PNG of the run for a README: a case with what `draw_case` gives of it, and the trends."""
     from matplotlib.patches import Patch
     from PIL import Image
 
     with new_figure(11.5, 5.8) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1], squeeze=False).flat
-        if pictures:
+        if example is not None:
+            case, pictures = example
             names = {"reference": "reference", "prediction": f"prediction of {facts.last.name.upper()}"}
             for axes, (name, told) in zip(left.subplots(2, 1), names.items(), strict=True):
                 axes.imshow(np.asarray(Image.open(io.BytesIO(pictures[name]))))
                 axes.set_title(f"{case}, {told}")
                 axes.set_axis_off()
-        drawn = trends(facts)
-        if drawn:
+        if drawn := trends(facts):
             grid = right.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
             for axes, (key, name) in zip(grid, drawn.items(), strict=True):
                 draw_trend(axes, facts, key, name)

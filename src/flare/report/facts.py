@@ -55,7 +55,6 @@ class ReportSettings:
     """What the page tells of the configuration, and needs of it.
 
     Args:
-        data: Name of the cohort.
         split: The split that is scored, by `protocol`.
         label_map: Renumbering of the annotations' ids.
         truth: Folder of complete labels of the training cases, which only a made-up cohort has; never

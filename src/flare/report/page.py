@@ -116,8 +116,8 @@ def build_report(
         "efficiency": [efficiency_row(r) for r in rounds],
     }
     write_text(page, render("report.html", **context))
-    example = next((s for s in shown if s.rank == "median"), shown[0] if shown else None)
-    charts.write_overview(overview, facts, *((example.case, example.pictures) if example else ("", {})))
+    shown.sort(key=lambda s: s.rank != "median")
+    charts.write_overview(overview, facts, (shown[0].case, shown[0].pictures) if shown else None)
     size = page.stat().st_size / 1e6
     log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
 
