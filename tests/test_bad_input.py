@@ -30,6 +30,7 @@ from flare.inference.infer import infer
 from flare.prepare.cohort import prepare
 from flare.rounds.label import merge
 from flare.rounds.train import train
+from flare.training.settings import TrainingSettings
 from tiny_run import NETWORK, configuration, script, start
 
 pytestmark = pytest.mark.slow  # whole programs
@@ -60,7 +61,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fresh weights of a tiny network."""
     path = tmp_path_factory.mktemp("weights") / "net.ckpt"
     line = [*NET, "data.spacing_mm=[5,4,4]", "round=mot", "model=tiny"]
-    save_untrained(configuration("train", line), Intensity(-200, 300, 50, 100), path)
+    save_untrained(
+        TrainingSettings.from_config(configuration("train", line)), Intensity(-200, 300, 50, 100), path
+    )
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -50,7 +51,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     Raises:
         FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
     """
-    from flare.baselines.predictors import check_baselines, predictors
+    from flare.baselines.predictors import check_baselines, predict_baseline
     from flare.evaluation.rendering import show
     from flare.report.comparison import mean_table, publish_table
     from flare.report.facts import ReportSettings
@@ -62,7 +63,8 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
 
     def finish(trained: Trained) -> Results:
         settings = ReportSettings.from_config(cfg)
-        results = write_ablation(trained, predictors(cfg.baselines, trained))
+        baselines = {name: partial(predict_baseline, name, trained) for name in cfg.baselines}
+        results = write_ablation(trained, baselines)
         write_report(settings, trained, results)
         publish_table(cfg, trained.run, results.table)
         if results.table:

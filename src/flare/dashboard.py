@@ -37,15 +37,7 @@ def make_dashboard(
 ) -> dict[str, Path]:
     """Write the dashboard of a run or sweep as files, and with `online` create it on W&B as well.
 
-    Args:
-        run: Folder of a run (its rounds are compared) or of a sweep (its jobs are).
-        output: Where `dashboard.html`, `.md` and `.json` go.
-        online: Whether to create the report on W&B.
-        project: The W&B project; by default the one that the run was logged to.
-        entity: As `project`.
-
-    Returns:
-        The files by suffix.
+    Project and entity there are by default those that the run was logged to. Returns the files by suffix.
 
     Raises:
         FlareError: If there is nothing to show, or W&B refuses.

@@ -11,6 +11,7 @@ from flare.core.geometry import Spacing
 
 SAMPLES = 0.05  # share of voxels that the similarity is computed on
 ITERATIONS = 80
+RANGE_HU = (-200, 300)  # what is aligned
 
 
 def vote(
@@ -18,19 +19,17 @@ def vote(
 ) -> np.ndarray:
     """Segment a scan by the majority of aligned atlases; ties go to the lowest id.
 
-    Args:
-        image: HU, `(Z, Y, X)` RAS on the training grid.
-        atlases: Pairs of HU image and complete labels on grids of the same spacing; none is kept, so an
-            iterator may read one after the other.
-        spacing_mm: Of the grids.
+    The scan is HU, `(Z, Y, X)` RAS on the training grid. An atlas is an image like it and its complete
+    labels, on a grid of the same spacing; none is kept, so an iterator may read one after the other.
 
     Returns:
         `(Z, Y, X)` uint8 class ids.
     """
-    fixed = _image(image, spacing_mm)
+    fixed = _image(image.clip(*RANGE_HU).astype(np.float32), spacing_mm)
     votes: dict[int, np.ndarray] = {}
     for atlas, labels in atlases:
-        moved = _carry(labels, _register(fixed, _image(atlas, spacing_mm)), fixed, spacing_mm)
+        moving = _image(atlas.clip(*RANGE_HU).astype(np.float32), spacing_mm)
+        moved = _carry(labels, _register(fixed, moving), fixed, spacing_mm)
         for class_id in np.unique(moved):
             count = votes.setdefault(int(class_id), np.zeros(image.shape, np.uint16))
             count += moved == class_id
@@ -39,8 +38,8 @@ def vote(
 
 
 def _image(array: np.ndarray, spacing_mm: Spacing) -> sitk.Image:
-    """Put a clipped image at the origin, centred; only relative positions matter."""
-    image = sitk.GetImageFromArray(np.clip(array, -200, 300).astype(np.float32))
+    """Put an array at the origin; only relative positions matter."""
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing([float(s) for s in spacing_mm[::-1]])
     return image
 
@@ -67,6 +66,5 @@ def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
 def _carry(
     labels: np.ndarray, transform: sitk.Transform, fixed: sitk.Image, spacing_mm: Spacing
 ) -> np.ndarray:
-    image = sitk.GetImageFromArray(labels.astype(np.uint8))
-    image.SetSpacing([float(s) for s in spacing_mm[::-1]])
-    return sitk.GetArrayFromImage(sitk.Resample(image, fixed, transform, sitk.sitkNearestNeighbor, 0))
+    moving = _image(labels.astype(np.uint8), spacing_mm)
+    return sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkNearestNeighbor, 0))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cc3d
 import numpy as np
 from scipy import ndimage
 
-from flare.core.files import read_json, write_json
+from flare.core.files import read_json
 from flare.core.geometry import Spacing
 from flare.inference.body import find_body
 from flare.inference.settings import BodyRule
@@ -21,11 +22,9 @@ BODY = BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=100)
 WINDOW = (10, 90)  # percentiles of a class's HU that make its window
 SMOOTHING_MM = 4.0  # noise would break an organ into crumbs
 LOWEST_HU, HIGHEST_HU, STEPS = -1024, 3072, 16  # of the histograms: a window is exact to 1/16 HU
-Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
-Counts = tuple[np.ndarray, np.ndarray]
 
 
-def count_values(values: np.ndarray) -> Counts:
+def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count HU by steps of a histogram: `(N,)` values to the steps that occur, and how often each does."""
     clipped = np.clip(values, LOWEST_HU, HIGHEST_HU)
     return np.unique(np.rint((clipped - LOWEST_HU) * STEPS).astype(np.int64), return_counts=True)
@@ -43,13 +42,12 @@ class Prior:
     """What the annotated training cases tell of a class.
 
     Args:
-        window_hu: Lower and upper threshold.
         box: Extent along Z, Y, X as fractions of the body's box, over all cases.
         voxels: Mean size, to paint small classes over large ones.
     """
 
     window_hu: tuple[float, float]
-    box: Box
+    box: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
     voxels: float
 
 
@@ -58,24 +56,17 @@ def body_box(image: np.ndarray, spacing_mm: Spacing) -> list[tuple[int, int]]:
     body = find_body(image, spacing_mm, BODY)
     if body is None:
         return [(0, n) for n in image.shape]
-    planes = [np.flatnonzero(body.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    return [(int(p[0]), int(p[-1]) + 1) for p in planes]
+    (box,) = ndimage.find_objects(body.astype(np.uint8))
+    return [(side.start, side.stop) for side in box]
 
 
 def measure_case(
     image: Path, labels: Path, classes: Sequence[int], spacing_mm: Spacing
-) -> dict[int, tuple[np.ndarray, Counts]]:
-    """Measure one annotated case for the fit.
+) -> dict[int, tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """Measure one annotated case for the fit, from its cached HU image and labels.
 
-    Args:
-        image: Cached HU image on the training grid.
-        labels: Its cached labels.
-        classes: Class ids.
-        spacing_mm: Of that grid.
-
-    Returns:
-        For each class that the case has: `(3, 2)` extent along Z, Y, X as fractions of the body's box, and
-        its HU as `count_values` gives them.
+    Gives, for each class that the case has, its `(3, 2)` extent along Z, Y, X as fractions of the body's box,
+    and its HU as from `count_values`.
     """
     from flare.data.cache import open_array  # only the workers need the store
 
@@ -98,30 +89,24 @@ def fit_priors(
     spacing_mm: Spacing,
     executor: Executor,
 ) -> tuple[dict[int, Prior], list[Outcome]]:
-    """Learn windows and places from annotated cases, each read once and none kept.
-
-    Args:
-        pairs: Case id to cached HU image and labels, on the training grid.
-        classes: Class ids.
-        spacing_mm: Of that grid.
-        executor: Where the cases are measured.
+    """Learn windows and places from cached HU images and labels, each read once and none kept.
 
     Returns:
         Class id -> prior, for classes that some case has, and the cases that failed; with any, no prior.
     """
     shared = {"classes": list(classes), "spacing_mm": spacing_mm}
     jobs = {case: {"image": i, "labels": known, **shared} for case, (i, known) in pairs.items()}
-    histograms: dict[int, np.ndarray] = {}
-    places: dict[int, list[np.ndarray]] = {}
+    size = (HIGHEST_HU - LOWEST_HU) * STEPS + 1
+    histograms: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(size, np.int64))
+    places: dict[int, list[np.ndarray]] = defaultdict(list)
     failures = []
     for outcome in run_cases(measure_case, jobs, executor=executor, description="fit thresholds"):
         if outcome.error is not None:
             failures.append(outcome)
             continue
         for class_id, (place, (steps, counts)) in outcome.value.items():
-            places.setdefault(class_id, []).append(place)
-            size = (HIGHEST_HU - LOWEST_HU) * STEPS + 1
-            histograms.setdefault(class_id, np.zeros(size, np.int64))[steps] += counts
+            places[class_id].append(place)
+            histograms[class_id][steps] += counts
     if failures:
         return {}, failures
     return {c: _prior(places[c], histograms[c]) for c in classes if c in places}, []
@@ -133,26 +118,15 @@ def _prior(places: Sequence[np.ndarray], histogram: np.ndarray) -> Prior:
     return Prior(read_window(histogram), (z, y, x), float(histogram.sum()) / len(places))
 
 
-def write_priors(path: Path, priors: Mapping[int, Prior]) -> None:
-    """Write a fit as JSON, atomically."""
-    write_json(path, {str(class_id): asdict(prior) for class_id, prior in priors.items()})
-
-
 def read_priors(path: Path) -> dict[int, Prior]:
-    """Read what `write_priors` wrote."""
+    """Read a fit, as `predictors` writes it."""
     return {int(class_id): Prior(**given) for class_id, given in read_json(path).items()}
 
 
 def segment_by_thresholds(image: np.ndarray, priors: dict[int, Prior], spacing_mm: Spacing) -> np.ndarray:
     """Segment by window, place and largest component, large classes first.
 
-    Args:
-        image: HU, `(Z, Y, X)` RAS on the training grid.
-        priors: From `fit_priors`.
-        spacing_mm: Of the grid.
-
-    Returns:
-        `(Z, Y, X)` uint8 class ids.
+    Takes HU, `(Z, Y, X)` RAS on the training grid, and returns uint8 class ids of that shape.
     """
     box = body_box(image, spacing_mm)
     smooth = _smooth(image, spacing_mm)
