@@ -17,6 +17,7 @@ from flare.core.files import write_csv
 from flare.core.pictures import run_strokes
 from flare.dashboard import main, make_dashboard, read_comparison
 from flare.report.comparison import build_report, compared_bars, compared_curves
+from flare.report.figures import to_svg
 from flare.runs.records import record_environment
 from flare.sweeps.jobs import COMPLETED, Job
 
@@ -165,3 +166,9 @@ def test_curves_and_bars_of_a_run_have_its_colour() -> None:
 def test_a_folder_without_training_is_no_ablation(tmp_path: Path) -> None:
     with pytest.raises(FlareError, match="found no training"):
         read_comparison(tmp_path)
+
+
+def test_a_figure_is_the_same_file_each_time() -> None:
+    points = {"a": [(1, 0.5), (2, 0.25)]}
+    first, second = (to_svg(compared_curves(points, run_strokes("a"))) for _ in range(2))
+    assert first == second

@@ -118,8 +118,8 @@ def build_report(
     write_text(page, render("report.html", **context))
     shown.sort(key=lambda s: s.rank != "median")
     charts.write_overview(overview, facts, (shown[0].case, shown[0].pictures) if shown else None)
-    size = page.stat().st_size / 1e6
-    log.info("report.html: %.1f MB, made in %.0f s", size, time.monotonic() - started)
+    made_s = time.monotonic() - started
+    log.info("report.html: %.1f MB, made in %.0f s", page.stat().st_size / 1e6, made_s)
 
 
 def _label_analysis(facts: Facts) -> bytes:

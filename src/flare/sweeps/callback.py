@@ -86,9 +86,9 @@ class SweepTable(Callback):
         """Show the comparison, and which jobs failed."""
         if all(job.status == PLANNED for job in read_jobs(self.sweep)):
             return
-        text = show_jobs(write_sweep(self.sweep), self.sweep)
-        told = f"the jobs compared: {self.sweep / 'sweep.md'}\n{text}"
-        console.print(told.rstrip(), markup=False, soft_wrap=True)
+        told = show_jobs(write_sweep(self.sweep), self.sweep)
+        told = f"the jobs compared: {self.sweep / 'sweep.md'}\n{told}".rstrip()
+        console.print(told, markup=False, soft_wrap=True)
 
 
 def plan(config: DictConfig) -> list[Job]:
