@@ -29,9 +29,8 @@ Pair = tuple[Path, Path]
 
 def check_baselines(names: Sequence[str]) -> None:
     """Refuse what is no baseline, naming it."""
-    for name in names:
-        if name not in BASELINES:
-            raise FlareError(f"baselines: expected some of {list(BASELINES)}, given {name!r}")
+    if foreign := [name for name in names if name not in BASELINES]:
+        raise FlareError(f"baselines: expected some of {list(BASELINES)}, given {foreign[0]!r}")
 
 
 def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], folder: Path) -> list[Outcome]:

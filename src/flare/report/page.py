@@ -118,8 +118,7 @@ def build_report(
     write_text(page, render("report.html", **context))
     shown.sort(key=lambda s: s.rank != "median")
     charts.write_overview(overview, facts, (shown[0].case, shown[0].pictures) if shown else None)
-    made_s = time.monotonic() - started
-    log.info("report.html: %.1f MB, made in %.0f s", page.stat().st_size / 1e6, made_s)
+    log.info("report.html: %.1f MB, made in %.0f s", page.stat().st_size / 1e6, time.monotonic() - started)
 
 
 def _label_analysis(facts: Facts) -> bytes:
