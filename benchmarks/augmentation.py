@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from flare.data.augment import Augmenter
+from flare.data.augment import Augmenter, draw_augmentation
 from flare.data.patches import read_box
 
 CONFIG = Path(__file__).parents[1] / "conf" / "data" / "default.yaml"
@@ -57,7 +57,7 @@ def ours(volume: np.ndarray, label: np.ndarray, values: dict[str, Any]) -> Make:
         first, last = (tuple(s + c for s, c in zip(start, corner, strict=True)) for corner in (lower, upper))
         return tuple(read_box(array, first, last, convert=np.copy) for array in (volume, label))
 
-    return lambda i: augmenter.apply(read, augmenter.draw(np.random.default_rng((0, i))))
+    return lambda i: augmenter.apply(read, draw_augmentation(np.random.default_rng((0, i)), values))
 
 
 def peer(volume: np.ndarray, label: np.ndarray, values: dict[str, Any]) -> Make:

@@ -17,8 +17,15 @@ from batchgenerators.augmentations import color_augmentations, noise_augmentatio
 from omegaconf import OmegaConf
 from rows import BATCHGENERATORS, ROOT, Row, counted, limited
 
-from flare.data.augment import apply_gamma, change_intensity, lower_resolution, scale_contrast
-from flare.data.draws import Augmentation, Noise, draw_augmentation
+from flare.data.augment import (
+    Augmentation,
+    Noise,
+    apply_gamma,
+    change_intensity,
+    draw_augmentation,
+    lower_resolution,
+    scale_contrast,
+)
 from flare.data.spatial import smooth
 
 DRAWS = 2000

@@ -13,9 +13,8 @@ from augmentation import SHAPE, image, settings
 from batchgenerators.augmentations import spatial_transformations, utils
 from rows import BATCHGENERATORS, Row, counted, limited
 
-from flare.data.augment import Augmenter
-from flare.data.draws import Augmentation, Elastic
-from flare.data.spatial import displacement
+from flare.data.augment import Augmentation, Augmenter
+from flare.data.spatial import Elastic, displacement
 
 CLASSES = np.array([0, 1, 4, 14], dtype=np.uint8)
 ORDERS = {"nearest": 0, "linear": 1}

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,8 @@ from torch import Tensor, nn
 from flare.core.cases import Case
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.data.datamodule import CaseLoader, FlareDataModule
-from flare.data.draws import Augmentation, draw_augmentation
-from flare.data.loaders import CaseArrays
+from flare.data.augment import Augmentation, draw_augmentation
+from flare.data.loaders import CaseArrays, FlareDataModule
 from flare.data.settings import PatchSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -162,9 +162,12 @@ def test_no_training_case_is_refused(cfg: DictConfig) -> None:
         build(cfg, {})
 
 
-def test_ranks_divide_the_validation_cases() -> None:
-    cases = [case(name, None) for name in "abcde"]
-    shares = [list(CaseLoader(cases, rank=rank, world_size=2)) for rank in range(2)]
+def test_ranks_divide_the_validation_cases(cfg: DictConfig, training: dict[str, CaseArrays]) -> None:
+    module = build(cfg, training, validation=[case(name, Path(f"{name}_label.nii.gz")) for name in "abcde"])
+    shares = []
+    for rank in range(2):
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        shares.append(module.val_dataloader())
     assert [[c.id for c in share] for share in shares] == [["a", "c", "e"], ["b", "d"]]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from flare.data.draws import Augmentation, draw_augmentation
+from flare.data.augment import Augmentation, draw_augmentation
 
 DRAWS = 2000
 CONFIG = Path(__file__).parents[2] / "conf" / "data" / "default.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,20 +45,18 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, labels: ClassList) -> Patc
     )
     cache_labels(Volume(array, GRID), arrays.label, image=arrays.image, case_id="a")
     outputs = labels.outputs("organs_tumor")
+    sampling = foreground(PATCH, 1.0, (*outputs, IGNORE))  # even if somebody asked for it
     return PatchDataset(
         cases=[("a", arrays)],
+        settings=replace(sampling.settings, outputs=outputs),
         intensity=Intensity(0, 200, 0, 100),
-        outputs=outputs,
-        sampling=foreground(PATCH, 1.0, (*outputs, IGNORE)),  # even if somebody asked for it
+        sampling=sampling,
         augmenter=Augmenter(PATCH, settings(rotation={"probability": 0}, extra=[])),
-        seed=0,
     )
 
 
 def with_augmentation(dataset: PatchDataset, values: Mapping[str, Any]) -> PatchDataset:
-    return PatchDataset(
-        dataset.cases, dataset.intensity, dataset.outputs, dataset.sampling, Augmenter(PATCH, values), 0
-    )
+    return replace(dataset, augmenter=Augmenter(PATCH, values))
 
 
 def off(**changes: Any) -> dict[str, Any]:
@@ -75,13 +74,13 @@ def test_the_cache_keeps_it_and_no_patch_is_centred_on_it(dataset: PatchDataset)
 
 
 def test_a_batch_has_it_where_the_case_has_it_and_every_class_is_known(dataset: PatchDataset) -> None:
-    sampler = StepSampler(batch_size=2, epoch_length=3, step=lambda: 0, rank=0, world_size=1)
+    sampler = StepSampler(batch_size=2, epoch_length=3, step=lambda: 0, rank=0)
     for batch in StepLoader(with_augmentation(dataset, off()), sampler, workers=0, pin_memory=False):
         image, target = batch["image"][:, 0], batch["target"]
         assert torch.equal(target == IGNORE, image == 1)  # 100 HU of a deviation of 100
-        assert torch.equal(target == dataset.outputs.index(LIVER), image == 2)
+        assert torch.equal(target == dataset.settings.outputs.index(LIVER), image == 2)
         assert (target == IGNORE).any()
-        assert batch["known"].shape == (2, len(dataset.outputs))
+        assert batch["known"].shape == (2, len(dataset.settings.outputs))
         assert batch["known"].dtype == torch.bool
         assert batch["known"].all()
 
@@ -273,9 +272,7 @@ def test_no_class_may_have_its_id(labels: ClassList) -> None:
 
 def drawn(dataset: PatchDataset, weights: tuple[float, ...], count: int) -> list[str]:
     cases = [(f"{n}", dataset.cases[0][1]._replace(weight=w)) for n, w in enumerate(weights)]
-    weighted = PatchDataset(
-        cases, dataset.intensity, dataset.outputs, dataset.sampling, Augmenter(PATCH, off()), 0
-    )
+    weighted = replace(dataset, cases=cases, augmenter=Augmenter(PATCH, off()))
     return [weighted[SampleKey(step, 0, 0)]["case"] for step in range(count)]
 
 
@@ -311,7 +308,7 @@ def test_training_through_lightning_hands_on_what_the_batch_says(dataset: PatchD
             seen.append((target, known))
             return super().forward(outputs, target, known)
 
-    batch = next(iter(StepLoader(dataset, StepSampler(2, 1, lambda: 0, 0, 1), workers=0, pin_memory=False)))
+    batch = next(iter(StepLoader(dataset, StepSampler(2, 1, lambda: 0, 0), workers=0, pin_memory=False)))
     step = SegmentationModule.training_step
     module: Any = type("Module", (), {})()
     module.loss, module.net = Spy(supervise_lowest=True), lambda image: [image.repeat(1, 15, 1, 1, 1)]

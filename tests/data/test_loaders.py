@@ -52,13 +52,13 @@ def foreground(patch: tuple[int, int, int], share: float, outputs: Iterable[int]
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PatchDataset:
     settings = OmegaConf.to_container(OmegaConf.load(CONFIG), resolve=False)["augmentation"]
     settings["extra"] = [{"_target_": "torchio.RandomGhosting", "intensity": [1, 2]}]
+    sampling = foreground(PATCH, 0.33, range(15))
     return PatchDataset(
         cases=write_cases(tmp_path_factory.mktemp("cache")),
+        settings=sampling.settings,
         intensity=INTENSITY,
-        outputs=(0, *range(1, 15)),
-        sampling=foreground(PATCH, 0.33, range(15)),
+        sampling=sampling,
         augmenter=Augmenter(PATCH, settings),
-        seed=0,
     )
 
 
@@ -72,7 +72,7 @@ def unchanged(dataset: PatchDataset) -> PatchDataset:
 
 
 def sampler(**changes: Any) -> StepSampler:
-    values = {"batch_size": 2, "epoch_length": 10, "step": lambda: 0, "rank": 0, "world_size": 1}
+    values = {"batch_size": 2, "epoch_length": 10, "step": lambda: 0, "rank": 0}
     return StepSampler(**{**values, **changes})
 
 
@@ -91,7 +91,7 @@ def test_a_sample_is_a_function_of_seed_step_and_number(dataset: PatchDataset) -
     assert equal(first, dataset[key])
     assert not equal(first, dataset[key._replace(step=5)])
     assert not equal(first, dataset[key._replace(sample=3)])
-    assert not equal(first, replace(dataset, seed=1)[key])
+    assert not equal(first, replace(dataset, settings=replace(dataset.settings, seed=1))[key])
 
 
 def test_a_patch_has_documented_shapes_and_types(dataset: PatchDataset) -> None:
@@ -117,7 +117,8 @@ def test_images_are_clipped_and_normalised_and_labels_lie_on_them(dataset: Patch
 def test_targets_are_output_channels(
     dataset: PatchDataset, labels: ClassList, targets: str, organ: int, tumor: int
 ) -> None:
-    only = replace(unchanged(dataset), cases=dataset.cases[:1], outputs=labels.outputs(targets))
+    settings = replace(dataset.settings, outputs=labels.outputs(targets))
+    only = replace(unchanged(dataset), cases=dataset.cases[:1], settings=settings)
     target, image = only[SampleKey(0, 1, 1)]["target"], only[SampleKey(0, 1, 1)]["image"][0]
     assert set(target[image == 0].tolist()) == {organ}
     assert set(target[image == 2.5].tolist()) == {tumor}
@@ -155,8 +156,8 @@ def test_the_step_is_asked_anew_for_each_epoch() -> None:
 
 
 def test_two_ranks_share_no_sample_and_have_the_same_composition() -> None:
-    first = [key for batch in sampler(rank=0, world_size=2) for key in batch]
-    second = [key for batch in sampler(rank=1, world_size=2) for key in batch]
+    first = [key for batch in sampler(rank=0) for key in batch]
+    second = [key for batch in sampler(rank=1) for key in batch]
     assert not {(key.step, key.sample) for key in first} & {(key.step, key.sample) for key in second}
     assert {key.sample for key in first + second} == {0, 1, 2, 3}
     assert [key.position for key in first] == [key.position for key in second]
@@ -178,9 +179,9 @@ def test_a_patch_takes_one_thread_and_gives_the_others_back(dataset: PatchDatase
     seen = []
 
     class Spy(Augmenter):
-        def draw(self, rng: np.random.Generator) -> Any:
+        def apply(self, *given: Any) -> Any:
             seen.append(torch.get_num_threads())
-            return super().draw(rng)
+            return super().apply(*given)
 
     torch.set_num_threads(2)
     try:

@@ -40,7 +40,7 @@ def test_what_is_read_is_what_was_stored(tmp_path_factory: pytest.TempPathFactor
     store_array(path, array, {"case": "a"})
     stored = open_array(path)
     assert stored.shape == array.shape
-    assert stored.dtype == array.dtype
+    assert stored[:].dtype == array.dtype
     assert np.array_equal(stored[:], array)
     assert stored.meta["case"] == "a"
 
@@ -118,8 +118,8 @@ def test_image_and_labels_are_cached_on_one_grid(tmp_path: Path) -> None:
     cache_labels(volume(labels, (4.0, 1.2, 0.6)), tmp_path / "l.b2nd", image=tmp_path / "i.b2nd", case_id="a")
     image, target = open_array(tmp_path / "i.b2nd"), open_array(tmp_path / "l.b2nd")
     expected = np.arange(24).reshape(2, 3, 4)
-    assert image.dtype == np.int16
-    assert target.dtype == np.uint8
+    assert image[:].dtype == np.int16
+    assert target[:].dtype == np.uint8
     assert np.array_equal(image[:], expected)
     assert np.array_equal(target[:], (expected > 11) * 3)
     assert image.meta["spacing_mm"] == [4.0, 1.2, 1.2]

@@ -7,8 +7,16 @@ import pytest
 import torch
 from scipy import ndimage
 
-from flare.data.draws import Augmentation, Elastic
-from flare.data.spatial import displacement, resample_image, resample_label, sampling_grid, smooth, source_box
+from flare.data.augment import Augmentation
+from flare.data.spatial import (
+    Elastic,
+    displacement,
+    resample_image,
+    resample_label,
+    sampling_grid,
+    smooth,
+    source_box,
+)
 
 PATCH = (9, 33, 41)
 CENTRE = np.array([4.0, 16.0, 20.0])

@@ -15,14 +15,15 @@ from scipy import ndimage
 
 from flare.core.errors import FlareError
 from flare.data.augment import (
+    Augmentation,
     Augmenter,
+    Noise,
     apply_gamma,
     change_intensity,
+    draw_augmentation,
     lower_resolution,
-    mirror,
     scale_contrast,
 )
-from flare.data.draws import Augmentation, Noise
 
 CONFIG = Path(__file__).parents[2] / "conf" / "data" / "default.yaml"
 PATCH = (8, 24, 32)
@@ -71,7 +72,9 @@ def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(3)
     volume, label = np.zeros(PATCH, dtype=np.float32), np.zeros(PATCH, dtype=np.uint8)
     augmenter = Augmenter(PATCH, certain(extra=[{"_target_": "torchio.RandomNoise"}]))
-    augmenter.apply(reader(volume, label, []), augmenter.draw(np.random.default_rng(1)))
+    augmenter.apply(
+        reader(volume, label, []), draw_augmentation(np.random.default_rng(1), augmenter.settings)
+    )
     assert torch.equal(torch.rand(4), expected)
 
 
@@ -168,7 +171,8 @@ def test_low_resolution_keeps_smooth_patterns_in_place() -> None:
 def test_mirrored_labels_agree_with_the_image(axes: tuple[int, ...]) -> None:
     image = noise_image()
     label = (image > 0).to(torch.uint8)
-    flipped, flipped_label = mirror(image, label, axes)
+    read = reader(image.numpy(), label.numpy(), [])
+    flipped, flipped_label = Augmenter(PATCH, settings()).apply(read, Augmentation(mirror=axes))
     assert torch.equal(flipped, image.flip(axes))
     assert torch.equal(flipped_label, (flipped > 0).to(torch.uint8))
     assert flipped_label.dtype == torch.uint8
@@ -203,7 +207,7 @@ def test_everything_at_once_gives_a_patch_with_known_classes_only() -> None:
         for how in ("linear", "cubic"):
             extra = [{"_target_": "torchio.RandomGamma"}]
             augmenter = Augmenter(PATCH, certain(dummy_2d=dummy_2d, image_interpolation=how, extra=extra))
-            drawn = augmenter.draw(np.random.default_rng(1))
+            drawn = draw_augmentation(np.random.default_rng(1), augmenter.settings)
             assert all(value is not None for value in vars(drawn).values())
             image, target = augmenter.apply(reader(volume, label, []), drawn)
             assert tuple(image.shape) == tuple(target.shape) == PATCH

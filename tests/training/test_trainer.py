@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from flare.core.errors import FlareError
 from flare.inference import engines
-from flare.models.depths import depths_under_kernel
+from flare.models.zoo import depths_under_kernel
 from flare.runs.folders import TrainingFolder
-from flare.training import trainer
+from flare.training import build
 from flare.training.callbacks import AtomicCheckpointIO, Checkpoints, EpochProgress, Throughput, TrainingTable
 from flare.training.settings import TrainingSettings
 
@@ -25,7 +25,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def pretend(*flags: str) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        for module in (trainer, engines):
+        for module in (build, engines):
             monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
 
     return pretend
@@ -42,7 +42,7 @@ def choose(config: Callable[..., DictConfig]) -> Callable[..., str]:
     def chosen(precision: str, accelerator: str, *overrides: str) -> str:
         line = [f"trainer.precision={precision}", f"trainer.accelerator={accelerator}"]
         cfg = config("train", *(overrides or DEEP), *line)
-        return trainer.choose_precision(TrainingSettings.from_config(cfg))
+        return build.choose_precision(TrainingSettings.from_config(cfg))
 
     return chosen
 
@@ -133,7 +133,7 @@ def test_a_network_of_others_is_followed_or_taken_as_unfit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu("avx512_bf16")
-    monkeypatch.setattr(trainer, "build_network", lambda settings: network.to("meta"))
+    monkeypatch.setattr(build, "build_network", lambda settings: network.to("meta"))
     assert choose("auto", "cpu", f"data.patch_size=[{depth},8,8]") == expected
 
 
@@ -149,7 +149,7 @@ def test_depths_are_those_of_encoder_and_decoder(config: Callable[..., DictConfi
 def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tmp_path: Path) -> None:
     cfg = config("train", "trainer=cpu", "trainer.precision=32", "trainer.max_epochs=3")
     settings = TrainingSettings.from_config(cfg)
-    built = trainer.build_trainer(settings, TrainingFolder(tmp_path), has_validation=False)
+    built = build.build_trainer(settings, TrainingFolder(tmp_path), has_validation=False)
     assert (built.max_epochs, built.limit_train_batches, built.gradient_clip_val) == (3, 250, 12)
     assert built.limit_val_batches == 0
     assert built.default_root_dir == str(tmp_path)
@@ -175,13 +175,13 @@ def test_a_trainer_that_this_machine_cannot_have_is_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    for kind in (trainer.CUDAAccelerator, trainer.MPSAccelerator):
+    for kind in (build.CUDAAccelerator, build.MPSAccelerator):
         monkeypatch.setattr(kind, "is_available", lambda: False)
     folder = TrainingFolder(tmp_path)
     sound = TrainingSettings.from_config(config("train", "trainer=cpu"))
-    trainer.build_trainer(sound, folder, has_validation=True)
+    build.build_trainer(sound, folder, has_validation=True)
     settings = TrainingSettings.from_config(config("train", "trainer=cpu", override))
     with pytest.raises(FlareError, match=message) as refused:
-        trainer.build_trainer(settings, folder, has_validation=True)
+        build.build_trainer(settings, folder, has_validation=True)
     assert "\n" not in str(refused.value)
     assert not any(tmp_path.iterdir())

@@ -8,8 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from composed import composed as composed_of
 from flare.core.errors import FlareError
+from flare.training.build import PRECISIONS
 from flare.training.settings import RULES, TrainingSettings
-from flare.training.trainer import PRECISIONS
 
 MEANINGLESS = [
     "trainer.limit_train_batches=1.0",

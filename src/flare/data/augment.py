@@ -1,15 +1,16 @@
-"""Augmentation of one patch, nnU-Net's "moreDA": what was drawn is applied, in a fixed order."""
+"""Augmentation of one patch, nnU-Net's "moreDA": all of it is drawn at once, and then applied as drawn."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torchio as tio
+from numpy.random import Generator
 from pytorch_lightning.utilities.seed import isolate_rng
 from scipy import ndimage
 from torch import Tensor
@@ -17,8 +18,10 @@ from torchio.transforms import Transform
 
 from flare.core.errors import FlareError, build_part
 from flare.core.geometry import Shape, Spacing
-from flare.data.draws import Augmentation, draw_augmentation
+from flare.data.settings import AXES
 from flare.data.spatial import (
+    Elastic,
+    Move,
     apply_along,
     resample_image,
     resample_label,
@@ -29,11 +32,100 @@ from flare.data.spatial import (
 
 # Reads image and labels between two corners (z, y, x), counted from the first voxel of the patch.
 BoxReader = Callable[[Shape, Shape], tuple[np.ndarray, np.ndarray]]
+SEEDS = 2**31  # seeds drawn for noise fields lie below
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Additive Gaussian noise of deviation `std`, in units of the normalised image."""
+
+    std: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Augmentation(Move):
+    """What happens to one patch; `None` or empty where nothing does.
+
+    Args:
+        noise: Noise to add.
+        blur: Sigma of a Gaussian, voxels.
+        contrast: Factor on the distance from the mean.
+        zoom: Share of the voxels per axis that the patch is reduced to and enlarged from again.
+        gamma_inverted: Exponent applied to the negated image.
+        mirror: Axes to flip, 0 is z.
+        extra: Seed of the transforms of `data.augmentation.extra`.
+    """
+
+    noise: Noise | None = None
+    blur: float | None = None
+    brightness: float | None = None
+    contrast: float | None = None
+    zoom: float | None = None
+    gamma_inverted: float | None = None
+    gamma: float | None = None
+    mirror: tuple[int, ...] = ()
+    extra: int | None = None
+
+
+def draw_augmentation(rng: Generator, settings: Mapping[str, Any]) -> Augmentation:
+    """Draw what happens to one patch; equal generators give equal augmentations.
+
+    `settings` is `cfg.data.augmentation`: a section per transform, with its `probability` (and
+    `channel_probability`: with one channel, a second chance to be left alone) and ranges.
+
+    Reference: method section 7, nnU-Net's "moreDA".
+    """
+
+    def section(name: str) -> Mapping[str, Any] | None:
+        """The settings of a transform if it happens."""
+        values = settings[name]
+        chance = values["probability"] * values.get("channel_probability", 1)
+        return values if rng.random() < chance else None
+
+    two_d, mirror = bool(settings["dummy_2d"]), settings["mirror"]
+    return Augmentation(
+        rotation=_rotation(rng, rotation, two_d) if (rotation := section("rotation")) else None,
+        scale=_around_one(rng, scaling["range"]) if (scaling := section("scaling")) else None,
+        elastic=_elastic(rng, elastic, two_d) if (elastic := section("elastic")) else None,
+        noise=Noise(rng.uniform(*noisy["std"]), int(rng.integers(SEEDS)))
+        if (noisy := section("noise"))
+        else None,
+        blur=rng.uniform(*blur["sigma"]) if (blur := section("blur")) else None,
+        brightness=rng.uniform(*bright["range"]) if (bright := section("brightness")) else None,
+        contrast=_around_one(rng, contrast["range"]) if (contrast := section("contrast")) else None,
+        zoom=rng.uniform(*low["zoom"]) if (low := section("low_resolution")) else None,
+        gamma_inverted=_around_one(rng, gamma["range"]) if (gamma := section("gamma_inverted")) else None,
+        gamma=_around_one(rng, gamma["range"]) if (gamma := section("gamma")) else None,
+        mirror=tuple(AXES.index(axis) for axis in mirror["axes"] if rng.random() < mirror["probability"]),
+        extra=int(rng.integers(SEEDS)) if settings.get("extra") else None,
+    )
+
+
+def _rotation(rng: Generator, rotation: Mapping[str, Any], two_d: bool) -> tuple[float, float, float]:
+    """Draw degrees about z, y, x; in two dimensions about z alone."""
+    most = rotation["degrees_2d" if two_d else "degrees"]
+    z, y, x = (rng.uniform(-most, most), 0.0, 0.0) if two_d else rng.uniform(-most, most, size=3).tolist()
+    return (z, y, x)
+
+
+def _elastic(rng: Generator, elastic: Mapping[str, Any], two_d: bool) -> Elastic:
+    """Draw the strength and smoothness of a displacement, and the seed of its noise."""
+    alpha = rng.uniform(*elastic["alpha_2d" if two_d else "alpha"])
+    return Elastic(alpha, rng.uniform(*elastic["sigma"]), int(rng.integers(SEEDS)))
+
+
+def _around_one(rng: Generator, limits: Sequence[float]) -> float:
+    """Draw below or above 1 with equal chance, uniformly within that half, as nnU-Net does."""
+    low, high = limits
+    if low < 1 < high:
+        low, high = (low, 1.0) if rng.random() < 0.5 else (1.0, high)
+    return rng.uniform(low, high)
 
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Draws and applies the augmentation of training patches.
+    """Applies the augmentation of training patches.
 
     Args:
         patch_size: Voxels along Z, Y, X.
@@ -58,18 +150,10 @@ class Augmenter:
                 raise FlareError(f"{key}: {given['_target_']} is no transform of TorchIO")
         object.__setattr__(self, "extra", tuple(built))
 
-    def draw(self, rng: np.random.Generator) -> Augmentation:
-        """Draw what happens to a patch."""
-        return draw_augmentation(rng, self.settings)
-
     def apply(self, read: BoxReader, drawn: Augmentation) -> tuple[Tensor, Tensor]:
-        """Read what a patch needs and augment it.
+        """Read what a patch needs and augment it; without a spatial transform nothing is resampled.
 
-        Without a spatial transform the patch itself is read and nothing is resampled.
-
-        Args:
-            read: Gives the normalised image and the labels of a box, which may leave the volume.
-            drawn: What happens.
+        `read` gives the normalised image and the labels of a box, which may leave the volume.
 
         Returns:
             `(Z, Y, X)` float32 image and `(Z, Y, X)` uint8 labels, both of the patch's size.
@@ -85,7 +169,8 @@ class Augmenter:
             grid -= torch.tensor(lower[-len(grid) :]).view(-1, *[1] * (grid.ndim - 1))
             image = resample_image(image, grid, how)
             label = resample_label(label, grid, self.settings["label_interpolation"])
-        image, label = mirror(change_intensity(image, drawn, dummy_2d=two_d), label, drawn.mirror)
+        image = change_intensity(image, drawn, dummy_2d=two_d).flip(drawn.mirror)
+        label = label.flip(drawn.mirror)
         return (image, label) if drawn.extra is None else self._apply_extra(image, label, drawn.extra)
 
     def _apply_extra(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -152,12 +237,9 @@ def apply_gamma(image: Tensor, gamma: float) -> Tensor:
 def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
     """Reduce by nearest neighbour and enlarge again by a cubic spline, within the range of what is left.
 
-    Args:
-        image: `(Z, Y, X)` float32.
-        zoom: Share of the voxels of an axis that remain in between.
-        keep_z: Whether the slices stay as they are.
+    `zoom` is the share of the voxels of an axis that remain in between; with `keep_z` all slices remain.
     """
-    axes = range(1 if keep_z else 0, 3)
+    axes = range(int(keep_z), 3)
     reduced = image
     for axis in axes:
         size = image.shape[axis]
@@ -172,8 +254,3 @@ def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
         matrix = ndimage.zoom(units, factors, order=3, mode="nearest", grid_mode=True)
         enlarged = apply_along(enlarged, axis, torch.from_numpy(matrix))
     return enlarged.clamp(*reduced.aminmax())
-
-
-def mirror(image: Tensor, label: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Flip image and labels together along some axes, 0 is z."""
-    return image.flip(axes), label.flip(axes)

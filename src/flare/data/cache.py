@@ -24,8 +24,7 @@ CHUNKS = (16, 128, 128)  # voxels compressed into one chunk (ours, see docs/benc
 BLOCKS = (8, 32, 32)  # voxels that can be read on their own (ours)
 COMPRESSION_LEVEL = 1  # Zstandard's; more saves under 2 % of size and costs several times the time (ours)
 FOREGROUND_SAMPLES = 10_000  # voxels kept per class for patches centred on foreground (as nnU-Net)
-META = "flare"
-FOREGROUND = "foreground-{}"
+META, FOREGROUND = "flare", "foreground-{}"  # what is kept with an array
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,6 @@ class Stored:
     """An array on disk, read piece by piece.
 
     Opening costs 0.1 ms; the object holds the path alone until something is read, and pickles as that.
-
-    Args:
-        path: The file.
     """
 
     path: Path
@@ -53,11 +49,6 @@ class Stored:
         """Voxels along Z, Y, X."""
         return tuple(self._array.shape)
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the voxels."""
-        return self._array.dtype
-
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What was stored with the array."""
@@ -73,14 +64,7 @@ class Stored:
         return tuple(self.meta.get("foreground", ()))
 
     def foreground(self, class_id: int) -> np.ndarray:
-        """Voxels of a class, from which a patch centre is drawn.
-
-        Args:
-            class_id: One of `foreground_classes`.
-
-        Returns:
-            `(N, 3)` indices (Z, Y, X), all of them up to `FOREGROUND_SAMPLES`, else a fixed uniform sample.
-        """
+        """Voxels `(N, 3)` of one of `foreground_classes`, as `sample_foreground` has drawn them."""
         packed = self._array.schunk.vlmeta[FOREGROUND.format(class_id)]
         return np.frombuffer(packed, dtype=np.uint16).reshape(-1, 3).astype(np.int64)
 
@@ -96,23 +80,15 @@ def store_array(
     meta: dict[str, Any] | None = None,
     foreground: dict[int, np.ndarray] | None = None,
 ) -> None:
-    """Write an array in compressed chunks, whole or not at all.
+    """Write an array `(Z, Y, X)` in compressed chunks, whole or not at all, to a file (`.b2nd`).
 
-    Args:
-        path: The file, `.b2nd`.
-        array: `(Z, Y, X)`.
-        meta: Plain values to keep with it.
-        foreground: `(N, 3)` voxel indices per class id, see `sample_foreground`.
+    Plain values `meta` and the voxels that `sample_foreground` gives are kept with it.
+
+    Raises:
+        NoRoomError: If the disk is full.
     """
-    chunks = tuple(max(1, min(c, n)) for c, n in zip(CHUNKS, array.shape, strict=True))
-    blocks = tuple(max(1, min(b, c)) for b, c in zip(BLOCKS, chunks, strict=True))
-    cparams = {
-        "codec": blosc2.Codec.ZSTD,
-        "clevel": COMPRESSION_LEVEL,
-        "filters": [blosc2.Filter.SHUFFLE],
-        "filters_meta": [0],
-        "nthreads": 1,  # cases are spread over processes
-    }
+    chunks = np.minimum(CHUNKS, array.shape).clip(min=1).tolist()
+    blocks = np.minimum(BLOCKS, chunks).tolist()
     foreground = foreground or {}
     with atomic(Path(path)) as temporary:
         try:
@@ -122,7 +98,13 @@ def store_array(
                 mode="w",
                 chunks=chunks,
                 blocks=blocks,
-                cparams=cparams,
+                cparams={
+                    "codec": blosc2.Codec.ZSTD,
+                    "clevel": COMPRESSION_LEVEL,
+                    "filters": [blosc2.Filter.SHUFFLE],
+                    "filters_meta": [0],
+                    "nthreads": 1,  # cases are spread over processes
+                },
                 dparams={"nthreads": 1},  # stored in the header: the same bytes on any machine
             )
             extra = {"foreground": sorted(foreground)} if foreground else {}
@@ -134,35 +116,20 @@ def store_array(
 
 
 def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
-    """Store an image as the network's grid has it, with its own grid: RAS order, resampled, int16 HU.
+    """Store a CT (HU, any voxel order) as the network's grid has it: RAS order, resampled, int16 HU.
 
-    Args:
-        image: CT in HU, in the file's own voxel order.
-        path: The file, `.b2nd`.
-        spacing_mm: Voxel size along Z, Y, X.
-        interpolation: `linear`, `cubic` or `nnunet`.
-        case_id: Kept with the array.
+    `spacing_mm` is along Z, Y, X, `interpolation` is `linear`, `cubic` or `nnunet`. The CT's own grid and
+    the case are kept with the array.
     """
     done = preprocess(image, spacing_mm, interpolation)
-    meta = {
-        "case": case_id,
-        "spacing_mm": [float(s) for s in spacing_mm],
-        "interpolation": interpolation,
-        "geometry": asdict(done.geometry),
-    }
-    store_array(path, done.array, meta)
+    grid = {"spacing_mm": list(map(float, spacing_mm)), "interpolation": interpolation}
+    store_array(path, done.array, {"case": case_id, **grid, "geometry": asdict(done.geometry)})
 
 
 def read_preprocessed(path: Path, spacing_mm: Spacing, interpolation: str) -> Preprocessed | None:
     """Read a cached image as `preprocess` would give it from the file, bit for bit.
 
-    Args:
-        path: The file, `.b2nd`.
-        spacing_mm: Voxel size along Z, Y, X that is asked for.
-        interpolation: `linear`, `cubic` or `nnunet`.
-
-    Returns:
-        None if the image was cached at another spacing or with another interpolation.
+    None if the image was cached at another spacing or with another interpolation.
     """
     stored = open_array(path)
     if (stored.meta["spacing_mm"], stored.meta["interpolation"]) != (list(spacing_mm), interpolation):
@@ -187,15 +154,8 @@ def cache_labels(
     """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
 
     The cached image, not the label file's header, decides the size, so that headers which differ in the
-    last digit cannot give arrays one voxel apart.
-
-    Args:
-        labels: Class ids on the case's own grid, any voxel order.
-        path: The file, `.b2nd`.
-        image: The cached image of the case.
-        case_id: The case.
-        ignore: Boolean, of the map's shape: voxels that training leaves out; None is none.
-        samples: Most voxels kept per class.
+    last digit cannot give arrays one voxel apart. `labels` are class ids in any voxel order; the boolean
+    `ignore` marks voxels that training leaves out. At most `samples` voxels are kept per class.
 
     Raises:
         CaseError: If the label map is not of the size of the image.
@@ -207,31 +167,25 @@ def cache_labels(
     own = _geometry(grid)
     expected = orientation_to(own).apply_geometry(own).shape
     if ras.array.shape != expected:
-        raise CaseError(
-            case_id, f"labels of size {ras.array.shape} for an image of size {expected} (z, y, x, RAS)"
-        )
+        given = f"labels of size {ras.array.shape} for an image of size {expected} (z, y, x, RAS)"
+        raise CaseError(case_id, given)
     array = resample(ras.array, grid.shape, "nearest").astype(np.uint8)
     meta = {"case": case_id, "spacing_mm": grid.meta["spacing_mm"]}
     store_array(path, array, meta, sample_foreground(array, samples))
 
 
 def sample_foreground(labels: np.ndarray, samples: int) -> dict[int, np.ndarray]:
-    """Draw voxels of each class but `IGNORE`, uniformly and always the same ones for the same array.
+    """Draw at most `samples` voxels of each class but `IGNORE`, uniformly, the same for the same array.
 
-    Args:
-        labels: `(Z, Y, X)` class ids.
-        samples: Most voxels per class.
-
-    Returns:
-        Class id to `(N, 3)` indices, in scan order.
+    They are `(N, 3)` indices (Z, Y, X) by class id, in scan order, and all of a class where it has no more.
     """
     where = np.flatnonzero((labels != 0) & (labels != IGNORE))
     values = labels.reshape(-1)[where]
     drawn = {}
-    for class_id in np.unique(values):
+    for class_id in np.unique(values).tolist():
         voxels = where[values == class_id]
         if len(voxels) > samples:
-            chosen = np.random.default_rng(int(class_id)).choice(len(voxels), samples, replace=False)
+            chosen = np.random.default_rng(class_id).choice(len(voxels), samples, replace=False)
             voxels = voxels[np.sort(chosen)]
-        drawn[int(class_id)] = np.stack(np.unravel_index(voxels, labels.shape), axis=1)
+        drawn[class_id] = np.stack(np.unravel_index(voxels, labels.shape), axis=1)
     return drawn

@@ -1,28 +1,31 @@
-"""Which samples make a batch and how they get there: a function of (seed, step) alone."""
+"""The data of one round: training batches, a function of (seed, step) alone, and whole validation cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import UserList
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from flare.core.cases import Case
 from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity, normalise
-from flare.data.augment import Augmenter
+from flare.data.augment import Augmenter, draw_augmentation
 from flare.data.cache import open_array
-from flare.data.patches import PatchSampling, read_box
+from flare.data.patches import ForegroundSampling, PatchSampling, read_box
+from flare.data.settings import PatchSettings
 
 
 class CaseArrays(NamedTuple):
@@ -74,24 +77,15 @@ class SampleKey(NamedTuple):
 class PatchDataset(Dataset[dict[str, Any]]):
     """Augmented training patches, each a function of the seed and its key alone.
 
-    Args:
-        cases: Case ids and their arrays.
-        intensity: Statistics that normalise the images.
-        outputs: Class id of each output of the network, 0 first; other classes become background.
-        sampling: Chooses where patches lie.
-        augmenter: Augments them.
-        seed: Of the run.
-
     Raises:
         FlareError: If a case's weight is negative or not finite, or none is above 0.
     """
 
     cases: Sequence[tuple[str, CaseArrays]]
+    settings: PatchSettings
     intensity: Intensity
-    outputs: tuple[int, ...]
     sampling: PatchSampling
     augmenter: Augmenter
-    seed: int
 
     def __post_init__(self) -> None:
         weights = {case_id: arrays.weight for case_id, arrays in self.cases}
@@ -106,14 +100,14 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """One patch: `image` `(1, Z, Y, X)`, `target` `(Z, Y, X)`, `known` `(K,)` and `case`."""
-        rng = np.random.default_rng((self.seed, key.step, key.sample))
-        count = len(self.cases)
+        rng = np.random.default_rng((self.settings.seed, key.step, key.sample))
+        count, outputs = len(self.cases), self.settings.outputs
         index = rng.integers(count) if self._shares is None else rng.choice(count, p=self._shares)
         case_id, arrays = self.cases[int(index)]
         image, label = open_array(arrays.image), open_array(arrays.label)
         start = self.sampling.start(rng, key.position, label)
         channels = np.zeros(256, dtype=np.uint8)
-        channels[list(self.outputs)] = range(len(self.outputs))
+        channels[list(outputs)] = range(len(outputs))
         channels[IGNORE] = IGNORE
 
         def read(lower: Shape, upper: Shape) -> tuple[np.ndarray, np.ndarray]:
@@ -124,15 +118,17 @@ class PatchDataset(Dataset[dict[str, Any]]):
                 read_box(label, first, last, convert=lambda ids: channels[ids]),
             )
 
-        with _one_thread():
-            voxels, target = self.augmenter.apply(read, self.augmenter.draw(rng))
-        known = torch.ones(len(self.outputs), dtype=torch.bool)  # no label analysis tells otherwise yet
-        return {
-            "image": voxels[None].contiguous(),
-            "target": target.contiguous(),
-            "known": known,
-            "case": case_id,
-        }
+        # a patch is too small to share: waiting for a second thread takes twenty times as long as the work;
+        # with one, sums are the same in a worker and in the main process
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            voxels, target = self.augmenter.apply(read, draw_augmentation(rng, self.augmenter.settings))
+        finally:
+            torch.set_num_threads(threads)
+        known = torch.ones(len(outputs), dtype=torch.bool)  # no label analysis tells otherwise yet
+        voxels, target = voxels[None].contiguous(), target.contiguous()
+        return {"image": voxels, "target": target, "known": known, "case": case_id}
 
 
 @dataclass(frozen=True)
@@ -141,10 +137,7 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     Args:
         batch_size: Patches per batch and rank.
-        epoch_length: Steps per epoch.
         step: Tells the steps done so far.
-        rank: Of this process.
-        world_size: Number of processes.
         distinct: After how many steps the same batches come again; None never repeats one.
     """
 
@@ -152,7 +145,6 @@ class StepSampler(Sampler[list[SampleKey]]):
     epoch_length: int
     step: Callable[[], int]
     rank: int
-    world_size: int
     distinct: int | None = None
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -175,8 +167,6 @@ class StepLoader:
     sampler. It counts as resumable because the step, which Lightning restores, is all its state.
 
     Args:
-        dataset: The patches.
-        sampler: Their keys.
         workers: Processes that prepare patches ahead; 0 prepares them when they are asked for.
         pin_memory: Whether batches are copied to page-locked memory (for GPUs).
     """
@@ -191,7 +181,6 @@ class StepLoader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
         )
-        self.epoch_length = len(sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over what remains of the epoch."""
@@ -199,7 +188,7 @@ class StepLoader:
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
-        return self.epoch_length
+        return len(self.loader)
 
     def close(self) -> None:
         """End the worker processes now; left to the garbage collector, each takes five seconds to end."""
@@ -215,16 +204,68 @@ class StepLoader:
         """Restore nothing."""
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread.
+class FlareDataModule(pl.LightningDataModule):
+    """Training patches and validation cases of one round.
 
-    A patch is too small to share: where other processes want the cores, waiting for the second thread takes
-    twenty times as long as the work. Sums are then also the same in a worker and in the main process.
+    Every process trains on `data.batch_size` patches per step; with several processes the patches differ.
+    An epoch is `trainer.limit_train_batches` steps, whatever the number of cases.
+
+    Args:
+        training: Case id to its cached image and the labels of the round: the cache's ground truth, or
+            what the round's `training_labels` holds.
+        validation: Cases of the validation split; those without labels are left out.
+        sampling: Another way of choosing patches than nnU-Net's oversampling of foreground.
+
+    Raises:
+        FlareError: If there is no training case, or a part of `data.augmentation` cannot be built.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+    def __init__(
+        self,
+        settings: PatchSettings,
+        training: Mapping[str, CaseArrays],
+        *,
+        validation: Sequence[Case],
+        intensity: Intensity,
+        sampling: PatchSampling | None = None,
+    ) -> None:
+        super().__init__()
+        if not training:
+            raise FlareError("labels.cases: the cohort has no such training case")
+        chosen = sampling or ForegroundSampling(settings)
+        augmenter = Augmenter(settings.patch_size, settings.augmentation, settings.spacing_mm)
+        self.dataset = PatchDataset(sorted(training.items()), settings, intensity, chosen, augmenter)
+        self.loader: StepLoader | None = None
+        self.validation = [case for case in validation if case.is_labeled]
+
+    def train_dataloader(self) -> StepLoader:
+        """The batches from the trainer's current step on."""
+        trainer = self.trainer
+        assert trainer is not None  # Lightning's, which knows the step and the rank
+        settings = self.dataset.settings
+        sampler = StepSampler(
+            batch_size=settings.batch_size,
+            epoch_length=int(trainer.limit_train_batches),
+            step=lambda: trainer.global_step,
+            rank=trainer.global_rank,
+            distinct=int(trainer.overfit_batches) or None,  # type: ignore[attr-defined]
+        )
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        self.loader = StepLoader(self.dataset, sampler, workers=settings.workers, pin_memory=on_gpu)
+        return self.loader
+
+    def teardown(self, stage: str) -> None:
+        """End the worker processes when Lightning is done with them."""
+        if self.loader is not None:
+            self.loader.close()
+
+    def val_dataloader(self) -> Sequence[Case]:
+        """This rank's share of the cases; an empty list, which skips validation, where there are none."""
+        assert self.trainer is not None  # Lightning's, which knows the rank
+        share = self.validation[self.trainer.global_rank :: self.trainer.world_size]
+        return UserList(share) if self.validation else []  # a list would be one loader a case to Lightning
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors to the device; a `Case` stays what it is."""
+        is_case = isinstance(batch, Case)
+        return batch if is_case else super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -17,17 +17,11 @@ class PatchSampling(Protocol):
     """A strategy of choosing patches; another strategy needs only this method."""
 
     def start(self, rng: np.random.Generator, position: int, label: Stored) -> Shape:
-        """Choose a patch.
+        """Choose a patch of a case with these cached labels; equal generators give equal patches.
 
-        Args:
-            rng: Decides; equal generators give equal patches.
-            position: Of the patch within its batch, from 0.
-            label: The case's cached labels.
-
-        Returns:
-            First voxel along Z, Y, X; negative where a volume is smaller than the patch.
+        `position` is that of the patch within its batch, from 0. The first voxel along Z, Y, X is given,
+        negative where a volume is smaller than the patch.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,18 +40,15 @@ class ForegroundSampling:
     def start(self, rng: np.random.Generator, position: int, label: Stored) -> Shape:
         """Choose a patch; see `PatchSampling`."""
         patch_size, tumor = self.settings.patch_size, self.settings.tumor
+        count, share = self.settings.batch_size, self.settings.oversample_foreground
+        is_centred = rng.random() < share if count == 1 else position >= round(count * (1 - share))
         present = [c for c in label.foreground_classes if c in self.settings.outputs[1:]]
-        if not (self._wants_foreground(rng, position) and present):
+        if not (is_centred and present):
             return uniform_start(rng, patch_size, label.shape)
         is_tumor = rng.random() < self.settings.tumor_fraction and tumor in present
         chosen = tumor if is_tumor and tumor is not None else present[rng.integers(len(present))]
         voxels = label.foreground(chosen)
         return centred_start(voxels[rng.integers(len(voxels))], patch_size, label.shape)
-
-    def _wants_foreground(self, rng: np.random.Generator, position: int) -> bool:
-        """Whether this patch of the batch is centred on foreground."""
-        count, share = self.settings.batch_size, self.settings.oversample_foreground
-        return bool(rng.random() < share) if count == 1 else position >= round(count * (1 - share))
 
 
 def uniform_start(rng: np.random.Generator, patch_size: Shape, shape: Shape) -> Shape:
@@ -84,27 +75,16 @@ def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shap
 def read_box(
     stored: Stored, lower: Shape, upper: Shape, convert: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Read a box of a volume; outside of the volume it is 0.
+    """Read a box of a volume, from a first voxel to the one after the last; outside of the volume it is 0.
 
-    Args:
-        stored: The volume on disk.
-        lower: First voxel along Z, Y, X; may be negative.
-        upper: Voxel after the last.
-        convert: Applied to the voxels that are read, before zeros are set around them (normalisation, so that
-            0 is the cohort's mean; or the mapping of labels).
-
-    Returns:
-        `(Z, Y, X)` of the type that `convert` gives.
+    `convert` is applied to the voxels that are read, before zeros are set around them (normalisation, so that
+    0 is the cohort's mean; or the mapping of labels).
     """
-    inside = tuple(
-        slice(min(max(a, 0), n), min(max(b, 0), n))
-        for a, b, n in zip(lower, upper, stored.shape, strict=True)
-    )
-    values = convert(stored[inside])
-    before = [part.start - a for part, a in zip(inside, lower, strict=True)]
-    size = tuple(b - a for a, b in zip(lower, upper, strict=True))
+    first, last = (np.clip(corner, 0, stored.shape).tolist() for corner in (lower, upper))
+    values = convert(stored[tuple(map(slice, first, last))])
+    size = tuple(np.subtract(upper, lower).tolist())
     if values.shape == size:
         return values
     box = np.zeros(size, dtype=values.dtype)
-    box[tuple(slice(b, b + n) for b, n in zip(before, values.shape, strict=True))] = values
+    box[tuple(slice(f - a, n - a) for a, f, n in zip(lower, first, last, strict=True))] = values
     return box

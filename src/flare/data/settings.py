@@ -9,18 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
-from flare.core.errors import (
-    COUNT,
-    FLAG,
-    NOT_NEGATIVE,
-    SHARE,
-    Rule,
-    check_values,
-    choice,
-    limits,
-    several,
-    whole,
-)
+from flare.core.errors import FLAG, NOT_NEGATIVE, SHARE, Rule, check_values, choice, limits, several, whole
 from flare.core.geometry import Shape, Spacing
 
 AXES = ("z", "y", "x")
@@ -48,8 +37,8 @@ def _are_parts(value: Any) -> bool:
 
 
 RULES = {
-    "data.patch_size": several(3, COUNT),
-    "data.batch_size": COUNT,
+    "data.patch_size": several(3, whole(1)),
+    "data.batch_size": whole(1),
     "data.oversample_foreground": SHARE,
     "data.tumor_fraction": SHARE,
     "data.workers": whole(0),
@@ -79,10 +68,7 @@ class PatchSettings:
         tumor_fraction: Share of those centred on the tumor where the case has one (ours; 0 treats the tumor
             as one class among others).
         workers: Processes that prepare patches; with 0 the training does it itself.
-        augmentation: `data.augmentation`.
         outputs: Class id of each output of the network, 0 first; other classes become background.
-        tumor: Id of the tumor, if the class list has one.
-        seed: Of the run; patches are a function of (seed, step).
     """
 
     patch_size: Shape
@@ -98,21 +84,14 @@ class PatchSettings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, classes: ClassList) -> PatchSettings:
-        """Read `data`, `labels.targets` and `seed`.
-
-        Raises:
-            FlareError: If a value is out of range, naming the key.
-        """
+        """Read `data`, `labels.targets` and `seed`; refuse a value out of range, naming the key."""
         check_values(cfg, RULES)
         data: Any = OmegaConf.to_container(cfg.data, resolve=True)
         return cls(
             patch_size=tuple(data["patch_size"]),
             spacing_mm=tuple(map(float, data["spacing_mm"])),  # type: ignore[arg-type]
-            batch_size=data["batch_size"],
-            oversample_foreground=float(data["oversample_foreground"]),
-            tumor_fraction=float(data["tumor_fraction"]),
-            workers=data["workers"],
-            augmentation=data["augmentation"],
+            **{name: data[name] for name in ("batch_size", "oversample_foreground", "tumor_fraction")},
+            **{name: data[name] for name in ("workers", "augmentation")},
             outputs=classes.outputs(cfg.labels.targets),
             tumor=classes.tumor,
             seed=cfg.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,28 +13,46 @@ from torch.nn import functional as F
 
 from flare.core.classes import IGNORE
 from flare.core.geometry import Shape
-from flare.data.draws import Augmentation, Elastic
 
 ROUNDING = 1e-3  # weights of a linear interpolation below this come of coordinates in float32
 SPLINE_REACH = 6  # voxels beyond the grid after which a cubic spline no longer feels where the box ends
 
 
-def sampling_grid(drawn: Augmentation, patch_size: Shape, *, dummy_2d: bool) -> Tensor | None:
+@dataclass(frozen=True)
+class Elastic:
+    """A displacement: uniform noise in [-1, 1], smoothed by a Gaussian of `sigma`, times `alpha`, voxels."""
+
+    alpha: float
+    sigma: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """How the coordinates of a patch are moved; `None` where they are not.
+
+    Args:
+        rotation: Degrees about z, y and x.
+        scale: Factor on the coordinates; above 1 the anatomy shrinks.
+        elastic: Displacement of the coordinates.
+    """
+
+    rotation: tuple[float, float, float] | None = None
+    scale: float | None = None
+    elastic: Elastic | None = None
+
+
+def sampling_grid(drawn: Move, patch_size: Shape, *, dummy_2d: bool) -> Tensor | None:
     """Say where each voxel of the augmented patch comes from.
 
     The displacement comes first, then rotation about the centre of the patch, then the factor of the
-    scaling, as in nnU-Net.
-
-    Args:
-        drawn: What happens to the patch.
-        patch_size: Voxels along Z, Y, X.
-        dummy_2d: The same in-plane grid serves all slices.
+    scaling, as in nnU-Net. With `dummy_2d` the same in-plane grid serves all slices.
 
     Returns:
         Voxel coordinates counted from the first voxel of the patch before augmentation: `(2, Y, X)`
         in two dimensions, `(3, Z, Y, X)` in three; `None` if nothing moves.
     """
-    if not drawn.is_spatial:
+    if drawn.rotation is None and drawn.scale is None and drawn.elastic is None:
         return None
     shape = patch_size[1:] if dummy_2d else patch_size
     centre = torch.tensor([(n - 1) / 2 for n in shape]).view(-1, *[1] * len(shape))
@@ -55,15 +74,10 @@ def displacement(elastic: Elastic, shape: tuple[int, ...]) -> Tensor:
 
 
 def smooth(array: Tensor, sigma: float, *, dimensions: int, border: str) -> Tensor:
-    """Apply a Gaussian along the last axes, exactly as `scipy.ndimage.gaussian_filter` does.
+    """Apply a Gaussian along the last `dimensions` axes, exactly as `scipy.ndimage.gaussian_filter` does.
 
-    The filter of each axis is a small matrix, so that the cost does not grow with sigma.
-
-    Args:
-        array: `(..., *shape)`.
-        sigma: Voxels.
-        dimensions: Number of axes to filter, from the last.
-        border: How the array goes on beyond its ends: `constant` (0) or `reflect`.
+    The filter of each axis is a small matrix, so that the cost does not grow with sigma (voxels). Beyond its
+    ends the array goes on by `border`: `constant` (0) or `reflect`.
     """
     for axis in range(array.ndim - dimensions, array.ndim):
         identity = np.eye(array.shape[axis], dtype=np.float32)
@@ -81,68 +95,45 @@ def apply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
 
 
 def source_box(grid: Tensor, patch_size: Shape, *, cubic: bool) -> tuple[Shape, Shape]:
-    """Find the voxels that a grid touches, so that no others need be read.
-
-    Args:
-        grid: See `sampling_grid`.
-        patch_size: Voxels along Z, Y, X.
-        cubic: Whether a spline is laid through the voxels, which reaches further.
+    """Find the voxels that a grid touches, so that no others need be read; a `cubic` spline reaches further.
 
     Returns:
         First voxel and voxel after the last, along Z, Y, X, counted from the first voxel of the patch.
     """
     reach = SPLINE_REACH if cubic else 0
-    flat = grid.flatten(1)
-    lower = [int(v) - reach for v in flat.amin(1).floor()]
-    upper = [int(v) + 1 + reach for v in flat.amax(1).ceil()]
-    if grid.shape[0] == 2:
-        lower, upper = [0, *lower], [patch_size[0], *upper]
-    return (lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2])
+    lowest, highest = grid.flatten(1).aminmax(dim=1)
+    *above, y, x = (int(v) - reach for v in lowest.floor())
+    *below, y_end, x_end = (int(v) + 1 + reach for v in highest.ceil())
+    return (above[0] if above else 0, y, x), (below[0] if below else patch_size[0], y_end, x_end)
 
 
 def resample_image(image: Tensor, grid: Tensor, interpolation: str) -> Tensor:
-    """Interpolate an image on a grid that lies within it.
+    """Interpolate an image `(Z, Y, X)` float32, `linear` or `cubic` (spline), on a grid that lies within it.
 
-    Args:
-        image: `(Z, Y, X)` float32.
-        grid: Voxel coordinates in `image`, `(2, Y, X)` for all slices alike or `(3, Z, Y, X)`.
-        interpolation: `linear` or `cubic` (spline).
-
-    Returns:
-        `(Z, Y, X)` of the patch.
+    The grid holds voxel coordinates in the image, `(2, Y, X)` for all slices alike or `(3, Z, Y, X)`.
     """
-    if interpolation == "cubic":
-        return _sample_spline(image, grid)
-    return _sample_linear(image, grid)
+    return _sample_spline(image, grid) if interpolation == "cubic" else _sample_linear(image, grid)
 
 
 def resample_label(label: Tensor, grid: Tensor, interpolation: str) -> Tensor:
-    """Resample a label map on a grid that lies within it; no class appears that was not there.
+    """Resample a label map `(Z, Y, X)` uint8 as `resample_image`; no class appears that was not there.
 
-    Args:
-        label: `(Z, Y, X)` uint8.
-        grid: As for `resample_image`.
-        interpolation: `nearest`, or `linear`: each class on its own, set where it reaches one half, and
-            `IGNORE` wherever a neighbour has it, since what a mixture with the unknown is, is unknown.
-
-    Returns:
-        `(Z, Y, X)` uint8 of the patch.
+    The interpolation is `nearest`, or `linear`: each class on its own, set where it reaches one half, and
+    `IGNORE` wherever a neighbour has it, since a mixture with the unknown is unknown.
     """
     if interpolation == "linear":
-        result = torch.zeros((label.shape[0] if grid.shape[0] == 2 else grid.shape[1], *grid.shape[-2:]))
-        result = result.to(torch.uint8)
+        depth = label.shape[0] if len(grid) == 2 else grid.shape[1]
+        result = label.new_zeros((depth, *grid.shape[-2:]))
         for value in label.unique().tolist():
             share = resample_image((label == value).float(), grid, "linear")
             result[share > ROUNDING if value == IGNORE else share >= 0.5] = value  # IGNORE is the last
         return result
     flat = torch.zeros(grid.shape[1:], dtype=torch.int64)
-    for places, size in zip(grid, label.shape[-grid.shape[0] :], strict=True):
+    for places, size in zip(grid, label.shape[-len(grid) :], strict=True):
         flat = flat * size + places.round().long()
-    if grid.shape[0] == 2:
-        # numpy gathers bytes three times faster than torch
-        rows = label.numpy().reshape(label.shape[0], -1)
-        return torch.from_numpy(rows.take(flat.view(-1).numpy(), axis=1)).view(-1, *grid.shape[1:])
-    return torch.from_numpy(label.numpy().reshape(-1).take(flat.numpy()))
+    # numpy gathers bytes three times faster than torch
+    rows = label.numpy().reshape(label.shape[0] if len(grid) == 2 else 1, -1)
+    return torch.from_numpy(rows.take(flat.view(-1).numpy(), axis=1)).view(-1, *grid.shape[-2:])
 
 
 def _sample_linear(image: Tensor, grid: Tensor) -> Tensor:
@@ -182,7 +173,7 @@ def _sample_spline(image: Tensor, grid: Tensor) -> Tensor:
     return result
 
 
-def _linear_part(drawn: Augmentation) -> np.ndarray:
+def _linear_part(drawn: Move) -> np.ndarray:
     """Rotation and scale as a `(3, 3)` float32 matrix on (z, y, x) coordinates."""
     matrix = np.eye(3)
     for axis, degrees in enumerate(drawn.rotation or (0.0, 0.0, 0.0)):

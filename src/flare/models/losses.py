@@ -24,12 +24,9 @@ DENOMINATOR_GUARD = 1e-8  # nnU-Net's, beside the smoothing, so that smoothing m
 
 
 class LossParts(NamedTuple):
-    """The loss to minimise and what it is made of.
+    """The loss to minimise and what it is made of, scalars; None of a loss that has no such part.
 
-    Attributes:
-        loss: Scalar.
-        dice: Scalar: mean soft Dice of the foreground outputs, 1 is perfect; None of a loss that has none.
-        ce: Scalar: mean cross entropy; None of a loss that has none.
+    `dice` is the mean soft Dice of the foreground outputs, 1 is perfect; `ce` the mean cross entropy.
     """
 
     loss: Tensor
@@ -70,15 +67,12 @@ class DeepSupervision(nn.Module):
         raise NotImplementedError
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor, known: Tensor | None = None) -> LossParts:
-        """Compare the logits of every resolution with the target reduced to it.
+        """Compare the logits of every resolution with the target reduced to it; sum the weighted parts.
 
         Args:
             outputs: `(B, C, Z, Y, X)` logits of each resolution, highest first.
             target: `(B, Z, Y, X)` index of the right output per voxel, or `IGNORE`.
             known: `(B, C)` bool, see `compare`; None: every class of every sample.
-
-        Returns:
-            The loss and its parts, weighted over the resolutions.
         """
         if known is None:
             known = target.new_ones(outputs[0].shape[:2], dtype=torch.bool)
@@ -87,8 +81,7 @@ class DeepSupervision(nn.Module):
             if weight > 0:
                 reduced = reduce_target(target, logits.shape[2:])
                 counted = reduced != IGNORE
-                index = reduced.long().masked_fill(~counted, 0)
-                parts = self.compare(logits, index, known, counted)
+                parts = self.compare(logits, reduced.long().masked_fill(~counted, 0), known, counted)
                 weighted.append([part if part is None else weight * part for part in parts])
         totals = (None if part[0] is None else sum(part) for part in zip(*weighted, strict=True))
         return LossParts(*totals)  # type: ignore[arg-type]
@@ -105,15 +98,10 @@ class AnyLoss(DeepSupervision):
         loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
             scalar.
         target_channel: Whether it takes the target as `(B, 1, Z, Y, X)`, like MONAI's, or without channel.
-        supervise_lowest: Whether the lowest resolution counts too.
     """
 
     def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        *,
-        target_channel: bool = False,
-        supervise_lowest: bool = False,
+        self, loss: Callable[..., Tensor], *, target_channel: bool = False, supervise_lowest: bool = False
     ) -> None:
         super().__init__(supervise_lowest=supervise_lowest)
         self.loss = loss
@@ -144,12 +132,9 @@ class DiceCELoss(DeepSupervision):
     Args:
         classes: The class list of the configuration, name to properties.
         targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
-        dice_weight: Of Dice against cross entropy.
-        ce_weight: Of cross entropy.
         smooth: Added to Dice's numerator and denominator.
         batch_dice: Whether voxels are counted over all patches together or per patch.
         class_weights: Weight of single classes by name in the mean of Dice; a class not named has 1.
-        supervise_lowest: Whether the lowest resolution counts too.
 
     Raises:
         FlareError: If a weight names no class of the list or is negative, or no weight is left.
@@ -188,14 +173,9 @@ def dice_and_ce(
     """Compute the Dice of every output and the mean cross entropy, over the voxels that count.
 
     Dice is `(2 tp + smooth) / (2 tp + fp + fn + smooth + 1e-8)` of softmax probabilities. A class that is
-    absent from the target scores near 0, unless the network is sure of its absence everywhere.
-
-    Args:
-        logits: `(B, C, Z, Y, X)` of any floating type.
-        target: `(B, Z, Y, X)` int64, index of the right output per voxel.
-        counted: `(B, Z, Y, X)` bool: whether a voxel counts.
-        smooth: Added to numerator and denominator.
-        batch_dice: Whether to count over all patches together; otherwise per patch, then averaged.
+    absent from the target scores near 0, unless the network is sure of its absence everywhere. With
+    `batch_dice` the counts are over all patches together; otherwise per patch, then averaged. The tensors
+    are those of `DeepSupervision.compare`.
 
     Returns:
         `(C,)` Dice per output, background included, and the scalar cross entropy; both float32.
@@ -227,10 +207,10 @@ def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:
 
     Of each group the voxel at or above its centre is taken, as nnU-Net's resampling picks it.
     """
-    if any(full % reduced for full, reduced in zip(target.shape[1:], size, strict=True)):
+    steps = [divmod(full, reduced) for full, reduced in zip(target.shape[1:], size, strict=True)]
+    if any(rest for _, rest in steps):
         return F.interpolate(target[:, None], size=tuple(size), mode="nearest-exact")[:, 0]
-    steps = [full // reduced for full, reduced in zip(target.shape[1:], size, strict=True)]
-    z, y, x = (slice(step // 2, None, step) for step in steps)
+    z, y, x = (slice(step // 2, None, step) for step, _ in steps)
     return target[:, z, y, x]
 
 

@@ -10,24 +10,17 @@ from omegaconf import OmegaConf
 
 def named_targets(config: Any) -> Iterator[Any]:
     """Yield every `_target_` of a configuration: the network's own and those within its arguments."""
-    if isinstance(config, Mapping):
-        if "_target_" in config:
-            yield config["_target_"]
-        for value in config.values():
-            yield from named_targets(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
+    if isinstance(config, Mapping) and "_target_" in config:
+        yield config["_target_"]
+    if isinstance(config, Mapping | list | tuple):
+        for value in config.values() if isinstance(config, Mapping) else config:
             yield from named_targets(value)
 
 
 def chosen_networks(cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """List what the user's configuration lets a checkpoint build, beside our networks and MONAI's.
+    """List what the user's configuration, resolved or not, lets a checkpoint build.
 
-    Args:
-        cfg: Configuration of any script, resolved or not.
-
-    Returns:
-        The dotted names in `allow`, and those in the user's own `model.net`.
+    These are the dotted names in `allow` and in the user's own `model.net`, beside our networks and MONAI's.
     """
     net = (cfg.get("model") or {}).get("net")
     plain = OmegaConf.to_container(net) if OmegaConf.is_config(net) else net

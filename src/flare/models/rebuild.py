@@ -19,9 +19,7 @@ NETWORKS = ("flare.models.", "monai.networks.nets.")
 def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Module:
     """Build the checkpoint's network with its weights, in `eval()` mode.
 
-    Args:
-        checkpoint: Of a round.
-        allow: Dotted names that its `model.net` may have, beside our networks and MONAI's.
+    Its `model.net` may name our networks, MONAI's, and what `allow` lists.
 
     Raises:
         FlareError: If the config names anything else, or the weights do not fit.

@@ -20,14 +20,7 @@ NEGATIVE_SLOPE = 1e-2  # of every LeakyReLU and of its He initialisation
 
 
 class ConvolutionBlock(nn.Module):
-    """Convolution, instance normalisation, leaky ReLU; only the stride changes the size.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        kernel: Odd kernel size along Z, Y, X.
-        stride: Step along Z, Y, X.
-    """
+    """Convolution (odd kernel), instance normalisation, leaky ReLU; only the stride changes the size."""
 
     def __init__(self, inputs: int, outputs: int, *, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
@@ -42,15 +35,7 @@ class ConvolutionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """The convolutions at one resolution; only the first changes channels or resolution.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels of every convolution of the stage.
-        convolutions: How many.
-        kernel: Kernel size along Z, Y, X, of all of them.
-        stride: Step of the first along Z, Y, X.
-    """
+    """The convolutions at one resolution, of one kernel; only the first changes channels or resolution."""
 
     def __init__(
         self,
@@ -99,7 +84,6 @@ class UNet(nn.Module):
         classes: The class list of the configuration, name to properties.
         targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
         features: Channels of each encoder stage.
-        convolutions_per_stage: Convolutions of every encoder and decoder stage.
         strides: Step into each encoder stage along Z, Y, X; the first must be 1 1 1.
         encoder_kernels: Kernel of each encoder stage along Z, Y, X.
         decoder_kernels: Kernel of each decoder stage, highest resolution first, as `encoder_kernels`.
@@ -167,10 +151,7 @@ class UNet(nn.Module):
         self.apply(initialise)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Segment a batch of patches.
-
-        Args:
-            image: `(B, input_channels, Z, Y, X)` normalised intensities.
+        """Segment patches `(B, input_channels, Z, Y, X)`.
 
         Returns:
             In `eval()` mode `(B, classes, Z, Y, X)` logits; in `train()` mode a list of logits, one per
@@ -197,12 +178,7 @@ class UNet(nn.Module):
 def check_patch_size(
     patch_size: Sequence[int], divisors: Sequence[int], *, key: str = "data.patch_size"
 ) -> None:
-    """Refuse a patch that a network cannot divide down to its lowest resolution.
-
-    Args:
-        patch_size: Voxels along Z, Y, X.
-        divisors: The network's `divisors`.
-        key: The config key to name in a refusal.
+    """Refuse a patch that a network with such `divisors` cannot divide down to its lowest resolution.
 
     Raises:
         FlareError: If an axis is no multiple of its divisor, or one voxel alone would be left at the
@@ -223,12 +199,13 @@ def _check_stages(
 ) -> None:
     """Refuse per-stage lists of different lengths."""
     stages = len(features)
-    expected = {"strides": stages, "encoder_kernels": stages, "decoder_kernels": stages - 1}
-    given = {"strides": strides, "encoder_kernels": encoder_kernels, "decoder_kernels": decoder_kernels}
-    for key, count in expected.items():
-        if len(given[key]) != count:
-            raise FlareError(
-                f"model.net.{key}: {len(given[key])} entries, expected {count} for {stages} features"
-            )
+    expected = {
+        "strides": (strides, stages),
+        "encoder_kernels": (encoder_kernels, stages),
+        "decoder_kernels": (decoder_kernels, stages - 1),
+    }
+    for key, (given, count) in expected.items():
+        if len(given) != count:
+            raise FlareError(f"model.net.{key}: {len(given)} entries, expected {count} for {stages} features")
     if tuple(strides[0]) != (1, 1, 1):
         raise FlareError(f"model.net.strides: the first is {tuple(strides[0])}, expected (1, 1, 1)")

@@ -1,7 +1,7 @@
 """Networks of others (MONAI's, the user's), adapted so that rounds and checkpoints take them like ours.
 
-This module answers whether a network takes a patch, which of its weights belong to single classes, and which
-parameters deep supervision reaches.
+This module answers whether a network takes a patch, which of its weights belong to single classes, which
+parameters deep supervision reaches, and how many slices convolutions work on.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError, build_part
@@ -54,14 +55,7 @@ class Adapted(nn.Module):
         self.network = self._make(len(self.classes.outputs(targets)), targets)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Segment a batch of patches.
-
-        Args:
-            image: `(B, 1, Z, Y, X)` normalised intensities.
-
-        Returns:
-            In `eval()` mode `(B, classes, Z, Y, X)` logits; in `train()` mode a list of logits.
-        """
+        """Segment a batch of patches `(B, 1, Z, Y, X)`, see the class."""
         outputs = _as_list(self.network(image))
         return outputs if self.training else outputs[0]
 
@@ -71,7 +65,7 @@ class Adapted(nn.Module):
         Raises:
             FlareError: If the number of classes resizes an axis that is not one row a class.
         """
-        count = len(self.classes.outputs(self.targets))
+        count = self._count(self.targets)
         other = next((t for t in TARGETS if self._count(t) not in (0, count)), self.targets)
         with torch.device("meta"):
             resized = self._make(count + 1, other).state_dict()
@@ -94,11 +88,8 @@ class Adapted(nn.Module):
 
     def _make(self, count: int, targets: str) -> nn.Module:
         """Make the network with `count` outputs, or for these targets if it counts them itself."""
-        given: dict[str, Any] = {}
-        if self.outputs_as is not None:
-            given[self.outputs_as] = count
-        elif "targets" in self.settings:
-            given["targets"] = targets
+        own = {"targets": targets} if "targets" in self.settings else {}
+        given: dict[str, Any] = own if self.outputs_as is None else {self.outputs_as: count}
         try:
             return make(self.settings, **given)
         except FlareError:
@@ -109,11 +100,7 @@ class Adapted(nn.Module):
 
 
 def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
-    """Instantiate a network from its configuration and further arguments.
-
-    Raises:
-        FlareError: If it cannot be built, or is no network.
-    """
+    """Instantiate a network from its configuration and further arguments; refuse what is none."""
     network = build_part(net, "model.net", _convert_="all", **given)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
@@ -122,29 +109,16 @@ def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
 
 
 def build(net: Mapping[str, Any], *, classes: Mapping[str, Mapping[str, Any]], targets: str) -> nn.Module:
-    """Build a round's network with fresh weights.
-
-    Args:
-        net: `model.net`; a network that is not ours is adapted.
-        classes: The class list of the configuration, name to properties.
-        targets: What the round trains.
-
-    Raises:
-        FlareError: If it is no network.
-    """
+    """Build a round's network (`model.net`) with fresh weights; one that is not ours is adapted."""
     if str(net.get("_target_")).startswith(OWN):
         return make(net, classes=classes, targets=targets)
     return Adapted(classes, targets, network=net, outputs_as=None)
 
 
 def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[int], outputs: int) -> None:
-    """Refuse a network that does not give logits of every class for a patch of this size.
+    """Refuse a network that does not give logits of `outputs` classes for a patch of this size.
 
-    Args:
-        network: May be on the meta device; values of its weights are not used.
-        batch_size: Patches of a batch.
-        patch_size: Voxels along Z, Y, X.
-        outputs: Number of outputs that the round trains, background included.
+    It may be on the meta device; values of its weights are not used.
 
     Raises:
         FlareError: Naming the key to change.
@@ -161,10 +135,8 @@ def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[i
         try:
             trained, _ = _try(network, shape, "cpu")
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FlareError(
-                f"data.patch_size: {tuple(patch_size)} does not fit model.net: {reason}"
-            ) from None
+            reason = f"{tuple(patch_size)} does not fit model.net: {' '.join(str(error).split())[:200]}"
+            raise FlareError(f"data.patch_size: {reason}") from None
     expected = (batch_size, outputs, *patch_size)
     sizes = [tuple(logits.shape) for logits in trained]
     if sizes[0] != expected or any(size[:2] != expected[:2] for size in sizes):
@@ -186,13 +158,8 @@ def unsupervised(
 ) -> list[nn.Parameter]:
     """Find the parameters that no loss reaches, such as heads of resolutions of weight 0.
 
-    Args:
-        network: To be trained.
-        patch_size: Voxels along Z, Y, X.
-        weights: Gives the weights of a number of resolutions, highest first.
-
-    Returns:
-        Those parameters; none if the network cannot run without values.
+    `weights` gives the weights of a number of resolutions, highest first. None is found in a network that
+    cannot run without values.
     """
     try:
         outputs, followed = _try(network, (2, 1, *patch_size), "meta")
@@ -204,6 +171,34 @@ def unsupervised(
         return []
     pairs = zip(network.parameters(), followed.parameters(), strict=True)
     return [parameter for parameter, twin in pairs if twin.grad is None]
+
+
+def depths_under_kernel(network: nn.Module, patch_size: Sequence[int], *, kernel: int) -> frozenset[int]:
+    """Find the depths, in slices, of all feature maps that a convolution of `kernel` slices reads.
+
+    The forward pass in `train()` mode computes shapes only. It meets every convolution: encoder, decoder,
+    heads, transposed ones, and those that are called as functions.
+    """
+    with _Convolutions(kernel) as seen:
+        _try(network, (2, 1, *patch_size), "meta")
+    return frozenset(seen.depths)
+
+
+class _Convolutions(TorchDispatchMode):
+    """Notes the depth of the input of each 3D convolution of a given size along Z."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel, self.depths = kernel, set[int]()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            image, weight = args[:2]
+            if image.ndim == 5 and weight.shape[2] == self.kernel:
+                self.depths.add(int(image.shape[2]))
+        return func(*args, **(kwargs or {}))
 
 
 def _try(network: nn.Module, shape: Sequence[int], device: str) -> tuple[list[Tensor], nn.Module]:

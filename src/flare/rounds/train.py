@@ -17,8 +17,7 @@ from flare.core.cases import Case
 from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
-from flare.data.datamodule import FlareDataModule
-from flare.data.loaders import CaseArrays
+from flare.data.loaders import CaseArrays, FlareDataModule
 from flare.models.zoo import check_network
 from flare.prepare.cohort import prepare_cohort
 from flare.prepare.settings import PrepareSettings
@@ -34,13 +33,13 @@ from flare.training.build import (
     build_loss,
     build_module,
     build_network,
+    build_trainer,
     check_architecture,
     check_optimizer,
     check_teacher,
     start_from_teacher,
 )
 from flare.training.resuming import begin, find_start, is_trained, make_current, mark_trained, training_key
-from flare.training.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 

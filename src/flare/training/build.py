@@ -1,14 +1,16 @@
-"""From a configuration to the module that trains a round, with its first weights."""
+"""From settings to the module that trains a round, with its first weights, and to its trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+import logging
+from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,42 +18,35 @@ from torch.optim.lr_scheduler import LRScheduler
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, build_part, refusing
 from flare.core.preprocessing import Intensity
-from flare.inference.engines import torch_engine
-from flare.inference.predictor import Predictor
-from flare.inference.settings import InferenceSettings
+from flare.inference.engines import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.models.losses import AnyLoss, DeepSupervision
-from flare.models.zoo import build, head_axes
+from flare.models.zoo import build, depths_under_kernel, head_axes
 from flare.runs.checkpoints import Checkpoint
+from flare.runs.folders import TrainingFolder
 from flare.runs.records import git_revision
+from flare.training.callbacks import AtomicCheckpointIO, TrainingTable, hide_messages
+from flare.training.loggers import Loggers
 from flare.training.module import SegmentationModule
 from flare.training.settings import TrainingSettings
 
+log = logging.getLogger(__name__)
+BROKEN_KERNEL, BROKEN_DEPTH = 3, 2  # slices, see is_bfloat16_broken
+PRECISIONS = {None: "32-true", torch.float16: "16-mixed", torch.bfloat16: "bf16-mixed"}
+
 
 def build_network(settings: TrainingSettings) -> nn.Module:
-    """Build the network of a round with fresh weights.
-
-    Raises:
-        FlareError: If `model.net` is no network.
-    """
+    """Build the network of a round with fresh weights; refuse a `model.net` that is no network."""
     return build(settings.net, classes=settings.classes.to_config(), targets=settings.targets)
 
 
 def build_loss(settings: TrainingSettings) -> DeepSupervision:
-    """Build the loss of a round; a loss of a single resolution is put over all of them.
-
-    Raises:
-        FlareError: If `loss` makes no loss.
-    """
+    """Build the loss of a round; a loss of a single resolution is put over all of them."""
     loss = build_part(settings.loss, "loss")
     return loss if isinstance(loss, DeepSupervision) else AnyLoss(loss)
 
 
 def check_optimizer(settings: TrainingSettings, network: nn.Module) -> None:
-    """Build optimizer and scheduler of a network, of which the shapes alone count, as the training will.
-
-    Raises:
-        FlareError: If one of them cannot be built, or is none.
-    """
+    """Refuse an optimizer or scheduler that cannot be built for a network's shapes, or is none."""
     # on the CPU, since some optimizers refuse `meta`; one number stands for all of a parameter
     parameters = [nn.Parameter(torch.zeros(()).expand(p.shape)) for p in network.parameters()]
     with refusing(settings.optimizer, "optimizer"):
@@ -78,52 +73,22 @@ def build_module(settings: TrainingSettings, intensity: Intensity) -> Segmentati
         "config": dict(settings.public),
         "git_revision": git_revision(),
     }
-    return SegmentationModule(
-        build_network(settings),
-        build_loss(settings),
-        optimizer=instantiate(settings.optimizer),
-        scheduler=instantiate(settings.scheduler),
-        predictor=partial(make_predictor, carried=carried, settings=settings.inference),
-        carried=carried,
-        label_map=settings.label_map,
-        nsd=settings.nsd,
-    )
-
-
-def make_predictor(
-    network: nn.Module, device: torch.device, *, carried: Mapping[str, Any], settings: InferenceSettings
-) -> Predictor:
-    """Make the predictor of validation cases, the same that later predicts from the checkpoint.
-
-    Args:
-        network: With its current weights, in `eval()` mode when it is called.
-        device: Where the network is.
-        carried: What the checkpoint will carry.
-        settings: How to predict.
-    """
-    engine = torch_engine(network, device=device, precision=settings.precision)
-    return Predictor.from_carried(engine, carried, replace(settings, device=str(device)))
+    return SegmentationModule(settings, build_network(settings), build_loss(settings), carried)
 
 
 def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
     """Copy a teacher's weights into a network of the same architecture, in place.
 
     A head has one row a class; the rows of classes that the teacher does not know keep their fresh
-    initialisation.
-
-    Args:
-        network: Freshly initialised.
-        teacher: Checkpoint of the round's teacher.
-        classes: The class list of the new round.
-        targets: What the new round trains.
+    initialisation. `classes` and `targets` are the new round's.
 
     Raises:
         FlareError: If architecture or class list are others.
     """
     check_teacher(network, teacher, classes=classes, targets=targets)
     outputs = classes.outputs(targets)
-    pairs = [(outputs.index(c), teacher.outputs.index(c)) for c in outputs if c in teacher.outputs]
-    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    common = [c for c in outputs if c in teacher.outputs]
+    ours, theirs = ([known.index(c) for c in common] for known in (outputs, teacher.outputs))
     axes = head_axes(network)
     with torch.no_grad():
         for key, weights in network.state_dict().items():
@@ -135,42 +100,24 @@ def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: Clas
 
 
 def check_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
-    """Refuse a teacher whose weights cannot be copied; heads may differ in their number of classes.
+    """Refuse a teacher of other layers, or of another name for an id that both train.
 
-    Args:
-        network: Of the new round; its weights are not looked at and may be on the meta device.
-        teacher: Checkpoint of the round's teacher.
-        classes: The class list of the new round.
-        targets: What the new round trains.
-
-    Raises:
-        FlareError: If it has other layers, or another name for an id that both train.
+    Heads may differ in their number of classes. The other arguments are the new round's, on any device.
     """
     check_architecture(network, teacher.state_dict, str(teacher.path))
     for class_id in set(classes.outputs(targets)[1:]) & set(teacher.outputs):
-        name, theirs_name = classes.name_of(class_id), teacher.class_list.name_of(class_id)
-        if name != theirs_name:
-            raise FlareError(
-                f"round.init=teacher: class {class_id} is {theirs_name} in {teacher.path}, {name} in classes"
-            )
+        name, theirs = classes.name_of(class_id), teacher.class_list.name_of(class_id)
+        if name != theirs:
+            given = f"class {class_id} is {theirs} in {teacher.path}, {name} in classes"
+            raise FlareError(f"round.init=teacher: {given}")
 
 
 def check_architecture(network: nn.Module, state: dict[str, Tensor], teacher: str) -> None:
-    """Refuse weights of other layers; heads may differ in their number of classes.
-
-    Args:
-        network: Of the new round.
-        state: The teacher's weights; they, too, may be on the meta device.
-        teacher: What it is called in the refusal.
-
-    Raises:
-        FlareError: Naming the first layer that differs.
-    """
+    """Refuse a teacher's weights of other layers, naming the first; both sides may be on the meta device."""
     axes = head_axes(network)
     ours, theirs = _shapes(network.state_dict(), axes), _shapes(state, axes)
-    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if different:
-        key = different[0]
+    key = next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), None)
+    if key is not None:
         raise FlareError(
             f"round.init=teacher: {teacher} has another architecture ({key} is {theirs.get(key)}, the "
             f"model's is {ours.get(key)}); choose the teacher's model or round.init=fresh"
@@ -180,3 +127,82 @@ def check_architecture(network: nn.Module, state: dict[str, Tensor], teacher: st
 def _shapes(state: dict[str, Tensor], axes: dict[str, int]) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor, of a head without its classes."""
     return {k: tuple(n for axis, n in enumerate(w.shape) if axis != axes.get(k)) for k, w in state.items()}
+
+
+def build_trainer(
+    settings: TrainingSettings, folder: TrainingFolder, *, has_validation: bool, ckpt_path: Path | None = None
+) -> pl.Trainer:
+    """Build the trainer of a round with its callbacks and loggers; no file is written.
+
+    Callbacks find `folder` as the trainer's `default_root_dir`; trackers go on in the runs of `ckpt_path`,
+    from which the training resumes.
+
+    Raises:
+        FlareError: If this machine cannot have it, or a part of it cannot be built, with its key.
+    """
+    hide_messages()
+    accelerator = settings.trainer["accelerator"]
+    wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
+    if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
+        raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
+    callbacks = [build_part(part, f"callbacks.{name}") for name, part in settings.callbacks.items()]
+    loggers = Loggers(settings.loggers, folder.logs, ckpt_path)
+    callbacks += [TrainingTable(settings.classes), loggers, LambdaCallback(setup=hide_messages)]
+    arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
+    return build_part(
+        settings.trainer,
+        "trainer",
+        callbacks=callbacks,
+        logger=list(loggers.loggers.values()),
+        plugins=[AtomicCheckpointIO()],
+        precision=choose_precision(settings),
+        default_root_dir=str(folder.root),
+        enable_progress_bar=False,  # ours is a callback
+        **arguments,
+    )
+
+
+def choose_precision(settings: TrainingSettings) -> str:
+    """Resolve `trainer.precision` to Lightning's name.
+
+    `auto` is mixed with float16 on GPUs (as nnU-Net), with bfloat16 on CPUs that compute in it and are right,
+    else float32.
+
+    Raises:
+        FlareError: If bfloat16 is asked of a CPU that would emulate it, a hundred times slower, or that
+            would read memory it has not written.
+    """
+    precision, accelerator = str(settings.trainer["precision"]), settings.trainer["accelerator"]
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    if precision == "auto":
+        chosen = autocast_type("auto", torch.device("cuda" if on_gpu else "cpu"))
+        unfit = chosen is torch.bfloat16 and not on_gpu and is_bfloat16_broken(settings)
+        return PRECISIONS[None if unfit else chosen]
+    if precision.startswith("bf16") and not on_gpu:
+        if not cpu_flags() & CPU_BF16_FLAGS:
+            raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
+        if is_bfloat16_broken(settings):
+            raise FlareError(
+                f"trainer.precision={precision}: on a CPU bfloat16 is wrong where a convolution of "
+                f"{BROKEN_KERNEL} slices reads {BROKEN_DEPTH} (follows from data.patch_size and model.net); "
+                "expected 32 or auto"
+            )
+    return precision
+
+
+def is_bfloat16_broken(settings: TrainingSettings) -> bool:
+    """Whether a CPU's bfloat16 would spoil the training of this network on this patch, or nobody can tell.
+
+    oneDNN 3.12's avx512_core_bf16 kernel leaves the weight gradients of a 3-kernel that reads 2 slices partly
+    uninitialised: random, now and then NaN (found on Zen 5, torch 2.13). 1, 3 and more slices are right.
+    """
+    with torch.device("meta"):  # shapes alone: no memory, no initialisation
+        network = build_network(settings)
+    try:
+        depths = depths_under_kernel(network, settings.patches.patch_size, kernel=BROKEN_KERNEL)
+    except FlareError:
+        raise
+    except Exception as error:  # the network may be anybody's: whatever it raises, its depths stay unknown
+        log.warning("model.net cannot be followed without data (%s): taken as unfit for bfloat16", error)
+        return True
+    return BROKEN_DEPTH in depths

@@ -24,26 +24,25 @@ from flare.runs.work import progress
 from flare.training.resuming import make_current
 from flare.training.settings import EACH_EPOCH, MONITOR, table_columns
 
+log = logging.getLogger(__name__)
 HIDDEN_WARNINGS = (
-    # patches are prepared by `data.workers`; on a machine of few cores the training needs the rest
-    ".*does not have many workers.*",
+    ".*does not have many workers.*",  # patches are prepared by `data.workers`; the training needs the rest
     # its csv is overwritten when a round resumes; the table that lasts is training.csv
     ".*Experiment logs directory .* exists and is not empty.*",
-    # the folder of a round exists before its training does
-    ".*Checkpoint directory .* exists and is not empty.*",
-    # a CPU was asked for
-    ".*GPU available but not used.*",
-    # then a step is logged by no logger; the epoch is
-    ".*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",  # a round's folder exists before its training
+    ".*GPU available but not used.*",  # a CPU was asked for
+    ".*is smaller than the logging interval.*",  # then a step is logged by no logger; the epoch is
     # validation scores are gathered from all processes before they are logged
     ".*It is recommended to use `self.log.*sync_dist=True.*",
-    # raised within Lightning by its own use of torch
-    ".*isinstance\\(treespec, LeafSpec\\).*",
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # raised within Lightning by its own use of torch
 )
 
 
-def hide_messages() -> None:
-    """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services."""
+def hide_messages(*_: Any, **__: Any) -> None:
+    """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services.
+
+    It also is what a callback does at `setup`, in every process that trains.
+    """
     for message in HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -56,19 +55,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     leaves half a file there, and nothing to resume from.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        """Write a checkpoint to a temporary file and rename it.
-
-        Raises:
-            NoRoomError: If the disk is full.
-        """
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *_: Any, **__: Any) -> None:
+        """Write a checkpoint to a temporary file and rename it; a full disk is a `NoRoomError`."""
         write_weights_file(Path(path), checkpoint)
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         """Read a checkpoint as everything here does: tensors and plain values, on the CPU."""
         return read_weights_file(Path(path))
 
@@ -76,11 +67,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`, from which a round resumes and which teaches the next, and `best.ckpt`.
 
-    The best is the one of the highest mean validation DSC; there is none without validation. Both lie in the
-    trainer's `default_root_dir`, which is the folder of the training, and have names in the round's.
-
-    Args:
-        every_n_epochs: How often the last one is written; the end of a round always is.
+    The last is written every few epochs and at the end of a round. The best is the one of the highest mean
+    validation DSC; there is none without validation. Both lie in the trainer's `default_root_dir`, which is
+    the folder of the training, and have names in the round's.
     """
 
     def __init__(self, every_n_epochs: int) -> None:
@@ -88,10 +77,8 @@ class Checkpoints(Checkpoint):
         self.best = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what is due.
-
-        The best comes first: killed in between, the resumed epoch finds the same score and saves it again.
-        """
+        """Save what is due."""
+        # the best comes first: killed in between, the resumed epoch finds the same score and saves it again
         folder = TrainingFolder(Path(trainer.default_root_dir))
         score = pl_module.means.get(MONITOR, -math.inf)  # type: ignore[operator, union-attr]
         if score > self.best:
@@ -112,19 +99,11 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"]
 
 
-log = logging.getLogger(__name__)
-MEBIBYTE = 2**20
-
-
 class Throughput(Callback):
     """Logs the training speed of each epoch, validation apart, and the most GPU memory in use.
 
     `patches_per_s` counts the patches of all devices; `gpu_memory_mb` is this process's, in MiB.
     """
-
-    def __init__(self) -> None:
-        self.started = self.stopped = 0.0
-        self.patches = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -145,7 +124,7 @@ class Throughput(Callback):
         speed = self.patches / max(self.stopped - self.started, 1e-9)
         pl_module.log("patches_per_s", speed, rank_zero_only=True, sync_dist=False)
         if pl_module.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(pl_module.device) / MEBIBYTE
+            memory = torch.cuda.max_memory_allocated(pl_module.device) / 2**20
             pl_module.log("gpu_memory_mb", memory, rank_zero_only=True, sync_dist=False)
 
 
@@ -158,14 +137,11 @@ class EpochProgress(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar, at the step where a resumed training stands."""
-        if not trainer.is_global_zero:
-            return
-        total = (trainer.max_epochs or 1) * int(trainer.num_training_batches)
-        self.bar = self.stack.enter_context(progress("train", total=total, done=trainer.global_step))
+        if trainer.is_global_zero:
+            total = (trainer.max_epochs or 1) * int(trainer.num_training_batches)
+            self.bar = self.stack.enter_context(progress("train", total=total, done=trainer.global_step))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Move the bar."""
         if self.bar is not None:
             self.bar.advance(self.bar.task_ids[0])
@@ -174,9 +150,8 @@ class EpochProgress(Callback):
         """Tell loss and, where there was a validation, score."""
         if self.bar is None:
             return
-        shown = {"loss": "train/loss", "dsc": MONITOR}
-        values = {name: trainer.callback_metrics.get(key) for name, key in shown.items()}
-        text = " ".join(f"{name} {float(value):.3f}" for name, value in values.items() if value is not None)
+        metrics, shown = trainer.callback_metrics, {"loss": "train/loss", "dsc": MONITOR}
+        text = " ".join(f"{name} {float(metrics[k]):.3f}" for name, k in shown.items() if k in metrics)
         self.bar.update(self.bar.task_ids[0], description=f"train {text}")
         log.info("epoch %d of %d: %s", trainer.current_epoch + 1, trainer.max_epochs, text)
 
@@ -190,9 +165,6 @@ class TrainingTable(Callback):
     """Writes `training.csv`: a row an epoch with loss, learning rate, speed and validation scores.
 
     A resumed training goes on in the same table; rows of epochs that it does again are replaced.
-
-    Args:
-        classes: The class list, for the columns.
     """
 
     def __init__(self, classes: ClassList) -> None:
@@ -201,8 +173,8 @@ class TrainingTable(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the rows of the epochs before this one."""
-        path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
-        known = read_csv(path) if path.exists() else []
+        self.path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
+        known = read_csv(self.path) if self.path.exists() else []
         self.rows = [row for row in known if int(row["epoch"]) < trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -212,5 +184,4 @@ class TrainingTable(Callback):
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self.rows.append(row | {name: f"{float(value):.6g}" for name, value in told.items()})
         if trainer.is_global_zero:
-            path = TrainingFolder(Path(trainer.default_root_dir)).training_csv
-            write_csv(path, self.rows, self.columns)
+            write_csv(self.path, self.rows, self.columns)

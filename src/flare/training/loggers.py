@@ -1,8 +1,12 @@
-"""Which run of a tracker a training is: kept in its checkpoints, so that it goes on in the same one."""
+"""Trackers: one run a training, in which a resumed one goes on; no word about the machine's files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,28 +14,29 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.core.cases import Case
 from flare.core.classes import ClassList
 from flare.core.errors import build_part
 from flare.core.geometry import Volume, reorient_to_ras
-from flare.core.pictures import WINDOW_HU, find_view
+from flare.core.pictures import WINDOW_HU, find_view, paint
 from flare.runs.checkpoints import read_weights_file
-from flare.training.module import Segmented
 
 KEY = "run_ids"  # entry of a Lightning checkpoint: name in `logger` -> id
 
 
-class RunIds(Callback):
-    """Adds the ids of the trackers' runs to every checkpoint.
+class Loggers(Callback):
+    """Builds a training's loggers by name, and adds the ids of the trackers' runs to every checkpoint."""
 
-    Args:
-        loggers: By their names in the configuration; those with a `run_id` have one.
-    """
-
-    def __init__(self, loggers: Mapping[str, Logger]) -> None:
-        self.loggers = dict(loggers)
+    def __init__(self, parts: Mapping[str, Mapping[str, Any]], folder: Path, ckpt_path: Path | None) -> None:
+        # the runs of what the training resumes from are continued
+        known = {} if ckpt_path is None else read_weights_file(ckpt_path).get(KEY, {})
+        self.loggers: dict[str, Logger] = {}
+        for name, part in parts.items():
+            own = {"run_id": known[name]} if name in known else {}
+            self.loggers[name] = build_part(part, f"logger.{name}", save_dir=str(folder), **own)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -41,36 +46,11 @@ class RunIds(Callback):
         checkpoint[KEY] = {name: str(run_id) for name, run_id in ids.items() if run_id is not None}
 
 
-def build_loggers(
-    parts: Mapping[str, Mapping[str, Any]], folder: Path, ckpt_path: Path | None
-) -> dict[str, Logger]:
-    """Build the loggers of a training.
-
-    Args:
-        parts: Configuration of each, by name.
-        folder: Where they write.
-        ckpt_path: What the training resumes from; its runs are continued.
-
-    Raises:
-        FlareError: If one cannot be built, with its key.
-    """
-    known = {} if ckpt_path is None else read_weights_file(ckpt_path).get(KEY, {})
-    ids = {name: {"run_id": known[name]} if name in known else {} for name in parts}
-    return {
-        name: build_part(part, f"logger.{name}", save_dir=str(folder), **ids[name])
-        for name, part in parts.items()
-    }
-
-
 @dataclass(frozen=True)
 class Slice:
-    """A picture and its labels, the patient's right on the left.
+    """A picture (soft-tissue window) and its labels (class ids), the patient's right on the left.
 
-    Args:
-        case: The case id.
-        grey: `(rows, columns)` uint8, soft-tissue window.
-        reference: `(rows, columns)` uint8 class ids.
-        segmentation: `(rows, columns)` uint8 class ids.
+    All are `(rows, columns)` uint8.
     """
 
     case: str
@@ -85,58 +65,36 @@ class ShowsCases(Protocol):
 
     def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
         """Show slices with their labels over them."""
-        ...
 
     def log_cases(self, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Show a table, one row a case."""
-        ...
 
 
-def cut_slice(case: str, segmented: Segmented, classes: ClassList) -> Slice:
-    """Cut a case where its tumor is largest, or else where most is labelled.
-
-    Args:
-        case: The case id.
-        segmented: The case on its original grid.
-        classes: The class list.
-    """
+def cut_slice(case: str, segmented: Mapping[str, Any], classes: ClassList) -> Slice:
+    """Cut a case (`module.Segmented`) where its tumor is largest, or else where most is labelled."""
     image = segmented["image"]
-    ct, truth, ours = (
-        reorient_to_ras(Volume(array, image.geometry))[0]
-        for array in (image.array, segmented["reference"], segmented["segmentation"])
-    )
-    centre, box = find_view(truth, ours.array, classes)
+    arrays = (image.array, segmented["reference"], segmented["segmentation"])
+    volumes = [reorient_to_ras(Volume(array, image.geometry))[0] for array in arrays]
+    centre, box = find_view(volumes[1], volumes[2].array, classes)
     low, high = WINDOW_HU
     hu, reference, segmentation = (
-        np.ascontiguousarray(np.flip(v.array[centre[0], box[1], box[2]])) for v in (ct, truth, ours)
+        np.ascontiguousarray(np.flip(v.array[centre[0], box[1], box[2]])) for v in volumes
     )
     grey = np.clip((hu.astype(np.float32) - low) / (high - low), 0, 1) * 255
     return Slice(case, np.rint(grey).astype(np.uint8), reference, segmentation)
 
 
-OVERLAYS, CASES = "val/overlays", "val/cases"
-
-
 def showing(trainer: pl.Trainer) -> list[ShowsCases]:
     """The trainer's loggers that show more than numbers, in the process that logs."""
-    if not trainer.is_global_zero or trainer.sanity_checking:
-        return []
-    return [logger for logger in trainer.loggers if isinstance(logger, ShowsCases)]
-
-
-def last_validation(trainer: pl.Trainer) -> int:
-    """The epoch, from 0, whose end has the last validation; below 0 where there is none."""
-    every = trainer.check_val_every_n_epoch or 1  # None: by steps, and so in any epoch
-    return (trainer.max_epochs or 0) // every * every - 1
+    logs = trainer.is_global_zero and not trainer.sanity_checking
+    return [logger for logger in trainer.loggers if logs and isinstance(logger, ShowsCases)]
 
 
 class Overlays(Callback):
-    """Shows validation cases with masks, at the first validation, the last, and every few epochs between.
+    """Shows the same few validation cases with masks at the first validation, the last, and some between.
 
-    Args:
-        every_n_epochs: Epochs between two shows; there has to be a validation, see
-            `trainer.check_val_every_n_epoch`.
-        cases: How many cases are shown, always the same.
+    `every_n_epochs` have to pass between two shows, and there has to be a validation, see
+    `trainer.check_val_every_n_epoch`.
     """
 
     def __init__(self, every_n_epochs: int, cases: int) -> None:
@@ -146,13 +104,7 @@ class Overlays(Callback):
         self.slices: list[Slice] = []
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Case,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Case, *_: Any
     ) -> None:
         """Keep a slice of a case that is to be shown."""
         if len(self.slices) < self.cases and self._is_due(trainer) and showing(trainer):
@@ -163,15 +115,16 @@ class Overlays(Callback):
         if not self.slices:
             return
         for logger in showing(trainer):
-            logger.log_slices(OVERLAYS, self.slices, pl_module.classes, trainer.global_step)  # type: ignore[arg-type]
+            logger.log_slices("val/overlays", self.slices, pl_module.classes, trainer.global_step)  # type: ignore[arg-type]
         self.slices = []
         self.shown = trainer.current_epoch
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         """Whether this validation is to be shown."""
-        if self.shown is None or trainer.current_epoch == last_validation(trainer):
-            return True
-        return trainer.current_epoch - self.shown >= self.every_n_epochs
+        every = trainer.check_val_every_n_epoch or 1  # None: by steps, and so in any epoch
+        last = (trainer.max_epochs or 0) // every * every - 1
+        due = -math.inf if self.shown is None else self.shown + self.every_n_epochs
+        return trainer.current_epoch == last or trainer.current_epoch >= due
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must remember."""
@@ -191,4 +144,146 @@ class CaseTable(Callback):
         keys = sorted({key for row in scores.values() for key in row})
         rows = [{"case": case} | {k: scores[case].get(k) for k in keys} for case in sorted(scores)]
         for logger in showing(trainer) if rows else []:
-            logger.log_cases(CASES, rows, trainer.global_step)
+            logger.log_cases("val/cases", rows, trainer.global_step)
+
+
+class WandbRun(WandbLogger):
+    """Lightning's logger of W&B, which ends its run with the training: the next round is another run.
+
+    Console output, file names, command line and repository stay on the machine. `conf/logger/wandb.yaml` says
+    what is what; a `job_type` of null is called `all`, tags of null are left out, `run_id` is continued.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        entity: str | None,
+        group: str,
+        job_type: str | None,
+        tags: Sequence[str | None],
+        offline: bool,
+        save_dir: str,
+        run_id: str | None = None,
+    ) -> None:
+        import wandb
+
+        job = job_type or "all"
+        settings = wandb.Settings(console="off", disable_git=True, x_disable_meta=True, save_code=False)
+        mode: dict[str, Any] = {"mode": "offline"} if offline else {}  # else WANDB_MODE may say
+        super().__init__(
+            project=project,
+            entity=entity,
+            group=group,
+            job_type=job,
+            name=f"{group}-{job}",
+            tags=[str(tag) for tag in tags if tag],
+            save_dir=save_dir,
+            version=run_id,
+            settings=settings,
+            **mode,
+        )
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run, once it has begun or if it continues one."""
+        return self.version
+
+    @property
+    def experiment(self) -> Any:
+        """The run, begun when it is first asked for."""
+        if self._experiment is None:
+            Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # W&B goes elsewhere without it
+        return super().experiment
+
+    @rank_zero_only
+    def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
+        """Show slices with their reference and segmentation as masks that can be switched on and off."""
+        import wandb
+
+        names = {0: "background"} | {c.id: c.name for c in classes.entries}
+        images = []
+        for s in slices:
+            maps = {"reference": s.reference, "segmentation": s.segmentation}
+            masks = {name: {"mask_data": ids, "class_labels": names} for name, ids in maps.items()}
+            images.append(wandb.Image(s.grey, caption=s.case, masks=masks))
+        self.log_metrics({key: images}, step)  # type: ignore[dict-item]
+
+    @rank_zero_only
+    def log_cases(self, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Show a table, one row a case."""
+        self.log_table(
+            key, columns=list(rows[0]), data=[[row[c] for c in rows[0]] for row in rows], step=step
+        )
+
+    @rank_zero_only
+    def log_files(
+        self, name: str, kind: str, files: Sequence[Path], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Keep files as an artifact, with their content as a table that can be looked at."""
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind)
+        for path in files:
+            artifact.add_file(str(path), name=path.name)
+        table = wandb.Table(columns=list(rows[0]), data=[[row[c] for c in rows[0]] for row in rows])
+        artifact.add(table, "table")
+        self.experiment.log_artifact(artifact)
+        self.experiment.log({name: table})
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the run."""
+        if self._experiment is not None:
+            run_id = self.run_id
+            self._experiment.finish(exit_code=int(status != "success"))
+            self._experiment, self._id = None, run_id
+
+    @contextmanager
+    def running(self) -> Iterator[WandbRun]:
+        """End the run with the block."""
+        status = "failed"
+        try:
+            yield self
+            status = "success"
+        finally:
+            self.finalize(status)
+
+
+class MlflowRun(MLFlowLogger):
+    """Lightning's logger of MLflow that can go on in a run, and that writes plain files where no server is.
+
+    `tracking_uri` is a server, a database, or `file:<folder>`; a `run_name` of null is called `all`.
+    """
+
+    def __init__(self, *, tracking_uri: str, run_name: str | None, **arguments: Any) -> None:
+        if tracking_uri.startswith("file:"):
+            # MLflow 3 refuses folders unless told; its databases need SQLAlchemy, which mlflow-skinny lacks
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        super().__init__(tracking_uri=tracking_uri, run_name=run_name or "all", **arguments)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log the configuration of a new run; MLflow refuses to change that of a continued one."""
+        if not self.experiment.get_run(self.run_id).data.params:
+            super().log_hyperparams(params)
+
+
+class TensorBoardRun(TensorBoardLogger):
+    """Lightning's logger of TensorBoard that shows cases as well."""
+
+    @rank_zero_only
+    def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
+        """Show slices with the reference (left) and the segmentation (right) painted over."""
+        for s in slices:
+            hu = s.grey.astype(np.float32) / 255 * 400 - 160
+            sides = [paint(hu, labels, (1.0, 1.0), classes) for labels in (s.reference, s.segmentation)]
+            picture = np.concatenate(sides, axis=1)
+            self.experiment.add_image(f"{key}/{s.case}", picture, step, dataformats="HWC")
+
+    @rank_zero_only
+    def log_cases(self, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Show a table, one row a case."""
+        lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+        cells = [["" if cell is None else str(cell) for cell in line] for line in lines]
+        self.experiment.add_text(key, "\n".join(f"| {' | '.join(line)} |" for line in cells), step)

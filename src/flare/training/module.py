@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any, TypedDict, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from hydra.utils import instantiate
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from flare.core.cases import Case
 from flare.core.classes import IGNORE, ClassList
@@ -23,23 +24,18 @@ from flare.core.volumes import match_grid, read_image, read_labels
 from flare.data.loaders import Batch
 from flare.evaluation.metrics import score_case as surface_scores
 from flare.inference.components import dice
+from flare.inference.engines import torch_engine
 from flare.inference.predictor import Predictor
 from flare.models.losses import DeepSupervision
 from flare.models.zoo import unsupervised
 from flare.runs.checkpoints import KEY
-from flare.training.callbacks import hide_messages
+from flare.training.settings import TrainingSettings
 
 Scores = dict[str, float]
 
 
 class Segmented(TypedDict):
-    """A validation case with the current weights' segmentation, all on its original grid.
-
-    Args:
-        image: The CT.
-        reference: `(Z, Y, X)` uint8 class ids of the annotation.
-        segmentation: `(Z, Y, X)` uint8 class ids of the network.
-    """
+    """A validation case on its original grid: CT, annotation, segmentation; class ids `(Z, Y, X)` uint8."""
 
     image: Volume
     reference: np.ndarray
@@ -49,11 +45,7 @@ class Segmented(TypedDict):
 def segment_case(
     predictor: Predictor, case: Case, *, classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> Segmented:
-    """Segment a case and read its annotation, whose values `label_map` turns into class ids.
-
-    Raises:
-        CaseError: If the case has no annotation, or a file is bad.
-    """
+    """Segment a case and read its annotation, of which it needs one; `label_map` makes values class ids."""
     if case.label is None:
         raise CaseError(case.id, "no annotation to validate against")
     image = read_image(case.image, case.id)
@@ -63,44 +55,29 @@ def segment_case(
 
 
 def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[int], nsd: bool) -> Scores:
-    """Compare a segmentation with its annotation.
-
-    Args:
-        segmented: The case.
-        classes: The class list.
-        outputs: Class id of each output of the network, 0 first; others are not asked for.
-        nsd: Whether to score surfaces as well.
+    """Compare a segmentation with its annotation; voxels that it ignores are background in both.
 
     Returns:
-        `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes that
-        the annotation has. Voxels that the annotation ignores are background in both.
+        `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes
+        (`outputs`, class ids, 0 first) that the annotation has.
     """
     counts = segmented["reference"] != IGNORE
     reference, segmentation = segmented["reference"] * counts, segmented["segmentation"] * counts
     there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
     present = [class_id for class_id in outputs[1:] if class_id in there]
-    scores = {
-        f"dsc/{classes.name_of(class_id)}": dice(segmentation == class_id, reference == class_id)
-        for class_id in present
-    }
+    scores = {f"dsc/{classes.name_of(c)}": dice(segmentation == c, reference == c) for c in present}
     if nsd:
-        spacing_mm = segmented["image"].geometry.spacing_mm
+        grid = segmented["image"].geometry
         found = surface_scores(
-            reference, segmentation, spacing_mm=spacing_mm, classes=classes, protocol="present"
+            reference, segmentation, spacing_mm=grid.spacing_mm, classes=classes, protocol="present"
         )
-        for class_id in present:
-            score = found[classes.by_id(class_id).short].nsd
-            if score is not None:
-                scores[f"nsd/{classes.name_of(class_id)}"] = score
+        by_class = {f"nsd/{classes.name_of(c)}": found[classes.by_id(c).short].nsd for c in present}
+        scores |= {name: score for name, score in by_class.items() if score is not None}
     return scores
 
 
 def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
-    """Average over the cases that have a class, then over the organs.
-
-    Args:
-        scores: Case id to what `score_case` gives.
-        classes: The class list.
+    """Average what `score_case` gives of each case over the cases that have a class, then over the organs.
 
     Returns:
         `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
@@ -129,58 +106,27 @@ class SegmentationModule(pl.LightningModule):
     touches them either, and processes that train together need every other parameter to have a gradient.
 
     Args:
-        net: The bare network.
-        loss: Compares the logits of all resolutions with the target.
-        optimizer: Makes the optimizer of the parameters.
-        scheduler: Makes the schedule of the optimizer, stepped once an epoch.
-        predictor: Makes the predictor of whole cases, with the current weights and on the given device.
         carried: What a checkpoint carries beside the weights, see `checkpoints.Checkpoint`; plain values.
-        label_map: `data.label_map`, for the annotations of validation cases.
-        nsd: Whether validation scores surfaces as well.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        loss: DeepSupervision,
-        *,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler],
-        predictor: Callable[[nn.Module, torch.device], Predictor],
-        carried: Mapping[str, Any],
-        label_map: Mapping[Any, int] | None = None,
-        nsd: bool = False,
+        self, settings: TrainingSettings, net: nn.Module, loss: DeepSupervision, carried: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.net = net
-        self.loss = loss
-        self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
-        self.make_predictor = predictor
-        self.carried = dict(carried)
-        self.label_map = label_map
-        self.nsd = nsd
-        self.classes = ClassList.from_config(carried["classes"])
-        self.outputs = self.classes.outputs(carried["targets"])
+        self.settings, self.carried = settings, carried
+        self.net, self.loss = net, loss
+        self.classes = settings.classes
         self.scores: dict[str, Scores] = {}
         self.means: Scores = {}  # of this epoch's validation; Lightning keeps older ones among its metrics
-        for parameter in unsupervised(net, carried["patch_size"], loss.weights):
+        for parameter in unsupervised(net, settings.patches.patch_size, loss.weights):
             parameter.requires_grad_(False)
 
-    def setup(self, stage: str) -> None:
-        """Hide Lightning's messages in every process that trains."""
-        hide_messages()
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make the optimizer and its schedule."""
-        optimizer = self.make_optimizer(self.net.parameters())
-        scheduler = self.make_scheduler(optimizer)
+        """Make the optimizer and its schedule, stepped once an epoch."""
+        optimizer = instantiate(self.settings.optimizer)(self.net.parameters())
+        scheduler = instantiate(self.settings.scheduler)(optimizer)
         # a schedule that waits for a plateau waits for the loss's
-        schedule: LRSchedulerConfigType = {
-            "scheduler": scheduler,
-            "interval": "epoch",
-            "monitor": "train/loss",
-        }
+        schedule: Any = {"scheduler": scheduler, "interval": "epoch", "monitor": "train/loss"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
@@ -191,13 +137,9 @@ class SegmentationModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch and log it and its parts."""
         parts = self.loss(self.net(batch["image"]), batch["target"], batch["known"])
-        self.log_dict(
-            {f"train/{name}": value for name, value in parts._asdict().items() if value is not None},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(batch["image"]),
-            sync_dist=True,
-        )
+        told = {f"train/{name}": value for name, value in parts._asdict().items() if value is not None}
+        size = len(batch["image"])
+        self.log_dict(told, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return parts.loss
 
     def on_train_epoch_start(self) -> None:
@@ -216,18 +158,17 @@ class SegmentationModule(pl.LightningModule):
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the scores of earlier weights."""
+        """Forget earlier scores, and make the predictor that later predicts from the checkpoint, too."""
         self.scores = {}
-        self.predictor = self.make_predictor(self.net, self.device)
+        how = replace(self.settings.inference, device=str(self.device))
+        engine = torch_engine(self.net, device=self.device, precision=how.precision)
+        self.predictor = Predictor.from_carried(engine, self.carried, how)
 
     def validation_step(self, case: Case, batch_index: int) -> Segmented:
-        """Segment a whole case with the current weights and score it on its original grid.
-
-        Returns:
-            The case, for callbacks that show it.
-        """
-        found = segment_case(self.predictor, case, classes=self.classes, label_map=self.label_map)
-        self.scores[case.id] = score_case(found, classes=self.classes, outputs=self.outputs, nsd=self.nsd)
+        """Segment and score a whole case on its original grid; callbacks show what is returned."""
+        found = segment_case(self.predictor, case, classes=self.classes, label_map=self.settings.label_map)
+        outputs, nsd = self.settings.patches.outputs, self.settings.nsd
+        self.scores[case.id] = score_case(found, classes=self.classes, outputs=outputs, nsd=nsd)
         return found
 
     def on_validation_epoch_end(self) -> None:

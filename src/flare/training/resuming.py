@@ -33,18 +33,15 @@ NOT_IDENTITY = (
 def training_key(settings: TrainingSettings, data_key: str) -> str:
     """Digest of everything that decides the weights: equal keys train equal networks.
 
-    Args:
-        settings: Of the training.
-        data_key: Digest of the images and labels, see `labelling.TrainingSet`.
+    `data_key` is that of the images and labels, see `rounds.settings.TrainingSet`.
     """
     config = settings.public
     trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
     # which checkpoint teaches reaches the weights by labels and start alone, which are in `data_key`
     by_data = ("unlabeled_teacher", "teacher_kind")
     own = {name: value for name, value in config["round"].items() if name not in by_data}
-    decisive = [
-        config[name] for name in ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
-    ]
+    whole = ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
+    decisive = [config[name] for name in whole]
     return config_hash([*decisive, own, config["labels"]["targets"], trainer, data_key])
 
 
@@ -59,13 +56,10 @@ class Start:
 def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
     """Decide where a training starts; nothing is touched yet, see `begin`.
 
-    Args:
-        ckpt_path: `auto` resumes the latest training of this key, and starts from the beginning where there
-            is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
-            current checkpoint, a path from that file. What goes on from weights of another key is a training
-            of its own, which `auto` does not take for one of this key; the same command resumes it, too.
-        folder: The round's folder.
-        key: Of this training, see `training_key`.
+    `ckpt_path=auto` resumes the latest training of this `training_key`, and starts from the beginning where
+    there is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
+    current checkpoint, a path from that file. What goes on from weights of another key is a training of its
+    own, which `auto` does not take for one of this key; the same command resumes it, too.
 
     Raises:
         FlareError: If there is nothing to resume.
@@ -96,18 +90,15 @@ def _go_on(folder: RoundFolder, name: str, origin: Path | None) -> Start:
 
 def find_training(folder: RoundFolder, name: str) -> TrainingFolder | None:
     """The latest training of a name that has a checkpoint to resume from; the name is its key."""
-    return next((found for found in reversed(_attempts(folder, name)) if found.last.exists()), None)
+    attempts = _attempts(folder, name)
+    return next((attempts[n] for n in sorted(attempts, reverse=True) if attempts[n].last.exists()), None)
 
 
-def _attempts(folder: RoundFolder, name: str) -> list[TrainingFolder]:
-    """The trainings of one name in the order in which they began: `name`, `name.2`, `name.3`, ..."""
+def _attempts(folder: RoundFolder, name: str) -> dict[int, TrainingFolder]:
+    """The trainings of one name, numbered as they began: `name`, `name.2`, `name.3`, ..."""
     further = re.compile(re.escape(name) + r"(\.\d+)?")
     found = [training for training in _trainings(folder) if further.fullmatch(training.root.name)]
-    return sorted(found, key=_number)
-
-
-def _number(training: TrainingFolder) -> int:
-    return int(training.root.suffix[1:] or 1)
+    return {int(training.root.suffix[1:] or 1): training for training in found}
 
 
 def _trainings(folder: RoundFolder) -> list[TrainingFolder]:
@@ -120,9 +111,9 @@ def _unused(folder: RoundFolder, name: str) -> TrainingFolder:
     attempts = _attempts(folder, name)
     if not attempts:
         return TrainingFolder(folder.checkpoints / name)
-    if attempts[-1].last.exists() or attempts[-1].best.exists():
-        return TrainingFolder(folder.checkpoints / f"{name}.{_number(attempts[-1]) + 1}")
-    return attempts[-1]
+    latest = max(attempts)
+    has_weights = attempts[latest].last.exists() or attempts[latest].best.exists()
+    return TrainingFolder(folder.checkpoints / f"{name}.{latest + 1}") if has_weights else attempts[latest]
 
 
 def begin(start: Start) -> None:

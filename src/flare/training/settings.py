@@ -76,21 +76,13 @@ class TrainingSettings:
     """What one training is made of.
 
     Args:
-        classes: The class list.
         targets: What is trained: `organs`, `tumor` or `organs_tumor`.
         round: Name of the round, None for `round=null`.
         init: Where the weights start: `fresh` or `teacher`.
         net: `model.net`; it and the following are plain sections, with a `_target_` each.
-        loss: Of the loss.
-        optimizer: Of the optimizer, which takes the parameters.
-        scheduler: Of the schedule, which takes the optimizer.
-        trainer: Of Lightning's trainer.
-        callbacks: Of each callback, by name.
-        loggers: Of each logger, by name.
-        patches: How training patches are made.
+        callbacks: By name, as are the loggers.
         inference: How validation cases are predicted.
         interpolation: How images were resampled: `linear`, `cubic` or `nnunet`.
-        label_map: `data.label_map`, for the annotations of validation cases.
         nsd: Whether validation scores surfaces as well.
         objective: The column of `training.csv` that a sweep optimises, if any.
         public: The whole configuration without a path of the machine, for checkpoints and trackers.
@@ -117,11 +109,7 @@ class TrainingSettings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> TrainingSettings:
-        """Read everything that decides a training from the configuration of `train`.
-
-        Raises:
-            FlareError: If a value means nothing, naming the key.
-        """
+        """Read the configuration of `train`; refuse a value that means nothing, naming the key."""
         check_values(cfg, RULES)
         plain = plain_config(cfg)
         RULES[STEPS].require(STEPS, plain["trainer"].get("limit_train_batches"))
