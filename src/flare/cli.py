@@ -37,7 +37,7 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What `inference.infer` returns.
     """
-    from flare.evaluation.efficiency import write_efficiency
+    from flare.evaluation.tables import write_efficiency
     from flare.inference.infer import infer
 
     return infer(cfg, write_efficiency)

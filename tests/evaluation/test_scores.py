@@ -11,7 +11,8 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_labels
-from flare.evaluation.scores import ScoreSettings, evaluate, score_folder
+from flare.evaluation.metrics import ScoreSettings
+from flare.evaluation.scores import evaluate, score_folder
 from flare.evaluation.summary import summarise
 from flare.runs.work import LocalExecutor
 

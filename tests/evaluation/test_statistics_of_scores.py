@@ -9,8 +9,14 @@ import pytest
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
-from flare.evaluation.statistics import compare_runs, interval, intervals, metrics_file, score_matrix
-from flare.evaluation.summary import metrics_columns
+from flare.evaluation.summary import (
+    compare_runs,
+    interval,
+    intervals,
+    metrics_columns,
+    metrics_file,
+    score_matrix,
+)
 
 
 def rows(labels: ClassList, scores: list[float], **cells: Any) -> list[dict[str, Any]]:

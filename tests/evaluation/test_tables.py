@@ -8,9 +8,8 @@ import pytest
 
 from flare.core.classes import ClassList
 from flare.core.files import read_csv
-from flare.evaluation.efficiency import table6, table7, table8
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_latex, to_markdown
-from flare.evaluation.tables import AblationRow, table4, table5
+from flare.evaluation.tables import AblationRow, table4, table5, table6, table7, table8
 
 
 def summary(labels: ClassList, dsc: float, nsd: float, **special: float | None) -> dict[str, Any]:

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cc3d
 import numpy as np
-from scipy import ndimage
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Spacing
 from flare.evaluation.metrics import mean
-from flare.merging.components import Component, bounding_box, shell_of
+from flare.merging.components import bounding_box, components, shell_of
 
 SIZES_MM = (10.0, 20.0)  # limits between small, middle and large (ours)
 OUTSIDE = "none"
@@ -46,11 +44,7 @@ def find_lesions(
 ) -> list[Lesion]:
     """List the tumors of both sides, matched by overlap (one voxel suffices).
 
-    Args:
-        reference: `(Z, Y, X)` uint8 class ids.
-        prediction: `(Z, Y, X)` uint8 class ids.
-        spacing_mm: Voxel size along Z, Y, X.
-        classes: The classes; without a tumor class the list is empty.
+    Both maps are `(Z, Y, X)` uint8 class ids. Without a tumor class the list is empty.
 
     Returns:
         The reference's lesions, then the predicted ones. Where the reference has no organ, the prediction
@@ -58,39 +52,31 @@ def find_lesions(
     """
     if classes.tumor is None:
         return []
-    tumors = (reference == classes.tumor, prediction == classes.tumor)
-    box = bounding_box(tumors[0] | tumors[1], margin=(1, 1, 1))
+    box = bounding_box((reference == classes.tumor) | (prediction == classes.tumor), margin=(1, 1, 1))
     if box is None:
         return []
+    sides = reference[box], prediction[box]
+    tumors = [side == classes.tumor for side in sides]
     is_organ = np.isin(np.arange(256), classes.organs)
-    organs = np.where(is_organ[reference[box]], reference[box], prediction[box])
-    # padded, since cc3d 4.1.1 fails on some masks that fill an axis of length one
-    inner = (slice(1, -1),) * 3
-    r, p = (cc3d.connected_components(np.pad(t[box], 1), connectivity=26)[inner] for t in tumors)
-    sizes_r, sizes_p = np.bincount(r.ravel()), np.bincount(p.ravel())
-    both = (r > 0) & (p > 0)
-    pairs, overlaps = np.unique(np.stack([r[both], p[both]]), axis=1, return_counts=True)
+    organs = np.where(is_organ[sides[0]], *sides)
+    predicted = list(components(tumors[1]))
+    numbers = np.zeros(organs.shape, dtype=np.int64)
+    for number, lesion in enumerate(predicted, start=1):
+        numbers[lesion.box][lesion.mask] = number
+    sizes = np.array([0, *(lesion.voxels for lesion in predicted)])
     found = []
-    for side, numbered, sizes, row in (("reference", r, sizes_r, 0), ("prediction", p, sizes_p, 1)):
-        for number, where in enumerate(ndimage.find_objects(numbered), start=1):
-            volume_ml = float(sizes[number] * np.prod(spacing_mm) / 1000)
-            mine = pairs[row] == number
+    for side, own, lesions in (("reference", 0, components(tumors[0])), ("prediction", 1, predicted)):
+        for lesion in lesions:
+            volume_ml = float(lesion.voxels * np.prod(spacing_mm) / 1000)
+            shared = lesion.mask & tumors[1 - own][lesion.box]
             dsc = None
             if side == "reference":
-                dsc = float(2 * overlaps[mine].sum() / (sizes[number] + sizes_p[pairs[1][mine]].sum()))
-            z, y, x = (slice(max(0, s.start - 1), s.stop + 1) for s in where)
-            lesion = Component((z, y, x), numbered[z, y, x] == number)
-            organ = shell_of(lesion, numbered > 0, organs, is_organ).organ
-            found.append(
-                Lesion(
-                    side=side,
-                    volume_ml=volume_ml,
-                    diameter_mm=float(np.cbrt(6 * volume_ml * 1000 / np.pi)),
-                    organ=classes.by_id(organ).short if organ else OUTSIDE,
-                    matched=bool(mine.any()),
-                    dsc=dsc,
-                )
-            )
+                partners = np.unique(numbers[lesion.box][shared])
+                dsc = float(2 * np.count_nonzero(shared) / (lesion.voxels + sizes[partners].sum()))
+            organ = shell_of(lesion, tumors[own], organs, is_organ).organ
+            diameter_mm = float(np.cbrt(6 * volume_ml * 1000 / np.pi))
+            around = classes.by_id(organ).short if organ else OUTSIDE
+            found.append(Lesion(side, volume_ml, diameter_mm, around, bool(shared.any()), dsc))
     return found
 
 
@@ -105,21 +91,20 @@ def size_class(diameter_mm: float) -> str:
 def detection(cases: Mapping[str, Sequence[Lesion]]) -> dict[str, Any]:
     """Sum up a cohort: sensitivity, false positives per scan, and both by size and bearing organ.
 
-    Args:
-        cases: Case id -> its lesions; cases without any count as scans.
+    Cases without any lesion count as scans.
     """
     lesions = [lesion for found in cases.values() for lesion in found]
-    total = _counts(lesions)
-    scans = len(cases)
-    total["false_positives_per_scan"] = total["false_positives"] / scans if scans else None
-    sizes = sorted({size_class(x.diameter_mm): x.diameter_mm for x in lesions}.items(), key=lambda s: s[1])
+    total, scans = _counts(lesions), len(cases)
+    sizes = dict.fromkeys(size_class(x.diameter_mm) for x in sorted(lesions, key=lambda x: x.diameter_mm))
+    organs = sorted({x.organ for x in lesions})
     return {
         "scans": scans,
         **total,
-        "by_size": {s: _counts([x for x in lesions if size_class(x.diameter_mm) == s]) for s, _ in sizes},
-        "by_organ": {
-            o: _counts([x for x in lesions if x.organ == o]) for o in sorted({x.organ for x in lesions})
+        "false_positives_per_scan": total["false_positives"] / scans if scans else None,
+        "by_size": {
+            size: _counts([x for x in lesions if size_class(x.diameter_mm) == size]) for size in sizes
         },
+        "by_organ": {organ: _counts([x for x in lesions if x.organ == organ]) for organ in organs},
     }
 
 

@@ -1,40 +1,102 @@
-"""DSC and NSD of one case by the challenge's rules, per class; HD95 and volumes where asked."""
+"""How one case is scored: by the challenge's rules, in HD95 and volumes, and by scores of the user's own.
+
+`evaluation.extra` names the user's own. Each is called as `score(reference, prediction, spacing_mm=,
+classes=)` and gives named numbers. The maps are `(Z, Y, X)` uint8 class ids on one grid, `spacing_mm` is
+along Z, Y, X, and `classes` is the `ClassList`. A case without a prediction gives a map of zeros. None, or
+what is not finite, is not scored.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from scipy import ndimage
 
+from flare.core.cases import read_label_map
+from flare.core.checks import Rule, choice
 from flare.core.classes import ClassList, LabelClass
+from flare.core.conf import build_part
 from flare.core.errors import FlareError
 from flare.core.geometry import Spacing
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
+from flare.runs.work import failed_share
 
 MEASURES = ("DSC", "NSD")
 PROTOCOLS = ("flare23", "corrected", "present")
 LOWEST_DSC = 0.2  # below it the challenge's NSD is 0
-DIGITS = 4
+EXTRA = "evaluation.extra"
+PARTS = Rule(
+    lambda value: isinstance(value, list) and all(isinstance(x, dict) and "_target_" in x for x in value),
+    "a list of scores such as {_target_: my.module.Score}, or with _partial_: true for a function",
+)
+Part = Mapping[str, Any]
 Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
+class ScoreSettings:
+    """How predictions are scored; plain values.
+
+    Attributes:
+        classes: The classes to score.
+        protocol: `flare23`, `corrected` or `present`.
+        label_map: `data.label_map`, applied to the references.
+        extra: Scores of the user's own, each as its part of the configuration.
+        details: Whether to write `details.csv` and `lesions.csv` and give confidence intervals, too.
+        max_failed: Share of the cases that may fail by no fault of their files; by default all are named.
+    """
+
+    classes: ClassList
+    protocol: str = "flare23"
+    label_map: Mapping[Any, int] | None = None
+    extra: tuple[Part, ...] = ()
+    details: bool = False
+    max_failed: float = 1.0
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:
+        """Read the settings, the protocol at `key`; build each score of the user's own once, before any work.
+
+        Raises:
+            FlareError: If a value is none of the choices, or a score cannot be built or called.
+        """
+        protocol = OmegaConf.select(cfg, key)
+        choice(*PROTOCOLS).require(key, protocol)
+        evaluation: Any = OmegaConf.to_container(cfg.evaluation, resolve=True)
+        parts = evaluation["extra"]
+        PARTS.require(EXTRA, parts)
+        for number, part in enumerate(parts):
+            if not callable(build_part(OmegaConf.create(part), f"{EXTRA}[{number}]")):
+                raise FlareError(f"{EXTRA}[{number}]: {part['_target_']} gives nothing that can be called")
+        classes = ClassList.from_config(cfg.classes)
+        label_map = read_label_map(cfg.data.label_map, classes)
+        return cls(classes, protocol, label_map, tuple(parts), max_failed=failed_share(cfg))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the scores, as plain values."""
+        own = {"protocol": self.protocol, "label_map": self.label_map, "extra": list(self.extra)}
+        return {"classes": self.classes.to_config(), **own}
+
+
+@dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class in one case.
+    """Scores of one class in one case; None where the protocol does not score it, or what was not asked for.
 
     Args:
-        dsc: 0 to 1, four digits; None where the protocol does not score the class.
-        nsd: As `dsc`.
+        dsc: 0 to 1, four digits.
+        nsd: 0 to 1, four digits.
         one_slice: The class is scored between the reference's first and last slice, and has only one.
         reference_ml: Volume of the reference, whole.
         prediction_ml: Volume of the prediction, whole.
-        hd95_mm: 95th percentile of surface distances within the scored slices; None if not asked for or
-            one side is empty.
+        hd95_mm: 95th percentile of surface distances within the scored slices; None if one side is empty.
     """
 
     dsc: float | None
@@ -43,6 +105,13 @@ class ClassScore:
     reference_ml: float | None = None
     prediction_ml: float | None = None
     hd95_mm: float | None = None
+
+    @property
+    def volume_error_ml(self) -> float | None:
+        """How much larger the prediction is than the reference."""
+        if self.prediction_ml is None or self.reference_ml is None:
+            return None
+        return self.prediction_ml - self.reference_ml
 
 
 def score_case(
@@ -57,18 +126,12 @@ def score_case(
 ) -> dict[str, ClassScore]:
     """Score one prediction, class by class.
 
-    Both empty scores 1, one empty 0, asked of the whole volume. Classes with `slice_range` are then cut to
-    the reference's slices along the first array axis, the stored z.
-
-    Args:
-        reference: `(Z, Y, X)` uint8 class ids, in stored voxel order.
-        prediction: `(Z, Y, X)` uint8 class ids, same grid.
-        spacing_mm: Voxel size along Z, Y, X.
-        classes: The classes to score.
-        protocol: `flare23` (the official script to the digit: it leaves the last slice of the range out),
-            `corrected` (keeps it) or `present` (corrected, and only classes that the reference has).
-        details: Also HD95 and volumes.
-        threads: Classes scored at once; by default OMP_NUM_THREADS, or all cores.
+    Both maps are `(Z, Y, X)` uint8 class ids in stored voxel order, on one grid. Both empty scores 1, one
+    empty 0, asked of the whole volume. Classes with `slice_range` are then cut to the reference's slices
+    along the first array axis, the stored z: `flare23` leaves the last slice out, as the official script
+    does to the digit, `corrected` keeps it, `present` does too and scores only classes that the reference
+    has. With `details` HD95 and volumes are given, too. `threads` classes are scored at once, by default
+    OMP_NUM_THREADS, or all cores.
 
     Returns:
         Short class name -> its scores, in the order of ids.
@@ -83,22 +146,21 @@ def score_case(
     if reference.shape != prediction.shape:
         raise FlareError(f"reference and prediction differ in size: {reference.shape} and {prediction.shape}")
     highest = max(classes.ids)
-    boxes_r = ndimage.find_objects(reference, max_label=highest)
-    boxes_p = ndimage.find_objects(prediction, max_label=highest)
+    boxes = [ndimage.find_objects(array, max_label=highest) for array in (reference, prediction)]
 
     def one(c: LabelClass) -> ClassScore:
-        box_r, box_p = boxes_r[c.id - 1], boxes_p[c.id - 1]
-        return _score_class(reference, prediction, box_r, box_p, c, spacing_mm, protocol, details)
+        own = [of_side[c.id - 1] for of_side in boxes]
+        return _score_class((reference, prediction), own, c, spacing_mm, protocol, details)
+
+    def size(c: LabelClass) -> int:
+        found = [box for of_side in boxes if (box := of_side[c.id - 1]) is not None]
+        return sum(math.prod(s.stop - s.start for s in box) for box in found)
 
     # the largest first, so that threads end together
-    order = sorted(classes.entries, key=lambda c: -_voxels(boxes_r[c.id - 1]) - _voxels(boxes_p[c.id - 1]))
-    threads = threads or _threads()
-    if threads == 1:
-        found = {c.short: one(c) for c in order}
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            found = dict(zip((c.short for c in order), pool.map(one, order), strict=True))
-    return {c.short: found[c.short] for c in classes.entries}
+    order = sorted(classes.entries, key=size, reverse=True)
+    with ThreadPoolExecutor(threads or _threads()) as pool:
+        scores = dict(zip((c.short for c in order), pool.map(one, order), strict=True))
+    return {c.short: scores[c.short] for c in classes.entries}
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -109,7 +171,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 def rounded(value: float) -> float:
     """Four digits, as numpy rounds (by scaling), which the official script's values went through."""
-    return float(np.round(value, DIGITS))
+    return float(np.round(value, 4))
 
 
 def _threads() -> int:
@@ -118,42 +180,33 @@ def _threads() -> int:
     return int(first) if first.isdigit() and int(first) else os.cpu_count() or 1
 
 
-def _voxels(box: Box | None) -> int:
-    return 0 if box is None else int(np.prod([s.stop - s.start for s in box]))
-
-
 def _score_class(
-    reference: np.ndarray,
-    prediction: np.ndarray,
-    box_r: Box | None,
-    box_p: Box | None,
+    sides: tuple[np.ndarray, np.ndarray],
+    boxes: list[Box | None],
     c: LabelClass,
     spacing_mm: Spacing,
     protocol: str,
     details: bool,
 ) -> ClassScore:
-    """Score a class, given the box of each side or None where it is absent."""
+    """Score a class, given reference and prediction and the box of each, None where it is absent."""
     ml = float(np.prod(spacing_mm)) / 1000
     volumes: dict[str, Any] = {}
     if details:
-        sides = (("reference_ml", reference, box_r), ("prediction_ml", prediction, box_p))
-        volumes = {k: 0.0 if b is None else float(np.count_nonzero(a[b] == c.id) * ml) for k, a, b in sides}
+        for key, array, box in zip(("reference_ml", "prediction_ml"), sides, boxes, strict=True):
+            volumes[key] = 0.0 if box is None else float(np.count_nonzero(array[box] == c.id) * ml)
+    box_r, box_p = boxes
     if box_r is None and protocol == "present":
         return ClassScore(None, None, **volumes)
     if box_r is None or box_p is None:
         both = float(box_r is box_p)
         return ClassScore(both, both, **volumes)
-
+    z, y, x = (slice(min(r.start, p.start), max(r.stop, p.stop)) for r, p in zip(box_r, box_p, strict=True))
     first, last = box_r[0].start, box_r[0].stop - 1
-    one_slice = c.slice_range and first == last
-    box: Box = tuple(
-        slice(min(r.start, p.start), max(r.stop, p.stop)) for r, p in zip(box_r, box_p, strict=True)
-    )  # type: ignore[assignment]
     if c.slice_range:
-        box = (slice(first, last if protocol == "flare23" else last + 1), box[1], box[2])
-    r, p = reference[box] == c.id, prediction[box] == c.id
+        z = slice(first, last if protocol == "flare23" else last + 1)
+    r, p = (array[z, y, x] == c.id for array in sides)
     dsc, nsd, hd95 = _compare(r, p, c.tolerance_mm, spacing_mm, details)
-    return ClassScore(rounded(dsc), rounded(nsd), one_slice, hd95_mm=hd95, **volumes)
+    return ClassScore(rounded(dsc), rounded(nsd), c.slice_range and first == last, hd95_mm=hd95, **volumes)
 
 
 def _compare(
@@ -174,3 +227,24 @@ def _compare(
     )
     nsd = 0.0 if dsc < LOWEST_DSC else surface_dice(to_p, to_r, start, end, tolerance_mm)
     return dsc, nsd, robust_hausdorff_mm(to_p, to_r, start, end) if details else None
+
+
+def extra_scores(
+    reference: np.ndarray, prediction: np.ndarray, *, spacing_mm: Spacing, settings: ScoreSettings
+) -> dict[str, float | None]:
+    """Score one case by every score of the user's own.
+
+    Raises:
+        FlareError: If two scores give the same name.
+    """
+    found: dict[str, float | None] = {}
+    for number, part in enumerate(settings.extra):
+        score = instantiate(part)
+        values = score(reference, prediction, spacing_mm=spacing_mm, classes=settings.classes)
+        twice = sorted({"Name", *found} & values.keys())
+        if twice:
+            raise FlareError(
+                f"{EXTRA}[{number}]: gives {', '.join(twice)}, which is taken; expected other names"
+            )
+        found |= {k: None if v is None or not math.isfinite(v) else float(v) for k, v in values.items()}
+    return found

@@ -1,4 +1,4 @@
-"""The paper's Tables 4 to 8, to print beside our own."""
+"""Tables with the best in bold, as Markdown, as LaTeX and on the console; the paper's figures to compare."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from flare.core.files import write_text
@@ -16,25 +17,13 @@ from flare.core.files import write_text
 if TYPE_CHECKING:
     from pandas import DataFrame  # half a second to import, so only where tables are made
 
-PATH = Path(__file__).with_name("published.yaml")
+MARKDOWN = {"tablefmt": "github", "index": False, "stralign": None, "disable_numparse": True}
 
 
 @cache
 def published() -> dict[str, Any]:
     """All tables by name, `table4` to `table8`, as plain values; layout and units are in the file."""
-    return OmegaConf.to_container(OmegaConf.load(PATH))  # type: ignore[return-value]
-
-
-def published_round(name: str) -> dict[str, Any]:
-    """The paper's Table 5 for one round: `training_images`, `DSC` and `NSD` (short -> percent).
-
-    Returns:
-        Empty for a name that the paper's table does not have.
-    """
-    return published()["table5"].get(name, {})
-
-
-MARKDOWN = {"tablefmt": "github", "index": False, "stralign": None, "disable_numparse": True}
+    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))  # type: ignore[return-value]
 
 
 class Cell(NamedTuple):
@@ -45,12 +34,9 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A heading, which value is best, and what it is the best of.
+    """A heading, and which value is best: `max`, `min` or, where none is, an empty string.
 
-    Args:
-        heading: Shown above the column.
-        best: `max`, `min` or, where none is, an empty string.
-        across: Name that columns share whose cells are compared along a row; empty: down the column.
+    Columns that share a name in `across` are compared along a row, others each down the column.
     """
 
     heading: str
@@ -60,13 +46,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its title.
-
-    Args:
-        title: Shown above the table.
-        columns: Headings.
-        rows: Cells, as many a row as there are columns.
-    """
+    """A table with its title; every row has as many cells as there are columns."""
 
     title: str
     columns: Sequence[Column]
@@ -86,7 +66,6 @@ class Table:
 
     def best(self) -> DataFrame:
         """Which cells are the best, as `texts`; none where fewer than two finite values are compared."""
-        import numpy as np
         from pandas import DataFrame
 
         texts = self.texts

@@ -3,86 +3,55 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from flare.core.cases import read_label_map
-from flare.core.classes import ClassList
-from flare.core.errors import FlareError, choice
+from flare.core.errors import FlareError
 from flare.core.files import write_csv, write_json
 from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
-from flare.evaluation.extra import CSV, Part, checked_parts, extra_scores, write_extra_scores
-from flare.evaluation.lesions import find_lesions
-from flare.evaluation.metrics import PROTOCOLS, score_case
-from flare.evaluation.statistics import compare_runs, intervals, metrics_file
-from flare.evaluation.summary import CaseScores, metrics_columns, metrics_row, summarise, write_details
+from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
+from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
+from flare.evaluation.summary import (
+    compare_runs,
+    intervals,
+    metrics_columns,
+    metrics_file,
+    metrics_row,
+    summarise,
+)
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
-from flare.runs.work import Executor, build_executor, failed_share, run_cases
+from flare.runs.work import Executor, build_executor, run_cases
 
 log = logging.getLogger(__name__)
+EXTRA_CSV = "extra_scores.csv"
+DETAILS = ("DSC", "NSD", "HD95_mm", "reference_ml", "prediction_ml", "volume_error_ml")
+LESIONS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC")
 
 
 @dataclass(frozen=True)
-class ScoreSettings:
-    """How predictions are scored; plain values.
+class CaseScores:
+    """All that is known of one case: scores by short name, tumors of both sides, scores of the user's own.
 
-    Attributes:
-        classes: The classes to score.
-        protocol: `flare23`, `corrected` or `present`.
-        label_map: `data.label_map`, applied to the references.
-        extra: Scores of the user's own, see `extra`.
-        details: Whether to write `details.csv` and `lesions.csv` and give confidence intervals, too.
-        max_failed: Share of the cases that may fail by no fault of their files; by default all are named.
+    `lesions` is None where they are not asked for, or where the protocol does not score the tumor.
     """
 
-    classes: ClassList
-    protocol: str = "flare23"
-    label_map: Mapping[Any, int] | None = None
-    extra: tuple[Part, ...] = ()
-    details: bool = False
-    max_failed: float = 1.0
-
-    @classmethod
-    def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:
-        """Read `classes`, `data.label_map`, `evaluation.extra`, `executor.max_failed` and the protocol's key.
-
-        Raises:
-            FlareError: If a value is none of the choices, or a score cannot be built, naming the key.
-        """
-        protocol = OmegaConf.select(cfg, key)
-        choice(*PROTOCOLS).require(key, protocol)
-        classes = ClassList.from_config(cfg.classes)
-        return cls(
-            classes,
-            protocol,
-            read_label_map(cfg.data.label_map, classes),
-            checked_parts(cfg.evaluation.extra),
-            max_failed=failed_share(cfg),
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the scores, as plain values."""
-        own = {"protocol": self.protocol, "label_map": self.label_map, "extra": list(self.extra)}
-        return {"classes": self.classes.to_config(), **own}
+    classes: Mapping[str, ClassScore]
+    lesions: Sequence[Lesion] | None = None
+    extra: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Score a folder of predictions against a folder of references.
 
-    Writes `metrics.csv`, `details.csv`, `lesions.csv` and `summary.json` to `cfg.output`, by default the
+    Writes `metrics.csv`, `details.csv`, `lesions.csv` and `summary.json` to `output`, by default the
     predictions folder. Scores of the user's own go to `extra_scores.csv`, and a comparison with another run
-    to `comparison.csv`.
-
-    Args:
-        cfg: Reads `classes`, `predictions`, `references`, `output`, `protocol`, `data.label_map` (applied to
-            the references), `evaluation.extra`, `executor` and `compare` (another run's `metrics.csv` or its
-            folder).
+    (`compare`: its `metrics.csv` or folder) to `comparison.csv`.
 
     Returns:
         What `summary.json` holds. Its `missing` cases have no prediction: they score zero, which is no error.
@@ -139,9 +108,9 @@ def score_folder(
     Args:
         predictions: Folder searched recursively for `<case>.nii.gz`.
         references: Case id -> label map.
-        output: Folder for `metrics.csv` and `summary.json`.
+        output: Gets `metrics.csv`, `summary.json` and what else the settings ask for.
         settings: How to score.
-        executor: Runs the cases.
+        executor: Where the cases are worked on.
         refused: Cases that are known to fail, and why.
 
     Returns:
@@ -160,49 +129,37 @@ def score_folder(
         for case, path in sorted(references.items())
         if case not in failed
     }
-    scored, unscored = _score_all(jobs, executor)
+    done = run_cases(score_files, jobs, executor=executor, description="score")
+    outcomes = sorted(done, key=lambda o: o.case_id)
+    scored: dict[str, CaseScores] = {o.case_id: o.value for o in outcomes if o.error is None}
+    unscored = [o for o in outcomes if o.error is not None]
     stop_on_faults(unscored, "scoring", jobs, settings.max_failed)
-    rows = [metrics_row(case, found.classes) for case, found in scored.items()]
+    rows = [metrics_row(case, scores.classes) for case, scores in scored.items()]
     write_csv(output / "metrics.csv", rows, metrics_columns(settings.classes))
+    one_slice = {case: [k for k, s in found.classes.items() if s.one_slice] for case, found in scored.items()}
     summary = {
         "protocol": settings.protocol,
         **summarise(rows, settings.classes),
-        "one_slice": _one_slice(scored),
+        "one_slice": {case: shorts for case, shorts in one_slice.items() if shorts},
         "missing": missing,
         "extra": extra,
         "failed": dict(sorted((failed | {o.case_id: str(o.error) for o in unscored}).items())),
         "faults": [o.case_id for o in unscored if o.is_fault],
     }
     if settings.extra:
-        summary["extra_scores"] = write_extra_scores({k: found.extra for k, found in scored.items()}, output)
+        summary["extra_scores"] = write_extra_scores(scored, output / EXTRA_CSV)
     else:
-        (output / CSV).unlink(missing_ok=True)
+        (output / EXTRA_CSV).unlink(missing_ok=True)
     if settings.details:
         summary |= {"intervals": intervals(rows, settings.classes), **write_details(scored, output)}
     write_json(output / "summary.json", summary)
     return summary
 
 
-def _score_all(
-    jobs: Mapping[str, dict[str, Any]], executor: Executor
-) -> tuple[dict[str, CaseScores], list[Outcome]]:
-    """Scores of the cases that could be scored, and what became of the others, both in order of ids."""
-    outcomes = run_cases(score_files, jobs, executor=executor, description="score")
-    ordered = sorted(outcomes, key=lambda o: o.case_id)
-    scored = {o.case_id: o.value for o in ordered if o.error is None}
-    return scored, [o for o in ordered if o.error is not None]
-
-
 def failed_cases(summary: Mapping[str, Any]) -> list[Outcome]:
     """The cases that a summary says could not be scored."""
     faults = summary.get("faults", ())
     return [Outcome(case, None, reason, case in faults) for case, reason in summary["failed"].items()]
-
-
-def _one_slice(scored: Mapping[str, CaseScores]) -> dict[str, list[str]]:
-    """Case id -> classes whose slice range is a single slice, where there are any."""
-    found = {case: [k for k, s in scores.classes.items() if s.one_slice] for case, scores in scored.items()}
-    return {case: shorts for case, shorts in found.items() if shorts}
 
 
 def score_files(case: str, reference: Path, prediction: Path | None, settings: ScoreSettings) -> CaseScores:
@@ -224,8 +181,49 @@ def score_files(case: str, reference: Path, prediction: Path | None, settings: S
     )
     if prediction is None:
         scores = {k: s if s.dsc is None else replace(s, dsc=0.0, nsd=0.0) for k, s in scores.items()}
-    extra = extra_scores(*pair, spacing_mm=spacing_mm, classes=classes, parts=settings.extra)
+    extra = extra_scores(*pair, spacing_mm=spacing_mm, settings=settings)
     tumor = classes.tumor
     if not details or tumor is None or scores[classes.by_id(tumor).short].dsc is None:
         return CaseScores(scores, extra=extra)
     return CaseScores(scores, find_lesions(*pair, spacing_mm=spacing_mm, classes=classes), extra)
+
+
+def write_extra_scores(scored: Mapping[str, CaseScores], path: Path) -> dict[str, float | None]:
+    """Write `extra_scores.csv`, one row a case, and give the means over the cases that are scored."""
+    names = list(dict.fromkeys(name for found in scored.values() for name in found.extra))
+    write_csv(path, [{"Name": case, **found.extra} for case, found in scored.items()], ["Name", *names])
+    return {name: mean(found.extra.get(name) for found in scored.values()) for name in names}
+
+
+def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
+    """Write `details.csv` (one row a case and class) and `lesions.csv` (one row a lesion).
+
+    Returns:
+        For the summary: `distances` (short -> mean HD95 and over how many cases, mean and mean absolute
+        volume error in ml) and `lesions`.
+    """
+    rows = [
+        {"case": case, "class": short, **{k: getattr(s, k.lower()) for k in DETAILS}}
+        for case, found in scored.items()
+        for short, s in found.classes.items()
+    ]
+    write_csv(output / "details.csv", rows, ["case", "class", *DETAILS])
+    cases = {case: found.lesions for case, found in scored.items() if found.lesions is not None}
+    lesions = [
+        {"case": case, "size": size_class(x.diameter_mm), **asdict(x), "DSC": x.dsc}
+        for case, of_case in cases.items()
+        for x in of_case
+    ]
+    write_csv(output / "lesions.csv", lesions, LESIONS)
+    distances = {}
+    for short in dict.fromkeys(k for found in scored.values() for k in found.classes):
+        known = [s for found in scored.values() if (s := found.classes[short]).dsc is not None]
+        hd95 = [s.hd95_mm for s in known if s.hd95_mm is not None]
+        errors = [s.volume_error_ml for s in known if s.volume_error_ml is not None]
+        distances[short] = {
+            "HD95_mm": mean(hd95),
+            "HD95_cases": len(hd95),
+            "volume_error_ml": mean(errors),
+            "absolute_volume_error_ml": mean(map(abs, errors)),
+        }
+    return {"distances": distances, "lesions": detection(cases)}

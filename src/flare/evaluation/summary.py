@@ -1,18 +1,24 @@
-"""From scores of cases to the means of a cohort, rounded as the official script rounds."""
+"""From scores of cases to a cohort's means, rounded as the official script rounds.
+
+How sure a mean is says a bootstrap over cases; whether two runs differ, a paired signed-rank test.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flare.core.classes import ClassList
-from flare.core.files import read_csv, write_csv
-from flare.evaluation.lesions import Lesion, detection, size_class
+from flare.core.errors import FlareError
+from flare.core.files import read_csv
 from flare.evaluation.metrics import MEASURES, ClassScore, mean, rounded
 
 Row = dict[str, Any]
+# a batch of resamples lies in memory at once
+BOOTSTRAP = {"method": "percentile", "confidence_level": 0.95, "n_resamples": 2000, "batch": 200, "rng": 0}
 
 
 def metrics_columns(classes: ClassList) -> list[str]:
@@ -36,13 +42,7 @@ def read_scores(path: Path) -> list[Row]:
 
 
 def only_learned(rows: Sequence[Mapping[str, Any]], classes: ClassList, targets: str) -> list[Row]:
-    """Rows of `metrics.csv` without the scores of classes that a round does not learn: None in their place.
-
-    Args:
-        rows: One a case.
-        classes: The classes.
-        targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
-    """
+    """Rows of `metrics.csv` with None for what a round of these targets does not learn."""
     learned = classes.outputs(targets)
     foreign = {f"{c.short}_{m}": None for c in classes.entries if c.id not in learned for m in MEASURES}
     return [{**row, **foreign} for row in rows]
@@ -57,76 +57,126 @@ def summarise(rows: Sequence[Row], classes: ClassList) -> dict[str, Any]:
     Returns:
         `cases`, `classes` (short -> DSC, NSD), `organ_mean` and `tumor`; None where nothing is scored.
     """
-    by_short = {
-        c.short: {m: _mean(row[f"{c.short}_{m}"] for row in rows) for m in MEASURES} for c in classes.entries
+
+    def over(values: Iterable[float | None]) -> float | None:
+        found = mean(values)
+        return None if found is None else rounded(found)
+
+    by_id = {
+        c.id: {m: over(row[f"{c.short}_{m}"] for row in rows) for m in MEASURES} for c in classes.entries
     }
-    organs = [by_short[classes.by_id(i).short] for i in classes.organs]
-    tumor = None if classes.tumor is None else by_short[classes.by_id(classes.tumor).short]
-    organ_mean = {m: _mean(c[m] for c in organs) for m in MEASURES}
-    return {"cases": len(rows), "classes": by_short, "organ_mean": organ_mean, "tumor": tumor}
+    return {
+        "cases": len(rows),
+        "classes": {c.short: by_id[c.id] for c in classes.entries},
+        "organ_mean": {m: over(by_id[i][m] for i in classes.organs) for m in MEASURES},
+        "tumor": None if classes.tumor is None else by_id[classes.tumor],
+    }
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    found = mean(values)
-    return None if found is None else rounded(found)
+def score_matrix(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> np.ndarray:
+    """Scores as `(cases, columns)` float64; NaN where a class was not scored."""
+    cells = [[np.nan if row[c] in ("", None) else float(row[c]) for c in columns] for row in rows]
+    return np.array(cells, dtype=float).reshape(len(rows), len(columns))
 
 
-MEASURED = ("DSC", "NSD", "HD95_mm", "reference_ml", "prediction_ml", "volume_error_ml")
-DETAIL_COLUMNS = ("case", "class", *MEASURED)
-LESION_COLUMNS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC")
+def interval(scores: np.ndarray) -> list[float] | None:
+    """The 95 % percentile bootstrap interval, over cases, of the mean of column means; the same every time.
 
-
-@dataclass(frozen=True)
-class CaseScores:
-    """All that is known of one case.
-
-    Args:
-        classes: Short name -> scores.
-        lesions: Tumors of both sides; None where they are not asked for, or where the protocol does not
-            score the tumor.
-        extra: What the scores of the user's own say.
-    """
-
-    classes: Mapping[str, ClassScore]
-    lesions: Sequence[Lesion] | None = None
-    extra: Mapping[str, float | None] = field(default_factory=dict)
-
-
-def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
-    """Write `details.csv` (one row a case and class) and `lesions.csv` (one row a lesion).
+    `scores` are `(cases, columns)`, NaN where not scored. A case without any score takes no part.
 
     Returns:
-        For the summary: `distances` (short -> mean HD95 and over how many cases, mean and mean absolute
-        volume error in ml) and `lesions`.
+        Low and high with four digits; None without a score.
     """
-    rows = [_row(case, short, s) for case, found in scored.items() for short, s in found.classes.items()]
-    write_csv(output / "details.csv", rows, DETAIL_COLUMNS)
-    cases = {case: found.lesions for case, found in scored.items() if found.lesions is not None}
-    lesions = [
-        {"case": case, "size": size_class(x.diameter_mm), **asdict(x), "DSC": x.dsc}
-        for case, found in cases.items()
-        for x in found
-    ]
-    write_csv(output / "lesions.csv", lesions, LESION_COLUMNS)
-    shorts = dict.fromkeys(row["class"] for row in rows)
-    distances = {short: _means([row for row in rows if row["class"] == short]) for short in shorts}
-    return {"distances": distances, "lesions": detection(cases)}
+    from scipy.stats import bootstrap
+
+    scores = scores[~np.isnan(scores).all(axis=1)]
+    if len(scores) < 2:  # nothing to draw from
+        return np.round(np.repeat(_means(scores), 2), 4).tolist() or None
+    found = bootstrap((scores.T,), lambda drawn, axis: _means(_means(drawn, axis), 0), axis=-1, **BOOTSTRAP)
+    return np.round(found.confidence_interval, 4).tolist()
 
 
-def _row(case: str, short: str, s: ClassScore) -> dict[str, Any]:
-    error = None if s.prediction_ml is None or s.reference_ml is None else s.prediction_ml - s.reference_ml
-    values = (s.dsc, s.nsd, s.hd95_mm, s.reference_ml, s.prediction_ml, error)
-    return dict(zip(DETAIL_COLUMNS, (case, short, *values), strict=True))
+def _means(scores: np.ndarray, axis: int = 1) -> np.ndarray:
+    """Means along an axis over what was scored; NaN where nothing was."""
+    return np.ma.filled(np.ma.masked_invalid(scores).mean(axis), np.nan)
 
 
-def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of one class over the cases that have the value and score the class."""
-    scored = [row for row in rows if row["DSC"] is not None]
-    hd95 = [row["HD95_mm"] for row in scored if row["HD95_mm"] is not None]
-    errors = [row["volume_error_ml"] for row in scored if row["volume_error_ml"] is not None]
+def _groups(rows: Sequence[Mapping[str, Any]], classes: ClassList, measure: str) -> dict[str, np.ndarray]:
+    """Scores `(cases, columns)` of each class alone, and of all organs as `organ_mean`."""
+    scores = score_matrix(rows, [f"{c.short}_{measure}" for c in classes.entries])
+    groups = {c.short: scores[:, [i]] for i, c in enumerate(classes.entries)}
+    organs = [i for i, c in enumerate(classes.entries) if c.id in classes.organs]
+    return groups | {"organ_mean": scores[:, organs]}
+
+
+def intervals(
+    rows: Sequence[Mapping[str, Any]], classes: ClassList
+) -> dict[str, dict[str, list[float] | None]]:
+    """95 % confidence intervals of each class's mean and of the organ mean.
+
+    Returns:
+        Short name, or `organ_mean` -> measure -> (low, high).
+    """
+    if not rows:
+        return {}
+    found: dict[str, dict[str, list[float] | None]] = {}
+    for m in MEASURES:
+        for name, scores in _groups(rows, classes, m).items():
+            found.setdefault(name, {})[m] = interval(scores)
+    return found
+
+
+def metrics_file(path: Path) -> Path:
+    """The `metrics.csv` that a path names, or that lies in the folder it names.
+
+    Raises:
+        FlareError: If there is none.
+    """
+    found = path / "metrics.csv" if path.is_dir() else path
+    if not found.is_file():
+        raise FlareError(f"compare: no metrics.csv at {path}; expected the output of another evaluation")
+    return found
+
+
+def compare_runs(ours: Path, other: Path, classes: ClassList) -> list[Row]:
+    """Compare two runs, each by its `metrics.csv`, on the cases that both scored.
+
+    Returns:
+        One row a class and measure, and the organ mean per case: cases, both means, the mean difference
+        (ours less other) with its bootstrap interval, and the p of Wilcoxon's signed-rank test.
+
+    Raises:
+        FlareError: If the other run scored other classes, or no case is in both.
+    """
+    a, b = ({row["Name"]: row for row in read_csv(path)} for path in (ours, other))
+    cases = sorted(a.keys() & b.keys())
+    if not cases:
+        raise FlareError(f"compare: no case of {other} is among those scored here")
+    unknown = [c for c in metrics_columns(classes) if c not in b[cases[0]]]
+    if unknown:
+        raise FlareError(f"compare: {other} lacks the columns {unknown[:5]}; expected the same classes")
+    found = []
+    for m in MEASURES:
+        x, y = (_groups([rows[c] for c in cases], classes, m) for rows in (a, b))
+        for name in x:
+            p, q = _means(x[name]), _means(y[name])
+            both = ~np.isnan(p) & ~np.isnan(q)
+            if both.any():
+                found.append({"class": name, "measure": m, **_paired(p[both], q[both])})
+    return found
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> Row:
+    from scipy.stats import wilcoxon
+
+    difference = a - b
+    low, high = interval(difference[:, None]) or (None, None)
     return {
-        "HD95_mm": mean(hd95),
-        "HD95_cases": len(hd95),
-        "volume_error_ml": mean(errors),
-        "absolute_volume_error_ml": mean(map(abs, errors)),
+        "cases": len(a),
+        "ours": round(float(a.mean()), 4),
+        "other": round(float(b.mean()), 4),
+        "difference": round(float(difference.mean()), 4),
+        "low": low,
+        "high": high,
+        "p": float(wilcoxon(difference).pvalue) if difference.any() else 1.0,
     }

@@ -60,12 +60,7 @@ class Surface:
 
 
 def surface(mask: np.ndarray, spacing_mm: Spacing) -> Surface:
-    """Find the surface of a mask.
-
-    Args:
-        mask: `(Z, Y, X)` bool.
-        spacing_mm: Voxel size along Z, Y, X.
-    """
+    """Find the surface of a mask, `(Z, Y, X)` bool."""
     padded = np.pad(mask, 1).view(np.uint8)
     along_x = (padded[:, :, :-1] << 1) | padded[:, :, 1:]
     along_y = (along_x[:, :-1] << 2) | along_x[:, 1:]
@@ -77,16 +72,10 @@ def surface(mask: np.ndarray, spacing_mm: Spacing) -> Surface:
 def distances_mm(
     start: Surface, end: Surface, *, spacing_mm: Spacing, threshold_mm: float, beyond: bool = True
 ) -> np.ndarray:
-    """Distance from each element of one surface to the nearest of another.
+    """Distance from each element of one surface to the nearest of another, not empty one on the same box.
 
-    Distances near the threshold are exact in double precision, since there rounding would decide.
-
-    Args:
-        start: Where distances are asked, `n` elements.
-        end: The other surface, not empty, on the same box.
-        spacing_mm: Voxel size along Z, Y, X.
-        threshold_mm: What the distances will be compared with.
-        beyond: Whether distances above the threshold matter; if not, they may come as infinite.
+    Distances near the threshold, what they will be compared with, are exact in double precision, since there
+    rounding would decide. Those above may come as infinite, unless what lies `beyond` matters.
 
     Returns:
         `(n,)` float64 mm, in the order of `start`.
@@ -129,23 +118,17 @@ def robust_hausdorff_mm(
     to_end: np.ndarray, to_start: np.ndarray, start: Surface, end: Surface, percent: float = 95
 ) -> float:
     """The larger of both directions' area-weighted percentile distances (HD95)."""
-    both = ((to_end, start.areas), (to_start, end.areas))
-    return max(_percentile(distances, areas, percent) for distances, areas in both)
-
-
-def _percentile(distances: np.ndarray, areas: np.ndarray, percent: float) -> float:
-    order = np.argsort(distances, kind="stable")
-    share = np.cumsum(areas[order]) / areas.sum()
-    index = min(int(np.searchsorted(share, percent / 100)), len(order) - 1)
-    return float(distances[order[index]])
+    found = []
+    for distances, areas in ((to_end, start.areas), (to_start, end.areas)):
+        order = np.argsort(distances, kind="stable")
+        share = np.cumsum(areas[order]) / areas.sum()
+        found.append(distances[order[min(int(np.searchsorted(share, percent / 100)), len(order) - 1)]])
+    return float(max(found))
 
 
 @cache
 def element_areas(spacing_mm: Spacing) -> np.ndarray:
     """Area of the surface element of each of the 256 neighbour codes.
-
-    Args:
-        spacing_mm: Voxel size along Z, Y, X.
 
     Returns:
         `(256,)` mm². Bit `4 z + 2 y + x` counted from the highest belongs to corner (z, y, x).

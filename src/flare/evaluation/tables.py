@@ -1,42 +1,41 @@
-"""The paper's tables of scores, 4 and 5, with our numbers beside: csv, Markdown and LaTeX."""
+"""The paper's Tables 4 to 8 with our numbers beside: csv, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flare.core.classes import ClassList, LabelClass
+from flare.core.classes import ClassList
 from flare.core.files import write_csv
-from flare.evaluation.efficiency import table8, write_efficiency
 from flare.evaluation.metrics import MEASURES, mean
-from flare.evaluation.rendering import (
-    Cell,
-    Column,
-    Table,
-    beside,
-    cell,
-    published,
-    published_round,
-    write_table,
-)
-from flare.evaluation.summary import only_learned
+from flare.evaluation.rendering import Cell, Column, Table, beside, cell, published, write_table
+from flare.evaluation.summary import Row, only_learned, score_matrix
 
-SPLITS = ("public", "online", "testing")
+# of Table 4: our cases, then the paper's cohorts
+COHORTS = ("", "paper_public_", "paper_online_", "paper_testing_")
+# up to these the challenge's ranking makes no difference (paper, section 3.1)
+TOLERANCE_S, TOLERANCE_GB = 15, 4
+EFFICIENCY = {
+    "time_s": "time (s)",
+    "max_gpu_mb": "GPU memory (MB)",
+    "gpu_auc": "AUC GPU",
+    "cpu_percent": "CPU (%)",
+    "cpu_auc": "AUC CPU",
+    "ram_mb": "RAM (MB)",
+    "ram_auc": "AUC RAM",
+}
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One row of the ablation table.
+    """One row of the ablation table: a round, or a baseline, which may have no training cases.
 
-    Args:
-        round: `mo` ... `mot3`, or the name of a baseline.
-        cases: Training cases; None where there is no training.
-        summary: What `flare.evaluation.scores` gives.
-        targets: `organs`, `tumor` or `organs_tumor`: what it segments; other cells stay empty.
+    `summary` is what `scores.score_folder` gives. Of what `targets` leave out, cells stay empty.
     """
 
     round: str
@@ -46,123 +45,157 @@ class AblationRow:
 
     def percent(self, classes: ClassList) -> dict[str, float | None]:
         """`<short>_DSC`, ... and `organ_mean_DSC`, ..., in percent with two digits."""
-        learned = {classes.by_id(i).short for i in classes.outputs(self.targets) if i}
-        values: dict[str, float | None] = {}
-        for m in MEASURES:
-            for c in classes.entries:
-                score = self.summary["classes"][c.short][m] if c.short in learned else None
-                values[f"{c.short}_{m}"] = _percent(score)
-            mean = None if self.targets == "tumor" else self.summary["organ_mean"][m]
-            values[f"organ_mean_{m}"] = _percent(mean)
-        return values
+        learned = classes.outputs(self.targets)
+        scored = {c.short: self.summary["classes"][c.short] for c in classes.entries if c.id in learned}
+        if self.targets != "tumor":
+            scored["organ_mean"] = self.summary["organ_mean"]
+        scores = {k: scored.get(k[:-4], {}).get(k[-3:]) for k in _score_columns(classes)}
+        return {k: None if score is None else round(100 * score, 2) for k, score in scores.items()}
 
 
-def table5(
-    rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note: str = ""
-) -> list[dict[str, Any]]:
+def _score_columns(classes: ClassList) -> list[str]:
+    """Columns of Table 5: of each measure the classes; the organ means last."""
+    of_classes = [f"{c.short}_{m}" for m in MEASURES for c in classes.entries]
+    return [*of_classes, *(f"organ_mean_{m}" for m in MEASURES)]
+
+
+def table5(rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note: str = "") -> list[Row]:
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
-    Args:
-        rows: One a round or baseline, all of the same cases.
-        classes: The classes.
-        stem: Where the files go.
-        note: What a reader of `.md` and `.tex` must know of the rows.
+    All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
     """
-    keys = [f"{c}_{m}" for m in MEASURES for c in _shorts(classes)]
-    keys += [f"organ_mean_{m}" for m in MEASURES]
     lines = []
     for row in rows:
-        paper = published_round(row.round)
-        theirs = {k: paper.get(k[-3:], {}).get(k[:-4]) for k in keys}
-        line = {"round": row.round, "cases": row.cases, **row.percent(classes)}
-        line["paper_cases"] = paper.get("training_images")
-        lines.append(line | {f"paper_{k}": v for k, v in theirs.items()})
-    columns = ["round", "cases", *keys, "paper_cases", *(f"paper_{k}" for k in keys)]
-    write_csv(stem.with_suffix(".csv"), lines, columns)
-    write_table(stem, [_ablation(lines, classes, m, note) for m in MEASURES])
+        paper = published()["table5"].get(row.round, {})
+        theirs = {f"paper_{k}": paper.get(k[-3:], {}).get(k[:-4]) for k in _score_columns(classes)}
+        line: Row = {"round": row.round, "cases": row.cases, **row.percent(classes)}
+        lines.append(line | {"paper_cases": paper.get("training_images"), **theirs})
+    ours = ["cases", *_score_columns(classes)]
+    write_csv(stem.with_suffix(".csv"), lines, ["round", *ours, *(f"paper_{k}" for k in ours)])
+    names = [*(c.short for c in classes.entries), "organ_mean"]
+    heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
+    tables = []
+    for m in MEASURES:
+        title = f"{m} (%), the paper's in brackets; best of each column in bold" + (note and f". {note}")
+        body = [
+            [
+                Cell(line["round"]),
+                beside(line["cases"], line["paper_cases"], 0),
+                *(beside(line[f"{n}_{m}"], line[f"paper_{n}_{m}"]) for n in names),
+            ]
+            for line in lines
+        ]
+        tables.append(Table(title, heads, body))
+    write_table(stem, tables)
     return lines
 
 
-def _ablation(lines: Sequence[Mapping[str, Any]], classes: ClassList, measure: str, note: str) -> Table:
-    names = [*_shorts(classes), "organ_mean"]
-    heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
-    rows = []
-    for line in lines:
-        cases = beside(line["cases"], line["paper_cases"], 0)
-        cells = [beside(line[f"{n}_{measure}"], line[f"paper_{n}_{measure}"]) for n in names]
-        rows.append([Cell(line["round"]), cases, *cells])
-    title = f"{measure} (%), the paper's in brackets; best of each column in bold"
-    return Table(f"{title}. {note}" if note else title, heads, rows)
-
-
-def table4(rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path) -> list[dict[str, Any]]:
+def table4(rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path) -> list[Row]:
     """Write scores per class: our mean and standard deviation over cases beside the paper's three cohorts.
 
     The best of a row is bold, DSC and NSD apart. A class that is not scored here is not compared, and
-    without it our average is not either: it would be one of fewer classes.
-
-    Args:
-        rows: One a case, as in `metrics.csv`: `<short>_DSC`, ... from 0 to 1; empty or None is not scored.
-        classes: The classes.
-        stem: Where `.csv`, `.md` and `.tex` go.
+    without it our average is not either: it would be one of fewer classes. `rows` are those of `metrics.csv`;
+    an empty cell or None is not scored.
     """
-    lines = [_target(c, rows) for c in classes.entries]
-    average: dict[str, Any] = {"target": "average"}
+    lines: list[Row] = [{"target": c.short} for c in classes.entries]
+    average: Row = {"target": "average"}
     for m in MEASURES:
+        scores = 100 * score_matrix(rows, [f"{c.short}_{m}" for c in classes.entries])
+        for line, column in zip(lines, scores.T, strict=True):
+            known = column[~np.isnan(column)].tolist()
+            line |= {m: mean(known), f"{m}_std": float(np.std(known)) if known else None}
         average |= {m: mean(line[m] for line in lines), f"{m}_std": None}
-    lines = [line | _paper(line["target"]) for line in [*lines, average]]
+    compared = [line["DSC"] is not None for line in lines]
+    lines.append(average)
+    paper = published()["table4"]
+    for line in lines:
+        theirs = paper.get(line["target"], {})
+        line |= {f"paper_{k}": theirs.get(k) for k in paper["average"]}
     write_csv(stem.with_suffix(".csv"), lines)
-    cohorts = [(m, split) for split in SPLITS for m in MEASURES]
-    heads = [Column("target"), *(Column(m, "max", across=m) for m in MEASURES)]
-    heads += [Column(f"paper {split} {m}", "max", across=m) for m, split in cohorts]
-    scored = [line["DSC"] is not None for line in lines[:-1]]
+    shown = list(product(COHORTS, MEASURES))
+    heads = [Column("target"), *(Column(f"{c.replace('_', ' ')}{m}", "max", across=m) for c, m in shown)]
     body = []
-    for line, compared in zip(lines, [*scored, all(scored)], strict=True):
-        cells = [_spread(line[m], line[f"{m}_std"]) for m in MEASURES]
-        cells += [_spread(line[f"paper_{s}_{m}"], line.get(f"paper_{s}_{m}_std")) for m, s in cohorts]
-        body.append([Cell(str(line["target"])), *(c if compared else Cell(c.text) for c in cells)])
+    for line, is_compared in zip(lines, [*compared, all(compared)], strict=True):
+        cells = [_spread(line[f"{c}{m}"], line.get(f"{c}{m}_std")) for c, m in shown]
+        body.append([Cell(line["target"]), *(c if is_compared else Cell(c.text) for c in cells)])
     title = f"Scores in percent over {len(rows)} cases; best of each row in bold, DSC and NSD apart"
     write_table(stem, [Table(title, heads, body)])
     return lines
 
 
-def _target(c: LabelClass, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of one class, in percent."""
-    line: dict[str, Any] = {"target": c.short}
-    for m in MEASURES:
-        values = [100 * float(r[f"{c.short}_{m}"]) for r in rows if r[f"{c.short}_{m}"] not in ("", None)]
-        line |= {m: mean(values), f"{m}_std": float(np.std(values)) if values else None}
-    return line
-
-
-def _paper(target: str) -> dict[str, Any]:
-    """The paper's Table 4 for one class or the average, as columns."""
-    found = published()["table4"].get(target)
-    columns: dict[str, Any] = {}
-    for split in SPLITS:
-        for m in MEASURES:
-            value = found[split][m] if found else None
-            mean, std = value if isinstance(value, list) else (value, None)
-            columns[f"paper_{split}_{m}"] = mean
-            if split == "public":
-                columns[f"paper_{split}_{m}_std"] = std
-    return columns
-
-
-def _shorts(classes: ClassList) -> list[str]:
-    return [c.short for c in classes.entries]
-
-
-def _percent(score: float | None) -> float | None:
-    return None if score is None else round(100 * score, 2)
-
-
 def _spread(mean: float | None, std: float | None) -> Cell:
     found = cell(mean)
     return found if std is None else Cell(f"{found.text}±{std:.2f}", found.value)
+
+
+def write_efficiency(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, float | None]:
+    """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
+
+    `rows` are those of `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`.
+
+    Returns:
+        The means over cases, None for what no case has; empty if nothing was measured.
+    """
+    measured = [row for row in rows if row.get("time_s") is not None]
+    if not measured:
+        for name, suffix in product(("table6", "table7"), (".csv", ".md", ".tex")):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+        return {}
+    means = {k: mean(row.get(k) for row in measured) for k in EFFICIENCY}
+    table6(measured, folder / "table6")
+    table7(means, folder / "table7")
+    return means
+
+
+def table6(cases: Sequence[Mapping[str, Any]], stem: Path) -> list[Row]:
+    """Write time and GPU memory per case, ours first, then the paper's eight.
+
+    Ours have `case`, `size` (`512x512x100`: x, y, z), `time_s`, and, None or absent without a GPU,
+    `max_gpu_mb` and `gpu_auc`.
+    """
+    paper = [c | {"size": "x".join(map(str, c["size"]))} for c in published()["table6"]]
+    columns = ("case", "size", "time_s", "max_gpu_mb", "gpu_auc")
+    told = f"the challenge tolerates {TOLERANCE_S} s and {TOLERANCE_GB} GB of GPU memory"
+    return _write(cases, paper, columns, stem, f"Efficiency per case ({told})")
+
+
+def table7(ours: Mapping[str, float | None], stem: Path) -> list[Row]:
+    """Write average efficiency, ours and the paper's; the keys are those of `EFFICIENCY`."""
+    return _write([ours], [published()["table7"]], EFFICIENCY, stem, "Average efficiency")
+
+
+def table8(
+    summary: Mapping[str, Any], stem: Path, *, efficiency: Mapping[str, float | None] | None = None
+) -> list[Row]:
+    """Write the test result, ours and the paper's: scores from 0 to 1, AUC of GPU memory, seconds.
+
+    `efficiency` has `gpu_auc` and `time_s`, where they were measured.
+    """
+    ours: Row = {f"organ_{m}": summary["organ_mean"][m] for m in MEASURES}
+    ours |= {f"tumor_{m}": (summary["tumor"] or {}).get(m) for m in MEASURES}
+    ours |= {k: (efficiency or {}).get(k) for k in ("gpu_auc", "time_s")}
+    return _write([ours], [published()["table8"]], ours, stem, "Test cases", digits=4)
+
+
+def _write(
+    ours: Sequence[Mapping[str, Any]],
+    paper: Sequence[Mapping[str, Any]],
+    keys: Sequence[str] | Mapping[str, Any],
+    stem: Path,
+    title: str,
+    digits: int = 2,
+) -> list[Row]:
+    """Write ours and the paper's rows; of a score the highest is best, of a cost the lowest."""
+    groups = (("ours", ours), ("paper", paper))
+    lines = [{"source": of, **{k: row.get(k) for k in keys}} for of, rows in groups for row in rows]
+    write_csv(stem.with_suffix(".csv"), lines)
+    heads = {k: EFFICIENCY.get(k, k.replace("_", " ")) for k in lines[0]}
+    columns = [Column(head, "min" if k in EFFICIENCY else "max") for k, head in heads.items()]
+    write_table(stem, [Table(title, columns, [[cell(ln[k], digits) for k in heads] for ln in lines])])
+    return lines
 
 
 def write_round_tables(
@@ -174,9 +207,7 @@ def write_round_tables(
     classes: ClassList,
     targets: str,
 ) -> None:
-    """Write tables 4 and 8, and 6 and 7 where the efficiency was measured.
-
-    What the round does not learn stays empty.
+    """Write tables 4 and 8, and 6 and 7 where the efficiency was measured; what is not learned stays empty.
 
     Args:
         folder: Where they go.
@@ -187,10 +218,7 @@ def write_round_tables(
         targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
     """
     table4(only_learned(scores, classes, targets), classes, folder / "table4")
+    organ_mean = dict.fromkeys(MEASURES) if targets == "tumor" else summary["organ_mean"]
+    tumor = None if targets == "organs" else summary["tumor"]
     efficiency = write_efficiency(inference, folder)
-    summary = dict(summary)
-    if targets == "tumor":
-        summary["organ_mean"] = dict.fromkeys(MEASURES)
-    if targets == "organs":
-        summary["tumor"] = None
-    table8(summary, folder / "table8", efficiency=efficiency)
+    table8({"organ_mean": organ_mean, "tumor": tumor}, folder / "table8", efficiency=efficiency)

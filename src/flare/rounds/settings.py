@@ -20,7 +20,7 @@ from flare.runs.work import failed_share
 from flare.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from flare.evaluation.scores import ScoreSettings
+    from flare.evaluation.metrics import ScoreSettings
 
 HYBRID = "hybrid"
 RULES = {
@@ -113,7 +113,7 @@ class RoundSettings:
         Raises:
             FlareError: If a value means nothing, with its key.
         """
-        from flare.evaluation.scores import ScoreSettings  # scipy: only where a round is read
+        from flare.evaluation.metrics import ScoreSettings  # scipy: only where a round is read
 
         check_values(cfg, OF_COHORTS | RULES)
         own, labels = cfg.round, cfg.labels
