@@ -26,7 +26,7 @@ from flare.core.files import read_csv, read_json
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_image
 from flare.evaluation.scores import evaluate
-from flare.inference.infer import infer
+from flare.inference.predict import infer
 from flare.prepare.cohort import prepare
 from flare.rounds.label import merge
 from flare.rounds.train import train

@@ -38,7 +38,7 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
         What `inference.infer` returns.
     """
     from flare.evaluation.tables import write_efficiency
-    from flare.inference.infer import infer
+    from flare.inference.predict import infer
 
     return infer(cfg, write_efficiency)
 

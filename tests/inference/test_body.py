@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from flare.inference.body import find_body
 from flare.inference.settings import BodyRule
+from flare.inference.windows import find_body
 
 SPACING = (4.0, 1.2, 1.2)
 RULE = BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=100)

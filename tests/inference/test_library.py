@@ -10,7 +10,7 @@ import pytest
 import outside
 from flare.core.geometry import Orientation, Volume
 from flare.core.volumes import read_image
-from flare.inference.infer import infer
+from flare.inference.predict import infer
 from flare.inference.predictor import Predictor
 from tiny_round import LIVER, SHAPE, write_case
 

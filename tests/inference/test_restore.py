@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from flare.core.preprocessing import resample
-from flare.inference.blend import Blended
-from flare.inference.restore import interpolated_axes, restore_labels, restore_probabilities
+from flare.inference.restore import Blended, interpolated_axes, restore_labels, restore_probabilities
 
 ALL, NONE, PLANE = (True, True, True), (False, False, False), (False, True, True)
 
@@ -157,7 +156,7 @@ def test_nnunets_rule_for_the_coarse_axis(variant, network_mm, original_mm, expe
 MEMORY = """
 import resource
 import torch
-from flare.inference.blend import Blended
+from flare.inference.restore import Blended
 from flare.inference.restore import restore_labels
 shape = (40, 128, 128)
 box = ((0, 40), (0, 128), (0, 128))

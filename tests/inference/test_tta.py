@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from flare.inference.blend import average_over_flips, flips
+from flare.inference.engines import average_over_flips, flips
 
 
 def test_each_variant_has_exactly_its_maps():

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
-from flare.inference.infer import infer
+from flare.inference.predict import infer
 from flare.prepare.cohort import prepare
 from flare.prepare.read import collected_warnings
 from flare.runs.work import build_executor

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from flare.core.files import read_json
 from flare.core.geometry import Spacing
-from flare.inference.body import find_body
 from flare.inference.settings import BodyRule
+from flare.inference.windows import find_body
 from flare.runs.outcomes import Outcome
 from flare.runs.work import Executor, run_cases
 

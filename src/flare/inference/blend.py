@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
 from flare.core.geometry import Shape
+from flare.inference.restore import Blended, Box
 from flare.inference.windows import Plan, Start, window_slices
-
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 @lru_cache(maxsize=4)
@@ -43,45 +39,10 @@ def covered_box(rows: Plan, patch: Shape) -> Box:
     return (low[0], high[0]), (low[1], high[1]), (low[2], high[2])
 
 
-@dataclass(frozen=True)
-class Blended:
-    """Maps of a whole volume on the network's grid, stored over the box that windows cover.
-
-    Attributes:
-        values: `(C, z, y, x)` float32 probabilities or logits inside the box, 0 where no window was.
-        covered: `(z, y, x)` bool inside the box: whether any window was there.
-        box: Where the box lies in the volume.
-        shape: `(Z, Y, X)` of the volume.
-    """
-
-    values: torch.Tensor
-    covered: torch.Tensor
-    box: Box
-    shape: Shape
-
-    def full_coverage(self) -> np.ndarray:
-        """Give the coverage of the whole volume, `(Z, Y, X)` bool."""
-        full = np.zeros(self.shape, dtype=bool)
-        full[tuple(slice(*interval) for interval in self.box)] = self.covered.cpu().numpy()
-        return full
-
-    def full_values(self) -> np.ndarray:
-        """Give the maps of the whole volume, `(C, Z, Y, X)` float32, 0 without a window (large)."""
-        full = np.zeros((len(self.values), *self.shape), dtype=np.float32)
-        z, y, x = (slice(*interval) for interval in self.box)
-        full[:, z, y, x] = self.values.cpu().numpy()
-        return full
-
-
 class Accumulator:
-    """Sums of weighted window maps, and of the weights.
+    """Sums of weighted window maps, and of the weights, over a box of the padded volume.
 
-    Args:
-        box: The part of the padded volume to hold.
-        patch: `(Z, Y, X)` of a window.
-        channels: Output channels of the network.
-        weighted: Whether windows are weighted; a lone window need not be.
-        device: Where the sums live.
+    A lone window need not be weighted.
     """
 
     def __init__(
@@ -105,12 +66,7 @@ class Accumulator:
             self.weights[z, y, x] += self.window_weights
 
     def blend(self, offsets: Shape, shape: Shape) -> Blended:
-        """Divide by the weights and cut the padding off; the accumulator is used up.
-
-        Args:
-            offsets: Voxels of padding before the volume along Z, Y, X.
-            shape: `(Z, Y, X)` of the volume without padding.
-        """
+        """Divide by the weights and cut off the padding around a volume; the accumulator is used up."""
         inside, box = [], []
         for (lower, upper), offset, size in zip(self.box, offsets, shape, strict=True):
             first = max(lower, offset)
@@ -122,47 +78,3 @@ class Accumulator:
         covered = weights > 0
         sums.div_(torch.where(covered, weights, torch.ones_like(weights)))
         return Blended(sums, covered, (box[0], box[1], box[2]), shape)
-
-
-Axes = tuple[int, ...]
-
-
-def flips(variant: str, mirror_axes: Axes) -> tuple[Axes, ...]:
-    """List the flips of a variant, the identity first.
-
-    Args:
-        variant: `none`; `tta4`, each axis alone; `tta8`, every combination of axes.
-        mirror_axes: Axes of a `(Z, Y, X)` array along which the network was trained to be flipped.
-
-    Returns:
-        One tuple of array axes per map to average.
-
-    Reference: paper, section 2.4 (four maps); nnU-Net (eight maps).
-    """
-    most = {"none": 0, "tta4": 1, "tta8": len(mirror_axes)}[variant]
-    counts = range(min(most, len(mirror_axes)) + 1)
-    return tuple(axes for count in counts for axes in combinations(sorted(mirror_axes), count))
-
-
-def average_over_flips(
-    predict: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, axes_of_flips: tuple[Axes, ...]
-) -> torch.Tensor:
-    """Average the maps of a patch over flips, each turned back first.
-
-    Args:
-        predict: Maps `(1, 1, Z, Y, X)` to `(1, C, Z, Y, X)` logits or probabilities.
-        patch: `(1, 1, Z, Y, X)` normalised intensities.
-        axes_of_flips: What `flips` gives; the sum is divided by exactly their number.
-
-    Returns:
-        `(1, C, Z, Y, X)` mean of the maps, in the patch's own orientation.
-    """
-    total: torch.Tensor | None = None
-    # the identity last: a flip copies, so that the sum is never written into the network's own output
-    for axes in reversed(axes_of_flips):
-        dims = [axis + 2 for axis in axes]
-        maps = predict(patch.flip(dims)).flip(dims) if dims else predict(patch)
-        total = maps if total is None else total.add_(maps)
-    if total is None:
-        raise ValueError("no flip to average over; expected at least the identity")
-    return total.div_(len(axes_of_flips)) if len(axes_of_flips) > 1 else total

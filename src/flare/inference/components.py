@@ -21,14 +21,9 @@ Fit = dict[str, dict[str, Any]]
 
 
 def keep_largest(segmentation: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
-    """Remove all but the largest face-connected component of each class; equally large ones all stay.
+    """Remove all but the largest face-connected component of each of the classes, in a copy.
 
-    Args:
-        segmentation: `(Z, Y, X)` class ids.
-        classes: Ids of the classes to treat; voxels of others are untouched.
-
-    Returns:
-        A copy, removed voxels background.
+    Equally large ones all stay. Removed voxels become background.
 
     Reference: nnU-Net's post-processing.
     """
@@ -58,17 +53,9 @@ def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:
 def compare_case(
     case: str, prediction: Path, reference: Path, classes: ClassList, label_map: dict[Any, int] | None
 ) -> dict[str, tuple[float, float]]:
-    """Score one case with all components and with the largest one alone.
+    """Score one case: organ name to Dice with all components and with the largest alone, where there is any.
 
-    Args:
-        case: Its id.
-        prediction: Segmentation without post-processing.
-        reference: Ground truth of the same scan.
-        classes: The class list.
-        label_map: Renumbering of the reference's ids.
-
-    Returns:
-        Organ name to Dice before and after, for the organs that the reference has.
+    The prediction is one without post-processing; `label_map` renumbers the reference.
     """
     predicted = read_labels(prediction, classes, case=case)
     truth = match_grid(read_labels(reference, classes, label_map, case=case), predicted, case).array
@@ -91,11 +78,7 @@ def fit_components(
 ) -> tuple[Fit, list[Outcome]]:
     """Decide for each organ whether its largest component alone scores better.
 
-    Args:
-        pairs: Case id to prediction (without post-processing) and reference.
-        classes: The class list.
-        label_map: Renumbering of the references' ids.
-        executor: Where the cases run.
+    `pairs` are case id to prediction, without post-processing, and reference.
 
     Returns:
         Organ name to `keep_largest`, mean Dice before and after, and the number of cases, as plain values;
@@ -112,9 +95,7 @@ def fit_components(
 def decide(scores: list[dict[str, tuple[float, float]]], classes: ClassList) -> Fit:
     """Average the Dice of each organ over the cases that have it, before and after, and decide.
 
-    Args:
-        scores: What `compare_case` gives, one entry per case.
-        classes: The class list; an organ that no case has is left as it is.
+    `scores` are what `compare_case` gives. An organ that no case has is left as it is.
     """
     fit: Fit = {}
     for organ in classes.organs:
@@ -132,12 +113,9 @@ def write_fit(path: Path, fit: Fit, checkpoint: str) -> None:
 
 
 def fitted_classes(path: Path, checkpoint: str, classes: ClassList) -> tuple[int, ...]:
-    """List the ids of the organs for which a fit keeps the largest component.
+    """List the ids of the organs of which a fit, where there is one, keeps the largest component.
 
-    Args:
-        path: What `write_fit` left; it may not be there.
-        checkpoint: Hash of the checkpoint that predicts; another one's fit says nothing about it.
-        classes: The class list.
+    `checkpoint` is the hash of the one that predicts; another one's fit says nothing about it.
     """
     if not path.exists():
         return ()

@@ -1,4 +1,4 @@
-"""What runs a network on patches: torch, or an engine of the user's own; on which device, how precisely.
+"""What runs a network on patches: torch, or an engine of the user's own; device, precision, and flips.
 
 An engine maps patches `(B, 1, Z, Y, X)` float32 on its device to logits `(B, C, Z, Y, X)`. A factory builds
 it from the network in `eval()` mode, the device and the precision; `engine` names one by its dotted name.
@@ -7,7 +7,8 @@ it from the network in `eval()` mode, the device and the precision; `engine` nam
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from hydra.utils import get_method
 from torch import nn
 
 Engine = Callable[[torch.Tensor], torch.Tensor]
+Axes = tuple[int, ...]
 
 # without these a CPU emulates bfloat16, a hundred times slower than float32
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -28,15 +30,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Choose the type of mixed precision.
-
-    Args:
-        precision: `32`, `bf16`, `16` or `auto`.
-        device: Where the network runs.
-
-    Returns:
-        The type for autocast, or None for float32 throughout.
-    """
+    """Choose the type for autocast, or None for float32 throughout."""
     if precision == "auto":
         if device.type == "cuda":
             return torch.float16
@@ -45,14 +39,7 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def build_engine(name: str, network: nn.Module, *, device: torch.device, precision: str) -> Engine:
-    """Build the engine that the settings name.
-
-    Args:
-        name: `torch`, or the dotted name of a factory that takes the other three as `torch_engine` does.
-        network: In `eval()` mode.
-        device: Where patches will be, and maps are wanted.
-        precision: `32`, `bf16`, `16` or `auto`.
-    """
+    """Build the engine of a name: `torch`, or the dotted name of a factory like `torch_engine`."""
     factory = torch_engine if name == "torch" else get_method(name)
     return factory(network, device=device, precision=precision)
 
@@ -69,7 +56,7 @@ def torch_engine(network: nn.Module, *, device: torch.device, precision: str) ->
     return run
 
 
-@lru_cache(maxsize=1)
+@cache
 def cpu_flags() -> frozenset[str]:
     """List what the CPU says it can do; empty where Linux does not tell."""
     info = Path("/proc/cpuinfo")
@@ -77,3 +64,38 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     return frozenset(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+
+
+def flips(variant: str, mirror_axes: Axes) -> tuple[Axes, ...]:
+    """List the flips of a variant as tuples of array axes, one per map to average, the identity first.
+
+    Args:
+        variant: `none`; `tta4`, each axis alone; `tta8`, every combination of axes.
+        mirror_axes: Axes of a `(Z, Y, X)` array along which the network was trained to be flipped.
+
+    Reference: paper, section 2.4 (four maps); nnU-Net (eight maps).
+    """
+    most = {"none": 0, "tta4": 1, "tta8": len(mirror_axes)}[variant]
+    counts = range(min(most, len(mirror_axes)) + 1)
+    return tuple(axes for count in counts for axes in combinations(sorted(mirror_axes), count))
+
+
+def average_over_flips(
+    predict: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, axes_of_flips: tuple[Axes, ...]
+) -> torch.Tensor:
+    """Average the maps of a patch `(1, 1, Z, Y, X)` over flips, each turned back first.
+
+    Args:
+        predict: Maps such a patch to `(1, C, Z, Y, X)` logits or probabilities.
+        patch: Normalised intensities.
+        axes_of_flips: What `flips` gives; the sum is divided by exactly their number.
+    """
+    total: torch.Tensor | None = None
+    # the identity last: a flip copies, so that the sum is never written into the network's own output
+    for axes in reversed(axes_of_flips):
+        dims = [axis + 2 for axis in axes]
+        maps = predict(patch.flip(dims)).flip(dims) if dims else predict(patch)
+        total = maps if total is None else total.add_(maps)
+    if total is None:
+        raise ValueError("no flip to average over; expected at least the identity")
+    return total.div_(len(axes_of_flips)) if len(axes_of_flips) > 1 else total

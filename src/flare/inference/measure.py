@@ -7,9 +7,9 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
-from types import TracebackType
+from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 
 INTERVAL_S = 0.1  # the challenge's
@@ -30,8 +30,7 @@ class Stopwatch:
         self.started = now
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One look: the clock and the CPU time spent so far, in seconds, and memory in MB; None without a GPU."""
 
     at_s: float
@@ -44,11 +43,7 @@ class ResourceSampler:
     """Samples this process and what it starts in a thread, for as long as the `with` block runs.
 
     The challenge looks at the whole machine. Here CPU and RAM are those of the process tree, so that nothing
-    else on the machine counts; GPU memory is all that is taken on the device, as there.
-
-    Args:
-        gpu: Whether the work is on the current CUDA device.
-        interval_s: Time between samples.
+    else on the machine counts; GPU memory is all that is taken on the current CUDA device, as there.
 
     Reference: FLARE challenge, `Efficiency.py` and `load_json.py`.
     """
@@ -61,16 +56,13 @@ class ResourceSampler:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> ResourceSampler:
-        self._others = set(
-            psutil.Process().children(recursive=True)
-        )  # workers that wait for other work are none of this case's
+        # workers that wait for other work are none of this case's
+        self._others = set(psutil.Process().children(recursive=True))
         self._look()
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._stop.set()
         self._thread.join()
         self._look()
@@ -96,13 +88,28 @@ class ResourceSampler:
             the highest; `gpu_auc` and `ram_auc` (MB s) and `cpu_auc` (% s), the areas under the curves.
             None where there is no GPU.
         """
-        cpu = _cpu_percent(self.samples)
-        usage: dict[str, float | None] = {"time_s": self.samples[-1].at_s - self.samples[0].at_s}
-        usage["max_gpu_mb"], usage["gpu_auc"] = _peak_and_area([(s.at_s, s.gpu_mb) for s in self.samples])
-        usage["cpu_percent"] = _cpu_peak(cpu, self.interval_s)
-        usage["cpu_auc"] = sum(length * percent for length, percent in cpu)
-        usage["ram_mb"], usage["ram_auc"] = _peak_and_area([(s.at_s, s.ram_mb) for s in self.samples])
-        return {key: None if value is None else round(value, 2) for key, value in usage.items()}
+        at_s, cpu_s, ram_mb, gpu_mb = np.array(self.samples, dtype=float).T  # NaN without a GPU
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        length = np.diff(at_s)
+        percent = 100 * np.diff(cpu_s).clip(0)[length > 0] / length[length > 0] / cores
+        length = length[length > 0]
+        # the system counts in hundredths of a second, too coarse for the last moment
+        whole = percent[length >= self.interval_s / 2] if (length >= self.interval_s / 2).any() else percent
+        usage = {
+            "time_s": at_s[-1] - at_s[0],
+            "max_gpu_mb": gpu_mb.max(),
+            "gpu_auc": _area(at_s, gpu_mb),
+            "cpu_percent": min(whole.max(), 100) if whole.size else np.nan,
+            "cpu_auc": (length * percent).sum(),
+            "ram_mb": ram_mb.max(),
+            "ram_auc": _area(at_s, ram_mb),
+        }
+        return {key: None if np.isnan(value) else round(float(value), 2) for key, value in usage.items()}
+
+
+def _area(at_s: np.ndarray, values: np.ndarray) -> float:
+    """Area under a curve, by trapezoids."""
+    return float((np.diff(at_s) * (values[1:] + values[:-1]) / 2).sum())
 
 
 def _gpu_mb() -> float:
@@ -111,28 +118,3 @@ def _gpu_mb() -> float:
 
     free, total = torch.cuda.mem_get_info()
     return (total - free) / MB
-
-
-def _peak_and_area(curve: list[tuple[float, float | None]]) -> tuple[float | None, float | None]:
-    """Give the highest value and the area (trapezoids) of a curve; None if a value is not known."""
-    known = [(at, value) for at, value in curve if value is not None]
-    if len(known) < len(curve):
-        return None, None
-    area = sum((late - early) * (a + b) / 2 for (early, a), (late, b) in pairwise(known))
-    return max(value for _, value in known), area
-
-
-def _cpu_percent(samples: list[Sample]) -> list[tuple[float, float]]:
-    """Give the length of each interval in seconds and the share of the cores used in it, in percent."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [
-        (length, 100 * max(late.cpu_s - early.cpu_s, 0) / length / cores)
-        for early, late in pairwise(samples)
-        if (length := late.at_s - early.at_s) > 0
-    ]
-
-
-def _cpu_peak(cpu: list[tuple[float, float]], interval_s: float) -> float | None:
-    """Give the highest share; the system counts in hundredths of a second, too coarse for the last moment."""
-    whole = [percent for length, percent in cpu if length >= interval_s / 2] or [p for _, p in cpu]
-    return min(max(whole), 100.0) if whole else None

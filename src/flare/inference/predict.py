@@ -1,28 +1,34 @@
-"""What inference does to cases: read, segment, write, and measure where that is asked for."""
+"""Cases read, segmented, written, and measured where that is asked for; the body of `infer.py`."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
+
+from flare.core.checks import POSITIVE, check_values, given_paths, several
+from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.core.files import remove_partial, sha256
-from flare.core.geometry import Geometry, Volume
+from flare.core.files import remove_partial, sha256, write_csv
+from flare.core.geometry import Volume
 from flare.core.preprocessing import Preprocessed
-from flare.core.volumes import read_image, write_labels
+from flare.core.volumes import find_images, read_image, unique_cases, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
+from flare.runs.folders import lock, named_run
 from flare.runs.journal import Journal, resume_cases
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Executor
+from flare.runs.outcomes import Outcome, report_failures
+from flare.runs.work import Executor, build_executor
 
 if TYPE_CHECKING:
-    from flare.inference.predictor import Prediction, Predictor
+    from flare.inference.predictor import Predictor
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -42,26 +48,15 @@ def predict_case(
     With `settings.measure` the network is loaded anew, as in the challenge, where every case starts a
     container; the start of Python and the imports are not counted.
 
-    Args:
-        case: Its id.
-        image: File or DICOM folder.
-        target: File to write.
-        checkpoint: The network.
-        digest: Hash of the checkpoint: a changed file is loaded anew.
-        settings: How to predict.
-        components: Ids of the classes of which only the largest component is kept.
-
     Returns:
         What `inference.csv` says of the case.
     """
-    if not settings.measure:
-        return segment_case(case, image, target, load_predictor(checkpoint, digest, settings), components)[1]
-    from flare.inference.engines import choose_device
-
-    load_predictor.cache_clear()
-    with ResourceSampler(gpu=choose_device(settings.device).type == "cuda") as sampler:
-        row = segment_case(case, image, target, load_predictor(checkpoint, digest, settings), components)[1]
-    return row | sampler.usage()
+    if settings.measure:
+        load_predictor.cache_clear()
+    with ResourceSampler(gpu=_is_on_gpu(settings)) if settings.measure else nullcontext() as sampler:
+        predictor = load_predictor(checkpoint, digest, settings)
+        row = segment_case(case, image, target, predictor, components)[1]
+    return row if sampler is None else row | sampler.usage()
 
 
 def segment_case(
@@ -94,13 +89,11 @@ def segment_case(
         found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
     found = found or read_image(image, case)
     read = time.perf_counter() - started
-    if isinstance(found, Volume):
-        prediction = predictor.predict(found, components=components)
-    else:
-        prediction = predictor.predict_array(found, components=components)
+    segment = predictor.predict if isinstance(found, Volume) else predictor.predict_array
+    prediction = segment(found, components=components)  # type: ignore[arg-type]
     geometry = found.geometry
     written = time.perf_counter()
-    write_prediction(target, prediction, geometry)
+    write_labels(target, prediction.segmentation, geometry)
     seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
     row = {
         "case": case,
@@ -114,11 +107,6 @@ def segment_case(
     return Volume(prediction.segmentation, geometry), row
 
 
-def write_prediction(target: Path, prediction: Prediction, geometry: Geometry) -> None:
-    """Write what was predicted, in the case's own geometry; all predictions of a network go through here."""
-    write_labels(target, prediction.segmentation, geometry)
-
-
 @lru_cache(maxsize=1)
 def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> Predictor:
     """Load a network once per process; a file with another hash counts as another."""
@@ -129,13 +117,7 @@ def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -
 
 @dataclass
 class Predicted:
-    """What became of a set of cases.
-
-    Attributes:
-        rows: One row per segmented case, by case id: windows, uncovered body voxels, seconds by stage, and
-            with `settings.measure` the efficiency.
-        failures: Cases that could not be segmented, with the reason.
-    """
+    """What became of a set of cases: a row of `inference.csv` per segmented one, by case id; the failed."""
 
     rows: list[Row] = field(default_factory=list)
     failures: list[Outcome] = field(default_factory=list)
@@ -179,15 +161,13 @@ def predict_cases(
     digest = sha256(checkpoint)
     shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
     known = [case for case in images if case in journal]
+    targets = {case: segmentation_path(output, case) for case in images}
     done = resume_cases(
         predict_case,
-        {
-            case: {"case": case, "image": image, "target": segmentation_path(output, case), **shared}
-            for case, image in images.items()
-        },
+        {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images},
         inputs={case: {"image": image, "checkpoint": digest} for case, image in images.items()},
         config={"settings": settings.identity(), "components": sorted(components)},
-        outputs=lambda case: {"segmentation": segmentation_path(output, case)},
+        outputs=lambda case: {"segmentation": targets[case]},
         journal=journal,
         executor=executor,
         description="predict",
@@ -202,9 +182,13 @@ def predict_cases(
 
 def one_by_one(settings: InferenceSettings) -> bool:
     """Whether cases must not run side by side: on a GPU, and to measure."""
-    from flare.inference.engines import choose_device
+    return settings.measure or _is_on_gpu(settings)
 
-    return settings.measure or choose_device(settings.device).type == "cuda"
+
+def _is_on_gpu(settings: InferenceSettings) -> bool:
+    from flare.inference.engines import choose_device  # torch: only once there is work
+
+    return choose_device(settings.device).type == "cuda"
 
 
 def report_coverage(rows: list[Row]) -> None:
@@ -214,9 +198,108 @@ def report_coverage(rows: list[Row]) -> None:
             log.warning("case %s: no body found, all of the volume counts as body", row["case"])
     uncovered = [row["case"] for row in rows if row["uncovered_body_vox"]]
     if uncovered:
-        log.warning(
-            "%d of %d cases have body outside all windows, which becomes background: %s",
-            len(uncovered),
-            len(rows),
-            ", ".join(uncovered[:10]) + (", ..." if len(uncovered) > 10 else ""),
+        told = ", ".join(uncovered[:10]) + (", ..." if len(uncovered) > 10 else "")
+        text = "%d of %d cases have body outside all windows, which becomes background: %s"
+        log.warning(text, len(uncovered), len(rows), told)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `infer.py` is asked for; the source is one file, a DICOM folder, or a folder to search."""
+
+    source: Path
+    output: Path
+    checkpoint: Path
+    settings: InferenceSettings
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> Request:
+        """Read the configuration of `infer`.
+
+        Raises:
+            FlareError: If a value means nothing, a path is missing, the output would overwrite the input, or
+                the checkpoint does not fit.
+        """
+        check_values(cfg, {"data.spacing_mm": several(3, POSITIVE)})
+        settings = InferenceSettings.from_config(cfg)
+        source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
+        if not source.exists():
+            raise FlareError(f"input={cfg.input}: no such file or folder")
+        if output.exists() and not output.is_dir():
+            raise FlareError(f"output={cfg.output}: is a file; expected a folder")
+        if output in (source, source.parent if source.is_file() else source):
+            raise FlareError(f"output={cfg.output}: is where the input lies; expected another folder")
+        if cfg.checkpoint is None and cfg.round.name is None:
+            raise FlareError(
+                "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
+            )
+        checkpoint = Path(cfg.checkpoint or named_run(cfg).round(cfg.round.name).last)
+        if cfg.checkpoint is None and not checkpoint.exists():
+            raise FlareError(
+                f"round={cfg.round.name}: {checkpoint} is not there; "
+                f"run `python train.py name={cfg.name} round={cfg.round.name}` first"
+            )
+        wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
+        if cfg.round.name is None:
+            wanted = {}  # a checkpoint brings its own
+        _check_checkpoint(checkpoint, ClassList.from_config(cfg.classes), wanted)
+        return cls(source, output, checkpoint, settings)
+
+
+def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of other classes, or, where a round is chosen, of another round or spacing."""
+    from flare.runs.checkpoints import load_checkpoint  # torch: only once there is work
+
+    found = load_checkpoint(path)
+    sides = (found.class_list, classes)
+    theirs, ours = (", ".join(f"{c.id} {c.name}" for c in side.entries) for side in sides)
+    if theirs != ours:
+        raise FlareError(
+            f"checkpoint={path}: its classes are {theirs}; the configuration (classes=) has {ours}"
         )
+    carried = {"round": found.round, "data.spacing_mm": found.spacing_mm}
+    for key, value in wanted.items():
+        if carried[key] != value:
+            raise FlareError(f"checkpoint={path}: has {key}={carried[key]}; expected {value}")
+
+
+def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | None = None) -> dict[str, Any]:
+    """Segment what `input` names into the folder `output`.
+
+    Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
+    segmentations says how each came about; with `inference.measure=true` also what it cost.
+
+    Args:
+        cfg: Configuration of the script `infer`.
+        tabulate: With `inference.measure=true` gets the rows and the folder, which is still locked.
+
+    Returns:
+        `output` and one row per case as in `inference.csv`.
+
+    Raises:
+        FlareError: If the configuration is refused, before any work; or, after the other cases are done, if
+            some case failed.
+    """
+    request = Request.from_config(cfg)
+    output, settings = request.output, request.settings
+    paths = [path for path in find_images(request.source) if output not in path.resolve().parents]
+    images, refused = unique_cases(paths)
+    if not images and not refused:
+        raise FlareError(
+            f"input={request.source}: holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series"
+        )
+    log.info("%d cases to segment", len(images))
+    with lock(output):
+        executor, journal = build_executor(cfg), Journal(output / "journal" / "inference.jsonl")
+        done = predict_cases(
+            request.checkpoint, images, output, settings=settings, executor=executor, journal=journal
+        )
+        if done.rows:
+            # measured cases have columns of their own
+            columns = list(dict.fromkeys(key for row in done.rows for key in row))
+            write_csv(output / "inference.csv", done.rows, columns)
+        if settings.measure and tabulate is not None:
+            tabulate(done.rows, output)
+    twice = [Outcome(case, error=reason) for case, reason in refused.items()]
+    report_failures([*twice, *done.failures], "infer")
+    return {"output": str(output), "cases": done.rows}

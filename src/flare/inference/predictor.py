@@ -15,18 +15,18 @@ import torch
 from flare.core.classes import ClassList
 from flare.core.geometry import Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
-from flare.inference.blend import Accumulator, Blended, average_over_flips, covered_box, flips
-from flare.inference.body import find_body
+from flare.inference.blend import Accumulator, covered_box
 from flare.inference.components import keep_largest
-from flare.inference.engines import Engine, build_engine, choose_device
+from flare.inference.engines import Engine, average_over_flips, build_engine, choose_device, flips
 from flare.inference.measure import Stopwatch
-from flare.inference.restore import interpolated_axes, restore_labels, restore_probabilities
+from flare.inference.restore import Blended, Linear, interpolated_axes, restore_labels, restore_probabilities
 from flare.inference.settings import InferenceSettings
 from flare.inference.windows import (
     Plan,
     Row,
     Start,
     Verdict,
+    find_body,
     judge_flare22,
     plan_windows,
     walk,
@@ -101,15 +101,9 @@ class Predictor:
     def from_checkpoint(
         cls, path: Path | str, settings: InferenceSettings | None = None, **choices: Any
     ) -> Predictor:
-        """Load a round's checkpoint.
+        """Load a file that training wrote, by default to predict as the paper does.
 
-        Args:
-            path: File that training wrote.
-            settings: How to predict; by default as the paper does.
-            **choices: Single fields of the settings, as `tta="none"` or `device="cpu"`.
-
-        Returns:
-            A predictor with the network on its device.
+        `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`.
 
         Raises:
             FlareError: If the file is no checkpoint of ours, or a choice is none.
@@ -141,17 +135,14 @@ class Predictor:
     def predict(
         self, volume: Volume, *, components: tuple[int, ...] = (), probabilities: bool = False
     ) -> Prediction:
-        """Segment a volume.
+        """Segment a CT in HU, any voxel order, on its own grid.
 
         Args:
-            volume: CT in HU, any voxel order.
+            volume: The CT.
             components: Ids of the classes of which only the largest component is kept, beside those of the
                 settings.
             probabilities: Whether to give the probabilities, too: 2 bytes a channel and voxel of the volume,
                 0.8 GB for 15 channels of 100 slices of 512 x 512.
-
-        Returns:
-            The segmentation on the volume's own grid, and how it came about.
         """
         watch = Stopwatch()
         case = preprocess(volume, self.spacing_mm, self.interpolation)
@@ -167,11 +158,7 @@ class Predictor:
     ) -> Prediction:
         """Segment a case that is on the network's grid already, as `predict` would from its volume.
 
-        Args:
-            case: At the predictor's spacing, by its interpolation.
-            components: As for `predict`, like `probabilities`.
-            probabilities: Whether to give them, too.
-            watch: Runs since preprocessing began; by default it starts now.
+        It lies at the predictor's spacing, by its interpolation. `watch` runs since preprocessing began.
         """
         watch = watch or Stopwatch()
         array = normalise(case.array, self.intensity)
@@ -181,48 +168,40 @@ class Predictor:
         watch.lap("plan")
         blended, windows = self.blend(rows, padded, offsets, case.array.shape)
         watch.lap("network")
-        segmentation = self._labels(blended, case, (*components, *self._cleaned))
-        maps = self._probabilities(blended, case) if probabilities else None
-        volumes = self._volumes_ml(segmentation, case.ras.spacing_mm)
+        linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
+        segmentation = self._labels(blended, case, linear, (*components, *self._cleaned))
+        maps = self._probabilities(blended, case, linear) if probabilities else None
+        # plane by plane, since counting takes eight bytes a voxel
+        counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
+        ml = math.prod(case.ras.spacing_mm) / 1000
+        volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
         watch.lap("restore")
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.full_coverage()))
         return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps)
 
-    def _labels(self, blended: Blended, case: Preprocessed, components: tuple[int, ...]) -> np.ndarray:
+    def _labels(
+        self, blended: Blended, case: Preprocessed, linear: Linear, components: tuple[int, ...]
+    ) -> np.ndarray:
         """Give the labels in the case's own grid and voxel order, of some classes the largest component."""
+        memory_mb = self.settings.memory_mb
         labels = restore_labels(
-            blended,
-            case.ras.shape,
-            linear=self._linear(case),
-            outputs=self.outputs,
-            memory_mb=self.settings.memory_mb,
+            blended, case.ras.shape, linear=linear, outputs=self.outputs, memory_mb=memory_mb
         )
         labels = keep_largest(labels, components) if components else labels
         return np.ascontiguousarray(case.orientation.invert(labels))
 
-    def _probabilities(self, blended: Blended, case: Preprocessed) -> np.ndarray:
+    def _probabilities(self, blended: Blended, case: Preprocessed, linear: Linear) -> np.ndarray:
         """Give `(C, Z, Y, X)` float16 in the case's own grid and voxel order, written in place."""
         shape = case.orientation.invert(np.broadcast_to(0, case.ras.shape)).shape
         maps = np.empty((len(self.outputs), *shape), dtype=np.float16)
         restore_probabilities(
             blended,
             [case.orientation.apply(channel) for channel in maps],
-            linear=self._linear(case),
+            linear=linear,
             softmax=self.settings.average == "logits",
             memory_mb=self.settings.memory_mb,
         )
         return maps
-
-    def _linear(self, case: Preprocessed) -> tuple[bool, bool, bool]:
-        """Tell along which axes maps are interpolated."""
-        return interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
-
-    def _volumes_ml(self, segmentation: np.ndarray, spacing_mm: Spacing) -> dict[str, float]:
-        """Measure every class that the network knows."""
-        # plane by plane, since counting takes eight bytes a voxel
-        counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
-        ml = math.prod(spacing_mm) / 1000
-        return {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
 
     def plan(self, array: np.ndarray, body: np.ndarray | None) -> tuple[Plan, np.ndarray, Shape]:
         """Place the windows on an array `(Z, Y, X)` of normalised intensities, padded to the patch.
@@ -236,13 +215,7 @@ class Predictor:
 
     @torch.inference_mode()
     def blend(self, rows: Plan, padded: np.ndarray, offsets: Shape, shape: Shape) -> tuple[Blended, int]:
-        """Run the network over a plan and average what its windows say.
-
-        Args:
-            rows: The plan.
-            padded: The array that `plan` has padded.
-            offsets: Voxels of padding before the volume.
-            shape: `(Z, Y, X)` of the volume without padding.
+        """Run the network over what `plan` gives and average what the windows of a volume of this shape say.
 
         Returns:
             The averaged maps without padding, and the number of windows visited.
@@ -257,25 +230,19 @@ class Predictor:
             patch = volume[:, :, z, y, x].to(self.device)
             return average_over_flips(self._maps, patch, self.flips)[0]
 
+        box, weighted = covered_box(rows, self.patch_size), sum(map(len, rows)) > 1
         accumulator = Accumulator(
-            covered_box(rows, self.patch_size),
-            self.patch_size,
-            channels=len(self.outputs),
-            weighted=sum(len(row) for row in rows) > 1,
-            device=self.device,
+            box, self.patch_size, channels=len(self.outputs), weighted=weighted, device=self.device
         )
         for start, maps in walk(rows, look, self._judge if self.settings.name == "flare22" else None):
             accumulator.add(start, maps)
         return accumulator.blend(offsets, shape), visited
 
     def average_maps(self, array: np.ndarray) -> np.ndarray:
-        """Give the averaged maps of a preprocessed array, for comparison with other predictors.
+        """Give the averaged maps of an array, for comparison with other predictors.
 
-        Args:
-            array: `(Z, Y, X)` float32, normalised, on the network's grid; all of it counts as body.
-
-        Returns:
-            `(C, Z, Y, X)` float32 probabilities or logits, 0 where no window was.
+        The array is normalised, `(Z, Y, X)` float32 on the network's grid; all of it counts as body. The maps
+        are `(C, Z, Y, X)` float32 probabilities or logits, 0 where no window was.
         """
         rows, padded, offsets = self.plan(array, None)
         return self.blend(rows, padded, offsets, array.shape)[0].full_values()

@@ -9,50 +9,67 @@ class loses to the background, and the result is the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from flare.core.geometry import Shape, Spacing
-from flare.core.preprocessing import Axis, is_anisotropic
-from flare.inference.blend import Blended
+from flare.core.geometry import Axis, Shape, Spacing
+from flare.core.preprocessing import is_anisotropic
 
+Linear = tuple[bool, bool, bool]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block
 
 
-def interpolated_axes(variant: str, spacing_mm: Spacing, original_mm: Spacing) -> tuple[bool, bool, bool]:
+@dataclass(frozen=True)
+class Blended:
+    """Maps of a whole volume on the network's grid, stored over the box that windows cover.
+
+    Attributes:
+        values: `(C, z, y, x)` float32 probabilities or logits inside the box, 0 where no window was.
+        covered: `(z, y, x)` bool inside the box: whether any window was there.
+        box: Where the box lies in the volume.
+        shape: `(Z, Y, X)` of the volume.
+    """
+
+    values: torch.Tensor
+    covered: torch.Tensor
+    box: Box
+    shape: Shape
+
+    def full_coverage(self) -> np.ndarray:
+        """Give the coverage of the whole volume, `(Z, Y, X)` bool."""
+        full = np.zeros(self.shape, dtype=bool)
+        full[tuple(slice(*interval) for interval in self.box)] = self.covered.cpu().numpy()
+        return full
+
+    def full_values(self) -> np.ndarray:
+        """Give the maps of the whole volume, `(C, Z, Y, X)` float32, 0 without a window (large)."""
+        full = np.zeros((len(self.values), *self.shape), dtype=np.float32)
+        z, y, x = (slice(*interval) for interval in self.box)
+        full[:, z, y, x] = self.values.cpu().numpy()
+        return full
+
+
+def interpolated_axes(variant: str, spacing_mm: Spacing, original_mm: Spacing) -> Linear:
     """Tell along which axes maps are interpolated; along the others the nearest voxel is taken.
-
-    Args:
-        variant: `trilinear`, `nnunet` or `nearest`.
-        spacing_mm: Voxel size of the network's grid along Z, Y, X.
-        original_mm: Voxel size of the case along Z, Y, X.
-
-    Returns:
-        One fact per axis.
 
     Reference: nnU-Net, separate treatment of the axis of lowest resolution at a spacing ratio above 3.
     """
     if variant != "nnunet":
         linear = variant == "trilinear"
         return linear, linear, linear
-    for spacing in (spacing_mm, original_mm):
-        if is_anisotropic(spacing):
-            coarsest = [size == max(spacing) for size in spacing]
-            if sum(coarsest) == 1:
-                return not coarsest[0], not coarsest[1], not coarsest[2]
-            break
-    return True, True, True
+    spacing = next(filter(is_anisotropic, (spacing_mm, original_mm)), None)
+    if spacing is None or spacing.count(max(spacing)) > 1:
+        return True, True, True
+    z, y, x = (size < max(spacing) for size in spacing)
+    return z, y, x
 
 
 def restore_labels(
-    blended: Blended,
-    shape: Shape,
-    *,
-    linear: tuple[bool, bool, bool],
-    outputs: tuple[int, ...],
-    memory_mb: float,
+    blended: Blended, shape: Shape, *, linear: Linear, outputs: tuple[int, ...], memory_mb: float
 ) -> np.ndarray:
     """Interpolate maps to a grid of the same extent and take the class of the largest value at each voxel.
 
@@ -60,14 +77,11 @@ def restore_labels(
     network's grid was not covered is background. Of equal values the first channel's counts.
 
     Args:
-        blended: Maps on the network's grid; voxels without a window are 0 there.
+        blended: Maps on the network's grid.
         shape: `(Z, Y, X)` wanted.
         linear: What `interpolated_axes` gives.
         outputs: Class id of each channel.
         memory_mb: Bound on the working memory of a block of slices; one slice is always taken.
-
-    Returns:
-        `(Z, Y, X)` uint8 class ids, axes as in `blended`.
     """
     labels = np.zeros(shape, dtype=np.uint8)
     z, y, x = axes = _axes(blended, shape, linear)
@@ -89,23 +103,14 @@ def restore_labels(
 
 
 def restore_probabilities(
-    blended: Blended,
-    channels: Sequence[np.ndarray],
-    *,
-    linear: tuple[bool, bool, bool],
-    softmax: bool,
-    memory_mb: float,
+    blended: Blended, channels: Sequence[np.ndarray], *, linear: Linear, softmax: bool, memory_mb: float
 ) -> None:
     """Interpolate maps to a grid of the same extent, a block of slices at a time.
 
     As in `restore_labels`, only voxels that windows covered take part; where none was, all is background.
 
-    Args:
-        blended: Maps on the network's grid.
-        channels: One array `(Z, Y, X)` a channel, which may be a view of any strides; written in place.
-        linear: What `interpolated_axes` gives.
-        softmax: Whether the maps are logits, of which the probabilities are taken after interpolation.
-        memory_mb: Bound on the working memory of a block of slices; one slice is always taken.
+    `channels` are written in place, an array `(Z, Y, X)` a channel, which may be a view of any strides.
+    With `softmax` the maps are logits, of which the probabilities are taken after interpolation.
     """
     shape = channels[0].shape
     for channel, array in enumerate(channels):
@@ -135,7 +140,7 @@ def restore_probabilities(
             array[at, y.span, x.span] = part
 
 
-def _axes(blended: Blended, shape: Shape, linear: tuple[bool, bool, bool]) -> tuple[Axis, Axis, Axis]:
+def _axes(blended: Blended, shape: Shape, linear: Linear) -> tuple[Axis, Axis, Axis]:
     """Lay out how each axis of the wanted grid is read from the box."""
     z, y, x = (
         Axis.between(size, wanted, interval, linear=along)

@@ -76,15 +76,9 @@ def _check(settings: BodyRule | InferenceSettings, rules: Mapping[str, Rule]) ->
 
 @dataclass(frozen=True)
 class BodyRule:
-    """Thresholds of the body mask.
+    """Thresholds of the body mask: what lies above may be body, and a smaller body counts as none.
 
-    Attributes:
-        threshold_hu: What lies above may be body.
-        opening_mm: Radius of the in-plane opening; sheets thinner than twice that, as a table's, come off.
-        minimum_ml: A smaller body counts as none.
-
-    Raises:
-        FlareError: If one is out of range, naming its key.
+    Sheets thinner than twice the radius of the in-plane opening, as a table's, come off.
     """
 
     threshold_hu: float = -500

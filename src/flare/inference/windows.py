@@ -1,4 +1,4 @@
-"""Plan which windows of a volume the network looks at, and in which order, and walk along the plan.
+"""Find the body, plan which windows the network looks at, and in which order, and walk along the plan.
 
 A plan is data: rows of window starts, one row per z start. What the network sees in the first window of a
 row may decide which of the others are visited, where the schedule says so.
@@ -12,18 +12,58 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeVar
 
+import cc3d
 import numpy as np
+from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes
 
-from flare.inference.settings import InferenceSettings
+from flare.core.geometry import Shape, Spacing
+from flare.inference.settings import BodyRule, InferenceSettings
 
-Start = tuple[int, int, int]
+Start = Shape
 Row = tuple[Start, ...]
 Plan = tuple[Row, ...]
 Seen = TypeVar("Seen")
 
+GRID_MM = 2.4  # in-plane distance of the samples looked at: every second voxel at 1.2 mm (ours)
 # flare22's rule, from the authors' code
 MINIMUM_VOX = 1000  # fewer foreground voxels in the central window discard it
 EDGE_VOX = 10  # more foreground voxels than this in its first (last) y plane ask for the neighbour there
+
+
+def find_body(array_hu: np.ndarray, spacing_mm: Spacing, rule: BodyRule) -> np.ndarray | None:
+    """Mark the body in `(Z, Y, X)` HU, Z along the patient, to leave out windows over air (ours).
+
+    It is the largest component above a threshold after an opening, holes filled slice by slice.
+
+    Returns:
+        `(Z, Y, X)` bool, constant over blocks of about `GRID_MM` in plane, or None if there is no body.
+    """
+    steps = [max(1, round(GRID_MM / spacing)) for spacing in spacing_mm[1:]]
+    rows, columns = (
+        np.minimum(np.arange(math.ceil(size / step)) * step + step // 2, size - 1)
+        for size, step in zip(array_hu.shape[1:], steps, strict=True)
+    )
+    dense = array_hu[:, rows[:, None], columns] > rule.threshold_hu
+    grid_mm = (spacing_mm[0], spacing_mm[1] * steps[0], spacing_mm[2] * steps[1])
+    disc = _disc(rule.opening_mm, grid_mm)
+    # the body goes on where the image ends: a narrow field of view must not round it off
+    dense = binary_dilation(binary_erosion(dense, disc, border_value=1), disc)
+    if not dense.any():
+        return None
+    body = cc3d.largest_k(dense, k=1, connectivity=6) > 0
+    if np.count_nonzero(body) * math.prod(grid_mm) < rule.minimum_ml * 1000:
+        return None
+    for plane in body:
+        plane[:] = binary_fill_holes(plane)
+    y, x = (np.arange(size) // step for size, step in zip(array_hu.shape[1:], steps, strict=True))
+    return body[:, y[:, None], x]
+
+
+def _disc(radius_mm: float, grid_mm: Spacing) -> np.ndarray:
+    """Give `(1, y, x)` of the samples within a radius."""
+    reach = [max(1, round(radius_mm / spacing)) for spacing in grid_mm[1:]]
+    y, x = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
+    return ((y / reach[0]) ** 2 + (x / reach[1]) ** 2 <= 1)[None]
 
 
 class Axis(NamedTuple):
@@ -34,17 +74,11 @@ class Axis(NamedTuple):
 
 
 def even_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
-    """Spread starts evenly so that neighbours overlap by at least the given fraction (nnU-Net's rule at 0.5).
+    """Spread starts evenly so that neighbours overlap by at least the given fraction of a window, below 1.
 
-    Args:
-        size: Voxels along the axis.
-        patch: Voxels of a window along the axis.
-        overlap: Fraction of a window that the next one covers again, in [0, 1).
+    They ascend without repeats and together cover the axis.
 
-    Returns:
-        Ascending starts without repeats; together they cover the axis.
-
-    Reference: nnU-Net, sliding-window inference.
+    Reference: nnU-Net, sliding-window inference, at an overlap of 0.5.
     """
     if size <= patch:
         return (0,)
@@ -55,14 +89,8 @@ def even_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
 def plane_starts(size: int, patch: int, interval: tuple[int, int] | None = None) -> Axis:
     """Place at most three starts around the middle of an in-plane axis: at most two patches are seen.
 
-    Args:
-        size: Voxels along the axis, at least a window.
-        patch: Voxels of a window along the axis.
-        interval: First voxel and the voxel after the last of what counts as the axis instead (the body);
-            widened to a patch if smaller.
-
-    Returns:
-        The central start and all starts, every window inside the axis; equal starts appear once.
+    Every window lies inside the axis; equal starts appear once. The interval, first voxel and the voxel after
+    the last, counts as the axis instead (the body); it is widened to a patch if smaller.
 
     Reference: paper, section 2.4 (fast sliding window); the interval: ours.
     """
@@ -107,16 +135,11 @@ def centre_first_rows(z_starts: tuple[int, ...], y: Axis, x: Axis) -> Plan:
 
 
 def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, body: np.ndarray | None) -> Plan:
-    """List the windows of a volume, row by row.
+    """List the windows of a volume, which is at least the patch along every axis, row by row.
 
     `paper` and `flare22` place 3 x 3 windows in plane; `fast` does too and leaves out those without body;
-    `dense` spreads windows evenly along every axis.
-
-    Args:
-        settings: `name`, `overlap`, `centre` and `extend`; the latter two are not asked for by `dense`.
-        shape: `(Z, Y, X)` of the volume, at least the patch along every axis.
-        patch: `(Z, Y, X)` of a window.
-        body: `(Z, Y, X)` mask of the body, or None where none was found: then all of the volume is body.
+    `dense` spreads windows evenly along every axis, whatever `centre` and `extend` say. Without a body, None,
+    all of the volume is body.
 
     Returns:
         Rows of starts; in `paper`, `flare22` and `fast` the central window of a row stands first.
@@ -138,7 +161,7 @@ def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, bod
     return tuple(row for row in rows if row)
 
 
-def window_slices(start: Start, patch: tuple[int, int, int]) -> tuple[slice, slice, slice]:
+def window_slices(start: Start, patch: Shape) -> tuple[slice, slice, slice]:
     """Turn a window's start into the slices that cut it from a `(Z, Y, X)` array."""
     z, y, x = (slice(begin, begin + width) for begin, width in zip(start, patch, strict=True))
     return z, y, x
@@ -191,13 +214,8 @@ def walk(
 ) -> Iterator[tuple[Start, Seen]]:
     """Visit the windows of a plan and yield those that count, each with its prediction.
 
-    Args:
-        rows: The plan.
-        predict: Gives a window's prediction; called once per visited window, in the order of the visits.
-        judge: Decides from the prediction of a row's first window; without it every window counts.
-
-    Yields:
-        Start and prediction of each window that is not discarded.
+    `predict` is called once per visited window, in the order of the visits. `judge` decides from the
+    prediction of a row's first window; without it every window counts.
     """
     skip = False
     for row in rows:
