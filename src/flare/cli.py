@@ -35,7 +35,7 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
     """Segment images; with `inference.measure=true` also write `table6` and `table7`, the paper's beside.
 
     Returns:
-        What `inference.infer` returns.
+        What `inference.predict.infer` returns.
     """
     from flare.evaluation.tables import write_efficiency
     from flare.inference.predict import infer

@@ -50,5 +50,5 @@ def test_padding_is_cut_off_and_gaps_are_not_covered():
     assert blended.values.shape == (2, 2, 2, 9)
     expected = np.zeros((2, 2, 9), dtype=bool)
     expected[:, :, :2] = expected[:, :, 6:] = True
-    np.testing.assert_array_equal(blended.full_coverage(), expected)
-    np.testing.assert_array_equal(blended.full_values()[0], expected.astype(np.float32))
+    np.testing.assert_array_equal(blended.of_volume(blended.covered), expected)
+    np.testing.assert_array_equal(blended.of_volume(blended.values)[0], expected.astype(np.float32))

@@ -10,42 +10,9 @@ from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.cache import cache_image, read_preprocessed
-from flare.inference.predictor import Predictor
-from flare.inference.settings import BodyRule, InferenceSettings
+from small_predictor import DENSE, PATCH, SPACING, predictor
 
-PATCH = (8, 16, 16)
-SPACING = (4.0, 1.2, 1.2)
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # x to the right and y to the front, in LPS
-AS_IS = Intensity(lower=-2000, upper=2000, mean=0, std=1)
-
-DENSE = InferenceSettings(
-    name="dense",
-    overlap=0.5,
-    average="logits",
-    centre="image",
-    extend=False,
-    tta="none",
-    restore="trilinear",
-    memory_mb=8,
-    precision="32",
-    body=BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=1),
-)
-
-
-def predictor(
-    network, labels, settings=DENSE, outputs=(0,), mirror_axes=(0, 1, 2), intensity=AS_IS, spacing_mm=SPACING
-):
-    return Predictor(
-        network,
-        classes=labels,
-        outputs=outputs,
-        spacing_mm=spacing_mm,
-        interpolation="linear",
-        intensity=intensity,
-        patch_size=PATCH,
-        mirror_axes=mirror_axes,
-        settings=settings,
-    )
 
 
 def one_hot(patch):

@@ -10,24 +10,11 @@ import pytest
 import torch
 
 import flare.inference.predictor as module
-from flare.core.preprocessing import Intensity
-from flare.inference.predictor import Predictor
-from flare.inference.settings import BodyRule, InferenceSettings
 from flare.inference.windows import Start, window_slices
+from small_predictor import DENSE, predictor
 
 PATCH = (32, 128, 192)
-PAPER = InferenceSettings(
-    name="paper",
-    overlap=0.5,
-    average="logits",
-    centre="image",
-    extend=False,
-    tta="none",
-    restore="nearest",
-    memory_mb=8,
-    precision="32",
-    body=BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=1),
-)
+PAPER = replace(DENSE, name="paper", restore="nearest")
 # z starts, y starts, x starts; of three in-plane starts the middle one is the centre's
 SIZES = {
     (16, 100, 100): ([0], [0], [0]),  # padded to one patch
@@ -59,22 +46,12 @@ def visited(labels: Any, shape: Start, settings: Any, answer: int, monkeypatch: 
         return window_slices(start, patch)
 
     logits = answering(answer)
-    predictor = Predictor(
-        lambda patch: logits,
-        classes=labels,
-        outputs=(0, 1, 5),
-        spacing_mm=(4.0, 1.2, 1.2),
-        interpolation="linear",
-        intensity=Intensity(-2000, 2000, 0, 1),
-        patch_size=PATCH,
-        mirror_axes=(0, 1, 2),
-        settings=settings,
-    )
+    ours = predictor(lambda patch: logits, labels, settings, (0, 1, 5), patch_size=PATCH)
     # of the sums only where they would be written is of interest here
     monkeypatch.setattr(module, "window_slices", recorded)
     monkeypatch.setattr(module.Accumulator, "add", lambda *_: None)
-    rows, padded, offsets = predictor.plan(np.zeros(shape, np.float32), None)
-    predictor.blend(rows, padded, offsets, shape)
+    rows, padded, offsets = ours.plan(np.zeros(shape, np.float32), None)
+    ours.blend(rows, padded, offsets, shape)
     return seen
 
 

@@ -109,13 +109,12 @@ def detection(cases: Mapping[str, Sequence[Lesion]]) -> dict[str, Any]:
 
 
 def _counts(lesions: Sequence[Lesion]) -> dict[str, Any]:
-    real = [x for x in lesions if x.side == "reference"]
-    detected = [x for x in real if x.matched]
-    predicted = [x for x in lesions if x.side == "prediction"]
+    real, predicted = ([x for x in lesions if x.side == side] for side in ("reference", "prediction"))
+    detected = sum(x.matched for x in real)
     return {
         "lesions": len(real),
-        "detected": len(detected),
-        "sensitivity": len(detected) / len(real) if real else None,
+        "detected": detected,
+        "sensitivity": detected / len(real) if real else None,
         "mean_dsc": mean(x.dsc for x in real),
         "predicted": len(predicted),
         "false_positives": sum(not x.matched for x in predicted),

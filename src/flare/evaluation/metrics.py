@@ -70,14 +70,14 @@ class ScoreSettings:
         """
         protocol = OmegaConf.select(cfg, key)
         choice(*PROTOCOLS).require(key, protocol)
+        classes = ClassList.from_config(cfg.classes)
+        label_map = read_label_map(cfg.data.label_map, classes)
         evaluation: Any = OmegaConf.to_container(cfg.evaluation, resolve=True)
         parts = evaluation["extra"]
         PARTS.require(EXTRA, parts)
         for number, part in enumerate(parts):
             if not callable(build_part(OmegaConf.create(part), f"{EXTRA}[{number}]")):
                 raise FlareError(f"{EXTRA}[{number}]: {part['_target_']} gives nothing that can be called")
-        classes = ClassList.from_config(cfg.classes)
-        label_map = read_label_map(cfg.data.label_map, classes)
         return cls(classes, protocol, label_map, tuple(parts), max_failed=failed_share(cfg))
 
     def identity(self) -> dict[str, Any]:
@@ -90,13 +90,9 @@ class ScoreSettings:
 class ClassScore:
     """Scores of one class in one case; None where the protocol does not score it, or what was not asked for.
 
-    Args:
-        dsc: 0 to 1, four digits.
-        nsd: 0 to 1, four digits.
-        one_slice: The class is scored between the reference's first and last slice, and has only one.
-        reference_ml: Volume of the reference, whole.
-        prediction_ml: Volume of the prediction, whole.
-        hd95_mm: 95th percentile of surface distances within the scored slices; None if one side is empty.
+    DSC and NSD are from 0 to 1, with four digits. `one_slice`: the class is scored between the reference's
+    first and last slice, and has only one. Volumes are of the whole mask; HD95 is within the scored slices,
+    and None if one side is empty.
     """
 
     dsc: float | None
@@ -169,9 +165,9 @@ def mean(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def rounded(value: float) -> float:
+def rounded(value: float | None) -> float | None:
     """Four digits, as numpy rounds (by scaling), which the official script's values went through."""
-    return float(np.round(value, 4))
+    return None if value is None else float(np.round(value, 4))
 
 
 def _threads() -> int:

@@ -17,14 +17,7 @@ from flare.core.files import write_csv, write_json
 from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
 from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
-from flare.evaluation.summary import (
-    compare_runs,
-    intervals,
-    metrics_columns,
-    metrics_file,
-    metrics_row,
-    summarise,
-)
+from flare.evaluation.summary import compare_runs, intervals, metrics_columns, metrics_file, summarise
 from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
 from flare.runs.work import Executor, build_executor, run_cases
 
@@ -105,13 +98,8 @@ def score_folder(
 ) -> dict[str, Any]:
     """Score every reference's prediction; a missing prediction scores zero and is named.
 
-    Args:
-        predictions: Folder searched recursively for `<case>.nii.gz`.
-        references: Case id -> label map.
-        output: Gets `metrics.csv`, `summary.json` and what else the settings ask for.
-        settings: How to score.
-        executor: Where the cases are worked on.
-        refused: Cases that are known to fail, and why.
+    The folder of predictions is searched recursively for `<case>.nii.gz`. `references` are case id -> label
+    map, `refused` the cases that are known to fail, and why.
 
     Returns:
         The summary; cases that could not be scored are under `failed` with the reason, and have no row;
@@ -134,7 +122,10 @@ def score_folder(
     scored: dict[str, CaseScores] = {o.case_id: o.value for o in outcomes if o.error is None}
     unscored = [o for o in outcomes if o.error is not None]
     stop_on_faults(unscored, "scoring", jobs, settings.max_failed)
-    rows = [metrics_row(case, scores.classes) for case, scores in scored.items()]
+    rows: list[dict[str, Any]] = []
+    for case, found in scored.items():
+        dsc = {f"{short}_DSC": s.dsc for short, s in found.classes.items()}
+        rows.append({"Name": case, **dsc, **{f"{short}_NSD": s.nsd for short, s in found.classes.items()}})
     write_csv(output / "metrics.csv", rows, metrics_columns(settings.classes))
     one_slice = {case: [k for k, s in found.classes.items() if s.one_slice] for case, found in scored.items()}
     summary = {

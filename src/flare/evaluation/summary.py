@@ -5,7 +5,7 @@ How sure a mean is says a bootstrap over cases; whether two runs differ, a paire
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
-from flare.evaluation.metrics import MEASURES, ClassScore, mean, rounded
+from flare.evaluation.metrics import MEASURES, mean, rounded
 
 Row = dict[str, Any]
 # a batch of resamples lies in memory at once
@@ -24,14 +24,6 @@ BOOTSTRAP = {"method": "percentile", "confidence_level": 0.95, "n_resamples": 20
 def metrics_columns(classes: ClassList) -> list[str]:
     """Columns of `metrics.csv`, in the official script's order."""
     return ["Name", *(f"{c.short}_{m}" for m in MEASURES for c in classes.entries)]
-
-
-def metrics_row(case: str, scores: Mapping[str, ClassScore]) -> Row:
-    """One case's row of `metrics.csv`; None where the protocol does not score the class."""
-    row: Row = {"Name": case}
-    for short, score in scores.items():
-        row |= {f"{short}_DSC": score.dsc, f"{short}_NSD": score.nsd}
-    return row
 
 
 def read_scores(path: Path) -> list[Row]:
@@ -49,26 +41,19 @@ def only_learned(rows: Sequence[Mapping[str, Any]], classes: ClassList, targets:
 
 
 def summarise(rows: Sequence[Row], classes: ClassList) -> dict[str, Any]:
-    """Means over cases, as the official script takes them.
+    """Means over cases, as the official script takes them; None where nothing is scored.
 
     Each class's mean over the cases that score it is rounded to four digits; the organ mean is taken over
     these rounded means, without the tumor, and rounded again.
-
-    Returns:
-        `cases`, `classes` (short -> DSC, NSD), `organ_mean` and `tumor`; None where nothing is scored.
     """
-
-    def over(values: Iterable[float | None]) -> float | None:
-        found = mean(values)
-        return None if found is None else rounded(found)
-
     by_id = {
-        c.id: {m: over(row[f"{c.short}_{m}"] for row in rows) for m in MEASURES} for c in classes.entries
+        c.id: {m: rounded(mean(row[f"{c.short}_{m}"] for row in rows)) for m in MEASURES}
+        for c in classes.entries
     }
     return {
         "cases": len(rows),
         "classes": {c.short: by_id[c.id] for c in classes.entries},
-        "organ_mean": {m: over(by_id[i][m] for i in classes.organs) for m in MEASURES},
+        "organ_mean": {m: rounded(mean(by_id[i][m] for i in classes.organs)) for m in MEASURES},
         "tumor": None if classes.tumor is None else by_id[classes.tumor],
     }
 
@@ -82,10 +67,8 @@ def score_matrix(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> n
 def interval(scores: np.ndarray) -> list[float] | None:
     """The 95 % percentile bootstrap interval, over cases, of the mean of column means; the same every time.
 
-    `scores` are `(cases, columns)`, NaN where not scored. A case without any score takes no part.
-
-    Returns:
-        Low and high with four digits; None without a score.
+    `scores` are `(cases, columns)`, NaN where not scored. A case without any score takes no part. Both ends
+    have four digits; without a score there is no interval.
     """
     from scipy.stats import bootstrap
 
@@ -112,11 +95,7 @@ def _groups(rows: Sequence[Mapping[str, Any]], classes: ClassList, measure: str)
 def intervals(
     rows: Sequence[Mapping[str, Any]], classes: ClassList
 ) -> dict[str, dict[str, list[float] | None]]:
-    """95 % confidence intervals of each class's mean and of the organ mean.
-
-    Returns:
-        Short name, or `organ_mean` -> measure -> (low, high).
-    """
+    """95 % confidence intervals: short name, or `organ_mean` -> measure -> (low, high)."""
     if not rows:
         return {}
     found: dict[str, dict[str, list[float] | None]] = {}
@@ -127,11 +106,7 @@ def intervals(
 
 
 def metrics_file(path: Path) -> Path:
-    """The `metrics.csv` that a path names, or that lies in the folder it names.
-
-    Raises:
-        FlareError: If there is none.
-    """
+    """The `metrics.csv` that a path names or that lies in its folder; without one, a FlareError."""
     found = path / "metrics.csv" if path.is_dir() else path
     if not found.is_file():
         raise FlareError(f"compare: no metrics.csv at {path}; expected the output of another evaluation")

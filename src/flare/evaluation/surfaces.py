@@ -89,10 +89,8 @@ def distances_mm(
         distances = np.zeros(len(apart))
         asked = np.flatnonzero(apart)
     if asked.size:
-        points = np.argwhere(start.border)[asked]
-        distances[asked] = _search(
-            points, np.argwhere(end.border), spacing_mm, threshold_mm * (1 + 2 * _NEAR)
-        )
+        points, limit_mm = np.argwhere(start.border)[asked], threshold_mm * (1 + 2 * _NEAR)
+        distances[asked] = _search(points, np.argwhere(end.border), spacing_mm, limit_mm)
     return distances
 
 

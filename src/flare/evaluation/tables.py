@@ -134,10 +134,8 @@ def _spread(mean: float | None, std: float | None) -> Cell:
 def write_efficiency(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, float | None]:
     """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
 
-    `rows` are those of `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`.
-
-    Returns:
-        The means over cases, None for what no case has; empty if nothing was measured.
+    `rows` are those of `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`. Gives
+    the means over cases, None for what no case has; they are empty if nothing was measured.
     """
     measured = [row for row in rows if row.get("time_s") is not None]
     if not measured:
@@ -209,13 +207,8 @@ def write_round_tables(
 ) -> None:
     """Write tables 4 and 8, and 6 and 7 where the efficiency was measured; what is not learned stays empty.
 
-    Args:
-        folder: Where they go.
-        scores: The rows of `metrics.csv`.
-        summary: What `flare.evaluation.scores` gives.
-        inference: The rows of `inference.csv`.
-        classes: The classes.
-        targets: What the round segments: `organs`, `tumor` or `organs_tumor`.
+    `scores` are the rows of `metrics.csv`, `inference` those of `inference.csv`; `summary` is what
+    `scores.score_folder` gives.
     """
     table4(only_learned(scores, classes, targets), classes, folder / "table4")
     organ_mean = dict.fromkeys(MEASURES) if targets == "tumor" else summary["organ_mean"]

@@ -15,10 +15,9 @@ from flare.inference.windows import Plan, Start, window_slices
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Shape) -> torch.Tensor:
-    """Weight the voxels of a window by how central they are.
+    """Weight the voxels of a window `(Z, Y, X)` by how central they are: 1 at the centre, never 0, float32.
 
-    Returns:
-        `(Z, Y, X)` float32, 1 at the centre, never 0. Shared between calls: do not write to it.
+    The array is shared between calls: do not write to it.
 
     Reference: nnU-Net; sigma is an eighth of the patch.
     """

@@ -18,6 +18,7 @@ from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
 Fit = dict[str, dict[str, Any]]
+LabelMap = dict[Any, int] | None
 
 
 def keep_largest(segmentation: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
@@ -51,7 +52,7 @@ def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:
 
 
 def compare_case(
-    case: str, prediction: Path, reference: Path, classes: ClassList, label_map: dict[Any, int] | None
+    case: str, prediction: Path, reference: Path, classes: ClassList, label_map: LabelMap
 ) -> dict[str, tuple[float, float]]:
     """Score one case: organ name to Dice with all components and with the largest alone, where there is any.
 
@@ -70,11 +71,7 @@ def compare_case(
 
 
 def fit_components(
-    pairs: Mapping[str, tuple[Path, Path]],
-    *,
-    classes: ClassList,
-    label_map: dict[Any, int] | None,
-    executor: Executor,
+    pairs: Mapping[str, tuple[Path, Path]], *, classes: ClassList, label_map: LabelMap, executor: Executor
 ) -> tuple[Fit, list[Outcome]]:
     """Decide for each organ whether its largest component alone scores better.
 

@@ -67,11 +67,10 @@ def cpu_flags() -> frozenset[str]:
 
 
 def flips(variant: str, mirror_axes: Axes) -> tuple[Axes, ...]:
-    """List the flips of a variant as tuples of array axes, one per map to average, the identity first.
+    """List flips as tuples of axes of a `(Z, Y, X)` array, one per map to average, the identity first.
 
-    Args:
-        variant: `none`; `tta4`, each axis alone; `tta8`, every combination of axes.
-        mirror_axes: Axes of a `(Z, Y, X)` array along which the network was trained to be flipped.
+    `tta4` flips along each axis alone, `tta8` along every combination of axes, none but those along which the
+    network was trained to be flipped.
 
     Reference: paper, section 2.4 (four maps); nnU-Net (eight maps).
     """
@@ -83,12 +82,10 @@ def flips(variant: str, mirror_axes: Axes) -> tuple[Axes, ...]:
 def average_over_flips(
     predict: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, axes_of_flips: tuple[Axes, ...]
 ) -> torch.Tensor:
-    """Average the maps of a patch `(1, 1, Z, Y, X)` over flips, each turned back first.
+    """Average the maps of a patch of intensities, `(1, 1, Z, Y, X)`, over flips, each turned back first.
 
-    Args:
-        predict: Maps such a patch to `(1, C, Z, Y, X)` logits or probabilities.
-        patch: Normalised intensities.
-        axes_of_flips: What `flips` gives; the sum is divided by exactly their number.
+    `predict` gives logits or probabilities, `(1, C, Z, Y, X)`. Their sum is divided by exactly the number of
+    flips.
     """
     total: torch.Tensor | None = None
     # the identity last: a flip copies, so that the sum is never written into the network's own output

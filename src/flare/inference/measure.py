@@ -81,18 +81,15 @@ class ResourceSampler:
         self.samples.append(Sample(time.perf_counter(), cpu_s, ram_mb, _gpu_mb() if self.gpu else None))
 
     def usage(self) -> dict[str, float | None]:
-        """Give what the challenge reports, by the columns of the tables of efficiency.
+        """Give what the challenge reports, by the columns of the tables of efficiency; None without a GPU.
 
-        Returns:
-            `time_s`; `max_gpu_mb`, `ram_mb` and `cpu_percent` (of all cores that the process may use), each
-            the highest; `gpu_auc` and `ram_auc` (MB s) and `cpu_auc` (% s), the areas under the curves.
-            None where there is no GPU.
+        The share of all cores that the process may use, RAM and GPU memory are each the highest. The areas
+        under the curves are in MB s and % s.
         """
         at_s, cpu_s, ram_mb, gpu_mb = np.array(self.samples, dtype=float).T  # NaN without a GPU
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        length = np.diff(at_s)
-        percent = 100 * np.diff(cpu_s).clip(0)[length > 0] / length[length > 0] / cores
-        length = length[length > 0]
+        length, spent = np.diff([at_s, cpu_s])[:, np.diff(at_s) > 0]
+        percent = 100 * spent.clip(0) / length / cores
         # the system counts in hundredths of a second, too coarse for the last moment
         whole = percent[length >= self.interval_s / 2] if (length >= self.interval_s / 2).any() else percent
         usage = {

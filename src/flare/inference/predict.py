@@ -67,16 +67,11 @@ def segment_case(
     components: tuple[int, ...],
     cached: Path | None = None,
 ) -> tuple[Volume, Row]:
-    """Read, segment and write, and say how long each took.
+    """Read an image, a file or DICOM folder, segment it and write, and say how long each took.
 
-    Args:
-        case: Its id.
-        image: File or DICOM folder.
-        target: File to write.
-        predictor: The network.
-        components: Ids of the classes of which only the largest component is kept.
-        cached: The image as it lies in the cache. It is read instead of `image` where it is what the
-            predictor would make of it; a network of another grid or interpolation starts from the image.
+    Of the classes in `components` only the largest component is kept. What lies in the cache is read instead
+    of the image where it is what the predictor would make of it; a network of another grid or interpolation
+    starts from the image.
 
     Returns:
         The segmentation, and what `inference.csv` says of the case.
@@ -138,17 +133,10 @@ def predict_cases(
     journal: Journal,
     components: tuple[int, ...] = (),
 ) -> Predicted:
-    """Segment cases into `<case>.nii.gz`, in each image's own geometry.
+    """Segment cases, id to image, into `<case>.nii.gz`, in each image's own geometry.
 
-    Args:
-        checkpoint: The network.
-        images: Case id to image.
-        output: Folder of the segmentations.
-        settings: How to predict.
-        executor: Where the cases run.
-        journal: What is done; a case whose image, checkpoint and settings are unchanged is left alone,
-            unless its efficiency is asked for and was not measured.
-        components: Ids of the classes of which only the largest component is kept.
+    Of the classes in `components` only the largest component is kept. A case whose image, checkpoint and
+    settings are unchanged is left alone, unless its efficiency is asked for and was not measured.
 
     Returns:
         Rows and failures; of a refused image no segmentation is left.
@@ -267,11 +255,8 @@ def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | N
     """Segment what `input` names into the folder `output`.
 
     Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
-    segmentations says how each came about; with `inference.measure=true` also what it cost.
-
-    Args:
-        cfg: Configuration of the script `infer`.
-        tabulate: With `inference.measure=true` gets the rows and the folder, which is still locked.
+    segmentations says how each came about; with `inference.measure=true` also what it cost. Then `tabulate`
+    gets the rows and the folder, which is still locked.
 
     Returns:
         `output` and one row per case as in `inference.csv`.

@@ -137,12 +137,9 @@ class Predictor:
     ) -> Prediction:
         """Segment a CT in HU, any voxel order, on its own grid.
 
-        Args:
-            volume: The CT.
-            components: Ids of the classes of which only the largest component is kept, beside those of the
-                settings.
-            probabilities: Whether to give the probabilities, too: 2 bytes a channel and voxel of the volume,
-                0.8 GB for 15 channels of 100 slices of 512 x 512.
+        Of the classes in `components`, and those that the settings name, only the largest component is kept.
+        Probabilities take 2 bytes a channel and voxel of the volume, 0.8 GB for 15 channels of 100 slices of
+        512 x 512.
         """
         watch = Stopwatch()
         case = preprocess(volume, self.spacing_mm, self.interpolation)
@@ -176,7 +173,7 @@ class Predictor:
         ml = math.prod(case.ras.spacing_mm) / 1000
         volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
         watch.lap("restore")
-        unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.full_coverage()))
+        unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
         return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps)
 
     def _labels(
@@ -206,8 +203,7 @@ class Predictor:
     def plan(self, array: np.ndarray, body: np.ndarray | None) -> tuple[Plan, np.ndarray, Shape]:
         """Place the windows on an array `(Z, Y, X)` of normalised intensities, padded to the patch.
 
-        Returns:
-            The plan, the padded array (0 is the cohort's mean), and the voxels of padding before it.
+        With the plan come the padded array (0 is the cohort's mean) and the voxels of padding before it.
         """
         padded, offsets = pad_to(array, self.patch_size)
         inside = None if body is None else pad_to(body, self.patch_size)[0]
@@ -215,10 +211,9 @@ class Predictor:
 
     @torch.inference_mode()
     def blend(self, rows: Plan, padded: np.ndarray, offsets: Shape, shape: Shape) -> tuple[Blended, int]:
-        """Run the network over what `plan` gives and average what the windows of a volume of this shape say.
+        """Run the network over what `plan` gives for a volume of this shape; average what its windows say.
 
-        Returns:
-            The averaged maps without padding, and the number of windows visited.
+        With the averaged maps, without padding, comes the number of windows visited.
         """
         volume = torch.from_numpy(padded)[None, None]
         visited = 0
@@ -245,7 +240,8 @@ class Predictor:
         are `(C, Z, Y, X)` float32 probabilities or logits, 0 where no window was.
         """
         rows, padded, offsets = self.plan(array, None)
-        return self.blend(rows, padded, offsets, array.shape)[0].full_values()
+        blended, _ = self.blend(rows, padded, offsets, array.shape)
+        return blended.of_volume(blended.values)
 
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:
         """Ask the engine: `(1, C, Z, Y, X)` float32 probabilities or logits."""

@@ -8,7 +8,7 @@ class loses to the background, and the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,17 +39,12 @@ class Blended:
     box: Box
     shape: Shape
 
-    def full_coverage(self) -> np.ndarray:
-        """Give the coverage of the whole volume, `(Z, Y, X)` bool."""
-        full = np.zeros(self.shape, dtype=bool)
-        full[tuple(slice(*interval) for interval in self.box)] = self.covered.cpu().numpy()
-        return full
-
-    def full_values(self) -> np.ndarray:
-        """Give the maps of the whole volume, `(C, Z, Y, X)` float32, 0 without a window (large)."""
-        full = np.zeros((len(self.values), *self.shape), dtype=np.float32)
+    def of_volume(self, of_box: torch.Tensor) -> np.ndarray:
+        """Give `values` (large) or `covered` of the whole volume, `(..., Z, Y, X)`, 0 without a window."""
+        inside = of_box.cpu().numpy()
+        full = np.zeros((*inside.shape[:-3], *self.shape), dtype=inside.dtype)
         z, y, x = (slice(*interval) for interval in self.box)
-        full[:, z, y, x] = self.values.cpu().numpy()
+        full[..., z, y, x] = inside
         return full
 
 
@@ -90,10 +85,9 @@ def restore_labels(
     ids = np.asarray(outputs, dtype=np.uint8)
     # the largest values, and of one class its map after x, its two rows after y, and their mean, in float32;
     # a label and a comparison
-    step = _slices_per_block(shape, memory_mb, 4 * (1 + 4) + 2)
-    for first in range(0, len(z), step):
-        winners = _winners(blended, axes, slice(first, min(first + step, len(z))), shape[2])
-        start = z.span.start + first
+    for block in _blocks(len(z), shape, memory_mb, 4 * (1 + 4) + 2):
+        winners = _winners(blended, axes, block, shape[2])
+        start = z.span.start + block.start
         labels[start : start + len(winners), y.span, x.span] = ids[winners.cpu().numpy()]
     if not bool(blended.covered.all()):
         covered = blended.covered.cpu().numpy()
@@ -108,7 +102,6 @@ def restore_probabilities(
     """Interpolate maps to a grid of the same extent, a block of slices at a time.
 
     As in `restore_labels`, only voxels that windows covered take part; where none was, all is background.
-
     `channels` are written in place, an array `(Z, Y, X)` a channel, which may be a view of any strides.
     With `softmax` the maps are logits, of which the probabilities are taken after interpolation.
     """
@@ -119,10 +112,8 @@ def restore_probabilities(
     if not all(map(len, axes)):
         return
     whole = slice(0, len(y)), slice(0, len(x))
-    step = _slices_per_block(shape, memory_mb, 4 * (2 * len(channels) + 4))
     coverage = blended.covered.float()
-    for first in range(0, len(z), step):
-        block = slice(first, min(first + step, len(z)))
+    for block in _blocks(len(z), shape, memory_mb, 4 * (2 * len(channels) + 4)):
         sources, between = _rows(z, block)
         values = coverage.new_empty((len(channels) + 1, len(between), len(y), len(x)))
         for kind, maps in enumerate([*blended.values, coverage]):
@@ -158,9 +149,11 @@ def _rows(z: Axis, block: slice) -> tuple[slice, list[tuple[int, int, float]]]:
     ]
 
 
-def _slices_per_block(shape: Shape, memory_mb: float, per_voxel: int) -> int:
-    """Count the slices whose working memory, so many bytes a voxel, fits in the budget."""
-    return min(max(1, int(memory_mb * 2**20 / (shape[1] * shape[2] * per_voxel))), BLOCK_SLICES)
+def _blocks(count: int, shape: Shape, memory_mb: float, per_voxel: int) -> Iterator[slice]:
+    """Cut slices into blocks whose working memory, so many bytes a voxel, fits in the budget."""
+    step = min(max(1, int(memory_mb * 2**20 / (shape[1] * shape[2] * per_voxel))), BLOCK_SLICES)
+    for first in range(0, count, step):
+        yield slice(first, min(first + step, count))
 
 
 def _winners(blended: Blended, axes: tuple[Axis, Axis, Axis], block: slice, width: int) -> torch.Tensor:

@@ -28,10 +28,8 @@ log = logging.getLogger(__name__)
 
 def _builds_an_engine(name: Any) -> bool:
     """Whether a name is torch's, or that of something that can be imported and called."""
-    if name == "torch":
-        return True
     try:
-        return callable(get_method(str(name)))
+        return name == "torch" or callable(get_method(str(name)))
     except Exception:  # whatever an import may raise
         log.debug("engine=%s", name, exc_info=True)
         return False
@@ -59,19 +57,10 @@ RULES = {
         _builds_an_engine, "torch, or the dotted name of an engine's factory that can be imported"
     ),
 }
-
-
-TRUST = {
-    "allow": Rule(
-        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-        "a list of dotted names",
-    )
-}
-
-
-def _check(settings: BodyRule | InferenceSettings, rules: Mapping[str, Rule]) -> None:
-    for key, rule in rules.items():
-        rule.require(key, getattr(settings, key.rpartition(".")[2]))
+NAMES = Rule(
+    lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "a list of dotted names",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,8 @@ class BodyRule:
     minimum_ml: float = 100
 
     def __post_init__(self) -> None:
-        _check(self, BODY_RULES)
+        for key, rule in BODY_RULES.items():
+            rule.require(key, getattr(self, key.rpartition(".")[2]))
 
 
 @dataclass(frozen=True)
@@ -132,26 +122,19 @@ class InferenceSettings:
     networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check(self, RULES)
+        for key, rule in RULES.items():
+            rule.require(key, getattr(self, key.rpartition(".")[2]))
         object.__setattr__(self, "precision", str(self.precision))  # YAML reads 32 as a number
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> InferenceSettings:
-        """Read `inference.*`, `tta`, `restore`, `engine` and whose networks to trust from a configuration.
-
-        Raises:
-            FlareError: As the class does.
-        """
-        check_values(cfg, TRUST)
+        """Read `inference.*`, `tta`, `restore`, `engine` and whose networks to trust from a configuration."""
+        check_values(cfg, {"allow": NAMES})
         inference = cfg["inference"]
         if not isinstance(inference["body"], Mapping):
             raise FlareError(f"inference.body={inference['body']}: expected a section")
         values = {key.rpartition(".")[2]: OmegaConf.select(cfg, key) for key in RULES}
-        return cls(
-            **values,
-            body=BodyRule(**inference["body"]),
-            networks=chosen_networks(cfg),
-        )
+        return cls(**values, body=BodyRule(**inference["body"]), networks=chosen_networks(cfg))
 
     def identity(self) -> dict[str, Any]:
         """Give what decides the result, as plain values: all but place, memory, costs and trust."""

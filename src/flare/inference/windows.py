@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import cc3d
 import numpy as np
-from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes
+from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, find_objects
 
 from flare.core.geometry import Shape, Spacing
 from flare.inference.settings import BodyRule, InferenceSettings
@@ -119,21 +119,6 @@ def extended(axis: Axis, patch: int, interval: tuple[int, int]) -> Axis:
     return Axis(axis.centre, tuple(starts))
 
 
-def body_interval(body: np.ndarray | None, axis: int, size: int) -> tuple[int, int]:
-    """Give the extent of the body along an axis, or the whole axis without a body."""
-    if body is None:
-        return 0, size
-    found = np.flatnonzero(body.any(axis=tuple(other for other in range(body.ndim) if other != axis)))
-    return (int(found[0]), int(found[-1]) + 1) if found.size else (0, size)
-
-
-def centre_first_rows(z_starts: tuple[int, ...], y: Axis, x: Axis) -> Plan:
-    """Build one row per z start: the central window, then those around it in raster order."""
-    centre = (y.centre, x.centre)
-    around = [pair for pair in product(y.starts, x.starts) if pair != centre]
-    return tuple(tuple((z, *pair) for pair in (centre, *around)) for z in z_starts)
-
-
 def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, body: np.ndarray | None) -> Plan:
     """List the windows of a volume, which is at least the patch along every axis, row by row.
 
@@ -149,16 +134,19 @@ def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, bod
     z_starts, *others = (even_starts(n, p, settings.overlap) for n, p in zip(shape, patch, strict=True))
     if settings.name == "dense":
         return tuple(tuple((z, y, x) for y, x in product(*others)) for z in z_starts)
+    found = [] if body is None else find_objects(body.astype(np.uint8))
+    extent = found[0] if found else tuple(slice(0, size) for size in shape)
     axes = []
-    for axis in (1, 2):
-        size, width = shape[axis], patch[axis]
-        interval = body_interval(body, axis, size)
+    for span, size, width in zip(extent[1:], shape[1:], patch[1:], strict=True):
+        interval = (span.start, span.stop)
         placed = plane_starts(size, width, interval if settings.centre == "body" else None)
         axes.append(extended(placed, width, interval) if settings.extend else placed)
-    rows = centre_first_rows(z_starts, *axes)
+    centre = (axes[0].centre, axes[1].centre)
+    around = [pair for pair in product(axes[0].starts, axes[1].starts) if pair != centre]
+    rows = [[(z, *pair) for pair in (centre, *around)] for z in z_starts]
     if settings.name == "fast" and body is not None:
-        rows = tuple(tuple(start for start in row if body[window_slices(start, patch)].any()) for row in rows)
-    return tuple(row for row in rows if row)
+        rows = [[start for start in row if body[window_slices(start, patch)].any()] for row in rows]
+    return tuple(tuple(row) for row in rows if row)
 
 
 def window_slices(start: Start, patch: Shape) -> tuple[slice, slice, slice]:
@@ -183,10 +171,8 @@ def judge_flare22(row: Row, segmentation: np.ndarray, tubes: frozenset[int]) -> 
     long vessels and the esophagus: only the neighbour straight before or behind is looked at, where the
     foreground reaches that face.
 
-    Args:
-        row: Starts of the row, the central one first.
-        segmentation: `(Z, Y, X)` class ids in the central window.
-        tubes: Ids of the long vessels and the esophagus.
+    `segmentation` has the class ids in the central window, which stands first in the row; `tubes` are the ids
+    of the long vessels and the esophagus.
 
     Reference: FLARE23 authors' code (fast inference of FLARE22).
     """
@@ -199,12 +185,8 @@ def judge_flare22(row: Row, segmentation: np.ndarray, tubes: frozenset[int]) -> 
     in_line = [start for start in others if start[2] == centre[2]]
     before = [start for start in in_line if start[1] < centre[1]][-1:]
     behind = [start for start in in_line if start[1] > centre[1]][:1]
-    chosen: list[Start] = []
-    if np.count_nonzero(foreground[:, 0]) > EDGE_VOX:
-        chosen += before
-    if np.count_nonzero(foreground[:, -1]) > EDGE_VOX:
-        chosen += behind
-    return Verdict(keep=True, others=tuple(chosen))
+    at_front, at_back = (np.count_nonzero(foreground[:, face]) > EDGE_VOX for face in (0, -1))
+    return Verdict(keep=True, others=(*(before if at_front else ()), *(behind if at_back else ())))
 
 
 def walk(
