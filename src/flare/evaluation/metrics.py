@@ -21,10 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import ndimage
 
 from flare.core.cases import read_label_map
-from flare.core.checks import Rule, choice
 from flare.core.classes import ClassList, LabelClass
-from flare.core.conf import build_part
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, Rule, build_part, choice
 from flare.core.geometry import Spacing
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
 from flare.runs.work import failed_share

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from flare.core.checks import POSITIVE, check_values, given_paths, several
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several
 from flare.core.files import remove_partial, sha256, write_csv
 from flare.core.geometry import Volume
 from flare.core.preprocessing import Preprocessed

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from flare.core.geometry import Axis, Shape, Spacing
-from flare.core.preprocessing import is_anisotropic
+from flare.core.geometry import Shape, Spacing
+from flare.core.preprocessing import Axis, is_anisotropic
 
 Linear = tuple[bool, bool, bool]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

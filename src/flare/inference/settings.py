@@ -10,17 +10,7 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.errors import (
-    FLAG,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    FlareError,
-    Rule,
-    check_values,
-    choice,
-    number,
-)
+from flare.core.errors import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, check_values, choice, number
 from flare.models.names import chosen_networks
 
 log = logging.getLogger(__name__)
@@ -57,6 +47,7 @@ RULES = {
         _builds_an_engine, "torch, or the dotted name of an engine's factory that can be imported"
     ),
 }
+SECTION = Rule(lambda value: isinstance(value, Mapping), "a section")
 NAMES = Rule(
     lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "a list of dotted names",
@@ -131,8 +122,7 @@ class InferenceSettings:
         """Read `inference.*`, `tta`, `restore`, `engine` and whose networks to trust from a configuration."""
         check_values(cfg, {"allow": NAMES})
         inference = cfg["inference"]
-        if not isinstance(inference["body"], Mapping):
-            raise FlareError(f"inference.body={inference['body']}: expected a section")
+        SECTION.require("inference.body", inference["body"])
         values = {key.rpartition(".")[2]: OmegaConf.select(cfg, key) for key in RULES}
         return cls(**values, body=BodyRule(**inference["body"]), networks=chosen_networks(cfg))
 
