@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from conftest import CONF, ROOT
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 COMMENTED = [path.relative_to(ROOT).as_posix() for path in sorted((CONF / "experiment").rglob("*.yaml"))]
