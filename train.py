@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> object:
-    """Do the work in `flare.rounds.train` and return what a sweep optimises."""
-    from flare.rounds.train import train
+    """Do the work in `flare.rounds.iterate` and return what a sweep optimises."""
+    from flare.rounds.iterate import train
 
     return train(cfg)["objective"]
 

@@ -23,7 +23,7 @@ from flare.core.geometry import Orientation, Volume, reorient_to_ras
 from flare.core.volumes import match_grid, read_image, read_labels, write_image
 from flare.evaluation.metrics import score_case
 from flare.inference.predict import infer
-from flare.rounds.train import train
+from flare.rounds.iterate import train
 from flare.runs.folders import prepared_folder, run_folder
 
 matplotlib.use("Agg")

@@ -13,8 +13,7 @@ from torch import nn
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Spacing
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Job, attempt
+from flare.runs.work import Job, Outcome, attempt
 
 
 class Threads:

@@ -19,13 +19,11 @@ from flare.merging.merge import MergedFolder, merge_maps, merged_files, write_me
 from flare.merging.settings import PseudoSource
 from flare.prepare.cohort import Cohort, prepare_cohort
 from flare.report.facts import ReportSettings
-from flare.rounds.ablation import Results, Trained
-from flare.rounds.graph import compose_rounds, plan_rounds, write_plan
-from flare.rounds.score import held_out, score_split
+from flare.rounds.graph import compose_rounds, plan_rounds
+from flare.rounds.score import Results, Trained, held_out, score_split
 from flare.rounds.settings import RoundSettings
-from flare.runs.folders import RoundFolder, RunFolder, run_folder
-from flare.runs.journal import Resumed
-from flare.runs.records import record_environment
+from flare.runs.folders import RoundFolder, RunFolder, record_environment, run_folder
+from flare.runs.journal import Journal, Resumed
 from flare.runs.work import LocalExecutor
 from tiny_round import TINY, write_case
 
@@ -67,7 +65,7 @@ def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_case
         cfg = compose("iterate", overrides)
     cohort, rounds, run = prepare_cohort(cfg), compose_rounds(names, overrides), run_folder(cfg)
     record_environment(run.root, cfg)
-    write_plan(run.root, plan_rounds(rounds, cohort.cases))
+    write_csv(run.root / "plan.csv", plan_rounds(rounds, cohort.cases))
     rows = [_leave_round(item, cohort.cases, run.round(item.name)) for item in rounds]
     if held_out_cases:
         rows.append(AblationRow("atlas", None, rows[-1].summary))
@@ -88,7 +86,7 @@ def _leave_round(item: RoundSettings, cases: list[Case], folder: RoundFolder) ->
     ]
     write_csv(folder.training_csv, curve)
     scored = held_out(cases, "validation")
-    journal = folder.journal("predict-validation")
+    journal = Journal(folder.journal("predict-validation"))
     for case in scored:
         path = _predict(case, folder.root / "validation" / "predictions")
         values = {"case": case.id, "windows": 4, "seconds": 2.0, **SECONDS}

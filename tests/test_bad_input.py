@@ -28,8 +28,8 @@ from flare.core.volumes import read_image
 from flare.evaluation.scores import evaluate
 from flare.inference.predict import infer
 from flare.prepare.cohort import prepare
+from flare.rounds.iterate import train
 from flare.rounds.label import merge
-from flare.rounds.train import train
 from flare.training.settings import TrainingSettings
 from tiny_run import NETWORK, configuration, script, start
 

@@ -85,8 +85,8 @@ def train_tiny(
     cfg = configuration(root, outputs, *overrides)
     prepared = prepared_folder(cfg)
     train = [case.id for case in cohort.cases if case.split == "train"]
-    items = {case: (prepared.image(case), prepared.labels(case)) for case in train}
-    training = TrainingSet(items, dict.fromkeys(items, 1.0), key="data", failures=[])
+    items = {case: (prepared.image(case), prepared.labels(case), 1.0) for case in train}
+    training = TrainingSet(items, key="data", failures=[])
     cases = cohort.cases if validate else [case for case in cohort.cases if case.split == "train"]
     assert cohort.intensity is not None
     settings = RoundSettings.from_config(cfg)

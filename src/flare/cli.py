@@ -12,12 +12,12 @@ from flare.core.errors import CONF as CONF
 from flare.core.errors import entry
 
 if TYPE_CHECKING:
-    from flare.rounds.ablation import Results, Trained
+    from flare.rounds.score import Results, Trained
 
 # script -> module and function that does its work, imported when it runs
 WORK = {
     "prepare": ("flare.prepare.cohort", "prepare"),
-    "train": ("flare.rounds.train", "train"),
+    "train": ("flare.rounds.iterate", "train"),
     "infer": ("flare.cli", "infer_cases"),
     "merge_labels": ("flare.rounds.label", "merge"),
     "evaluate": ("flare.evaluation.scores", "evaluate"),
@@ -56,8 +56,8 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     from flare.report.comparison import mean_table, publish_table
     from flare.report.facts import ReportSettings
     from flare.report.page import write_report
-    from flare.rounds.ablation import write_ablation
     from flare.rounds.iterate import iterate
+    from flare.rounds.score import write_ablation
 
     check_baselines(cfg.baselines)
 

@@ -34,12 +34,11 @@ from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_image, write_image
 from flare.data import cache
 from flare.prepare.cohort import Cohort
-from flare.rounds.ablation import Trained
+from flare.rounds.score import Trained
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RunFolder, prepared_folder
 from flare.runs.journal import Journal
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Job, LocalExecutor
+from flare.runs.work import Job, LocalExecutor, Outcome
 
 SPACING = (6.0, 4.0, 4.0)
 SHAPE = (12, 40, 44)
@@ -172,7 +171,7 @@ def prepared(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[...,
         for path, made in zip(paths.values(), (image, labels), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             made.rename(path)
-        folder.journal("cache").record(case.id, {}, {}, paths)
+        Journal(folder.journal("cache")).record(case.id, {}, {}, paths)
     asked = []
     for seed in (7, 8):
         path = tmp_path / f"scan{seed}.nii.gz"
@@ -219,7 +218,7 @@ def test_thresholds_of_other_cases_are_fitted_anew(
     )
     paths = {"image": folder.image("case0"), "labels": folder.labels("case0")}
     cache.store_array(paths["image"], scan(0)[0] + 40)
-    folder.journal("cache").record("case0", {}, {}, paths)
+    Journal(folder.journal("cache")).record("case0", {}, {}, paths)
     executor = Counted()
     prepared("thresholds", executor)
     assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [5, 2]

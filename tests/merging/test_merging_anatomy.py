@@ -10,8 +10,7 @@ from scipy import ndimage
 
 from flare.core.classes import ClassList
 from flare.core.volumes import read_labels
-from flare.merging.provenance import Merged
-from flare.merging.rules import merge_labels
+from flare.merging.rules import Merged, merge_labels
 from flare.merging.settings import MergeRules
 
 AMOS = {1: 3, 2: 2, 3: 13, 4: 9, 5: 10, 6: 1, 7: 11, 8: 5, 9: 6, 10: 4, 11: 7, 12: 8, 13: 12, "rest": 0}
@@ -49,7 +48,7 @@ def test_a_liver_annotated_without_its_tumor_is_whole_again(organs: np.ndarray, 
     truth[truth == labels.id_of("spleen")] = 0  # not annotated
     both = merged(truth, organs, labels)
     np.testing.assert_array_equal(both.labels, np.where(lesion, tumor, organs))
-    assert liver in both.report.tumor_bearing
+    assert "liver" in both.origin["tumor_bearing"]
     np.testing.assert_array_equal(merged(truth, organs, labels, "organs").labels, organs)
 
 
@@ -71,8 +70,8 @@ def test_pseudo_tumors_stay_inside_organs_only(organs: np.ndarray, labels: Class
     pseudo = np.where(inside | outside, np.uint8(tumor), organs)
     found = merged(organs, pseudo, labels)
     np.testing.assert_array_equal(found.labels, np.where(inside, tumor, organs))
-    assert sorted(c.fate for c in found.report.components) == ["dropped", "kept"]
-    assert found.report.counts[kidney].overwritten == inside.sum()
+    assert sorted(t["fate"] for t in found.origin["tumors"]) == ["dropped", "kept"]
+    assert found.origin["classes"]["left_kidney"]["overwritten_by_pseudo_tumor"] == inside.sum()
 
 
 def test_trusted_organs_replace_a_teacher_that_is_off_by_a_voxel(

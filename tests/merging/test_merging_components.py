@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flare.merging.components import Shell, bounding_box, components, dilated, shell_of
-from flare.merging.maps import table
+from flare.merging.maps import Shell, bounding_box, components, dilated, shell_of, table
 
 
 def brute_dilation(mask: np.ndarray, radius_mm: float, spacing_mm: tuple[float, ...]) -> np.ndarray:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
-from flare.merging.provenance import provenance_row, sidecar, summarise, write_provenance
-from flare.merging.rules import merge_labels
-from flare.merging.settings import MergeRules, PseudoSource
+from flare.core.geometry import Geometry, Volume
+from flare.merging.merge import merge_maps
+from flare.merging.provenance import provenance_row, summarise, write_provenance
+from flare.merging.settings import MergeRules, MergeSettings, PseudoSource
 from merging_reference import label_set
 
 LABELS = label_set(organs=3, tumor=9)
@@ -19,19 +21,10 @@ TEACHER = PseudoSource("mot", "0123456789abcdef" * 4)
 
 
 def told(truth: list[int] | None, pseudo: list[int], case: str = "a") -> dict:
-    guess = np.array([[pseudo]], dtype=np.uint8)
-    merged = merge_labels(
-        None if truth is None else np.array([[truth]], dtype=np.uint8),
-        guess,
-        RULES,
-        classes=LABELS,
-        spacing_mm=(1, 1, 1),
-    )
-    sources = {} if truth is None else {"ground_truth": {"kind": "ground_truth"}}
-    sources[TEACHER.name] = TEACHER.to_config()
-    return sidecar(
-        case, merged.report, LABELS, rules=RULES.to_config(), sources=sources, pseudo_name=TEACHER.name
-    )
+    grid = Geometry((1, 1, len(pseudo)), (1, 1, 1), (0, 0, 0), tuple(np.eye(3).ravel()))
+    maps = (None if m is None else Volume(np.array([[m]], dtype=np.uint8), grid) for m in (truth, pseudo))
+    settings = MergeSettings(LABELS, None, RULES)
+    return merge_maps(case, *maps, settings, declared=None, source=TEACHER)[1]
 
 
 def test_a_sidecar_names_source_counts_and_tumor_bearing_organs() -> None:
@@ -111,4 +104,4 @@ def test_a_teacher_is_named_by_round_and_checkpoint() -> None:
 )
 def test_choices_that_cannot_be_are_refused_with_their_key(change: dict, message: str) -> None:
     with pytest.raises(FlareError, match=message):
-        MergeRules(**(RULES.to_config() | change))
+        MergeRules(**(asdict(RULES) | change))

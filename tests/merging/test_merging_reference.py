@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merging_reference as reference
-from flare.merging.provenance import Merged
-from flare.merging.rules import merge_labels
+from flare.merging.rules import Merged, merge_labels
 from flare.merging.settings import CHOICES, MergeRules
 
 LABELS = reference.label_set()
@@ -67,18 +66,19 @@ def check(seed: int) -> None:
 
 
 def check_invariants(truth: np.ndarray, pseudo: np.ndarray, merged: Any, settings_: dict[str, Any]) -> None:
-    out, report = merged.labels, merged.report
+    out, told = merged.labels, merged.origin["classes"]
+    trusted = [LABELS.id_of(name) for name in merged.origin["trusted"]]
     if settings_["targets"] == "organs":
         assert not (out == TUMOR).any()
     else:
         assert (out[truth == TUMOR] == TUMOR).all()
     assert not ((out == TUMOR) & (truth != TUMOR) & (pseudo != TUMOR)).any()
-    lost = {c: int(((truth == c) & (out != c)).sum()) for c in report.trusted}
-    assert lost == {c: report.counts[c].overwritten for c in report.trusted}
-    assert (out[np.isin(truth, report.trusted) & (out != truth)] == TUMOR).all()
+    lost = {c: int(((truth == c) & (out != c)).sum()) for c in trusted}
+    assert lost == {c: told[LABELS.name_of(c)]["overwritten_by_pseudo_tumor"] for c in trusted}
+    assert (out[np.isin(truth, trusted) & (out != truth)] == TUMOR).all()
     for c in LABELS.ids:
-        assert report.counts[c].merged == (out == c).sum()
-        assert report.counts[c].before == {
+        assert told[LABELS.name_of(c)]["merged"] == (out == c).sum()
+        assert told[LABELS.name_of(c)]["before"] == {
             "ground_truth": (truth == c).sum(),
             "pseudo": (pseudo == c).sum(),
         } or (settings_["targets"] == "tumor")
@@ -114,7 +114,7 @@ def test_commutes_with_flips_and_axis_permutations(seed: int, order: Any) -> Non
     settings_["spacing_mm"] = tuple(settings_["spacing_mm"][a] for a in axes)
     again = ours(turned(truth), turned(pseudo), **settings_)
     np.testing.assert_array_equal(again.labels, turned(merged.labels))
-    assert again.report == merged.report
+    assert again.origin == merged.origin
 
 
 @settings(max_examples=150, deadline=None)

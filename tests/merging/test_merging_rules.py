@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from flare.core.errors import FlareError
-from flare.merging.provenance import Merged
-from flare.merging.rules import merge_labels
+from flare.merging.rules import Merged, merge_labels
 from flare.merging.settings import CHOICES, MergeRules
 from merging_reference import label_set
 
@@ -152,8 +151,8 @@ def test_a_declared_tumor_that_is_absent_is_absent_in_the_patient() -> None:
 def test_a_declared_organ_that_bears_a_tumor_is_not_trusted() -> None:
     merged = merge(row(0, 0, T), row(2, 2, 2), annotated=(2, T))
     assert values(merged) == [2, 2, T]
-    assert merged.report.tumor_bearing == (2,)
-    assert merged.report.trusted == ()
+    assert merged.origin["tumor_bearing"] == ["organ_2"]
+    assert merged.origin["trusted"] == []
 
 
 def test_an_empty_ground_truth_annotates_nothing() -> None:
@@ -169,7 +168,7 @@ def test_the_dilation_is_in_millimetres_to_the_voxel_centre(
 ) -> None:
     truth, pseudo = row(T, 0, 0, 0), row(0, 0, 0, 2)
     merged = merge(truth, pseudo, spacing_mm=(1, 1, spacing_x), dilation_mm=dilation_mm)
-    assert merged.report.tumor_bearing == ((2,) if bears else ())
+    assert merged.origin["tumor_bearing"] == (["organ_2"] if bears else [])
 
 
 def test_the_dilation_is_a_ball_not_a_box() -> None:
@@ -177,13 +176,16 @@ def test_the_dilation_is_a_ball_not_a_box() -> None:
     truth[2, 2, 2] = T
     pseudo[2, 4, 2], pseudo[2, 4, 4], pseudo[3, 3, 3], pseudo[0, 0, 2] = 1, 2, 3, 4
     # distances 2, sqrt(8), sqrt(3), sqrt(8)
-    assert merge(truth, pseudo, dilation_mm=2.0).report.tumor_bearing == (1, 3)
-    assert merge(truth, pseudo, dilation_mm=2.83).report.tumor_bearing == (1, 2, 3, 4)
-    assert merge(truth, pseudo, dilation_mm=2.0, spacing_mm=(1, 0.5, 0.5)).report.tumor_bearing == (1, 2, 3)
+    for found, bearing in (
+        (merge(truth, pseudo, dilation_mm=2.0), (1, 3)),
+        (merge(truth, pseudo, dilation_mm=2.83), (1, 2, 3, 4)),
+        (merge(truth, pseudo, dilation_mm=2.0, spacing_mm=(1, 0.5, 0.5)), (1, 2, 3)),
+    ):
+        assert found.origin["tumor_bearing"] == [f"organ_{c}" for c in bearing]
 
 
 def test_without_dilation_the_tumor_itself_still_finds_its_organ() -> None:
-    assert merge(row(0, T, 0), row(0, 2, 0), dilation_mm=0.0).report.tumor_bearing == (2,)
+    assert merge(row(0, T, 0), row(0, 2, 0), dilation_mm=0.0).origin["tumor_bearing"] == ["organ_2"]
 
 
 def test_components_and_shells_reach_over_corners() -> None:
@@ -191,9 +193,9 @@ def test_components_and_shells_reach_over_corners() -> None:
     pseudo[0, 0, 0] = pseudo[1, 1, 1] = T
     pseudo[2] = 1
     # one component of two voxels; its shell is the other 25 voxels, 9 of them organ
-    (component,) = merge(np.zeros_like(pseudo), pseudo).report.components
-    assert (component.voxels, component.shell_voxels, component.organ_fraction) == (2, 25, 9 / 25)
-    assert component.fate == "dropped"
+    (tumor,) = merge(np.zeros_like(pseudo), pseudo).origin["tumors"]
+    assert (tumor["voxels"], tumor["shell_voxels"], tumor["shell_organ_fraction"]) == (2, 25, 9 / 25)
+    assert tumor["fate"] == "dropped"
 
 
 def test_the_inside_fraction_is_a_setting() -> None:
@@ -209,7 +211,8 @@ def test_the_inside_fraction_is_a_setting() -> None:
 def test_a_kept_tumor_takes_trusted_voxels_and_they_are_counted() -> None:
     merged = merge(row(1, 1, 1, 3, 3), row(1, T, T, T, 3))
     assert values(merged) == [1, T, T, T, 3]
-    assert {c: n.overwritten for c, n in merged.report.counts.items()} == {1: 2, 2: 0, 3: 1, 4: 0, T: 0}
+    told = merged.origin["classes"].values()
+    assert {c["id"]: c["overwritten_by_pseudo_tumor"] for c in told} == {1: 2, 2: 0, 3: 1, 4: 0, T: 0}
 
 
 def test_a_volume_that_is_all_tumor_lies_in_no_organ() -> None:
@@ -222,7 +225,7 @@ def test_without_ground_truth_the_pseudo_label_stands() -> None:
     assert values(merge(None, pseudo)) == [1, 0, 0, T]
     assert values(merge(None, pseudo, constrain_unlabeled=True)) == [1, 0, 0, 0]
     assert values(merge(None, row(1, T, 0, 0), constrain_unlabeled=True)) == [1, T, 0, 0]
-    assert merge(None, pseudo).report.class_source == dict.fromkeys(LABELS.ids, "pseudo")
+    assert {c["source"] for c in merge(None, pseudo).origin["classes"].values()} == {"pseudo"}
 
 
 def test_a_tumor_round_takes_the_ground_truth_alone() -> None:
@@ -239,26 +242,29 @@ def test_a_class_list_without_tumor() -> None:
 
 
 def test_the_report_says_where_each_class_came_from() -> None:
-    report = merge(row(3, 3, 0, 1, T), row(3, 0, 3, 1, 1)).report
-    assert report.class_source == {
+    found = merge(row(3, 3, 0, 1, T), row(3, 0, 3, 1, 1)).origin
+    assert {c["id"]: c["source"] for c in found["classes"].values()} == {
         1: "pseudo",
         2: "pseudo",
         3: "ground_truth",
         4: "pseudo",
         T: "ground_truth",
     }
-    assert (report.trusted, report.tumor_bearing) == ((3,), (1,))
-    organ, trusted = report.counts[1], report.counts[3]
-    assert (organ.before, organ.merged, organ.taken) == ({"ground_truth": 1, "pseudo": 2}, 1, 1)
-    assert (trusted.before, trusted.merged, trusted.taken) == ({"ground_truth": 2, "pseudo": 2}, 2, 2)
+    assert (found["trusted"], found["tumor_bearing"]) == (["organ_3"], ["organ_1"])
+    organ, trusted = found["classes"]["organ_1"], found["classes"]["organ_3"]
+    assert organ["before"] == {"ground_truth": 1, "pseudo": 2}
+    assert trusted["before"] == {"ground_truth": 2, "pseudo": 2}
+    assert [(c["merged"], c["filled"]) for c in (organ, trusted)] == [(1, 0), (2, 0)]
 
 
 def test_what_was_filled_in_is_told_apart() -> None:
-    report = merge(row(2, T, T, 2), row(2, 3, 0, 2), targets="organs").report
-    assert (report.counts[2].merged, report.counts[2].taken) == (3, 2)
-    assert report.class_source[T] == "none"
-    (component,) = report.components
-    assert (component.origin, component.fate, component.filled_with) == ("ground_truth", "absorbed", 2)
+    found = merge(row(2, T, T, 2), row(2, 3, 0, 2), targets="organs").origin
+    organ, tumors = found["classes"]["organ_2"], found["classes"]["tumor"]
+    assert (organ["merged"], organ["filled"]) == (3, 1)
+    assert tumors["source"] == "none"
+    (tumor,) = found["tumors"]
+    told = tumor["found_in"], tumor["fate"], tumor["filled_with"]
+    assert told == ("ground_truth", "absorbed", "organ_2")
 
 
 @pytest.mark.parametrize(

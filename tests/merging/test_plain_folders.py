@@ -117,7 +117,7 @@ def test_a_fault_costs_no_labels_that_were_merged_and_a_refusal_does(
             raise error
 
         assert merged.read_bytes() == kept
-        monkeypatch.setattr("flare.merging.plain_folders.merge_case", fails)
+        monkeypatch.setattr("flare.merging.merge.merge_case", fails)
         with pytest.raises(FlareError, match=rf"a: .*{said}"):
             folders("dilation_mm=0.5")
     assert not merged.exists()

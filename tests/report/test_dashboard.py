@@ -18,7 +18,7 @@ from flare.core.pictures import run_strokes
 from flare.dashboard import main, make_dashboard, read_comparison
 from flare.report.comparison import build_report, compared_bars, compared_curves
 from flare.report.figures import to_svg
-from flare.runs.records import record_environment
+from flare.runs.folders import record_environment
 from flare.sweeps.jobs import COMPLETED, Job
 
 

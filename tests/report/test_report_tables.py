@@ -10,7 +10,7 @@ from flare.report.charts import class_boxes, trend, trends
 from flare.report.examples import named_ranks
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather
 from flare.report.page import ablation_table, efficiency_row, headline, provenance_row
-from flare.rounds.ablation import Results
+from flare.rounds.score import Results
 from report_run import make_run
 
 PLAN = {"cases": "2", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}

@@ -13,9 +13,9 @@ from flare.core.files import write_csv, write_text
 from flare.report.examples import Shown, viewer_json
 from flare.report.facts import Facts, ReportSettings
 from flare.report.page import NIIVUE, write_report
-from flare.rounds.ablation import Results
-from flare.rounds.graph import plan_rounds, tell_starts, write_plan
-from flare.runs.outcomes import Outcome
+from flare.rounds.graph import plan_rounds, tell_starts
+from flare.rounds.score import Results
+from flare.runs.work import Outcome
 from report_run import Made, make_run
 
 
@@ -49,12 +49,12 @@ def test_the_page_says_beside_the_table_which_rounds_go_on_from_their_teachers(t
     made = make_run(tmp_path)
     page = write_report(*made.arguments()).read_text(encoding="utf-8")
     scores = page[page.index('<section id="scores"') :].split("</section>")[0]
-    assert {r.init for r in made.rounds} == {"fresh"}
+    assert {r.training.init for r in made.rounds} == {"fresh"}
     assert "from the teacher" not in scores
     assert "mean over 1 validation cases of" in scores
     made.rounds = [replace(item, training=replace(item.training, init="teacher")) for item in made.rounds]
     plan = plan_rounds(made.rounds, made.cohort.cases)
-    write_plan(made.run.root, plan)
+    write_csv(made.run.root / "plan.csv", plan)
     warm = write_report(*made.arguments()).read_text(encoding="utf-8")
     scores = html.unescape(warm[warm.index('<section id="scores"') :].split("</section>")[0])
     assert tell_starts(plan)

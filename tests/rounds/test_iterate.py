@@ -28,7 +28,8 @@ from flare.rounds import iterate
 from flare.rounds.graph import compose_rounds
 from flare.rounds.label_case import LabelJob, label_case
 from flare.rounds.settings import RoundSettings
-from flare.runs.folders import RunFolder, lock
+from flare.runs.folders import lock
+from flare.runs.journal import Journal
 from tiny_run import FEW, SETTINGS, changed, counts, given, run_iterate, script, start, times
 
 pytestmark = pytest.mark.slow  # whole programs
@@ -193,11 +194,11 @@ def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before
     teacher, pupil = compose_rounds(["mot2", "mot3"], line)
     teacher = replace(teacher, training=replace(teacher.training, init="fresh"))
     with pytest.raises(FlareError, match=r"^round\.init=teacher: round=mot3: round mot2 has another"):
-        iterate._check([teacher, pupil], RunFolder(tmp_path))
+        iterate._check([teacher, pupil], Journal(tmp_path / "configurations.jsonl"))
     assert not list(tmp_path.iterdir())
     pupil.config.model = teacher.config.model
     pupil = RoundSettings.from_config(pupil.config)
-    iterate._check([teacher, pupil], RunFolder(tmp_path))
+    iterate._check([teacher, pupil], Journal(tmp_path / "configurations.jsonl"))
 
 
 def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(

@@ -24,8 +24,8 @@ from flare.data.cache import open_array
 from flare.inference.predictor import Predictor
 from flare.prepare.cohort import Cohort
 from flare.rounds.label import build_training_set, merge
-from flare.rounds.selection import select
-from flare.rounds.settings import RoundSettings
+from flare.rounds.label_case import select
+from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.work import LocalExecutor
 from tiny_round import LIVER, TINY, TUMOR, configuration, write_cohort
 
@@ -39,6 +39,10 @@ def volume(**boxes: int) -> np.ndarray:
     for name, class_id in boxes.items():
         array[:, :, int(name[1:])] = class_id
     return array
+
+
+def weights(training: TrainingSet) -> dict[str, float]:
+    return {case: weight for case, (_, _, weight) in training.items.items()}
 
 
 class Copy:
@@ -300,7 +304,7 @@ def test_a_cached_case_is_labelled_from_its_array_as_from_its_file(
     assert len(np.unique(one["predictions/case0.nii.gz"])) > 5
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert from_cache.key == from_file.key
-    assert from_cache.weights == dict.fromkeys(["case0", "case1", "case2"], 1.0)
+    assert weights(from_cache) == dict.fromkeys(["case0", "case1", "case2"], 1.0)
 
 
 @pytest.mark.parametrize(("grid", "order"), [((4.0, 3.0, 3.0), "linear"), ((3.0, 2.0, 2.0), "cubic")])
@@ -310,7 +314,7 @@ def test_a_teacher_of_another_grid_or_interpolation_predicts_from_the_file(
     settings = taught(grid=grid, order=order)
     items = build_training_set(settings, cohort.cases, HERE).items
     assert sorted(read_files) == ["case0", "case1", "case2"]
-    for case, (image, labels) in items.items():
+    for case, (image, labels, _) in items.items():
         assert open_array(labels).shape == open_array(image).shape
         shape = read_labels(settings.folder.labels / f"{case}.nii.gz", settings.classes).array.shape
         assert shape == (12, 24, 28)  # the scan's own
@@ -335,7 +339,7 @@ def test_a_selection_of_somebody_elses_weighs_drops_and_masks(taught: Any, cohor
     chosen = "{_target_: outside_selection.Trust, weights: {case0: 0.25, case1: 0}, unsure: aorta}"
     settings = taught("name=selected", f"labels.select={chosen}")
     found = build_training_set(settings, cohort.cases, HERE)
-    assert found.weights == {"case0": 0.25, "case2": 1.0}
+    assert weights(found) == {"case0": 0.25, "case2": 1.0}
     assert list(found.items) == ["case0", "case2"]
     assert found.key != plain.key
     aorta = settings.classes.id_of("aorta")
@@ -357,7 +361,7 @@ def test_another_selection_predicts_nothing_again(
     build_training_set(taught(), cohort.cases, HERE)
     settings = taught("labels.select={_target_: outside_selection.one_in_two, _partial_: true}")
     monkeypatch.setattr("flare.rounds.label_case.load_predictor", None)
-    assert set(build_training_set(settings, cohort.cases, HERE).weights.values()) == {0.5}
+    assert set(weights(build_training_set(settings, cohort.cases, HERE)).values()) == {0.5}
 
 
 def test_ground_truth_is_selected_as_well(taught: Any, cohort: Cohort) -> None:
@@ -365,7 +369,7 @@ def test_ground_truth_is_selected_as_well(taught: Any, cohort: Cohort) -> None:
     settings = taught("labels.source=ground_truth", "labels.targets=organs_tumor", f"labels.select={chosen}")
     found = build_training_set(settings, cohort.cases, HERE)
     assert list(found.items) == ["case0", "case1"]
-    for case, (_, labels) in found.items.items():
+    for case, (_, labels, _) in found.items.items():
         np.testing.assert_array_equal(open_array(labels)[:], open_array(cohort.folder.labels(case))[:])
         assert open_array(labels).foreground_classes == (LIVER, 3, TUMOR)
     assert not settings.folder.predictions.exists()

@@ -16,12 +16,11 @@ from flare.core.files import read_csv, read_json, sha256
 from flare.core.geometry import Geometry
 from flare.core.volumes import read_image, write_labels
 from flare.inference.predict import Predicted
-from flare.rounds import ablation
+from flare.rounds import score
 from flare.rounds.score import finish_round, score_split
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RoundFolder, RunFolder
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Job, LocalExecutor
+from flare.runs.work import Job, LocalExecutor, Outcome
 
 GEOMETRY = Geometry((4, 8, 8), (2.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 
@@ -172,12 +171,12 @@ def test_rows_of_the_table_are_means_over_the_cases_that_every_row_has(
     def predict(settings: RoundSettings, *_: Any) -> Predicted:
         return Predicted(failures=[failure] if settings.name == "mo1" else [])
 
-    monkeypatch.setattr(ablation, "predict_split", predict)
+    monkeypatch.setattr(score, "predict_split", predict)
     overrides = ["data.scoring={split: validation, protocol: present}"]
     overrides += [f"paths.run={tmp_path}"]
     rounds = [RoundSettings.from_config(config("train", f"round={n}", *overrides)) for n in ("mo", "mo1")]
-    trained = ablation.Trained(rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
-    results = ablation.write_ablation(trained)
+    trained = score.Trained(rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
+    results = score.write_ablation(trained)
     assert [(r["round"], r["Liver_DSC"], r["organ_mean_DSC"]) for r in results.table] == [
         ("mo", 100.0, 100.0),
         ("mo1", 100.0, 100.0),
@@ -191,9 +190,9 @@ def test_rows_of_the_table_are_means_over_the_cases_that_every_row_has(
 
 def test_a_row_without_cases_takes_none_from_the_others() -> None:
     named = {name: [{"Name": case} for case in cases] for name, cases in {"mo": "abc", "mo1": "bcd"}.items()}
-    assert ablation.common_cases(named) == {"b", "c"}
-    assert ablation.common_cases({**named, "thresholds": []}) == {"b", "c"}
-    assert ablation.common_cases({"thresholds": []}) == set()
+    assert score.common_cases(named) == {"b", "c"}
+    assert score.common_cases({**named, "thresholds": []}) == {"b", "c"}
+    assert score.common_cases({"thresholds": []}) == set()
 
 
 def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_stay(
@@ -202,8 +201,8 @@ def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_st
     for name in ("table5.csv", "table5.md", "table4.csv", "table5.previous.csv"):
         (tmp_path / name).write_text(name)
     rounds = [RoundSettings.from_config(config("train", "round=mo", "data.scoring.split=test"))]
-    trained = ablation.Trained(rounds, _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
-    results = ablation.write_ablation(trained)
+    trained = score.Trained(rounds, _Cohort([]), RunFolder(tmp_path), LocalExecutor(0, 0))  # type: ignore[arg-type]
+    results = score.write_ablation(trained)
     assert results.table == []
     assert "data.scoring.split=test: no labelled case" in caplog.text
     left = {p.name: p.read_text() for p in tmp_path.iterdir()}

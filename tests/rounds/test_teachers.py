@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
+from flare.rounds.graph import Teacher, present_teachers, read_teacher, require_teacher, teachers_of
 from flare.rounds.settings import RoundSettings
-from flare.rounds.teachers import Teacher, present_teachers, read_teacher, require_teacher, teachers_of
 from flare.runs.folders import RunFolder
 
 

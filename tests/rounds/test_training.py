@@ -22,9 +22,9 @@ from flare.models.rebuild import load_network
 from flare.prepare.cohort import Cohort
 from flare.rounds import label as labelling
 from flare.rounds import train as training
-from flare.rounds.iterate import run_round
+from flare.rounds.iterate import run_round, train
 from flare.rounds.settings import RoundSettings
-from flare.rounds.train import check_configuration, train
+from flare.rounds.train import check_configuration
 from flare.runs.checkpoints import load_checkpoint
 from flare.runs.folders import RoundFolder, lock, run_folder
 from flare.runs.work import build_executor
@@ -92,7 +92,7 @@ def test_the_objective_is_the_last_value_unless_it_diverged(
 ) -> None:
     folder = RoundFolder(tmp_path)
     write_csv(folder.training_csv, [{"train/loss": 2.0, "val/dsc_mean": 0.5}, {"train/loss": last}])
-    assert training._result(folder, "train/loss")["objective"] == objective
+    assert training.tell_training(folder, "train/loss")["objective"] == objective
 
 
 def test_a_checkpoint_loads_safely_and_carries_what_inference_needs(trained: Trained, cohort: Cohort) -> None:
@@ -381,7 +381,7 @@ def test_no_worker_process_waits_through_a_training(
 
     cfg = configuration(cohort.folder.root.parent, tmp_path, "trainer.max_epochs=1", "executor.workers=1")
     monkeypatch.setattr(pl.Trainer, "fit", watched)
-    monkeypatch.setattr(f"flare.rounds.{by}.build_training_set", make_labels_in_a_process)
+    monkeypatch.setattr("flare.rounds.iterate.build_training_set", make_labels_in_a_process)
     folder = run_folder(cfg).round(None)
     if by == "train":
         train(cfg)

@@ -17,7 +17,7 @@ from flare.core.files import sha256
 from flare.models.rebuild import build_network, load_network
 from flare.models.unet import UNet
 from flare.runs.checkpoints import KEY, load_checkpoint, read_weights_file
-from flare.runs.records import public_config
+from flare.runs.folders import public_config
 
 INTENSITY = {"lower": -900.0, "upper": 300.0, "mean": 40.0, "std": 90.0}
 

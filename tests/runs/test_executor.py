@@ -13,8 +13,15 @@ from omegaconf import OmegaConf
 
 from executor_jobs import die, die_later, double, fail_at, misbehave, threads
 from flare.core.errors import FlareError, NoRoomError
-from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
-from flare.runs.work import LocalExecutor, build_executor, failed_share, run_cases
+from flare.runs.work import (
+    LocalExecutor,
+    Outcome,
+    build_executor,
+    failed_share,
+    report_failures,
+    run_cases,
+    stop_on_faults,
+)
 
 ALWAYS = 10**6
 
@@ -255,3 +262,9 @@ def test_failures_are_named_with_their_reasons() -> None:
     lines = str(report.value).splitlines()
     assert "2 failed" in lines[0]
     assert [line.strip() for line in lines[1:]] == ["a: has one slice", "b: is empty"]
+
+
+def test_a_case_that_fails_in_two_steps_is_named_once() -> None:
+    failed = [Outcome("a", error="has no image", is_fault=True), Outcome("a", error="has no labels")]
+    with pytest.raises(FlareError, match=r"^train: 1 failed, the rest is done\n  a: has no labels$"):
+        report_failures(failed, "train")

@@ -19,8 +19,15 @@ import flare
 from flare.cli import CONF
 from flare.core.errors import FlareError
 from flare.core.files import read_json
-from flare.runs.folders import RunFolder, lock, run_folder
-from flare.runs.records import git_revision, is_public, public_config, record_environment
+from flare.runs.folders import (
+    RunFolder,
+    git_revision,
+    is_public,
+    lock,
+    public_config,
+    record_environment,
+    run_folder,
+)
 
 HOLD = (
     "import sys; from pathlib import Path; from flare.runs.folders import lock\n"
@@ -39,7 +46,7 @@ def test_the_folders_of_a_round(config: Callable[..., DictConfig]) -> None:
     assert (mo.labels, mo.predictions) == (mo.root / "labels", mo.root / "predictions")
     assert (mo.config.name, mo.training_csv.name) == ("config.yaml", "training.csv")
     assert run.round(None).root.name == "all"
-    assert mo.journal("merge").path.parent.parent == mo.root
+    assert mo.journal("merge").parent.parent == mo.root
 
 
 @pytest.mark.parametrize("script", ["train", "merge_labels", "iterate"])
@@ -129,7 +136,7 @@ def test_a_package_installed_in_another_project_has_no_revision(tmp_path: Path) 
     for arguments in (["init", "-q"], ["add", ".gitignore"], [*identity, "commit", "-qm", "x"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     done = subprocess.run(
-        [sys.executable, "-c", "from flare.runs.records import git_revision; print(git_revision())"],
+        [sys.executable, "-c", "from flare.runs.folders import git_revision; print(git_revision())"],
         cwd=tmp_path / "site", capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "unknown\n"

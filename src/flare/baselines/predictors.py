@@ -16,9 +16,9 @@ from flare.core.geometry import Spacing
 from flare.core.preprocessing import Intensity, preprocess, resample
 from flare.core.volumes import read_image, write_labels
 from flare.inference.predict import predict_cases, segmentation_path
-from flare.rounds.ablation import Trained
+from flare.rounds.score import Trained
 from flare.runs.journal import Journal, resume_cases
-from flare.runs.outcomes import Outcome
+from flare.runs.work import Outcome
 from flare.training.settings import TrainingSettings
 
 BASELINES = ("untrained", "thresholds", "atlas")
@@ -49,7 +49,7 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
     pairs = {c.id: (cohort.folder.image(c.id), cohort.folder.labels(c.id)) for c in known}
     if not pairs:
         raise FlareError(f"baselines: {name} needs annotated training cases, and there are none")
-    cache, spacing_mm = cohort.folder.journal("cache"), cohort.folder.spacing_mm
+    cache, spacing_mm = Journal(cohort.folder.journal("cache")), cohort.folder.spacing_mm
     learned = config_hash([[cache.output_hash(c, k) for k in ("image", "labels")] for c in pairs])
     function: Callable[..., None] = predict_by_atlas
     shared: dict[str, Any] = {"spacing_mm": spacing_mm, "atlases": list(pairs.values())}
@@ -87,7 +87,7 @@ def _predict_untrained(trained: Trained, held_out: Sequence[Case], folder: Path)
         checkpoint,
         {c.id: c.image for c in held_out},
         folder / "predictions",
-        settings=last.inference,
+        settings=last.training.inference,
         executor=trained.executor,
         journal=Journal(folder / "journal" / "predict.jsonl"),
     )

@@ -15,8 +15,7 @@ from flare.core.files import read_json
 from flare.core.geometry import Spacing
 from flare.inference.settings import BodyRule
 from flare.inference.windows import find_body
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Executor, run_cases
+from flare.runs.work import Executor, Outcome, run_cases
 
 BODY = BodyRule(threshold_hu=-500, opening_mm=6, minimum_ml=100)
 WINDOW = (10, 90)  # percentiles of a class's HU that make its window

@@ -34,7 +34,7 @@ from flare.core.errors import (
 from flare.core.preprocessing import ORDERS, Intensity
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import KEY, write_weights_file
-from flare.runs.records import git_revision
+from flare.runs.folders import git_revision
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from flare.core.volumes import find_images, match_grid, read_labels, strip_exten
 from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
 from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
 from flare.evaluation.summary import compare_runs, intervals, metrics_columns, metrics_file, summarise
-from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
-from flare.runs.work import Executor, build_executor, run_cases
+from flare.runs.work import Executor, Outcome, build_executor, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)
 EXTRA_CSV = "extra_scores.csv"

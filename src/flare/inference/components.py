@@ -13,8 +13,7 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.files import read_json, write_json
 from flare.core.volumes import match_grid, read_labels
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Executor, run_cases
+from flare.runs.work import Executor, Outcome, run_cases
 
 log = logging.getLogger(__name__)
 Fit = dict[str, dict[str, Any]]

@@ -23,8 +23,7 @@ from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import lock, named_run
 from flare.runs.journal import Journal, resume_cases
-from flare.runs.outcomes import Outcome, report_failures
-from flare.runs.work import Executor, build_executor
+from flare.runs.work import Executor, Outcome, build_executor, report_failures
 
 if TYPE_CHECKING:
     from flare.inference.predictor import Predictor

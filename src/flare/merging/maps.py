@@ -1,38 +1,34 @@
-"""Sets of class ids as tables of 256 booleans, which index a whole uint8 map at once."""
+"""What merging asks of uint8 label maps: sets of class ids, components of tumors, and what surrounds them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+import cc3d
+import edt
 import numpy as np
+from scipy import ndimage
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 
+Box = tuple[slice, slice, slice]
 
-def table(ids: Iterable[int]) -> np.ndarray:
-    """256 booleans, true at these class ids."""
+# headers keep spacing in single precision: five voxels of 0.6 mm must still count as 3 mm
+_ROUNDING_MM = 1e-4
+
+
+def table(values: np.ndarray | Sequence[int]) -> np.ndarray:
+    """256 booleans, true at these class ids, or at what occurs in a map; they index a whole map at once."""
     found = np.zeros(256, dtype=bool)
-    found[list(ids)] = True
+    found[np.asarray(values, dtype=np.uint8).ravel()] = True
     return found
 
 
-def present(values: np.ndarray) -> np.ndarray:
-    """256 booleans, true at the values that occur in a uint8 array."""
-    found = np.zeros(256, dtype=bool)
-    found[values.ravel()] = True
-    return found
-
-
-def annotated_classes(ground_truth: np.ndarray | None, declared: Collection[int] | None) -> frozenset[int]:
-    """Class ids that a ground truth annotates: what its source declares, otherwise the classes present."""
-    if ground_truth is None:
-        return frozenset()
-    if declared is not None:
-        return frozenset(declared)
-    return frozenset(np.flatnonzero(present(ground_truth)).tolist()) - {0}
+def drawn_classes(volume: np.ndarray) -> frozenset[int]:
+    """Class ids that occur in a map."""
+    return frozenset(np.flatnonzero(table(volume)).tolist()) - {0}
 
 
 def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
@@ -47,7 +43,7 @@ def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: Cla
             continue
         if volume.dtype != np.uint8 or volume.ndim != 3:
             raise FlareError(f"{name}: expected uint8 (Z, Y, X), given {volume.dtype} {volume.shape}")
-        foreign = np.flatnonzero(present(volume) & ~known).tolist()
+        foreign = np.flatnonzero(table(volume) & ~known).tolist()
         if foreign:
             raise FlareError(f"{name}: values {foreign} are outside the class list {[0, *classes.ids]}")
     if ground_truth is not None and ground_truth.shape != pseudo.shape:
@@ -56,53 +52,104 @@ def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: Cla
         )
 
 
-def tally(values: np.ndarray, ids: Iterable[int]) -> dict[int, int]:
-    """How often each of these ids occurs among uint8 values; ids that do not occur are left out."""
-    counts = np.bincount(values, minlength=256)
-    return {c: int(counts[c]) for c in ids if counts[c]}
-
-
 @dataclass(frozen=True)
-class CaseMaps:
-    """Ground truth and pseudo labels of one case, and what is asked of them.
+class Component:
+    """One 26-connected component: its mask in a box, which has a margin of one voxel."""
 
-    Args:
-        truth: `(Z, Y, X)` uint8; all background where there is no ground truth.
-        pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
-        classes: The class list.
-        spacing_mm: Voxel size along Z, Y, X.
-        annotated: Class ids that the ground truth annotates.
-        tumor_is_target: Whether the round learns tumors.
-    """
-
-    truth: np.ndarray
-    pseudo: np.ndarray
-    classes: ClassList
-    spacing_mm: Sequence[float]
-    annotated: frozenset[int]
-    tumor_is_target: bool
-
-    @cached_property
-    def is_organ(self) -> np.ndarray:
-        """256 booleans, by class id."""
-        return table(self.classes.organs)
-
-    @cached_property
-    def true_tumor(self) -> np.ndarray:
-        """Where the ground truth has tumor."""
-        return self.truth == self.tumor_id
-
-    @cached_property
-    def pseudo_tumor(self) -> np.ndarray:
-        """Where the pseudo labels have tumor."""
-        return self.pseudo == self.tumor_id
+    box: Box
+    mask: np.ndarray
 
     @property
-    def tumor_id(self) -> int:
-        """Id of the tumor class; -1, which no voxel has, if there is none."""
-        return -1 if self.classes.tumor is None else self.classes.tumor
+    def voxels(self) -> int:
+        """Size of the component."""
+        return int(np.count_nonzero(self.mask))
 
-    @cached_property
-    def truth_answers_for_tumors(self) -> bool:
-        """Whether the ground truth says where tumors are: it has some, or its source draws them."""
-        return bool(self.true_tumor.any()) or self.tumor_id in self.annotated
+
+@dataclass(frozen=True, order=True)
+class Shell:
+    """What surrounds a component: the voxels that touch it (26 neighbours) and are not tumor.
+
+    Args:
+        voxels: Size of the shell.
+        organ_voxels: How many of them are organ.
+        organ: The most frequent organ among them, ties to the lowest id; 0 if there is none.
+    """
+
+    voxels: int
+    organ_voxels: int
+    organ: int
+
+    @property
+    def organ_fraction(self) -> float:
+        """Share of organ; 0 for an empty shell, which has nothing but tumor around it."""
+        return self.organ_voxels / self.voxels if self.voxels else 0.0
+
+    @property
+    def fill(self) -> int:
+        """Class id that replaces a dropped tumor: the organ if half of the shell is organ, else 0."""
+        return self.organ if self.organ_fraction >= 0.5 else 0
+
+
+def bounding_box(mask: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> Box | None:
+    """Give the smallest box around a boolean mask, grown by a margin in voxels within the volume.
+
+    Returns:
+        Slices along Z, Y, X; None for an empty mask.
+    """
+    (found,) = ndimage.find_objects(mask.view(np.uint8), max_label=1)
+    if found is None:
+        return None
+    z, y, x = (
+        slice(max(0, s.start - m), min(n, s.stop + m))
+        for s, m, n in zip(found, margin, mask.shape, strict=True)
+    )
+    return z, y, x
+
+
+def dilated(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> tuple[Box, np.ndarray] | None:
+    """Dilate a mask by a ball in millimetres: voxels whose centre lies within `radius_mm` of one in the mask.
+
+    Returns:
+        A box of the volume and the dilated mask in it; None for an empty mask.
+
+    Reference: method section 4, step 1 ("ours": a ball of 3 mm).
+    """
+    box = bounding_box(mask, [int((radius_mm + _ROUNDING_MM) // s) for s in spacing_mm])
+    if box is None:
+        return None
+    outside = np.ascontiguousarray(~mask[box])
+    squared_mm = edt.edtsq(outside, anisotropy=tuple(float(s) for s in spacing_mm), black_border=False)
+    return box, squared_mm <= (radius_mm + _ROUNDING_MM) ** 2
+
+
+def components(mask: np.ndarray) -> Iterator[Component]:
+    """Give the 26-connected components of a boolean mask one by one, each in its own box."""
+    box = bounding_box(mask, (1, 1, 1))
+    if box is None:
+        return
+    # cc3d 4.1.1 fails on some masks that fill an axis of length one ("maximum length exception"): pad always
+    numbered = cc3d.connected_components(np.pad(mask[box], 1), connectivity=26)[1:-1, 1:-1, 1:-1]
+    for number, found in enumerate(ndimage.find_objects(numbered), start=1):
+        inner = [
+            slice(max(0, s.start - 1), min(n, s.stop + 1)) for s, n in zip(found, numbered.shape, strict=True)
+        ]
+        z, y, x = (slice(b.start + s.start, b.start + s.stop) for b, s in zip(box, inner, strict=True))
+        yield Component((z, y, x), numbered[tuple(inner)] == number)
+
+
+def shell_of(component: Component, tumor: np.ndarray, organ_map: np.ndarray, is_organ: np.ndarray) -> Shell:
+    """Describe what surrounds a component.
+
+    Args:
+        component: In a volume.
+        tumor: `(Z, Y, X)` boolean, voxels that count as tumor and so are in no shell.
+        organ_map: `(Z, Y, X)` uint8, the map in which the shell is read.
+        is_organ: 256 booleans, by class id.
+
+    Reference: method section 4.
+    """
+    touching = ndimage.binary_dilation(component.mask, np.ones((3, 3, 3)))
+    around = organ_map[component.box][touching & ~component.mask & ~tumor[component.box]]
+    counts = np.bincount(around, minlength=256) * is_organ
+    organ_voxels = int(counts.sum())
+    return Shell(len(around), organ_voxels, int(np.argmax(counts)) if organ_voxels else 0)

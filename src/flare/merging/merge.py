@@ -1,22 +1,36 @@
-"""Merging of cases: two maps brought to one grid, merged, and written with their provenance."""
+"""Merging of cases, and of two plain folders: maps brought to one grid, merged, written with provenance."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from flare.core.cases import Source, read_sources, source_of
 from flare.core.classes import ClassList
-from flare.core.errors import CaseError
-from flare.core.files import read_json, write_json
+from flare.core.errors import CaseError, FlareError
+from flare.core.files import read_json, remove_partial, write_json
 from flare.core.geometry import Volume
-from flare.core.volumes import match_grid, write_labels
-from flare.merging.maps import annotated_classes
-from flare.merging.provenance import GROUND_TRUTH, sidecar, write_provenance
+from flare.core.volumes import (
+    find_images,
+    match_grid,
+    read_labels,
+    strip_extension,
+    unique_cases,
+    write_labels,
+)
+from flare.merging.maps import drawn_classes
+from flare.merging.provenance import GROUND_TRUTH, write_provenance
 from flare.merging.rules import merge_labels, taken_alone
 from flare.merging.settings import MergeSettings, PseudoSource
-from flare.runs.journal import Resumed
+from flare.runs.folders import lock, plain_config
+from flare.runs.journal import Journal, Resumed, resume_cases
+from flare.runs.work import Executor, Outcome
+
+FOLDERS = ("ground_truth", "pseudo", "output")
 
 
 def merge_maps(
@@ -55,7 +69,7 @@ def merge_maps(
         annotated = None
         if truth is not None:
             truth = _on_grid_of(pseudo, truth, case)
-            drawn = annotated_classes(truth.array, None)
+            drawn = drawn_classes(truth.array)
             # an empty label file tells nothing, whatever its source declares
             annotated = drawn | set(declared or ()) if drawn else drawn
         merged = merge_labels(
@@ -65,11 +79,10 @@ def merge_maps(
             classes=classes,
             spacing_mm=pseudo.geometry.spacing_mm,
             annotated=annotated,
+            teacher=source.name,
         )
         grid = pseudo.geometry
-    told = sidecar(
-        case, merged.report, classes, rules=rules.to_config(), sources=sources, pseudo_name=source.name
-    )
+    told = {"case": case, "rules": asdict(rules), "sources": sources, **merged.origin}
     return Volume(merged.labels, grid), told
 
 
@@ -95,13 +108,7 @@ def merged_files(folder: Path, case: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class MergedFolder:
-    """What merging into a folder came to.
-
-    Args:
-        folder: Has `<case>.nii.gz`, `<case>.json`, `provenance.csv` and `provenance.md`.
-        done: The cases.
-        summary: Their provenance in short, Markdown.
-    """
+    """A folder with `<case>.nii.gz`, `<case>.json`, `provenance.csv` and `.md`, and what the latter says."""
 
     folder: Path
     done: Resumed
@@ -112,3 +119,96 @@ class MergedFolder:
         """Write the provenance of all cases that are done, now or earlier."""
         sidecars = [read_json(merged_files(folder, case)["provenance"]) for case in done.values]
         return cls(folder, done, write_provenance(folder, sidecars, classes))
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """Two folders of label maps, searched recursively, that are merged into a third, `output`."""
+
+    merge: MergeSettings
+    sources: tuple[Source, ...]
+    ground_truth: Path
+    pseudo: Path
+    output: Path
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig) -> FolderSettings:
+        """Read the configuration of `merge_labels.py`.
+
+        Raises:
+            FlareError: If a folder is not there, or the output would lie in an input.
+        """
+        merge = MergeSettings.from_config(cfg, cfg)
+        truth, pseudo, output = (Path(str(cfg[key])).expanduser().absolute() for key in FOLDERS)
+        for key, root in zip(FOLDERS, (truth, pseudo), strict=False):
+            if not root.exists():
+                raise FlareError(f"{key}={cfg[key]}: no such folder")
+            if root == output or root in output.parents:
+                raise FlareError(f"output={cfg.output}: expected a folder outside of {key}={cfg[key]}")
+        return cls(merge, read_sources(plain_config(cfg.data.sources), merge.classes), truth, pseudo, output)
+
+
+def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
+    """Merge two plain folders, matched by case id, into a third; only what is new or changed is done again.
+
+    Raises:
+        FlareError: If both folders are empty, or another process writes to the output.
+    """
+    output = settings.output
+    found = [find_images(root) for root in (settings.ground_truth, settings.pseudo)]
+    names = [{strip_extension(path.name) for path in paths} for paths in found]
+    truths, bad_truths = unique_cases(found[0], known=names[1])
+    pseudos, bad_pseudos = unique_cases(found[1], known=names[0])
+    refused = {case: f"pseudo: {reason}" for case, reason in bad_pseudos.items()}
+    refused |= {case: f"ground_truth: {reason}" for case, reason in bad_truths.items()}
+    if not truths and not pseudos and not refused:
+        raise FlareError(
+            f"ground_truth={settings.ground_truth} and pseudo={settings.pseudo} hold no label map"
+        )
+    jobs: dict[str, dict[str, Any]] = {
+        case: {
+            "case": case,
+            "truth": (truth := truths.get(case)),
+            "pseudo": pseudos.get(case),
+            "declared": source_of(settings.sources, case, [truth]).annotates,
+            "settings": settings.merge,
+            "outputs": merged_files(output, case),
+        }
+        for case in sorted({*truths, *pseudos} - refused.keys())
+    }
+    with lock(output):
+        for case in refused:
+            for path in merged_files(output, case).values():
+                path.unlink(missing_ok=True)
+        done = resume_cases(
+            merge_case,
+            jobs,
+            inputs={c: {k: job[k] for k in ("truth", "pseudo") if job[k]} for c, job in jobs.items()},
+            config=lambda case: {**settings.merge.identity(), "declared": jobs[case]["declared"]},
+            outputs=lambda case: merged_files(output, case),
+            journal=Journal(output / "journal" / "merge.jsonl"),
+            executor=executor,
+            description="merging labels",
+            before=lambda _: remove_partial(output),
+        )
+        done.failures.extend(Outcome(case, error=reason) for case, reason in refused.items())
+        return MergedFolder.told(output, done, settings.merge.classes)
+
+
+def merge_case(
+    case: str,
+    truth: Path | None,
+    pseudo: Path | None,
+    declared: Collection[int] | None,
+    settings: MergeSettings,
+    outputs: Mapping[str, Path],
+) -> None:
+    """Merge the files of one case, see `merge_maps`, and write labels and sidecar.
+
+    Raises:
+        CaseError: If a file is bad or the grids differ; nothing is written.
+    """
+    annotation = None if truth is None else read_labels(truth, settings.classes, settings.label_map, case)
+    guess = None if pseudo is None else read_labels(pseudo, settings.classes, None, case)
+    merged = merge_maps(case, annotation, guess, settings, declared=declared, source=PseudoSource())
+    write_merged(outputs, *merged)

@@ -1,10 +1,10 @@
-"""What merging one case gave: the map, and where each of its voxels came from."""
+"""Where each voxel of merged labels came from: in plain values a case, as a table and in short a cohort."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,195 +12,105 @@ import numpy as np
 
 from flare.core.classes import ClassList
 from flare.core.files import write_csv, write_text
-from flare.merging.components import Component, Shell
+from flare.merging.maps import Shell
 
 GROUND_TRUTH = "ground_truth"
 PSEUDO = "pseudo"
 NONE = "none"  # source of a class that the round does not have
+TABLE = "provenance.csv"
+FATES = ("kept", "dropped", "superseded", "absorbed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class TumorComponent:
     """What became of one component of a tumor.
 
     Args:
-        origin: The map it was found in, `ground_truth` or `pseudo`.
+        origin: The source in whose map it was found.
         fate: `kept`; `dropped` (a pseudo tumor outside the organs); `superseded` (a pseudo tumor where the
             ground truth answers for tumors, or where tumors are no target); `absorbed` (a ground-truth tumor
             in an organ-only round).
         voxels: Size of the component.
-        shell_voxels: Size of its shell.
-        organ_fraction: Share of organ in the shell.
-        filled_with: Class that its voxels took where nothing else did; 0 is background.
+        shell: What surrounds it.
     """
 
     origin: str
     fate: str
     voxels: int
-    shell_voxels: int
-    organ_fraction: float
-    filled_with: int
+    shell: Shell
 
 
-def describe(origin: str, fate: str, component: Component, shell: Shell) -> TumorComponent:
-    """Note what became of a component."""
-    filled = 0 if fate == "kept" else shell.fill
-    return TumorComponent(origin, fate, component.voxels, shell.voxels, shell.organ_fraction, filled)
-
-
-@dataclass(frozen=True)
-class VoxelCounts:
-    """Voxels of one class, before and after.
-
-    Args:
-        before: In each source's map, by source.
-        merged: In the result.
-        taken: Of these, how many are the class in the source that the class was taken from; the others were
-            filled in where a tumor was.
-        overwritten: Trusted ground-truth voxels that a kept pseudo tumor took.
-    """
-
-    before: Mapping[str, int]
-    merged: int
-    taken: int
-    overwritten: int = 0
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """Where the merged labels of one case came from.
-
-    Args:
-        class_source: Class id -> the source that it was taken from; any number of sources may be named.
-        trusted: Organs whose ground truth was taken, ascending.
-        tumor_bearing: Organs that a dilated ground-truth tumor overlaps, ascending.
-        components: Every tumor component that was judged, the largest first.
-        counts: Class id -> voxel counts.
-    """
-
-    class_source: Mapping[int, str]
-    trusted: tuple[int, ...] = ()
-    tumor_bearing: tuple[int, ...] = ()
-    components: tuple[TumorComponent, ...] = ()
-    counts: Mapping[int, VoxelCounts] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Merged labels `(Z, Y, X)` uint8 and their report."""
-
-    labels: np.ndarray
-    report: MergeReport
-
-
-def _joint(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """`(256, 256)` counts of voxels by their values in two uint8 maps, in slabs to bound memory."""
-    counts = np.zeros(1 << 16, dtype=np.int64)
-    for a, b in zip(np.array_split(first, 16), np.array_split(second, 16), strict=True):
-        counts += np.bincount(((a.astype(np.uint16) << 8) | b).ravel(), minlength=1 << 16)
-    return counts.reshape(256, 256)
-
-
-def count_voxels(
-    sources: Mapping[str, np.ndarray],
+def tell_origin(
     merged: np.ndarray,
+    maps: Mapping[str, np.ndarray],
     class_source: Mapping[int, str],
     classes: ClassList,
-    overwritten: Mapping[int, int],
-) -> dict[int, VoxelCounts]:
-    """Count voxels per class in every source and in the merged map.
-
-    Args:
-        sources: Source name -> `(Z, Y, X)` uint8 map.
-        merged: `(Z, Y, X)` uint8.
-        class_source: Class id -> name of the source it was taken from.
-        classes: The class list.
-        overwritten: Class id -> trusted voxels that a kept pseudo tumor took.
-    """
-    joint = {name: _joint(volume, merged) for name, volume in sources.items()}
-    after = next(iter(joint.values())).sum(axis=0)
-    return {
-        c: VoxelCounts(
-            before={name: int(table[c].sum()) for name, table in joint.items()},
-            merged=int(after[c]),
-            taken=int(joint[class_source[c]][c, c]) if class_source[c] in joint else 0,
-            overwritten=int(overwritten.get(c, 0)),
-        )
-        for c in classes.ids
-    }
-
-
-TABLE = "provenance.csv"
-SUMMARY = "provenance.md"
-FATES = ("kept", "dropped", "superseded", "absorbed")
-
-
-def sidecar(
-    case: str,
-    report: MergeReport,
-    classes: ClassList,
     *,
-    rules: Mapping[str, Any],
-    sources: Mapping[str, Mapping[str, Any]],
-    pseudo_name: str,
+    trusted: Sequence[int] = (),
+    bearing: Sequence[int] = (),
+    overwritten: Mapping[int, int] | None = None,
+    tumors: Sequence[TumorComponent] = (),
 ) -> dict[str, Any]:
-    """Tell one case's provenance in plain values, classes by name.
+    """Tell where a case's merged labels came from, classes by name, as its sidecar does.
 
     Args:
-        case: The case id.
-        report: What merging found.
+        merged: `(Z, Y, X)` uint8.
+        maps: Source -> its map, of the same kind; any number.
+        class_source: Class id -> the source that it was taken from.
         classes: The class list.
-        rules: The choices it was merged with.
-        sources: Source name -> what is known of it, for every source that had a map; any number.
-        pseudo_name: The name among them that the report's `pseudo` stands for.
+        trusted: Organs whose ground truth was taken, ascending.
+        bearing: Organs that a dilated ground-truth tumor overlaps, ascending.
+        overwritten: Class id -> trusted ground-truth voxels that a kept pseudo tumor took.
+        tumors: Every component that was judged.
+
+    Returns:
+        `trusted`, `tumor_bearing`, `classes` and `tumors`, these with the largest first. Of a class, `filled`
+        counts the voxels that it has where its source has another: there was a tumor.
     """
-
-    def named(source: str) -> str:
-        return pseudo_name if source == PSEUDO else source
-
-    def organ(class_id: int) -> str:
-        return classes.name_of(class_id) if class_id else "background"
-
-    by_name = {
-        classes.name_of(c): {
-            "id": c,
-            "source": named(report.class_source[c]),
-            "before": {named(s): n for s, n in counts.before.items()},
-            "merged": counts.merged,
-            "filled": counts.merged - counts.taken,
-            "overwritten_by_pseudo_tumor": counts.overwritten,
-        }
-        for c, counts in report.counts.items()
+    names = {0: "background"} | {c.id: c.name for c in classes.entries}
+    after = _histogram(merged)
+    before = {name: _histogram(volume) for name, volume in maps.items()}
+    same = {
+        name: _histogram(a[a == b] for a, b in zip(volume, merged, strict=True))
+        for name, volume in maps.items()
     }
-    tumors = [
+    by_name = {
+        c.name: {
+            "id": c.id,
+            "source": (source := class_source[c.id]),
+            "before": {name: int(counts[c.id]) for name, counts in before.items()},
+            "merged": int(after[c.id]),
+            "filled": int(after[c.id] - (same[source][c.id] if source in same else 0)),
+            "overwritten_by_pseudo_tumor": (overwritten or {}).get(c.id, 0),
+        }
+        for c in classes.entries
+    }
+    found = [
         {
-            "found_in": named(t.origin),
+            "found_in": t.origin,
             "fate": t.fate,
             "voxels": t.voxels,
-            "shell_voxels": t.shell_voxels,
-            "shell_organ_fraction": round(t.organ_fraction, 4),
-            "filled_with": organ(t.filled_with) if t.fate != "kept" else None,
+            "shell_voxels": t.shell.voxels,
+            "shell_organ_fraction": round(t.shell.organ_fraction, 4),
+            "filled_with": names[t.shell.fill] if t.fate != "kept" else None,
         }
-        for t in report.components
+        for t in sorted(tumors, key=lambda t: (-t.voxels, t))
     ]
     return {
-        "case": case,
-        "rules": dict(rules),
-        "sources": {name: dict(known) for name, known in sources.items()},
-        "trusted": [classes.name_of(c) for c in report.trusted],
-        "tumor_bearing": [classes.name_of(c) for c in report.tumor_bearing],
+        "trusted": [names[c] for c in trusted],
+        "tumor_bearing": [names[c] for c in bearing],
         "classes": by_name,
-        "tumors": tumors,
+        "tumors": found,
     }
+
+
+def _histogram(planes: Iterable[np.ndarray]) -> np.ndarray:
+    """How often each of 256 values occurs; plane by plane, since numpy counts in 64 bits a voxel."""
+    return sum((np.bincount(p.ravel(), minlength=256) for p in planes), np.zeros(256, dtype=np.int64))
 
 
 def provenance_row(told: Mapping[str, Any], classes: ClassList) -> dict[str, Any]:
-    """Give a case's row of the cohort table.
-
-    Args:
-        told: The case's sidecar.
-        classes: The class list.
-    """
+    """Give a case's row of the cohort table, from its sidecar."""
     fates = Counter(t["fate"] for t in told["tumors"])
     row: dict[str, Any] = {
         "case": told["case"],
@@ -223,12 +133,7 @@ def provenance_row(told: Mapping[str, Any], classes: ClassList) -> dict[str, Any
 
 
 def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
-    """Sum a cohort's provenance up in a Markdown table, one row a class.
-
-    Args:
-        sidecars: The sidecar of every case.
-        classes: The class list.
-    """
+    """Sum a cohort's sidecars up in a Markdown table, one row a class."""
     from pandas import DataFrame
 
     rows = []
@@ -238,17 +143,18 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
             e["source"] if e["source"] in (GROUND_TRUTH, NONE) else PSEUDO for e in entries if e["merged"]
         )
         pseudo = sum(n for e in entries for s, n in e["before"].items() if s != GROUND_TRUTH)
-        row = {
-            "class": name,
-            "cases from ground truth": origin[GROUND_TRUTH],
-            "cases from teacher": origin[PSEUDO],
-            "ground truth": f"{sum(e['before'].get(GROUND_TRUTH, 0) for e in entries):,}",
-            "pseudo": f"{pseudo:,}",
-            "merged": f"{sum(e['merged'] for e in entries):,}",
-            "tumor-bearing cases": sum(name in s["tumor_bearing"] for s in sidecars),
-            "voxels overwritten by pseudo tumors": sum(e["overwritten_by_pseudo_tumor"] for e in entries),
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "class": name,
+                "cases from ground truth": origin[GROUND_TRUTH],
+                "cases from teacher": origin[PSEUDO],
+                "ground truth": f"{sum(e['before'].get(GROUND_TRUTH, 0) for e in entries):,}",
+                "pseudo": f"{pseudo:,}",
+                "merged": f"{sum(e['merged'] for e in entries):,}",
+                "tumor-bearing cases": sum(name in s["tumor_bearing"] for s in sidecars),
+                "voxels overwritten by pseudo tumors": sum(e["overwritten_by_pseudo_tumor"] for e in entries),
+            }
+        )
     fates = Counter(t["fate"] for s in sidecars for t in s["tumors"])
     tumors = ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])
     table = DataFrame(rows).to_markdown(tablefmt="github", index=False, stralign=None, disable_numparse=True)
@@ -257,13 +163,8 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
 
 
 def write_provenance(folder: Path, sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
-    """Write `provenance.csv` and `provenance.md` beside the merged labels.
-
-    Returns:
-        The summary.
-    """
-    rows = [provenance_row(told, classes) for told in sidecars]
+    """Write `provenance.csv` and `.md` beside the merged labels, and return what the latter says."""
+    write_csv(folder / TABLE, [provenance_row(told, classes) for told in sidecars])
     summary = summarise(sidecars, classes)
-    write_csv(folder / TABLE, rows)
-    write_text(folder / SUMMARY, summary)
+    write_text(folder / "provenance.md", summary)
     return summary

@@ -5,25 +5,78 @@ Reference: method section 4; `paper` is the paper's rule, `gt_first` that of the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import astuple
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from flare.core.classes import ClassList
-from flare.merging.components import components, dilated, shell_of
-from flare.merging.maps import CaseMaps, annotated_classes, check_maps, present, table, tally
-from flare.merging.provenance import (
-    GROUND_TRUTH,
-    NONE,
-    PSEUDO,
-    Merged,
-    MergeReport,
-    TumorComponent,
-    count_voxels,
-    describe,
-)
+from flare.merging.maps import check_maps, components, dilated, drawn_classes, shell_of, table
+from flare.merging.provenance import GROUND_TRUTH, NONE, PSEUDO, TumorComponent, tell_origin
 from flare.merging.settings import MergeRules
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Merged labels `(Z, Y, X)` uint8, and where they came from, see `tell_origin`."""
+
+    labels: np.ndarray
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseMaps:
+    """Ground truth and pseudo labels of one case, and what is asked of them.
+
+    Args:
+        truth: `(Z, Y, X)` uint8; all background where there is no ground truth.
+        pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
+        has_truth: Whether there is a ground truth.
+        teacher: Name of the pseudo labels' source.
+        classes: The class list.
+        annotated: Class ids that the ground truth annotates.
+        tumor_is_target: Whether the round learns tumors.
+    """
+
+    truth: np.ndarray
+    pseudo: np.ndarray
+    has_truth: bool
+    teacher: str
+    classes: ClassList
+    annotated: frozenset[int]
+    tumor_is_target: bool
+
+    @cached_property
+    def is_organ(self) -> np.ndarray:
+        """256 booleans, by class id."""
+        return table(self.classes.organs)
+
+    @cached_property
+    def true_tumor(self) -> np.ndarray:
+        """Where the ground truth has tumor."""
+        return self.truth == self.tumor_id
+
+    @cached_property
+    def pseudo_tumor(self) -> np.ndarray:
+        """Where the pseudo labels have tumor."""
+        return self.pseudo == self.tumor_id
+
+    @property
+    def tumor_id(self) -> int:
+        """Id of the tumor class; -1, which no voxel has, if there is none."""
+        return -1 if self.classes.tumor is None else self.classes.tumor
+
+    @cached_property
+    def truth_answers_for_tumors(self) -> bool:
+        """Whether the ground truth says where tumors are: it has some, or its source draws them."""
+        return bool(self.true_tumor.any()) or self.tumor_id in self.annotated
+
+    @property
+    def may_keep_tumors(self) -> bool:
+        """Whether a tumor of the teacher can stay."""
+        return self.tumor_is_target and not self.truth_answers_for_tumors
 
 
 def merge_labels(
@@ -34,6 +87,7 @@ def merge_labels(
     classes: ClassList,
     spacing_mm: Sequence[float],
     annotated: Collection[int] | None = None,
+    teacher: str = PSEUDO,
 ) -> Merged:
     """Merge the ground truth and the pseudo labels of one case on one grid. The inputs are left untouched.
 
@@ -42,12 +96,10 @@ def merge_labels(
         pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
         rules: How to merge.
         classes: The class list.
-        spacing_mm: Voxel size along Z, Y, X.
+        spacing_mm: Along Z, Y, X.
         annotated: Class ids that the ground truth annotates; one of them that is absent is absent in the
             patient. None: the classes present, for absent then means not annotated.
-
-    Returns:
-        The merged map and the report on it.
+        teacher: How the source of the pseudo labels is called.
 
     Raises:
         FlareError: If the maps differ in shape, are not uint8 or hold values outside the class list, or if
@@ -58,36 +110,37 @@ def merge_labels(
     classes.outputs(rules.targets)  # refuses targets that the class list lacks
     check_maps(ground_truth, pseudo, classes)
     if ground_truth is None and not rules.constrain_unlabeled:
-        return taken_alone(pseudo, PSEUDO, classes)
+        return taken_alone(pseudo, teacher, classes)
     if ground_truth is not None and rules.targets == "tumor":
         return taken_alone(ground_truth, GROUND_TRUTH, classes)
+    has_truth = ground_truth is not None
+    truth = np.zeros_like(pseudo) if ground_truth is None else ground_truth
     case = CaseMaps(
-        truth=np.zeros_like(pseudo) if ground_truth is None else ground_truth,
+        truth=truth,
         pseudo=pseudo,
+        has_truth=has_truth,
+        teacher=teacher,
         classes=classes,
-        spacing_mm=spacing_mm,
-        annotated=annotated_classes(ground_truth, annotated),
+        annotated=drawn_classes(truth) if annotated is None or not has_truth else frozenset(annotated),
         tumor_is_target=rules.targets != "organs",
     )
-    if rules.rule == "gt_first" and ground_truth is not None:
+    if rules.rule == "gt_first" and has_truth:
         return _gt_first(case)
-    return _paper(case, rules, has_truth=ground_truth is not None)
+    return _paper(case, rules, spacing_mm)
 
 
 def taken_alone(volume: np.ndarray, source: str, classes: ClassList) -> Merged:
     """Give one map as it is, for a case that has no other, reported as taken from `source`."""
-    class_source = dict.fromkeys(classes.ids, source)
-    counts = count_voxels({source: volume}, volume, class_source, classes, {})
-    return Merged(volume.copy(), MergeReport(class_source, counts=counts))
+    sources = dict.fromkeys(classes.ids, source)
+    return Merged(volume.copy(), tell_origin(volume, {source: volume}, sources, classes))
 
 
-def _paper(case: CaseMaps, rules: MergeRules, *, has_truth: bool) -> Merged:
+def _paper(case: CaseMaps, rules: MergeRules, spacing_mm: Sequence[float]) -> Merged:
     """Steps 1 to 5 of the paper's rule."""
-    bearing = _tumor_bearing(case, rules.dilation_mm)
+    bearing = _tumor_bearing(case, rules.dilation_mm, spacing_mm)
     trusted = tuple(c for c in case.classes.organs if c in case.annotated and c not in bearing)
     organs = np.where(case.pseudo_tumor, np.uint8(0), case.pseudo)
     merged = _with_trusted(organs, case.truth, trusted)
-    stays_possible = case.tumor_is_target and not case.truth_answers_for_tumors
     kept = np.zeros(merged.shape, dtype=bool)
     found = []
     any_tumor = case.pseudo_tumor | case.true_tumor
@@ -95,50 +148,41 @@ def _paper(case: CaseMaps, rules: MergeRules, *, has_truth: bool) -> Merged:
     for component in components(case.pseudo_tumor):
         shell = shell_of(component, any_tumor, merged, case.is_organ)
         fits = shell.organ_fraction >= rules.tumor_inside_fraction
-        if stays_possible and fits:
+        if case.may_keep_tumors and fits:
             kept[component.box] |= component.mask
         else:
             organs[component.box][component.mask] = shell.fill
-        fate = ("kept" if fits else "dropped") if stays_possible else "superseded"
-        found.append(describe(PSEUDO, fate, component, shell))
+        fate = ("kept" if fits else "dropped") if case.may_keep_tumors else "superseded"
+        found.append(TumorComponent(case.teacher, fate, component.voxels, shell))
     if found:
         merged = _with_trusted(organs, case.truth, trusted)
-    overwritten = tally(case.truth[kept], trusted)
-    np.copyto(merged, case.pseudo, where=kept)
-    found += _set_true_tumor(case, merged)
-    return _reported(case, merged, trusted, bearing, found, overwritten, has_truth=has_truth)
+    return _finished(case, merged, trusted, kept, bearing, found)
 
 
 def _gt_first(case: CaseMaps) -> Merged:
     """The authors' rule: ground truth wins, pseudo organs fill absent classes, pseudo tumor comes last."""
-    known = case.annotated | set(np.flatnonzero(present(case.truth)).tolist())
-    absent = table(c for c in case.classes.organs if c not in known)
+    known = case.annotated | drawn_classes(case.truth)
+    absent = table([c for c in case.classes.organs if c not in known])
     merged = case.truth.copy()
     np.copyto(merged, case.pseudo, where=(merged == 0) & absent[case.pseudo])
     if not case.tumor_is_target:
         pseudo_organs = np.where(case.is_organ[case.pseudo], case.pseudo, np.uint8(0))
         np.copyto(merged, pseudo_organs, where=case.true_tumor)
     trusted = tuple(c for c in case.classes.organs if c in known)
-    overwritten = {}
-    if case.tumor_is_target and not case.truth_answers_for_tumors:
-        kept = case.pseudo_tumor & (merged != 0)
-        overwritten = tally(case.truth[kept], trusted)
-        np.copyto(merged, case.pseudo, where=kept)
-    found = _set_true_tumor(case, merged)
-    return _reported(case, merged, trusted, (), found, overwritten, has_truth=True)
+    return _finished(case, merged, trusted, case.pseudo_tumor & (merged != 0) & case.may_keep_tumors)
 
 
-def _tumor_bearing(case: CaseMaps, dilation_mm: float) -> tuple[int, ...]:
+def _tumor_bearing(case: CaseMaps, dilation_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
     """Organs of either map that the dilated ground-truth tumor overlaps (step 1)."""
-    reach = dilated(case.true_tumor, dilation_mm, case.spacing_mm)
+    reach = dilated(case.true_tumor, dilation_mm, spacing_mm)
     if reach is None:
         return ()
     box, mask = reach
-    overlapped = present(case.pseudo[box][mask]) | present(case.truth[box][mask])
+    overlapped = table(case.pseudo[box][mask]) | table(case.truth[box][mask])
     return tuple(c for c in case.classes.organs if overlapped[c])
 
 
-def _with_trusted(organs: np.ndarray, truth: np.ndarray, trusted: Iterable[int]) -> np.ndarray:
+def _with_trusted(organs: np.ndarray, truth: np.ndarray, trusted: Sequence[int]) -> np.ndarray:
     """Pseudo organs with the trusted classes replaced by the ground truth, both ways (step 2)."""
     is_trusted = table(trusted)
     merged = np.where(is_trusted[organs], np.uint8(0), organs)
@@ -157,26 +201,36 @@ def _set_true_tumor(case: CaseMaps, merged: np.ndarray) -> list[TumorComponent]:
         shell = shell_of(component, case.true_tumor, merged, case.is_organ)
         inside = merged[component.box]
         inside[component.mask & (inside == 0)] = shell.fill
-        found.append(describe(GROUND_TRUTH, "absorbed", component, shell))
+        found.append(TumorComponent(GROUND_TRUTH, "absorbed", component.voxels, shell))
     return found
 
 
-def _reported(
+def _finished(
     case: CaseMaps,
     merged: np.ndarray,
     trusted: tuple[int, ...],
-    bearing: tuple[int, ...],
-    found: list[TumorComponent],
-    overwritten: dict[int, int],
-    *,
-    has_truth: bool,
+    kept: np.ndarray,
+    bearing: tuple[int, ...] = (),
+    found: Sequence[TumorComponent] = (),
 ) -> Merged:
-    """Join the map with its report."""
-    source = {c: GROUND_TRUTH if c in trusted else PSEUDO for c in case.classes.organs}
+    """Set the tumors, those of the teacher that are kept and those of the ground truth, and report."""
+    np.copyto(merged, case.pseudo, where=kept)
+    judged = [*found, *_set_true_tumor(case, merged)]
+    source = {c: GROUND_TRUTH if c in trusted else case.teacher for c in case.classes.organs}
     if case.classes.tumor is not None:
-        answered = GROUND_TRUTH if case.truth_answers_for_tumors else PSEUDO
+        answered = GROUND_TRUTH if case.truth_answers_for_tumors else case.teacher
         source[case.classes.tumor] = answered if case.tumor_is_target else NONE
-    maps = {GROUND_TRUTH: case.truth, PSEUDO: case.pseudo} if has_truth else {PSEUDO: case.pseudo}
-    found = sorted(found, key=lambda c: (-c.voxels, astuple(c)))
-    counts = count_voxels(maps, merged, source, case.classes, overwritten)
-    return Merged(merged, MergeReport(source, trusted, bearing, tuple(found), counts))
+    lost = np.bincount(case.truth[kept], minlength=256)
+    origin = tell_origin(
+        merged,
+        {GROUND_TRUTH: case.truth, case.teacher: case.pseudo}
+        if case.has_truth
+        else {case.teacher: case.pseudo},
+        source,
+        case.classes,
+        trusted=trusted,
+        bearing=bearing,
+        overwritten={c: int(lost[c]) for c in trusted},
+        tumors=judged,
+    )
+    return Merged(merged, origin)

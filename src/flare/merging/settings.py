@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from flare.core.cases import read_label_map
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FLAG, NOT_NEGATIVE, SHARE, choice
+from flare.runs.folders import plain_config
 
 FORMAT = 1  # raised when the rules or the sidecar change, so that labels merged before are redone
 CHOICES = {
@@ -46,37 +47,20 @@ class MergeRules:
         for key, rule in CHOICES.items():
             rule.require(f"labels.{key}", getattr(self, key))
 
-    @classmethod
-    def from_config(cls, labels: Any) -> MergeRules:
-        """Read `cfg.labels`, or the configuration of `merge_labels.py`, which has the same keys."""
-        return cls(**{key: labels[key] for key in CHOICES})
-
-    def to_config(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-SHORT_HASH = 12  # hex digits of a checkpoint's hash that name it in tables; sidecars hold all
-
 
 @dataclass(frozen=True)
 class PseudoSource:
-    """Who made the pseudo labels.
-
-    Args:
-        round: The teacher's round; None where it is not known, as for plain folders.
-        checkpoint_sha256: Hash of the teacher's checkpoint, or None.
-    """
+    """Who made the pseudo labels: the round and the checkpoint of a teacher, as far as they are known."""
 
     round: str | None = None
     checkpoint_sha256: str | None = None
 
     @property
     def name(self) -> str:
-        """How tables call it: `mo@1a2b3c4d5e6f`, or `pseudo`."""
+        """How tables call it: `mo@1a2b3c4d5e6f`, or `pseudo`; sidecars hold the whole hash."""
         if self.checkpoint_sha256 is None:
             return self.round or "pseudo"
-        return f"{self.round or 'checkpoint'}@{self.checkpoint_sha256[:SHORT_HASH]}"
+        return f"{self.round or 'checkpoint'}@{self.checkpoint_sha256[:12]}"
 
     def to_config(self) -> dict[str, Any]:
         """Plain values, as sidecars hold them."""
@@ -99,22 +83,16 @@ class MergeSettings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, labels: DictConfig) -> MergeSettings:
-        """Read `classes` and `data.label_map`, and the rules among `labels`.
-
-        Raises:
-            FlareError: For a value that cannot be, with its key.
-        """
+        """Read `classes` and `data.label_map`, and the rules: `cfg.labels`, or `cfg` of `merge_labels.py`."""
         classes = ClassList.from_config(cfg.classes)
-        return cls(
-            classes, read_label_map(plain(cfg.data.label_map), classes), MergeRules.from_config(labels)
-        )
+        rules = MergeRules(**{key: labels[key] for key in CHOICES})
+        return cls(classes, read_label_map(plain_config(cfg.data.label_map), classes), rules)
 
     def identity(self) -> dict[str, Any]:
         """What decides, beside the maps, what a merge gives."""
-        plain = {"classes": self.classes.to_config(), "label_map": self.label_map, "format": FORMAT}
-        return {**plain, "rules": self.rules.to_config()}
-
-
-def plain(value: Any) -> Any:
-    """Plain values of a config node; None stays None."""
-    return None if value is None else OmegaConf.to_container(value, resolve=True)
+        return {
+            "classes": self.classes.to_config(),
+            "label_map": self.label_map,
+            "format": FORMAT,
+            "rules": asdict(self.rules),
+        }

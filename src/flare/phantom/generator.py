@@ -11,8 +11,7 @@ from flare.core.cases import Case
 from flare.core.files import read_json, remove_partial, write_json
 from flare.phantom.plan import FOLDERS, VERSION, case_files, plan_cohort
 from flare.runs.journal import Journal, resume_cases
-from flare.runs.outcomes import report_failures
-from flare.runs.work import Executor
+from flare.runs.work import Executor, report_failures
 
 
 class Phantom:

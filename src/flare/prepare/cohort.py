@@ -20,8 +20,7 @@ from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases
 from flare.prepare.settings import CohortFiles, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder, lock
-from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
-from flare.runs.work import console
+from flare.runs.work import Outcome, console, report_failures, stop_on_faults
 
 log = logging.getLogger(__name__)
 NAMED = 10  # paths that a message names
@@ -74,7 +73,7 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
 
     Raises:
         FlareError: If a configuration cannot be; if files are gone that the last start saw; or if a step
-            failed in general, see `outcomes.stop_on_faults`: index and statistics stay as they were.
+            failed in general, see `stop_on_faults`: index and statistics stay as they were.
     """
     settings = PrepareSettings.from_config(cfg)
     with lock(settings.folder.root, wait=True):  # jobs of a sweep share it; the first prepares, the rest find

@@ -23,8 +23,7 @@ from flare.core.volumes import match_grid, read_image, read_labels
 from flare.prepare.settings import Entry, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
-from flare.runs.outcomes import Outcome
-from flare.runs.work import run_cases
+from flare.runs.work import Outcome, run_cases
 
 log = logging.getLogger(__name__)
 EMPTY_LABEL = "label file without any foreground"
@@ -192,7 +191,12 @@ def _steps(
     """
     for is_cached, name in ((True, "cache"), (False, "check")):
         chosen = {e.id: e for e in entries if (e.split == "train") == is_cached}
-        yield is_cached, chosen, settings.folder.journal(name), settings.decisive(is_cached=is_cached)
+        yield (
+            is_cached,
+            chosen,
+            Journal(settings.folder.journal(name)),
+            settings.decisive(is_cached=is_cached),
+        )
 
 
 def _outputs(folder: PreparedFolder, entry: Entry) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from flare.core.volumes import case_id, find_images, match_grid, read_labels
 from flare.evaluation.metrics import mean
 from flare.report.facts import ReportSettings
 from flare.report.figures import ACCENT, GREY, PAPER, draw_series, legend_below, new_figure
-from flare.rounds.ablation import Trained
+from flare.rounds.score import Trained
 from flare.rounds.settings import RoundSettings
 from flare.runs.work import run_cases
 

@@ -19,9 +19,8 @@ from flare.core.pictures import Stroke, run_strokes
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_markdown
 from flare.report.figures import draw_curve, new_figure, render
-from flare.runs.folders import RunFolder
+from flare.runs.folders import RunFolder, is_public
 from flare.runs.journal import Journal
-from flare.runs.records import is_public
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,10 +14,10 @@ from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
 from flare.evaluation.metrics import mean
 from flare.evaluation.summary import Row, only_learned, read_scores
-from flare.rounds.ablation import Results, Trained
-from flare.rounds.score import held_out
+from flare.rounds.score import Results, Trained, held_out
 from flare.rounds.settings import RoundSettings
-from flare.runs.records import public_config
+from flare.runs.folders import public_config
+from flare.runs.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _round(
     item: RoundSettings, plan: dict[str, str], scored: Sequence[Case], settings: ReportSettings
 ) -> RoundFacts:
     folder = item.folder
-    journal = folder.journal(f"predict-{settings.split}")
+    journal = Journal(folder.journal(f"predict-{settings.split}"))
     metrics = folder.root / settings.split / "metrics.csv"
     scores = read_scores(metrics) if metrics.exists() else []
     return RoundFacts(

@@ -27,10 +27,10 @@ from flare.report.agreement import COMPARISONS, SAMPLE, label_quality, parts, ps
 from flare.report.examples import show_cases, viewer_json
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
 from flare.report.figures import render
-from flare.rounds.ablation import Results, Trained
 from flare.rounds.graph import tell_starts
+from flare.rounds.score import Results, Trained
+from flare.runs.folders import public_config
 from flare.runs.journal import Journal
-from flare.runs.records import public_config
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"

@@ -1,23 +1,31 @@
-"""The graph of rounds: which exist, who teaches whom, and what each is made of."""
+"""The graph of rounds: which exist, what each is made of, and the checkpoints that teach it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.table import Table
 
 from flare.core.cases import Case, select_cases
 from flare.core.errors import CONF, FlareError
-from flare.core.files import write_csv
 from flare.models.names import describe_network
 from flare.rounds.settings import RoundSettings
-from flare.rounds.teachers import require_teacher
 from flare.runs.work import console
+
+if TYPE_CHECKING:
+    from flare.runs.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+UNLABELED = "unlabeled_teacher"  # the key of the teacher of cases without ground truth
+Row = dict[str, Any]
 
 
 def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list[RoundSettings]:
@@ -37,7 +45,10 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     unknown = [name for name in names if name not in known]
     if unknown:
         raise FlareError(f"rounds: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
-    rounds = {n: RoundSettings.from_config(_compose([*forwarded, f"round={n}"])) for n in names}
+    is_within = GlobalHydra.instance().is_initialized()  # a Hydra application runs
+    with nullcontext() if is_within else initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = {n: compose("train", [*forwarded, f"round={n}"]) for n in names}
+    rounds = {n: RoundSettings.from_config(cfg) for n, cfg in composed.items()}
     ordered: list[RoundSettings] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -56,39 +67,120 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     return ordered
 
 
-def _compose(overrides: list[str]) -> DictConfig:
-    """Compose `train`, inside a running Hydra application or outside of one."""
-    if GlobalHydra.instance().is_initialized():
-        return compose("train", overrides)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides)
+@dataclass(frozen=True)
+class Teacher:
+    """A checkpoint that a round learns from.
+
+    Args:
+        key: The key of `round` that names it.
+        round: Whose it is; None for a file named by hand, which may be of any round.
+        checkpoint: Its path.
+    """
+
+    key: str
+    round: str | None
+    checkpoint: Path
+
+
+def teachers_of(settings: RoundSettings) -> list[Teacher]:
+    """A round's teachers: of its weights and most labels, then that of its cases without ground truth."""
+    named = {"teacher": settings.teacher, UNLABELED: settings.unlabeled_teacher}
+    found = [Teacher(k, name, _checkpoint(settings, name)) for k, name in named.items() if name is not None]
+    if settings.checkpoint is None:
+        return found
+    return [Teacher("checkpoint", None, settings.checkpoint), *(t for t in found if t.key == UNLABELED)]
+
+
+def _checkpoint(settings: RoundSettings, name: str) -> Path:
+    """A round's checkpoint: the run's own, or else, for a job of a sweep, that of the run it names."""
+    file = f"{settings.teacher_kind}.ckpt"
+    own, outside = (run.round(name).checkpoints / file for run in (settings.run, settings.named_run))
+    return outside if outside.is_file() and not own.is_file() else own
+
+
+def present_teachers(settings: RoundSettings, planned: Sequence[str] = ()) -> list[Teacher]:
+    """The teachers of a round's labels or weights but for those among rounds `planned` to run before it."""
+    if not settings.is_hybrid and settings.training.init != "teacher":
+        return []
+    return [teacher for teacher in teachers_of(settings) if teacher.round not in planned]
+
+
+def require_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> None:
+    """Refuse, with the command that makes it, a teacher without checkpoint that is not `planned` before."""
+    if not settings.is_hybrid:
+        return
+    name = settings.name
+    if settings.checkpoint is None and settings.teacher is None:
+        raise FlareError(f"round={name}: hybrid labels need a teacher: set round.teacher or round.checkpoint")
+    for teacher in present_teachers(settings, planned):
+        path = teacher.checkpoint
+        if path.is_file():
+            continue
+        if teacher.round is None:
+            raise FlareError(f"round.checkpoint={path}: no such file (round={name})")
+        kind = "" if settings.teacher_kind == "last" else f", round.teacher_kind={settings.teacher_kind}"
+        raise FlareError(
+            f"round={name} needs its teacher's checkpoint {path}, which does not exist "
+            f"(round.{teacher.key}{kind}): run `python train.py round={teacher.round} "
+            f"name={settings.config.name}` with the same overrides first"
+        )
+
+
+def read_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Checkpoint | None:
+    """Read the checkpoints that a round learns from, but for those of rounds `planned` before it.
+
+    Returns:
+        The main one, from which weights may start; None if there is none yet.
+
+    Raises:
+        FlareError: If one is of another round, class list, or where weights start from it, spacing.
+    """
+    main = None
+    for teacher in present_teachers(settings, planned):
+        if teacher.round is not None and settings.run.root not in teacher.checkpoint.parents:
+            told = settings.name, teacher.round, settings.config.name
+            log.info("round %s: its teacher %s is that of the run %s", *told)
+        found = _read(settings, teacher)
+        if teacher.key != UNLABELED:
+            main = found
+    return main
+
+
+def _read(settings: RoundSettings, teacher: Teacher) -> Checkpoint:
+    """Read one teacher's checkpoint and hold it against the round."""
+    from flare.runs.checkpoints import load_checkpoint  # torch: only where a teacher is looked into
+
+    path = teacher.checkpoint
+    found = load_checkpoint(path)
+    if teacher.round is not None and found.round != teacher.round:
+        raise FlareError(
+            f"round.{teacher.key}={teacher.round}: {path} is a checkpoint of round {found.round}"
+        )
+    ours = list(settings.prepared.spacing_mm)
+    # labels live on the original grid, so that a teacher of labels alone may have another
+    starts_weights = settings.training.init == "teacher" and teacher.key != UNLABELED
+    if starts_weights and list(found.spacing_mm) != ours:
+        raise FlareError(f"data.spacing_mm={ours}: the teacher {path} has {list(found.spacing_mm)}")
+    # ids and names are all that predictions depend on
+    names, theirs = (
+        ", ".join(f"{c.id} {c.name}" for c in classes.entries)
+        for classes in (settings.classes, found.class_list)
+    )
+    if settings.is_hybrid and names != theirs:
+        raise FlareError(f"classes: the teacher {path} has {theirs}, expected {names}")
+    return found
 
 
 def check_rounds(rounds: Sequence[RoundSettings]) -> None:
-    """Refuse, before any work, rounds whose teachers are neither planned nor there.
-
-    Raises:
-        FlareError: With the command that makes the teacher.
-    """
+    """Refuse, before any work, rounds whose teachers are neither among those before them nor there."""
     if not rounds:
         raise FlareError("rounds: expected at least one, given none")
     for number, item in enumerate(rounds):
         require_teacher(item, [str(r.name) for r in rounds[:number]])
 
 
-Row = dict[str, Any]
-
-
 def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[Row]:
-    """Resolve model, teacher, targets, number of cases and inference settings of each round.
-
-    Args:
-        rounds: In the order in which they run.
-        cases: The cohort, after label analysis.
-
-    Returns:
-        One row a round.
-    """
+    """Resolve model, teacher, targets, number of cases and inference of each round, as `plan.csv` has it."""
     return [
         {
             "round": r.name,
@@ -100,27 +192,22 @@ def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[
             "targets": r.labels.targets,
             "model": r.config.model.name,
             "network": describe_network(r.config.model.net),
-            "init": r.init if r.teacher else "fresh",
+            "init": r.training.init if r.teacher else "fresh",
             "epochs": r.config.trainer.max_epochs,
             "iterations": r.config.trainer.limit_train_batches,
             "patch": " ".join(map(str, r.config.data.patch_size)),
-            "inference": r.inference.name,
-            "tta": r.inference.tta,
-            "restore": r.inference.restore,
+            "inference": r.training.inference.name,
+            "tta": r.training.inference.tta,
+            "restore": r.training.inference.restore,
         }
         for r in rounds
     ]
 
 
 def iterations_behind(plan: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
-    """Count the iterations that led to each round's weights.
+    """Count, by a plan or what `plan.csv` reads back, the iterations that led to each round's weights.
 
-    Args:
-        plan: As `plan_rounds` gives it, or as `plan.csv` reads back.
-
-    Returns:
-        Round -> its own iterations, and those behind its teacher where it starts from the teacher's weights;
-        None where the teacher is not of this plan.
+    Those behind its teacher count where it starts from the teacher's weights; None where that is of no plan.
     """
     behind: dict[str, int | None] = {}
     for row in plan:
@@ -151,15 +238,8 @@ def print_plan(plan: Sequence[Row]) -> None:
         hidden.append("unlabeled_teacher")
     table = Table(title="rounds", title_justify="left")
     shown = [c for c in plan[0] if c not in hidden] if plan else []
-    for column in shown:
-        table.add_column(
-            column.replace("_", " "), justify="right" if column in ("cases", "epochs") else "left"
-        )
+    for c in shown:
+        table.add_column(c.replace("_", " "), justify="right" if c in ("cases", "epochs") else "left")
     for row in plan:
         table.add_row(*("-" if row[c] is None else str(row[c]) for c in shown))
     console.print(table)
-
-
-def write_plan(folder: Path, plan: Sequence[Row]) -> None:
-    """Write `plan.csv`."""
-    write_csv(folder / "plan.csv", plan)

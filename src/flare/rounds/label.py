@@ -15,32 +15,24 @@ from flare.core.errors import FlareError
 from flare.core.files import config_hash, remove_partial, sha256
 from flare.inference.components import fitted_classes
 from flare.inference.predict import one_by_one, report_coverage
-from flare.merging.merge import MergedFolder
-from flare.merging.plain_folders import FOLDERS, FolderSettings, merge_folders
+from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders
 from flare.merging.provenance import TABLE
+from flare.rounds.graph import UNLABELED, read_teacher, require_teacher, teachers_of
 from flare.rounds.label_case import LabelJob, Labeller, label_case
 from flare.rounds.settings import RoundSettings, TrainingSet
-from flare.rounds.teachers import UNLABELED, read_teacher, require_teacher, teachers_of
 from flare.runs.folders import lock, round_of
-from flare.runs.journal import Resumed, resume_cases
-from flare.runs.outcomes import Outcome, report_failures, stop_on_faults
-from flare.runs.work import Executor, build_executor, console
+from flare.runs.journal import Journal, Resumed, resume_cases
+from flare.runs.work import Executor, Outcome, build_executor, console, report_failures, stop_on_faults
 
 log = logging.getLogger(__name__)
 CHANGED = "its files changed after they were cached: start again"
 
 
 def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> TrainingSet:
-    """Make the labels of a round, or find them made; only what is new or changed is done again.
-
-    Args:
-        settings: The round.
-        cases: The prepared cohort.
-        executor: Where the cases are worked on.
+    """Make the labels of a round of the cohort, or find them made; only what is new or changed is done again.
 
     Raises:
-        FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases
-            away.
+        FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases away.
     """
     name, prepared = settings.name, settings.prepared
     chosen = select_cases(cases, settings.labels.cases)
@@ -50,15 +42,14 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
             "see the label analysis of the cohort"
         )
     require_teacher(settings)
-    images = prepared.journal("cache")
+    images = Journal(prepared.journal("cache"))
     failures: list[Outcome] = []
-    weights: dict[str, float] = {}
     if settings.is_hybrid or settings.labels.select is not None:
         done = label_cases(settings, chosen, executor).done
         weights = {case: values["weight"] for case, values in done.values.items() if values["cached"]}
         moved = [Outcome(c, error=CHANGED, is_fault=True) for c in done.values if c not in weights]
-        failures += [*done.failures, *moved]
-        journal, step, place = settings.folder.journal("label"), "cached", settings.folder.cached
+        failures = [*done.failures, *moved]
+        journal, step, place = Journal(settings.folder.journal("label")), "cached", settings.folder.cached
     else:
         weights = dict.fromkeys((case.id for case in chosen), 1.0)
         journal, step, place = images, "labels", prepared.labels
@@ -66,33 +57,28 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
     if not weights:
         why = failures[0].error if failures else "labels.select drops every case"
         raise FlareError(f"round={name}: no training case could be labelled: {why}")
-    items = {case: (prepared.image(case), place(case)) for case in weights}
+    items = {case: (prepared.image(case), place(case), weight) for case, weight in weights.items()}
     parts = [
         (case, images.output_hash(case, "image"), journal.output_hash(case, step), weight)
         for case, weight in weights.items()
     ]
     # the teacher also decides where the weights start, and statistics how images are normalised
-    teachers = teachers_of(settings) if settings.init == "teacher" else []
+    teachers = teachers_of(settings) if settings.training.init == "teacher" else []
     start = sha256(teachers[0].checkpoint) if teachers else None
     key = config_hash([parts, start, sha256(prepared.statistics)])
-    return TrainingSet(items, weights, key, failures)
+    return TrainingSet(items, key, failures)
 
 
 def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:
-    """Label a round's cases, each in one go; only what is new or changed is done again.
-
-    Args:
-        settings: The round.
-        cases: Its training cases.
-        executor: Where the cases are worked on.
+    """Label a round's training cases, each in one go; only what is new or changed is done again.
 
     Returns:
         The merged labels on the original grids; of each case what `label_case` gives.
 
     Raises:
-        FlareError: If the step failed in general, see `outcomes.stop_on_faults`.
+        FlareError: If the step failed in general, see `stop_on_faults`.
     """
-    images = settings.prepared.journal("cache")
+    images = Journal(settings.prepared.journal("cache"))
     jobs: dict[str, LabelJob] = {}
     for case, labeller in _assign(settings, cases):
         job = LabelJob(case, None, "", labeller, settings.labels, settings.folder)
@@ -111,10 +97,9 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
     )
     stop_on_faults(done.failures, f"round={settings.name}, labelling", jobs, settings.max_failed)
     report_coverage([v["prediction"] for v in done.values.values() if v["prediction"] is not None])
-    for what, count in (
-        ("dropped", sum(v["weight"] == 0 for v in done.values.values())),
-        ("masked in part", sum(v["ignored"] > 0 for v in done.values.values())),
-    ):
+    dropped = sum(v["weight"] == 0 for v in done.values.values())
+    masked = sum(v["ignored"] > 0 for v in done.values.values())
+    for count, what in ((dropped, "dropped"), (masked, "masked in part")):
         if count:
             log.info("labels.select: %d of %d cases %s", count, len(jobs), what)
     return MergedFolder.told(settings.folder.labels, done, settings.classes)
@@ -130,7 +115,7 @@ def _resume(
         inputs={case: job.inputs for case, job in jobs.items()},
         config=lambda case: jobs[case].config,
         outputs=lambda case: jobs[case].outputs,
-        journal=settings.folder.journal("label"),
+        journal=Journal(settings.folder.journal("label")),
         executor=executor,
         description="label",
         again=jobs if is_fresh else (),
@@ -144,26 +129,20 @@ def _assign(settings: RoundSettings, cases: Sequence[Case]) -> list[tuple[Case, 
     """Give each case to its teacher, the cases of one teacher together so that its network stays loaded."""
     if not settings.is_hybrid:
         return [(case, None) for case in cases]
-    labellers = {}
-    for teacher in teachers_of(settings):
+    found: list[tuple[Case, Labeller | None]] = []
+    teachers = teachers_of(settings)
+    for teacher in teachers:
         digest = sha256(teacher.checkpoint)
         fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
-        labellers[teacher.key] = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
-    main = next(iter(labellers))
-    keys = [UNLABELED if UNLABELED in labellers and not c.is_labeled else main for c in cases]
-    return [
-        (case, labellers[key])
-        for key in labellers
-        for case, own in zip(cases, keys, strict=True)
-        if own == key
-    ]
+        labeller = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
+        found += [
+            (c, labeller) for c in cases if len(teachers) == 1 or c.is_labeled == (teacher.key != UNLABELED)
+        ]
+    return found
 
 
 def merge(cfg: DictConfig) -> dict[str, Any]:
-    """Merge ground truth and pseudo labels, of a round's cases or of three plain folders.
-
-    Args:
-        cfg: Configuration of `merge_labels`: either `round`, or `ground_truth`, `pseudo` and `output`.
+    """Merge ground truth and pseudo labels, of the cases of a `round`, or of plain folders.
 
     Returns:
         `output` and `provenance` (paths), `merged` and `unchanged` (case ids), `summary` (Markdown).

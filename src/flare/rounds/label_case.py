@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from flare.core.cases import Case
-from flare.core.errors import AwayError, CaseError
+from flare.core.errors import AwayError, CaseError, FlareError, build_part
 from flare.core.geometry import Volume
 from flare.core.volumes import read_labels
 from flare.inference.predict import Row, load_predictor, segment_case, segmentation_path
 from flare.merging.merge import merge_maps, merged_files, write_merged
 from flare.merging.settings import PseudoSource
-from flare.rounds.selection import select
 from flare.rounds.settings import LabelSettings
 from flare.runs.folders import RoundFolder
 from flare.runs.journal import Inputs, Journal
@@ -83,15 +88,15 @@ class LabelJob:
     @property
     def config(self) -> dict[str, Any]:
         """What else decides the labels."""
-        plain = {**self.settings.identity(), "declared": self.case.annotated, "label_format": FORMAT}
-        if self.labeller is None:
-            return plain
-        return {**plain, **self.known[1], "teacher": self.labeller.source.to_config()}
+        own = {"select": self.settings.select, "declared": self.case.annotated, "label_format": FORMAT}
+        if self.labeller is not None:
+            own |= {**self.known[1], "teacher": self.labeller.source.to_config()}
+        return {**self.settings.merge.identity(), **own}
 
     @property
     def note(self) -> Journal:
         """The journal of its prediction alone: its worker writes it, and a merge that fails leaves it."""
-        return self.folder.journal(f"predictions/{self.case.id}")
+        return Journal(self.folder.journal(f"predictions/{self.case.id}"))
 
     @property
     def known(self) -> tuple[Inputs, dict[str, Any]]:
@@ -120,9 +125,8 @@ def label_case(job: LabelJob) -> dict[str, Any]:
     """
     case, merge = job.case.id, job.settings.merge
     pseudo, row = (None, None) if job.labeller is None else _pseudo_labels(job, job.labeller)
-    truth = (
-        None if job.case.label is None else read_labels(job.case.label, merge.classes, merge.label_map, case)
-    )
+    drawn = job.case.label
+    truth = None if drawn is None else read_labels(drawn, merge.classes, merge.label_map, case)
     source = PseudoSource() if job.labeller is None else job.labeller.source
     labels, told = merge_maps(case, truth, pseudo, merge, declared=job.case.annotated, source=source)
     weight, ignore = select(job.settings.select, case, labels.array, told)
@@ -140,7 +144,7 @@ def _pseudo_labels(job: LabelJob, labeller: Labeller) -> tuple[Volume, Row]:
     case, journal, (inputs, config) = job.case.id, job.note, job.known
     path = segmentation_path(job.folder.predictions, case)
     if job.is_predicted():
-        return read_labels(path, job.settings.classes, None, case), journal.values(case)
+        return read_labels(path, job.settings.merge.classes, None, case), journal.values(case)
     predictor = load_predictor(labeller.checkpoint, labeller.digest, job.settings.inference)
     try:
         found, row = segment_case(case, job.case.image, path, predictor, labeller.components, job.cached)
@@ -150,3 +154,51 @@ def _pseudo_labels(job: LabelJob, labeller: Labeller) -> tuple[Volume, Row]:
         raise
     journal.record(case, inputs, config, {"segmentation": path}, row)
     return found, row
+
+
+class Selection(Protocol):
+    """What `labels.select` builds: weighs, drops or masks the labels of a case between merging and training.
+
+    It is built once in each process that makes labels, so it must decide by what it is given alone.
+    """
+
+    def __call__(
+        self, case: str, labels: np.ndarray, provenance: Mapping[str, Any]
+    ) -> float | tuple[float, np.ndarray | None]:
+        """Judge the labels of one case.
+
+        Args:
+            case: The case id.
+            labels: `(Z, Y, X)` uint8 class ids, merged, on the case's own grid.
+            provenance: Where they came from, as `labels/<case>.json` says.
+
+        Returns:
+            How often training draws the case, relative to 1; 0 drops it. Or that and a mask, boolean and of
+            the labels' shape, of the voxels that the loss leaves out.
+        """
+        ...
+
+
+def select(
+    settings: Mapping[str, Any] | None, case: str, labels: np.ndarray, provenance: Mapping[str, Any]
+) -> tuple[float, np.ndarray | None]:
+    """Let the selection of `labels.select` judge one case, see `Selection`; None keeps it as it is.
+
+    Raises:
+        FlareError: If the selection gives anything else than a weight, or that and a mask.
+    """
+    if settings is None:
+        return 1.0, None
+    found = _built(json.dumps(settings))(case, labels.copy(), provenance)
+    weight, mask = found if isinstance(found, tuple) else (found, None)
+    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise FlareError(f"labels.select: expected a weight of 0 or more, given {weight!r} for {case}")
+    if mask is not None and (mask.dtype != bool or mask.shape != labels.shape):
+        given = f"{mask.dtype} {mask.shape}"
+        raise FlareError(f"labels.select: expected a boolean mask {labels.shape}, given {given} for {case}")
+    return float(weight), mask
+
+
+@lru_cache(maxsize=1)
+def _built(text: str) -> Selection:
+    return build_part(json.loads(text), "labels.select")

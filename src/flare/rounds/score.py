@@ -1,24 +1,32 @@
-"""A trained round on cases it has never seen: predict, score, and fit its post-processing."""
+"""Trained rounds on cases they have never seen: predictions, scores, component fit; the ablation table."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flare.core.cases import Case
 from flare.core.files import config_hash, read_json, sha256
 from flare.evaluation.scores import failed_cases, score_folder
+from flare.evaluation.summary import read_scores, summarise
+from flare.evaluation.tables import AblationRow, table5, write_round_tables
 from flare.inference.components import fit_components, write_fit
 from flare.inference.predict import Predicted, predict_cases, segmentation_path
+from flare.prepare.cohort import Cohort
+from flare.rounds.graph import plan_rounds, tell_starts
 from flare.rounds.settings import RoundSettings
+from flare.runs.folders import RunFolder
 from flare.runs.journal import Journal
-from flare.runs.outcomes import Outcome, stop_on_faults
-from flare.runs.work import Executor
+from flare.runs.work import Executor, Outcome, stop_on_faults
 
 log = logging.getLogger(__name__)
 Summary = dict[str, Any]
+# of held-out cases into `<folder>/predictions`; returns the cases that failed
+Predict = Callable[[Sequence[Case], Path], list[Outcome]]
 
 
 def held_out(cases: Sequence[Case], split: str) -> list[Case]:
@@ -30,34 +38,26 @@ def finish_round(settings: RoundSettings, cases: Sequence[Case], executor: Execu
     """Predict and score the validation cases with the round's last checkpoint, and fit its components.
 
     Post-processing is off here (paper, section 2.3): the fit is for the pseudo labels that the round will
-    make. Without labelled validation cases there is nothing to do.
-
-    Args:
-        settings: The round; its folder gets `validation/` and `components.json`.
-        cases: The prepared cohort.
-        executor: Where the cases are worked on.
-
-    Returns:
-        Cases that failed, and why.
-
-    Raises:
-        FlareError: If a step failed in general, see `outcomes.stop_on_faults`.
+    make. Returns the cases that failed; stops the run as `stop_on_faults` does.
     """
     chosen = held_out(cases, "validation")
     if not chosen:
         log.info("no labelled validation case: no validation score, and no fit of largest components")
         return []
-    predicted = predict_split(settings, chosen, "validation", executor)
+    refused = predict_split(settings, chosen, "validation", executor).failures
     step = f"round={settings.name}, predicting validation cases"
-    stop_on_faults(predicted.failures, step, [c.id for c in chosen], settings.max_failed)
-    failed = {f.case_id for f in predicted.failures}
-    scored = [c for c in chosen if c.id not in failed]
-    _, failures = score_split(settings, scored, settings.folder.root / "validation", executor)
-    classes = settings.classes
-    if set(classes.organs) & set(classes.outputs(settings.labels.targets)):
-        failed = {f.case_id for f in failures}
-        failures += _fit(settings, [c for c in scored if c.id not in failed], executor)
-    return [*predicted.failures, *failures]
+    stop_on_faults(refused, step, [c.id for c in chosen], settings.max_failed)
+    folder = settings.folder.root / "validation"
+    _, failures = score_split(settings, chosen, folder, executor, refused)
+    if set(settings.classes.organs) & set(settings.classes.outputs(settings.labels.targets)):
+        failures += _fit(settings, _without(chosen, failures), executor)
+    return failures
+
+
+def _without(cases: Sequence[Case], failures: Sequence[Outcome]) -> list[Case]:
+    """The cases that have not failed."""
+    failed = {f.case_id for f in failures}
+    return [c for c in cases if c.id not in failed]
 
 
 def predict_split(
@@ -69,69 +69,68 @@ def predict_split(
         folder.last,
         {c.id: c.image for c in cases},
         folder.root / split / "predictions",
-        settings=settings.inference,
+        settings=settings.training.inference,
         executor=executor,
-        journal=folder.journal(f"predict-{split}"),
+        journal=Journal(folder.journal(f"predict-{split}")),
     )
 
 
 def score_split(
-    settings: RoundSettings, cases: Sequence[Case], folder: Path, executor: Executor
+    settings: RoundSettings,
+    cases: Sequence[Case],
+    folder: Path,
+    executor: Executor,
+    refused: Sequence[Outcome] = (),
 ) -> tuple[Summary, list[Outcome]]:
-    """Score `<folder>/predictions` against the annotations of its cases, if anything changed.
+    """Score `<folder>/predictions` against the annotations of labelled cases, if anything changed.
 
     Args:
         settings: Of a round.
-        cases: Labelled cases.
-        folder: Gets `metrics.csv` and `summary.json`.
+        cases: Labelled ones.
+        folder: Gets `metrics.csv` and `summary.json`, which stay if scoring stops the run (`stop_on_faults`).
         executor: Where the cases are worked on.
+        refused: Cases that could not be predicted.
 
     Returns:
-        The summary, and the cases that could not be scored; all are scored again the next time if
-        one failed by no fault of its files.
-
-    Raises:
-        FlareError: If scoring failed in general, see `outcomes.stop_on_faults`; what was scored before stays.
+        The summary, and the cases that could not be predicted or scored; all are scored again the next time
+        if one could not be scored by no fault of its files.
     """
-    references = {c.id: c.label for c in cases if c.label is not None}
-    inputs: dict[str, Path | str] = dict(references) | {"predictions": _digest(cases, folder)}
+    references, inputs = _compared(_without(cases, refused), folder)
     config = settings.score.identity()
     journal = Journal(folder / "journal.jsonl")
     outputs = {"metrics": folder / "metrics.csv", "summary": folder / "summary.json"}
     if not journal.is_current("score", inputs, config):
+        predictions = folder / "predictions"
         found = score_folder(
-            folder / "predictions",
-            references,
-            output=folder,
-            settings=settings.score,
-            executor=executor,
+            predictions, references, output=folder, settings=settings.score, executor=executor
         )
         if not found["faults"]:
             journal.record("score", inputs, config, outputs)
     summary = read_json(outputs["summary"])
-    return summary, failed_cases(summary)
+    return summary, [*refused, *failed_cases(summary)]
 
 
-def _digest(cases: Sequence[Case], folder: Path) -> str:
-    """Hash of the predictions that are there."""
+def _compared(cases: Sequence[Case], folder: Path) -> tuple[dict[str, Path], dict[str, Path | str]]:
+    """Annotations by case, and what their comparison with the predictions that are there depends on."""
     paths = [segmentation_path(folder / "predictions", c.id) for c in cases]
-    return config_hash([sha256(p) if p.exists() else None for p in paths])
+    references = {c.id: c.label for c in cases if c.label is not None}
+    digest = config_hash([sha256(p) if p.exists() else None for p in paths])
+    return references, {**references, "predictions": digest}
 
 
 def _fit(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> list[Outcome]:
     """Decide for which organs the largest component helps, if anything changed; returns what failed."""
     classes, label_map, folder = settings.classes, settings.labels.merge.label_map, settings.folder
-    journal = folder.journal("components")
-    inputs: dict[str, Path | str] = {c.id: c.label for c in cases if c.label is not None}
-    inputs["predictions"] = _digest(cases, folder.root / "validation")
+    validation = folder.root / "validation"
+    references, inputs = _compared(cases, validation)
     checkpoint = sha256(folder.last)
     config = {"classes": classes.to_config(), "label_map": label_map, "checkpoint": checkpoint}
+    journal = Journal(folder.journal("components"))
     if journal.is_current("components", inputs, config):
         return []
     pairs = {
-        c.id: (segmentation_path(folder.root / "validation" / "predictions", c.id), c.label)
-        for c in cases
-        if c.label is not None
+        case: (segmentation_path(validation / "predictions", case), label)
+        for case, label in references.items()
     }
     fit, failures = fit_components(pairs, classes=classes, label_map=label_map, executor=executor)
     stop_on_faults(failures, f"round={settings.name}, fitting components", pairs, settings.max_failed)
@@ -139,3 +138,98 @@ def _fit(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> 
     if not failures:
         journal.record("components", inputs, config, {"components": folder.components})
     return failures
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run whose rounds, in the order in which they ran, are trained on a prepared cohort."""
+
+    rounds: Sequence[RoundSettings]
+    cohort: Cohort
+    run: RunFolder
+    executor: Executor
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run came to.
+
+    Args:
+        table: One row a name, as `table5.csv` has it.
+        failures: Cases that could not be predicted or scored, and why.
+        compared: How many cases each row of the table is the mean of.
+    """
+
+    table: list[dict[str, Any]]
+    failures: list[Outcome]
+    compared: int = 0
+
+
+def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = None) -> Results:
+    """Score all rounds and baselines on `data.scoring.split` and write `table5.csv`, `.md` and `.tex`.
+
+    The last round gets the paper's other tables, 4 and 8, and where inference measured it, 6 and 7. Without
+    a labelled case in the split there is no table, and one of an earlier start is kept as `.previous`. All
+    rows are means over the same cases: one that failed in some row counts in none.
+    """
+    rounds, run, executor = trained.rounds, trained.run, trained.executor
+    last = rounds[-1]
+    split, classes = last.split, last.classes
+    cases = held_out(trained.cohort.cases, split)
+    if not cases:
+        log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
+        _set_tables_aside(run.root)
+        return Results([], [])
+    scores: dict[str, list[dict[str, Any]]] = {}
+    failures: list[Outcome] = []
+    for item in rounds:
+        name, folder = str(item.name), item.folder.root / split
+        predicted = predict_split(item, cases, split, executor)
+        failures += score_split(item, cases, folder, executor, predicted.failures)[1]
+        scores[name] = read_scores(folder / "metrics.csv")
+    write_round_tables(
+        run.root,
+        scores=scores[name],
+        summary=summarise(scores[name], classes),
+        inference=predicted.rows,
+        classes=classes,
+        targets=last.labels.targets,
+    )
+    for name, predict in (baselines or {}).items():
+        place = run.root / "baselines" / name
+        failures += score_split(last, cases, place, executor, predict(cases, place))[1]
+        scores[name] = read_scores(place / "metrics.csv")
+    common = common_cases(scores)
+    told = f"mean over {len(common)} cases"
+    if len(common) < len(cases):
+        told += f" of {len(cases)}, those that every row has"
+        log.warning("table 5: %s; the others failed in some row", told)
+    plan = plan_rounds(rounds, trained.cohort.cases)
+    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
+    known = {row["round"]: {key: row[key] for key in ("cases", "targets")} for row in plan}
+    rows = [
+        AblationRow(
+            name,
+            summary=summarise([row for row in found if row["Name"] in common], classes),
+            **known.get(name, {"cases": None}),
+        )
+        for name, found in scores.items()
+    ]
+    table = table5(rows, classes, run.root / "table5", note=" ".join(filter(None, notes)))
+    return Results(table, failures, len(common))
+
+
+def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
+    """The cases that rows of a table, by name as in `metrics.csv`, can be compared over: those that all have.
+
+    A row without any case stays empty and takes none from the others.
+    """
+    scored = [{row["Name"] for row in found} for found in scores.values() if found]
+    return set.intersection(*scored) if scored else set()
+
+
+def _set_tables_aside(folder: Path) -> None:
+    """Rename the tables of an earlier start, which are not those of this one."""
+    for path in folder.glob("table[4-8].*"):
+        if not path.stem.endswith(".previous"):
+            os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))

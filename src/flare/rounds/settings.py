@@ -12,11 +12,18 @@ from flare.core.cases import SELECTIONS, Case
 from flare.core.classes import ClassList
 from flare.core.errors import Rule, build_part, check_values, choice
 from flare.inference.settings import InferenceSettings
-from flare.merging.settings import MergeSettings, plain
+from flare.merging.settings import MergeSettings
 from flare.prepare.settings import RULES as OF_COHORTS
-from flare.runs.folders import PreparedFolder, RoundFolder, RunFolder, named_run, prepared_folder, run_folder
-from flare.runs.outcomes import Outcome
-from flare.runs.work import failed_share
+from flare.runs.folders import (
+    PreparedFolder,
+    RoundFolder,
+    RunFolder,
+    named_run,
+    plain_config,
+    prepared_folder,
+    run_folder,
+)
+from flare.runs.work import Outcome, failed_share
 from flare.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -52,18 +59,9 @@ class LabelSettings:
     select: dict[str, Any] | None
 
     @property
-    def classes(self) -> ClassList:
-        """The class list."""
-        return self.merge.classes
-
-    @property
     def targets(self) -> str:
         """What the round's network learns: `organs`, `tumor` or `organs_tumor`."""
         return self.merge.rules.targets
-
-    def identity(self) -> dict[str, Any]:
-        """What decides, beside files and predictions, the labels of a case."""
-        return {**self.merge.identity(), "select": self.select}
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,7 @@ class RoundSettings:
         unlabeled_teacher: The round that labels its cases without ground truth, where that is not `teacher`.
         teacher_kind: Which of a teacher's checkpoints: `last`, `best`, or another that its training left.
         checkpoint: A file instead of `teacher`'s checkpoint.
-        labels: How its labels are made.
-        training: What its training is made of.
-        prepared: The prepared cohort.
         split: The held-out cases of the ablation table.
-        score: How they are scored.
         max_failed: Share of a step's cases that may fail by no fault of their files.
         config: The whole configuration, for records.
     """
@@ -104,21 +98,12 @@ class RoundSettings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, rules: DictConfig | None = None) -> RoundSettings:
-        """Read the configuration of `train`, or of another script that names a round.
-
-        Args:
-            cfg: The configuration.
-            rules: Where the merging rules stand, if not in `labels`.
-
-        Raises:
-            FlareError: If a value means nothing, with its key.
-        """
+        """Read the configuration of `train`, or of a script whose merging `rules` are not in `labels`."""
         from flare.evaluation.metrics import ScoreSettings  # scipy: only where a round is read
 
         check_values(cfg, OF_COHORTS | RULES)
         own, labels = cfg.round, cfg.labels
-        select = plain(labels.select)
-        if select is not None:
+        if labels.select is not None:
             build_part(labels.select, "labels.select")
         training = TrainingSettings.from_config(cfg)
         has_unlabeled = labels.source == HYBRID and labels.cases == "all"
@@ -137,7 +122,7 @@ class RoundSettings:
                 merge=MergeSettings.from_config(cfg, labels if rules is None else rules),
                 # what a teacher costs is not measured: that takes one case at a time, from its file
                 inference=replace(training.inference, measure=False),
-                select=select,
+                select=plain_config(labels.select),
             ),
             training=training,
             prepared=prepared_folder(cfg),
@@ -155,17 +140,7 @@ class RoundSettings:
     @property
     def classes(self) -> ClassList:
         """The class list."""
-        return self.labels.classes
-
-    @property
-    def init(self) -> str:
-        """Where the weights start: `fresh` or `teacher`."""
-        return self.training.init
-
-    @property
-    def inference(self) -> InferenceSettings:
-        """How it predicts held-out cases."""
-        return self.training.inference
+        return self.labels.merge.classes
 
     @property
     def is_hybrid(self) -> bool:
@@ -187,13 +162,11 @@ class TrainingSet:
     """What a round trains on.
 
     Args:
-        items: Case id -> (cached image, cached labels), in index order.
-        weights: Case id -> how often a case is drawn, relative to the others; all above 0.
+        items: Case id -> cached image, cached labels and how often it is drawn; in index order.
         key: Digest of all of it: equal keys train equal networks.
-        failures: Cases that could not be labelled, and why.
+        failures: Cases that could not be labelled.
     """
 
-    items: dict[str, tuple[Path, Path]]
-    weights: dict[str, float]
+    items: dict[str, tuple[Path, Path, float]]
     key: str
     failures: list[Outcome]

@@ -23,7 +23,7 @@ class Checkpoint:
     Args:
         path: The file it came from.
         sha256: Hash of that file: the provenance of pseudo labels names it.
-        state_dict: Weights of the bare network.
+        state_dict: Of the bare network.
         classes: The class list, as `ClassList.to_config` gives it.
         targets: `organs`, `tumor` or `organs_tumor`.
         spacing_mm: Training grid along Z, Y, X.
@@ -65,28 +65,15 @@ class Checkpoint:
 CARRIED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("path", "sha256", "state_dict"))
 
 
-def _line(error: Exception) -> str:
-    """What an error says, in one line that is not too long."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def write_weights_file(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values, whole or not at all.
-
-    Raises:
-        NoRoomError: If the disk is full.
-    """
+    """Write tensors and plain values, whole or not at all."""
     # to a stream of ours: given a path, torch does not say why it could not write
     with atomic(Path(path)) as temporary, temporary.open("wb") as stream:
         torch.save(content, stream)
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
-    """Read a file of tensors and plain values; nothing in it can run code.
-
-    Raises:
-        FlareError: If it is missing, damaged, or holds anything else.
-    """
+    """Read a file of tensors and plain values, or refuse it; nothing in it can run code."""
     path = Path(path)
     if not path.is_file():
         raise FlareError(f"checkpoint={path}: no such file")
@@ -94,7 +81,8 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         named = re.search(r"GLOBAL (\S+)", str(error))  # what it would have run, at the end of a long text
-        reason = f"refuses {named[1]}" if named else _line(error)
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"refuses {named[1]}" if named else said
         raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {reason}") from None
     if not isinstance(content, dict):
         raise FlareError(f"checkpoint={path}: expected a dictionary, found {type(content).__name__}")
@@ -102,11 +90,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint of a round.
-
-    Raises:
-        FlareError: If it is none of ours, with what is missing.
-    """
+    """Read a checkpoint of a round, or refuse a file that is none with what it lacks."""
     path = Path(path)
     content = read_weights_file(path)
     if KEY not in content or "state_dict" not in content:

@@ -1,10 +1,14 @@
-"""Folders of a run, and its lock."""
+"""Folders of a run, its lock, and the record of what made it."""
 
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import logging
 import os
+import platform
+import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.errors import FlareError
+from flare.core.files import write_json, write_text
 from flare.core.geometry import Spacing
-from flare.runs.journal import Journal
 
 log = logging.getLogger(__name__)
 HOLDER = "process "
@@ -26,11 +30,7 @@ PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their p
 
 
 class Place:
-    """A path in a folder of a run: an attribute of the folder's class.
-
-    Args:
-        path: Relative to the folder's `root`.
-    """
+    """A path in a folder of a run, relative to the folder's `root`: an attribute of the folder's class."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -60,9 +60,9 @@ class RoundFolder:
         """A case's merged labels on the training grid."""
         return self.training_labels / f"{case_id}.b2nd"
 
-    def journal(self, step: str) -> Journal:
-        """What is done of one step of this round."""
-        return Journal(self.root / "journal" / f"{step}.jsonl")
+    def journal(self, step: str) -> Path:
+        """Where it is noted what is done of one step of this round."""
+        return self.root / "journal" / f"{step}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ class TrainingFolder:
         """Its files by the names that they have in the round while it is the current training."""
         left = {path.name for path in self.round.checkpoints.glob("*/*.ckpt")}  # of any kind, see `Teacher`
         kinds = sorted(left | {"last.ckpt", "best.ckpt"})
-        return {self.round.checkpoints / name: self.root / name for name in kinds} | {
-            self.round.training_csv: self.training_csv
-        }
+        named = {self.round.checkpoints / name: self.root / name for name in kinds}
+        return named | {self.round.training_csv: self.training_csv}
 
 
 def round_of(checkpoint: Path) -> RoundFolder:
@@ -127,14 +126,10 @@ def named_run(cfg: DictConfig) -> RunFolder:
 
 @contextmanager
 def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder while the block runs; the lock goes with the process, however it ends.
-
-    Args:
-        folder: Made if it is not there.
-        wait: Whether to wait for another process that holds it.
+    """Hold a folder, made if it is not there, while the block runs; the lock goes with the process.
 
     Raises:
-        FlareError: If another process holds it and is not waited for, or this one holds it already.
+        FlareError: If another process holds it and is not to `wait` for, or this one holds it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as stream:
@@ -174,12 +169,7 @@ def _take(stream: IO[str], *, wait: bool) -> bool:
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """Everything `prepare` leaves of one cohort.
-
-    Args:
-        root: `data.cache`.
-        spacing_mm: Voxel size of the cached arrays along Z, Y, X.
-    """
+    """Everything `prepare` leaves of one cohort in `data.cache`, arrays at one spacing along Z, Y, X."""
 
     root: Path
     spacing_mm: Spacing
@@ -207,13 +197,101 @@ class PreparedFolder:
         """A case's foreground intensities."""
         return self.arrays / "histograms" / f"{case_id}.npz"
 
-    def journal(self, step: str) -> Journal:
-        """What is done of one step: `check`, or `cache` (one a spacing)."""
+    def journal(self, step: str) -> Path:
+        """Where it is noted what is done of one step: `check`, or `cache` (one a spacing)."""
         name = f"{step}-{self.arrays.name}" if step == "cache" else step
-        return Journal(self.root / "journal" / f"{name}.jsonl")
+        return self.root / "journal" / f"{name}.jsonl"
 
 
 def prepared_folder(cfg: DictConfig) -> PreparedFolder:
     """The prepared cohort that a configuration names (`data.cache`, `data.spacing_mm`)."""
     z, y, x = (float(size) for size in cfg.data.spacing_mm)
     return PreparedFolder(Path(str(cfg.data.cache)).expanduser().absolute(), (z, y, x))
+
+
+LIBRARIES = (
+    "torch",
+    "pytorch-lightning",
+    "hydra-core",
+    "monai",
+    "torchio",
+    "SimpleITK",
+    "numpy",
+    "scipy",
+    "blosc2",
+)
+
+
+def git_revision() -> str:
+    """Revision of the code, with `+changes` if the tree is not clean; `unknown` outside a checkout."""
+    # a package installed below another project is no part of that project's history
+    ours = ["ls-files", "--error-unmatch", Path(__file__).name]
+    state = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    given: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    try:
+        _, found = (subprocess.run(["git", *c], check=True, timeout=10, **given) for c in (ours, state))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def plain_config(cfg: Any) -> Any:
+    """A configuration or a part of it, resolved, as plain values; None stays None."""
+    return None if cfg is None else OmegaConf.to_container(cfg, resolve=True)
+
+
+# everything of `data` that is a number or a choice; folders, sources and file names stay on the machine
+PUBLIC_DATA = (
+    "name",
+    "spacing_mm",
+    "interpolation",
+    "percentiles",
+    "patch_size",
+    "batch_size",
+    "oversample_foreground",
+    "tumor_fraction",
+    "augmentation",
+)
+# keys that name files or folders, whatever their values look like
+FILE_KEY = re.compile(
+    r"(^|[._])(checkpoint|ckpt|path|uri|url|dir|root|file|folder|input|output|predictions|references"
+    r"|ground_truth|pseudo|compare)s?$"
+)
+# values that name them, whatever the key: a separator, or the extension of an image, a network or a table
+FILE_VALUE = re.compile(r"[/\\]|^~|\.(nii|gz|nrrd|mha|mhd|dcm|ckpt|pth?|onnx|npz|b2nd|csv|json|ya?ml)$", re.I)
+MEASURE = re.compile(r"\w+(/\w+)+")  # a column of training.csv such as val/dsc_mean, no file
+
+
+def public_config(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration for trackers and checkpoints: no path of the machine is in it (privacy)."""
+    config = plain_config(cfg)
+    config.pop("paths", None)
+    config["data"] = {k: v for k, v in config["data"].items() if k in PUBLIC_DATA}
+    return {key: _without_paths(key, value) for key, value in config.items()}
+
+
+def is_public(key: str, value: Any) -> bool:
+    """Whether a setting may leave the machine: it is of no file or folder, by its dotted key and value."""
+    group, *inner = key.split(".")
+    if group == "paths" or (group == "data" and inner and inner[0] not in PUBLIC_DATA):
+        return False
+    if not isinstance(value, str) or (key == "objective" and MEASURE.fullmatch(value)):
+        return True
+    return not FILE_KEY.search(key) and not FILE_VALUE.search(value)
+
+
+def _without_paths(key: str, value: Any) -> Any:
+    """Plain values with file names blanked: a teacher's checkpoint, a trainer's folder."""
+    if isinstance(value, dict):
+        return {k: _without_paths(f"{key}.{k}", v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(key, v) for v in value]
+    return value if is_public(key, value) else None
+
+
+def record_environment(folder: Path, cfg: DictConfig) -> None:
+    """Store the configuration, code revision and library versions of a run."""
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    code = {"git_revision": git_revision(), "python": platform.python_version()}
+    write_json(folder / "environment.json", code | {"libraries": versions})

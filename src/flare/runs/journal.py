@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flare.core.files import config_hash, sha256, stat_key, told_if_full
-from flare.runs.outcomes import Outcome
-from flare.runs.work import Executor, Job, run_cases
+from flare.runs.work import Executor, Job, Outcome, run_cases
 
 Inputs = Mapping[str, "Path | str"]
 
@@ -27,9 +27,6 @@ class Journal:
     One JSON line a case in `path`, the last line of a case wins; a truncated last line (a killed process)
     is ignored. Recorded are the inputs (a `Path`: size and time; a `str`: the hash of an output of ours),
     a digest of the config, the outputs with their hash, size and time, and free values.
-
-    Args:
-        path: The journal, made when first written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,20 +34,12 @@ class Journal:
         self._entries: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
+                with suppress(json.JSONDecodeError):
                     entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                self._entries[entry["case"]] = entry
+                    self._entries[entry["case"]] = entry
 
     def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any] | None) -> bool:
-        """Whether the case was done from exactly these inputs and its outputs still stand.
-
-        Args:
-            case_id: The case.
-            inputs: As for `record`.
-            config: As for `record`; None asks for no config.
-        """
+        """Whether the case was done from exactly these inputs (and config), and its outputs still stand."""
         entry = self._entries.get(case_id)
         if entry is None or (config is not None and entry["config"] != config_hash(config)):
             return False
@@ -69,39 +58,29 @@ class Journal:
         outputs: Mapping[str, Path],
         values: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note that the case is done. Call after its outputs have their final names.
-
-        Raises:
-            NoRoomError: If the disk is full.
-        """
+        """Note that the case is done. Call after its outputs have their final names."""
         entry = {
             "case": case_id,
             "config": config_hash(config),
             "inputs": _keys(inputs),
-            "outputs": {
-                # relative, so that a run's folder can be moved
-                name: {
-                    "path": os.path.relpath(path, self.path.parent),
-                    "stat": stat_key(path),
-                    "sha256": sha256(path),
-                }
-                for name, path in outputs.items()
-            },
+            "outputs": {name: self._output(path) for name, path in outputs.items()},
             "values": dict(values or {}),
         }
         self._entries[case_id] = entry
         with told_if_full(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+", encoding="utf-8") as stream:
-                # a process killed in mid-line leaves no newline: ours must not be glued to its half line
-                if stream.tell() and not self._ends_with_newline():
-                    stream.write("\n")
-                stream.write(json.dumps(entry) + "\n")
+            with self.path.open("ab+") as stream:
+                line = json.dumps(entry) + "\n"
+                if stream.tell():
+                    stream.seek(-1, os.SEEK_END)
+                    # a process killed in mid-line leaves no newline: ours must not be glued to its half line
+                    line = line if stream.read() == b"\n" else f"\n{line}"
+                stream.write(line.encode())
 
-    def _ends_with_newline(self) -> bool:
-        with self.path.open("rb") as stream:
-            stream.seek(-1, 2)
-            return stream.read(1) == b"\n"
+    def _output(self, path: Path) -> dict[str, Any]:
+        # relative, so that a run's folder can be moved
+        relative = os.path.relpath(path, self.path.parent)
+        return {"path": relative, "stat": stat_key(path), "sha256": sha256(path)}
 
     def __contains__(self, case_id: str) -> bool:
         return case_id in self._entries
@@ -126,7 +105,7 @@ class Resumed:
     Args:
         values: Case id -> what the function returned, for every case that is done, now or earlier.
         processed: Cases that were done in this call; the others were unchanged.
-        failures: Cases that failed, and why.
+        failures: Cases that failed.
     """
 
     values: dict[str, dict[str, Any]]

@@ -1,4 +1,4 @@
-"""The one seam through which everything done per case goes: local processes now, a cluster later."""
+"""The one seam through which everything done per case goes; what became of cases, when that stops a run."""
 
 from __future__ import annotations
 
@@ -8,32 +8,48 @@ import os
 import sys
 import threading
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from flare.core.errors import SHARE, AwayError, CaseError, FlareError, NoRoomError, build_part
+from flare.core.errors import SHARE, AwayError, CaseError, FlareError, NoRoomError, build_part, whole
 from flare.core.files import GENERAL_FAULTS, says_no_room
-from flare.runs.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 Job = dict[str, Any]
 MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
+FEW = 3  # fewer cases never stop a run, however small the cohort (ours)
 DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case.
+
+    Args:
+        case_id: The case.
+        value: What the function returned.
+        error: Why there is no value.
+        is_fault: Whether the case may be sound: the machine or the program failed, not the content of its
+            files. It is tried again at the next start, and nothing made from it is removed.
+        is_general: Whether others will meet the same: a disk that is away, a wrong setting.
+        kind: What cases that failed for one reason share, whatever the numbers and paths in `error`.
+    """
+
+    case_id: str
+    value: Any = None
+    error: str | None = None
+    is_fault: bool = False
+    is_general: bool = False
+    kind: str = ""
 
 
 class Executor(Protocol):
@@ -49,11 +65,7 @@ class Executor(Protocol):
         ...
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
-        """Yield one outcome a case, as they complete; an exception of one case never ends the others.
-
-        Raises:
-            NoRoomError: As soon as a disk is full, which would fail the others, too.
-        """
+        """Yield one outcome a case, as they complete; only a `NoRoomError` of one case ends the others."""
         ...
 
     def alone(self) -> Executor:
@@ -66,22 +78,14 @@ class Executor(Protocol):
 
 
 def build_executor(cfg: DictConfig) -> Executor:
-    """Build the executor that a script's configuration names.
-
-    Raises:
-        FlareError: If a value of `executor` is out of range, or unknown to the class.
-    """
+    """Build the executor that a script's configuration names, or refuse a value of it."""
     # what the steps judge by is no executor's matter
     own = OmegaConf.masked_copy(cfg.executor, [str(key) for key in cfg.executor if key != "max_failed"])
     return build_part(own, "executor")
 
 
 def failed_share(cfg: DictConfig) -> float:
-    """Read `executor.max_failed`: the share of a step's cases that may fail by no fault of their files.
-
-    Raises:
-        FlareError: If it is no share.
-    """
+    """Read `executor.max_failed`: the share of a step's cases that may fail by no fault of their files."""
     share = cfg.executor.get("max_failed", MAX_FAILED)
     SHARE.require("executor.max_failed", share)
     return float(share)
@@ -113,14 +117,14 @@ class LocalExecutor:
 
     def __init__(self, workers: int | None, retries: int) -> None:
         for key, value in (("workers", workers), ("retries", retries)):
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise FlareError(f"executor.{key}={value}: expected a whole number, 0 or more")
+            if value is not None:
+                whole(0).require(f"executor.{key}", value)
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.retries = retries
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
-        """Yield one outcome a case, as they complete."""
+        """See `Executor`."""
         if self.workers == 0:
             for case_id, job in jobs.items():
                 yield attempt(case_id, function, job)
@@ -141,11 +145,11 @@ class LocalExecutor:
                 done, _ = wait(flying)  # all of them went with the pool, or were done before
             suspects = []
             for future in done:
-                case_id, job = flying.pop(future)
-                try:
+                case = flying.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    suspects.append(case)
+                else:
                     yield future.result()
-                except BrokenProcessPool:
-                    suspects.append((case_id, job))
             yield from self._one_at_a_time(function, suspects)
 
     def alone(self) -> LocalExecutor:
@@ -209,10 +213,7 @@ def _end_with_parent() -> None:
 def attempt(case_id: str, function: Callable[..., Any], job: Job) -> Outcome:
     """Run one case and turn an exception into text, which always survives the way back.
 
-    Only a `CaseError` that is no `AwayError` says that the case is to blame.
-
-    Raises:
-        NoRoomError: If a disk is full.
+    Only a `CaseError` that is no `AwayError` says that the case is to blame; a `NoRoomError` goes through.
     """
     try:
         return Outcome(case_id, function(**job))
@@ -248,10 +249,83 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 @contextmanager
-def progress(description: str, total: int, done: int = 0) -> Iterator[Progress]:
+def progress(description: str, total: int, done: int = 0) -> Iterator[bars.Progress]:
     """Show a bar of `total` cases while the block runs; `advance(bar.task_ids[0])` moves it from `done`."""
-    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-    columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=30), MofNCompleteColumn(), *times)
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+    what = bars.TextColumn("{task.description:<28}"), bars.BarColumn(bar_width=30), bars.MofNCompleteColumn()
+    times = bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn()
+    with bars.Progress(*what, *times, console=console, refresh_per_second=4) as bar:
         bar.add_task(description, total=total, completed=done)
         yield bar
+
+
+def report_failures(failures: Sequence[Outcome], what: str) -> None:
+    """Name the cases that failed and why, after everything else is done, in a `FlareError`: exit code 1.
+
+    Each is named once: what fails in one step may do so in the next.
+    """
+    if failures:
+        last = {f.case_id: f for f in failures}
+        faults = sum(f.is_fault for f in last.values())
+        again = f" ({faults} by no fault of the files: start again when mended)" if faults else ""
+        lines = [f"  {case}: {last[case].error}" for case in sorted(last)]
+        raise FlareError("\n".join([f"{what}: {len(last)} failed, the rest is done{again}", *lines]))
+
+
+def stop_on_faults(
+    failures: Sequence[Outcome],
+    step: str,
+    cases: Collection[str],
+    max_failed: float,
+    groups: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Stop the run after a step that failed in general: a network would learn from a smaller cohort.
+
+    That is so if a fault was met that every case would meet; if more than `max_failed` of the step's cases,
+    and at least 3, failed for another reason than the content of their files; or if more than half of the
+    step's cases, or of a folder or source, and at least 3, were refused for one and the same reason.
+
+    Args:
+        failures: Cases that failed in the step, or were refused before it.
+        step: Its name.
+        cases: All cases of the step, those that needed no work included.
+        max_failed: `executor.max_failed`; with 1 only a fault that every case would meet stops the run.
+        groups: Name of a folder or source, with its config key -> the cases it holds.
+
+    Raises:
+        FlareError: Naming the step, how many failed, the most frequent reason with one case, and the key.
+    """
+    faults = [f for f in failures if f.is_fault and f.case_id in cases]
+    is_general = any(f.is_general for f in faults)
+    if is_general or _is_more_than(max_failed, faults, cases):
+        worst = _most_frequent([f for f in faults if f.is_general] or faults)
+        allowed = "" if is_general else f", more than executor.max_failed={max_failed:g}"
+        raise FlareError(
+            f"{step}: {len(faults)} of {len(cases)} cases failed by no fault of their files{allowed}, "
+            f"so the run stops before it trains on the rest; {_told(worst)}. Start again when mended"
+        )
+    refused = [f for f in failures if not f.is_fault]
+    for name, members in {**(groups or {}), "this step": cases}.items():
+        worst = _most_frequent([f for f in refused if f.case_id in members])
+        if _is_more_than(max(max_failed, 0.5), worst, members):
+            raise FlareError(
+                f"{step}: {len(worst)} of {len(members)} cases of {name} were refused for one reason, so "
+                f"the run stops before it trains on the rest; {_told(worst)}. Mend the files or the setting, "
+                "or give executor.max_failed=1 to go on without them"
+            )
+
+
+def _is_more_than(share: float, failed: Sequence[Outcome], cases: Collection[str]) -> bool:
+    """Whether so many cases failed that it is no matter of a few."""
+    return len(failed) >= FEW and len(failed) > share * len(cases)
+
+
+def _most_frequent(failures: Sequence[Outcome]) -> list[Outcome]:
+    """The failures of the commonest reason."""
+    kinds = Counter(f.kind or str(f.error) for f in failures).most_common(1)
+    return [f for f in failures if (f.kind or str(f.error)) == kinds[0][0]] if kinds else []
+
+
+def _told(failures: Sequence[Outcome]) -> str:
+    """A reason, by one of its cases."""
+    example = min(failures, key=lambda f: f.case_id)
+    return f"{len(failures)} x {example.error} (case {example.case_id})"

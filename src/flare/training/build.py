@@ -22,8 +22,7 @@ from flare.inference.engines import CPU_BF16_FLAGS, autocast_type, cpu_flags
 from flare.models.losses import AnyLoss, DeepSupervision
 from flare.models.zoo import build, depths_under_kernel, head_axes
 from flare.runs.checkpoints import Checkpoint
-from flare.runs.folders import TrainingFolder
-from flare.runs.records import git_revision
+from flare.runs.folders import TrainingFolder, git_revision
 from flare.training.callbacks import AtomicCheckpointIO, TrainingTable, hide_messages
 from flare.training.loggers import Loggers
 from flare.training.module import SegmentationModule

@@ -24,7 +24,7 @@ from flare.core.errors import (
 )
 from flare.data.settings import PatchSettings
 from flare.inference.settings import InferenceSettings
-from flare.runs.records import plain_config, public_config
+from flare.runs.folders import plain_config, public_config
 
 MONITOR = "val/dsc_mean"
 STEPS = "trainer.limit_train_batches"
