@@ -41,7 +41,7 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     names = [names] if isinstance(names, str) else list(names)
     own = set(OmegaConf.load(CONF / "iterate.yaml")) - {"defaults"}  # unknown to train
     forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in own]
-    known = sorted(p.stem for p in (CONF / "round").glob("*.yaml"))
+    known = sorted({p.stem for p in (CONF / "round").glob("*.yaml")} - {"all"})  # which names no round
     unknown = [name for name in names if name not in known]
     if unknown:
         raise FlareError(f"rounds: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
