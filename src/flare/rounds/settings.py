@@ -69,7 +69,7 @@ class RoundSettings:
     """One round.
 
     Args:
-        name: `mo` ... `mot3`; None for `round=null`, which trains on the ground truth of all labelled cases.
+        name: `mo` ... `mot3`; None for `round=all`, which trains on the ground truth of all labelled cases.
         run: The folder of its run.
         named_run: The folder of the run that `name` names, where a job of a sweep finds earlier rounds.
         teacher: The round whose checkpoint makes the pseudo labels, and from whose weights it may start.

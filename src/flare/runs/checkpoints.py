@@ -31,7 +31,7 @@ class Checkpoint:
         intensity: The cohort's foreground statistics in HU.
         patch_size: Training patch along Z, Y, X.
         mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which patches were flipped in training.
-        round: Name of the round, None for `round=null`.
+        round: Name of the round, None for `round=all`.
         config: The run's configuration as plain values.
         git_revision: Of the code that trained it.
     """

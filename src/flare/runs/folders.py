@@ -103,7 +103,7 @@ class RunFolder:
     root: Path
 
     def round(self, name: str | None) -> RoundFolder:
-        """Folder of a round; `round=null` has `rounds/all`."""
+        """Folder of a round; `round=all` has `rounds/all`."""
         return RoundFolder(self.root / "rounds" / (name or "all"))
 
 

@@ -77,7 +77,7 @@ class TrainingSettings:
 
     Args:
         targets: What is trained: `organs`, `tumor` or `organs_tumor`.
-        round: Name of the round, None for `round=null`.
+        round: Name of the round, None for `round=all`.
         init: Where the weights start: `fresh` or `teacher`.
         net: `model.net`; it and the following are plain sections, with a `_target_` each.
         callbacks: By name, as are the loggers.
