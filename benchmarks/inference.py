@@ -210,7 +210,7 @@ def monai(name: str, folder: Path, volume: Any, array: Any, ras: Any) -> Callabl
     from monai.inferers import sliding_window_inference
     from torch.nn.functional import interpolate
 
-    from flare.models.rebuild import load_network
+    from flare.models.zoo import load_network
 
     network, checkpoint = load_network(folder / "ours.ckpt")
     calls = 0

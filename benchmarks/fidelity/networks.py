@@ -16,7 +16,7 @@ from rows import NNUNET1, NNUNET2, ROOT, Row, counted, limited
 from flare.convert.foreign import ConvertSettings, convert
 from flare.convert.nnunet import export_folder
 from flare.core.classes import ClassList
-from flare.models.rebuild import load_network
+from flare.models.zoo import load_network
 
 LIMIT = 1e-5
 LABELS = ClassList.from_config(OmegaConf.load(ROOT / "conf" / "classes" / "flare23.yaml"))

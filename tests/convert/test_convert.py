@@ -18,7 +18,7 @@ from torch import Tensor
 from flare.convert.foreign import main
 from flare.convert.layout import architecture, common_kernels, from_nnunet, to_nnunet2, without_zeros
 from flare.core.errors import FlareError
-from flare.models.rebuild import load_network
+from flare.models.zoo import load_network
 from flare.runs.checkpoints import load_checkpoint
 from nnunet_files import (
     FEATURES,

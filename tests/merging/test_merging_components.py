@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flare.merging.maps import Shell, bounding_box, components, dilated, shell_of, table
+from flare.core.geometry import bounding_box
+from flare.merging.maps import Shell, components, dilated, shell_of, table
 
 
 def brute_dilation(mask: np.ndarray, radius_mm: float, spacing_mm: tuple[float, ...]) -> np.ndarray:

@@ -19,8 +19,7 @@ from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
 from flare.inference.settings import InferenceSettings
 from flare.models.names import describe_network
-from flare.models.rebuild import load_network
-from flare.models.zoo import Adapted, check_network
+from flare.models.zoo import Adapted, check_network, load_network
 from flare.runs.checkpoints import KEY
 from flare.training import build
 from flare.training.build import check_teacher, start_from_teacher

@@ -13,7 +13,7 @@ from flare.core.classes import IGNORE
 from flare.core.files import read_csv
 from flare.data.cache import open_array, sample_foreground, store_array
 from flare.models.losses import AnyLoss
-from flare.models.rebuild import load_network
+from flare.models.zoo import load_network
 from flare.prepare.cohort import Cohort
 from flare.runs.checkpoints import load_checkpoint
 from tiny_round import SMALL_DYNUNET, TUMOR, train_tiny, write_cohort

@@ -18,7 +18,7 @@ import torch
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, write_csv
 from flare.models.losses import DiceCELoss
-from flare.models.rebuild import load_network
+from flare.models.zoo import load_network
 from flare.prepare.cohort import Cohort
 from flare.rounds import label as labelling
 from flare.rounds import train as training

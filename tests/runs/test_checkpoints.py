@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from flare.cli import CONF
 from flare.core.errors import FlareError
 from flare.core.files import sha256
-from flare.models.rebuild import build_network, load_network
 from flare.models.unet import UNet
+from flare.models.zoo import build_network, load_network
 from flare.runs.checkpoints import KEY, load_checkpoint, read_weights_file
 from flare.runs.folders import public_config
 

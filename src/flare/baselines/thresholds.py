@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from flare.core.files import read_json
-from flare.core.geometry import Spacing
+from flare.core.geometry import Spacing, bounding_box
 from flare.inference.settings import BodyRule
 from flare.inference.windows import find_body
 from flare.runs.work import Executor, Outcome, run_cases
@@ -53,10 +53,8 @@ class Prior:
 def body_box(image: np.ndarray, spacing_mm: Spacing) -> list[tuple[int, int]]:
     """First and last-but-one index of the body along Z, Y, X; of the image where there is none."""
     body = find_body(image, spacing_mm, BODY)
-    if body is None:
-        return [(0, n) for n in image.shape]
-    (box,) = ndimage.find_objects(body.astype(np.uint8))
-    return [(side.start, side.stop) for side in box]
+    box = None if body is None else bounding_box(body)
+    return [(side.start, side.stop) for side in box] if box else [(0, n) for n in image.shape]
 
 
 def measure_case(

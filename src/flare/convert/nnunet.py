@@ -19,7 +19,7 @@ from flare.convert.layout import Foreign, architecture, common_kernels, from_nnu
 from flare.convert.reading import read_pickle, read_torch
 from flare.core.errors import FlareError
 from flare.core.files import read_json, sha256, write_json
-from flare.models.rebuild import build_network
+from flare.models.zoo import build_network
 from flare.runs.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,9 @@ WORDS = Path(__file__).parent / "nnunet.json"
 
 
 def read_network(path: Path, fold: str | int | None) -> Foreign:
-    """Read a network of nnU-Net of either generation.
+    """Read a network of nnU-Net of either generation: a `.model` file or its folder, or a model folder of v2.
 
-    Args:
-        path: A `.model` file or its folder, or a model folder of v2, `<trainer>__<plans>__<configuration>`.
-        fold: Which fold of v2; None where there is only one.
+    The latter is `<trainer>__<plans>__<configuration>`, and `fold` one of it; None where there is only one.
 
     Raises:
         FlareError: If a file is missing, holds anything but plain values, or another network.
@@ -203,12 +201,7 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     For its `-d <id>` the folder is, below `nnUNet_results`,
     `Dataset<id>_<name>/nnUNetTrainer__nnUNetPlans__3d_fullres`.
     Class ids of its segmentations are the numbers of the output channels: the tumor is 1 if it was trained
-    alone.
-
-    Args:
-        source: Our checkpoint.
-        folder: The model folder.
-        fold: Number of the fold, or `all`.
+    alone. A fold is a number, or `all`.
 
     Raises:
         FlareError: If the source is none of our checkpoints, or its network none of our U-Nets.

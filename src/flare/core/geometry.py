@@ -20,6 +20,8 @@ from flare.core.errors import BadFileError
 log = logging.getLogger(__name__)
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
+AXES = ("z", "y", "x")
+Box = tuple[slice, slice, slice]
 RAS = np.diag([-1.0, -1.0, 1.0])  # in LPS, x grows to the left and y to posterior
 MOST_VOXELS = 2**31  # 2,048 slices of 1024 x 1024 (ours)
 MOST_LITRES = 3000  # 1 m x 1 m x 3 m (ours): a wrong unit asks for petabytes when it is resampled
@@ -162,6 +164,23 @@ def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarra
         return array, before
     widths = [(b, m - b) for b, m in zip(before, missing, strict=True)]
     return np.pad(array, widths, constant_values=value), before
+
+
+def bounding_box(mask: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> Box | None:
+    """Give the smallest box around a boolean mask, grown by a margin in voxels within the volume.
+
+    Returns:
+        Slices along Z, Y, X; None for an empty mask.
+    """
+    plane = np.any(mask, axis=0)
+    sides = [np.flatnonzero(side) for side in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
+    if not sides[0].size:
+        return None
+    z, y, x = (
+        slice(max(0, int(side[0]) - m), min(n, int(side[-1]) + 1 + m))
+        for side, m, n in zip(sides, margin, mask.shape, strict=True)
+    )
+    return z, y, x
 
 
 def require_scalar(components: int) -> None:

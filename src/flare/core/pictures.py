@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.classes import ClassList, LabelClass
-from flare.core.geometry import Volume
+from flare.core.geometry import Box, Volume, bounding_box
 
 Colour = tuple[int, int, int]
 Stroke = tuple[str, str, str]  # `#rrggbb`, dashes for matplotlib and for CSS
@@ -81,9 +81,7 @@ def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, sma
     return pictures
 
 
-def find_view(
-    truth: Volume, prediction: np.ndarray, classes: ClassList
-) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]]:
+def find_view(truth: Volume, prediction: np.ndarray, classes: ClassList) -> tuple[tuple[int, int, int], Box]:
     """Where to cut maps in RAS voxel order: in the middle of the tumor if there is one, around all labels.
 
     Returns:
@@ -94,21 +92,16 @@ def find_view(
     shown = next(mask for mask in candidates if mask.any())
     tumor = truth.array == (classes.tumor or -1)
     focus = tumor if tumor.any() else shown
-    centre, box = [], []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        centre.append(int(np.argmax(focus.sum(axis=others))))
-        inside = np.flatnonzero(shown.any(axis=others))
-        margin = int(np.ceil(MARGIN_MM / truth.geometry.spacing_mm[axis]))
-        box.append(slice(max(0, int(inside[0]) - margin), int(inside[-1]) + 1 + margin))
-    return tuple(centre), tuple(box)  # type: ignore[return-value]
+    z, y, x = (int(np.argmax(focus.sum(axis=others))) for others in ((1, 2), (0, 2), (0, 1)))
+    box = bounding_box(shown, [int(np.ceil(MARGIN_MM / s)) for s in truth.geometry.spacing_mm])
+    return (z, y, x), box  # type: ignore[return-value]
 
 
 def _planes(
     ct: Volume,
     shown: np.ndarray,
     centre: Sequence[int],
-    box: tuple[slice, slice, slice],
+    box: Box,
     axes: Sequence[int],
     scale: float,
     classes: ClassList,

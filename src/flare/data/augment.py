@@ -17,8 +17,7 @@ from torch import Tensor
 from torchio.transforms import Transform
 
 from flare.core.errors import FlareError, build_part
-from flare.core.geometry import Shape, Spacing
-from flare.data.settings import AXES
+from flare.core.geometry import AXES, Shape, Spacing
 from flare.data.spatial import (
     Elastic,
     Move,
@@ -48,7 +47,6 @@ class Augmentation(Move):
     """What happens to one patch; `None` or empty where nothing does.
 
     Args:
-        noise: Noise to add.
         blur: Sigma of a Gaussian, voxels.
         contrast: Factor on the distance from the mean.
         zoom: Share of the voxels per axis that the patch is reduced to and enlarged from again.
@@ -125,12 +123,9 @@ def _around_one(rng: Generator, limits: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Applies the augmentation of training patches.
+    """Applies the augmentation of training patches, by `PatchSettings.augmentation`.
 
-    Args:
-        patch_size: Voxels along Z, Y, X.
-        settings: `PatchSettings.augmentation`.
-        spacing_mm: Voxel size along Z, Y, X, for transforms that count in millimetres.
+    Patch size and spacing, for transforms that count in millimetres, are along Z, Y, X.
 
     Raises:
         FlareError: If `extra` makes no transforms.

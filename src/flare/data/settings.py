@@ -10,9 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
 from flare.core.errors import FLAG, NOT_NEGATIVE, SHARE, Rule, check_values, choice, limits, several, whole
-from flare.core.geometry import Shape, Spacing
+from flare.core.geometry import AXES, Shape, Spacing
 
-AXES = ("z", "y", "x")
 TRANSFORMS = {  # sections of data.augmentation that have a probability, and their ranges
     "rotation": {"degrees": NOT_NEGATIVE, "degrees_2d": NOT_NEGATIVE},
     "scaling": {"range": limits(0)},
@@ -60,9 +59,9 @@ RULES = {
 class PatchSettings:
     """How the training patches of a round are chosen and augmented.
 
+    Patch size and spacing are along Z, Y, X.
+
     Args:
-        patch_size: Voxels along Z, Y, X.
-        spacing_mm: Voxel size along Z, Y, X.
         batch_size: Patches of a batch, in each process.
         oversample_foreground: Share of a batch centred on foreground; nnU-Net 0.33.
         tumor_fraction: Share of those centred on the tumor where the case has one (ours; 0 treats the tumor

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from flare.core.classes import ClassList
-from flare.core.geometry import Spacing
+from flare.core.geometry import Spacing, bounding_box
 from flare.evaluation.metrics import mean
-from flare.merging.maps import bounding_box, components, shell_of
+from flare.merging.maps import components, shell_of
 
 SIZES_MM = (10.0, 20.0)  # limits between small, middle and large (ours)
 OUTSIDE = "none"

@@ -23,7 +23,7 @@ from scipy import ndimage
 from flare.core.cases import read_label_map
 from flare.core.classes import ClassList, LabelClass
 from flare.core.errors import FlareError, Rule, build_part, choice
-from flare.core.geometry import Spacing
+from flare.core.geometry import Box, Spacing
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
 from flare.runs.work import failed_share
 
@@ -36,7 +36,6 @@ PARTS = Rule(
     "a list of scores such as {_target_: my.module.Score}, or with _partial_: true for a function",
 )
 Part = Mapping[str, Any]
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)

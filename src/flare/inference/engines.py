@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
-from hydra.utils import get_method
 from torch import nn
 
 Engine = Callable[[torch.Tensor], torch.Tensor]
@@ -36,12 +35,6 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
             return torch.float16
         return torch.bfloat16 if cpu_flags() & CPU_BF16_FLAGS else None
     return {"32": None, "bf16": torch.bfloat16, "16": torch.float16}[precision]
-
-
-def build_engine(name: str, network: nn.Module, *, device: torch.device, precision: str) -> Engine:
-    """Build the engine of a name: `torch`, or the dotted name of a factory like `torch_engine`."""
-    factory = torch_engine if name == "torch" else get_method(name)
-    return factory(network, device=device, precision=precision)
 
 
 def torch_engine(network: nn.Module, *, device: torch.device, precision: str) -> Engine:

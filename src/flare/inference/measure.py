@@ -86,6 +86,8 @@ class ResourceSampler:
         The share of all cores that the process may use, RAM and GPU memory are each the highest. The areas
         under the curves are in MB s and % s.
         """
+        from scipy.integrate import trapezoid  # only where something was measured
+
         at_s, cpu_s, ram_mb, gpu_mb = np.array(self.samples, dtype=float).T  # NaN without a GPU
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         length, spent = np.diff([at_s, cpu_s])[:, np.diff(at_s) > 0]
@@ -95,18 +97,13 @@ class ResourceSampler:
         usage = {
             "time_s": at_s[-1] - at_s[0],
             "max_gpu_mb": gpu_mb.max(),
-            "gpu_auc": _area(at_s, gpu_mb),
+            "gpu_auc": trapezoid(gpu_mb, at_s),
             "cpu_percent": min(whole.max(), 100) if whole.size else np.nan,
             "cpu_auc": (length * percent).sum(),
             "ram_mb": ram_mb.max(),
-            "ram_auc": _area(at_s, ram_mb),
+            "ram_auc": trapezoid(ram_mb, at_s),
         }
         return {key: None if np.isnan(value) else round(float(value), 2) for key, value in usage.items()}
-
-
-def _area(at_s: np.ndarray, values: np.ndarray) -> float:
-    """Area under a curve, by trapezoids."""
-    return float((np.diff(at_s) * (values[1:] + values[:-1]) / 2).sum())
 
 
 def _gpu_mb() -> float:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import get_method
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
 from flare.inference.blend import Accumulator, covered_box
 from flare.inference.components import keep_largest
-from flare.inference.engines import Engine, average_over_flips, build_engine, choose_device, flips
+from flare.inference.engines import Engine, average_over_flips, choose_device, flips, torch_engine
 from flare.inference.measure import Stopwatch
 from flare.inference.restore import Blended, Linear, interpolated_axes, restore_labels, restore_probabilities
 from flare.inference.settings import InferenceSettings
@@ -32,7 +33,7 @@ from flare.inference.windows import (
     walk,
     window_slices,
 )
-from flare.models.rebuild import load_network
+from flare.models.zoo import load_network
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,6 @@ class Predictor:
 
     Args:
         engine: Maps `(B, 1, Z, Y, X)` float32 to `(B, C, Z, Y, X)` logits, see `engines`.
-        classes: The class list.
         outputs: Class id of each channel, background first.
         spacing_mm: The network's grid along Z, Y, X.
         interpolation: How images are resampled to it: `linear`, `cubic` or `nnunet`.
@@ -111,7 +111,8 @@ class Predictor:
         settings = replace(settings or InferenceSettings(), **choices)
         network, checkpoint = load_network(Path(path), settings.networks)
         device = choose_device(settings.device)
-        engine = build_engine(settings.engine, network, device=device, precision=settings.precision)
+        build = torch_engine if settings.engine == "torch" else get_method(settings.engine)
+        engine = build(network, device=device, precision=settings.precision)
         return cls.from_carried(engine, vars(checkpoint), settings)
 
     @classmethod
@@ -232,16 +233,6 @@ class Predictor:
         for start, maps in walk(rows, look, self._judge if self.settings.name == "flare22" else None):
             accumulator.add(start, maps)
         return accumulator.blend(offsets, shape), visited
-
-    def average_maps(self, array: np.ndarray) -> np.ndarray:
-        """Give the averaged maps of an array, for comparison with other predictors.
-
-        The array is normalised, `(Z, Y, X)` float32 on the network's grid; all of it counts as body. The maps
-        are `(C, Z, Y, X)` float32 probabilities or logits, 0 where no window was.
-        """
-        rows, padded, offsets = self.plan(array, None)
-        blended, _ = self.blend(rows, padded, offsets, array.shape)
-        return blended.of_volume(blended.values)
 
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:
         """Ask the engine: `(1, C, Z, Y, X)` float32 probabilities or logits."""

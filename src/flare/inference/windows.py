@@ -14,9 +14,9 @@ from typing import NamedTuple, TypeVar
 
 import cc3d
 import numpy as np
-from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, find_objects
+from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes
 
-from flare.core.geometry import Shape, Spacing
+from flare.core.geometry import Shape, Spacing, bounding_box
 from flare.inference.settings import BodyRule, InferenceSettings
 
 Start = Shape
@@ -134,8 +134,8 @@ def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, bod
     z_starts, *others = (even_starts(n, p, settings.overlap) for n, p in zip(shape, patch, strict=True))
     if settings.name == "dense":
         return tuple(tuple((z, y, x) for y, x in product(*others)) for z in z_starts)
-    found = [] if body is None else find_objects(body.astype(np.uint8))
-    extent = found[0] if found else tuple(slice(0, size) for size in shape)
+    found = None if body is None else bounding_box(body)
+    extent = found or tuple(slice(0, size) for size in shape)
     axes = []
     for span, size, width in zip(extent[1:], shape[1:], patch[1:], strict=True):
         interval = (span.start, span.stop)

@@ -12,8 +12,7 @@ from scipy import ndimage
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-
-Box = tuple[slice, slice, slice]
+from flare.core.geometry import Box, bounding_box
 
 # headers keep spacing in single precision: five voxels of 0.6 mm must still count as 3 mm
 _ROUNDING_MM = 1e-4
@@ -90,22 +89,6 @@ class Shell:
         return self.organ if self.organ_fraction >= 0.5 else 0
 
 
-def bounding_box(mask: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> Box | None:
-    """Give the smallest box around a boolean mask, grown by a margin in voxels within the volume.
-
-    Returns:
-        Slices along Z, Y, X; None for an empty mask.
-    """
-    (found,) = ndimage.find_objects(mask.view(np.uint8), max_label=1)
-    if found is None:
-        return None
-    z, y, x = (
-        slice(max(0, s.start - m), min(n, s.stop + m))
-        for s, m, n in zip(found, margin, mask.shape, strict=True)
-    )
-    return z, y, x
-
-
 def dilated(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> tuple[Box, np.ndarray] | None:
     """Dilate a mask by a ball in millimetres: voxels whose centre lies within `radius_mm` of one in the mask.
 
@@ -138,13 +121,10 @@ def components(mask: np.ndarray) -> Iterator[Component]:
 
 
 def shell_of(component: Component, tumor: np.ndarray, organ_map: np.ndarray, is_organ: np.ndarray) -> Shell:
-    """Describe what surrounds a component.
+    """Describe what surrounds a component, read in `organ_map`, `(Z, Y, X)` uint8.
 
-    Args:
-        component: In a volume.
-        tumor: `(Z, Y, X)` boolean, voxels that count as tumor and so are in no shell.
-        organ_map: `(Z, Y, X)` uint8, the map in which the shell is read.
-        is_organ: 256 booleans, by class id.
+    `tumor` is `(Z, Y, X)` boolean, voxels that count as tumor and so are in no shell, `is_organ` 256 booleans
+    by class id.
 
     Reference: method section 4.
     """

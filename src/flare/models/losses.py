@@ -127,11 +127,9 @@ class DiceCELoss(DeepSupervision):
 
     Ignored voxels are in no sum; every class is taken as known. Everything is computed in float32, also under
     autocast. Batch Dice is over the patches that one process sees at once: with several devices every rank
-    has its own.
+    has its own. Classes and targets are as in `UNet`.
 
     Args:
-        classes: The class list of the configuration, name to properties.
-        targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
         smooth: Added to Dice's numerator and denominator.
         batch_dice: Whether voxels are counted over all patches together or per patch.
         class_weights: Weight of single classes by name in the mean of Dice; a class not named has 1.

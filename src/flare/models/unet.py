@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
+from flare.core.geometry import AXES
 
-AXES = ("z", "y", "x")
 NEGATIVE_SLOPE = 1e-2  # of every LeakyReLU and of its He initialisation
 
 

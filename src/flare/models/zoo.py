@@ -1,24 +1,25 @@
-"""Networks of others (MONAI's, the user's), adapted so that rounds and checkpoints take them like ours.
-
-This module answers whether a network takes a patch, which of its weights belong to single classes, which
-parameters deep supervision reaches, and how many slices convolutions work on.
-"""
+"""Networks: ours, and those of others (MONAI's, the user's) adapted like them; fresh or from a checkpoint."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError, build_part
+from flare.models.names import named_targets
 from flare.models.unet import UNet, check_patch_size
+from flare.runs.checkpoints import Checkpoint, load_checkpoint
 
 OWN = "flare.models."
+NETWORKS = (OWN, "monai.networks.nets.")  # that a checkpoint may name
 
 
 class Adapted(nn.Module):
@@ -29,9 +30,7 @@ class Adapted(nn.Module):
     (MONAI's DynUNet).
 
     Args:
-        classes: The class list of the configuration, name to properties.
-        targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
-        network: Configuration of the network, `_target_` and arguments.
+        network: Configuration of the network, `_target_` and arguments; classes and targets are as in `UNet`.
         outputs_as: The network's argument that takes the number of outputs; None for a network whose own
             arguments fix it, for example `classes` and `targets`.
 
@@ -113,6 +112,54 @@ def build(net: Mapping[str, Any], *, classes: Mapping[str, Mapping[str, Any]], t
     if str(net.get("_target_")).startswith(OWN):
         return make(net, classes=classes, targets=targets)
     return Adapted(classes, targets, network=net, outputs_as=None)
+
+
+def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Module:
+    """Build the checkpoint's network with its weights, in `eval()` mode.
+
+    Its `model.net` may name our networks, MONAI's, and what `allow` lists.
+
+    Raises:
+        FlareError: If the config names anything else, or the weights do not fit.
+    """
+    where = f"checkpoint={checkpoint.path}"
+    net = checkpoint.config["model"]["net"]
+    for name in named_targets(net):
+        if name not in allow:
+            _check_network_class(str(name), where)
+    if "${" in str(net):
+        raise FlareError(f"{where}: its model.net has interpolations; expected plain values")
+    try:
+        network = build(net, classes=checkpoint.classes, targets=checkpoint.targets)
+    except FlareError as error:
+        raise FlareError(f"{where}: {error}") from None
+    try:
+        network.load_state_dict(checkpoint.state_dict)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FlareError(f"{where}: weights do not fit its model.net: {reason}") from None
+    return network.eval()
+
+
+def _check_network_class(target: str, where: str) -> None:
+    """Refuse what is no class of our networks or MONAI's, before it is imported."""
+    try:
+        found = get_class(target) if target.startswith(NETWORKS) else None
+    except Exception as error:  # whatever an import may raise
+        reason = " ".join(str(error).split())[:200]
+        raise FlareError(f"{where}: cannot build {target!r}: {reason}") from None
+    # a class that such a module imports from elsewhere has that name too
+    if found is None or not issubclass(found, nn.Module) or not found.__module__.startswith(NETWORKS):
+        raise FlareError(
+            f"{where}: refuses to build {target!r}; expected a network of {NETWORKS}, "
+            f"or allow=[{target}] if you trust it"
+        )
+
+
+def load_network(path: Path, allow: Collection[str] = ()) -> tuple[nn.Module, Checkpoint]:
+    """Read a checkpoint and build its network, see `build_network`."""
+    checkpoint = load_checkpoint(path)
+    return build_network(checkpoint, allow), checkpoint
 
 
 def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[int], outputs: int) -> None:
