@@ -25,7 +25,7 @@ import torch
 from omegaconf import OmegaConf
 
 from flare.data.augment import Augmenter, draw_augmentation
-from flare.data.patches import read_box
+from flare.data.cache import read_box
 
 CONFIG = Path(__file__).parents[1] / "conf" / "data" / "default.yaml"
 PATCH = (32, 128, 192)  # paper, Tables 2 and 3

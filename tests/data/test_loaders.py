@@ -16,8 +16,14 @@ from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
 from flare.data.cache import sample_foreground, store_array
-from flare.data.loaders import CaseArrays, PatchDataset, SampleKey, StepLoader, StepSampler
-from flare.data.patches import ForegroundSampling
+from flare.data.loaders import (
+    CaseArrays,
+    ForegroundSampling,
+    PatchDataset,
+    SampleKey,
+    StepLoader,
+    StepSampler,
+)
 from flare.data.settings import PatchSettings
 
 PATCH = (6, 12, 16)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flare.data.cache import Stored, open_array, sample_foreground, store_array
-from flare.data.patches import ForegroundSampling, centred_start, read_box, uniform_start
+from flare.data.cache import Stored, open_array, read_box, sample_foreground, store_array
+from flare.data.loaders import ForegroundSampling, centred_start, uniform_start
 from flare.data.settings import PatchSettings
 
 SHAPE = (20, 30, 40)

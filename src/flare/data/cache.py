@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,24 @@ class Stored:
 def open_array(path: Path) -> Stored:
     """Open a stored array for reading in pieces."""
     return Stored(Path(path))
+
+
+def read_box(
+    stored: Stored, lower: Shape, upper: Shape, convert: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Read a box of a volume, from a first voxel to the one after the last; outside of the volume it is 0.
+
+    `convert` is applied to the voxels that are read, before zeros are set around them (normalisation, so that
+    0 is the cohort's mean; or the mapping of labels).
+    """
+    first, last = (np.clip(corner, 0, stored.shape).tolist() for corner in (lower, upper))
+    values = convert(stored[tuple(map(slice, first, last))])
+    size = tuple(np.subtract(upper, lower).tolist())
+    if values.shape == size:
+        return values
+    box = np.zeros(size, dtype=values.dtype)
+    box[tuple(slice(f - a, n - a) for a, f, n in zip(lower, first, last, strict=True))] = values
+    return box
 
 
 def store_array(

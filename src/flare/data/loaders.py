@@ -1,4 +1,4 @@
-"""The data of one round: training batches, a function of (seed, step) alone, and whole validation cases."""
+"""The data of one round: patches in batches, a function of (seed, step) alone, and whole validation cases."""
 
 from __future__ import annotations
 
@@ -23,18 +23,14 @@ from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.augment import Augmenter, draw_augmentation
-from flare.data.cache import open_array
-from flare.data.patches import ForegroundSampling, PatchSampling, read_box
+from flare.data.cache import Stored, open_array, read_box
 from flare.data.settings import PatchSettings
 
 
 class CaseArrays(NamedTuple):
-    """Where a training case lies in the cache, and how often it is drawn.
+    """Where a training case lies in the cache: int16 HU, and uint8 class ids of any round, or `IGNORE`.
 
-    Args:
-        image: int16 HU.
-        label: uint8 class ids on the same grid, of whichever round, or `IGNORE`.
-        weight: Its share of the patches, relative to the other cases' weights.
+    `weight` is its share of the patches, relative to the other cases' weights.
     """
 
     image: Path
@@ -59,18 +55,67 @@ class Batch(TypedDict):
 
 
 class SampleKey(NamedTuple):
-    """What decides a training sample, together with the seed.
+    """What decides a training sample, with the seed: its position in a batch, and in those of all ranks.
 
-    Args:
-        step: Optimizer steps before this one, from the first of the round; where batches repeat, before the
-            first step that had the same.
-        position: Within the batch.
-        sample: Within the batches of all ranks.
+    `step` counts the optimizer steps of the round before this one; where batches repeat, those before the
+    first step that had the same.
     """
 
     step: int
     position: int
     sample: int
+
+
+@dataclass(frozen=True)
+class ForegroundSampling:
+    """The last patches of a batch around a foreground voxel, the others anywhere.
+
+    Of B patches `B - round((1 - oversample_foreground) B)` are centred on foreground. nnU-Net centres none at
+    batch 1; ours then centres each patch with probability `oversample_foreground`. The class is drawn
+    uniformly among those of the case, then a voxel of it.
+
+    Reference: method section 7.
+    """
+
+    settings: PatchSettings
+
+    def start(self, rng: np.random.Generator, position: int, label: Stored) -> Shape:
+        """Choose a patch of a case with these cached labels; equal generators give equal patches.
+
+        `position` is that of the patch within its batch, from 0. The first voxel along Z, Y, X is given,
+        negative where a volume is smaller than the patch.
+        """
+        patch_size, tumor = self.settings.patch_size, self.settings.tumor
+        count, share = self.settings.batch_size, self.settings.oversample_foreground
+        is_centred = rng.random() < share if count == 1 else position >= round(count * (1 - share))
+        present = [c for c in label.foreground_classes if c in self.settings.outputs[1:]]
+        if not (is_centred and present):
+            return uniform_start(rng, patch_size, label.shape)
+        is_tumor = rng.random() < self.settings.tumor_fraction and tumor in present
+        chosen = tumor if is_tumor and tumor is not None else present[rng.integers(len(present))]
+        voxels = label.foreground(chosen)
+        return centred_start(voxels[rng.integers(len(voxels))], patch_size, label.shape)
+
+
+def uniform_start(rng: np.random.Generator, patch_size: Shape, shape: Shape) -> Shape:
+    """Draw a patch anywhere within a volume; a volume smaller than the patch lies in its middle."""
+    z, y, x = (
+        int(rng.integers(n - p + 1)) if n >= p else -((p - n) // 2)
+        for n, p in zip(shape, patch_size, strict=True)
+    )
+    return (z, y, x)
+
+
+def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shape:
+    """Put a patch around a voxel, moved into the volume where it would leave it.
+
+    nnU-Net moves it so at the low end of an axis and pads at the high end; here both ends are alike (ours).
+    """
+    z, y, x = (
+        min(max(int(v) - p // 2, 0), n - p) if n >= p else -((p - n) // 2)
+        for v, p, n in zip(voxel, patch_size, shape, strict=True)
+    )
+    return (z, y, x)
 
 
 @dataclass(frozen=True)
@@ -84,7 +129,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
     cases: Sequence[tuple[str, CaseArrays]]
     settings: PatchSettings
     intensity: Intensity
-    sampling: PatchSampling
+    sampling: ForegroundSampling
     augmenter: Augmenter
 
     def __post_init__(self) -> None:
@@ -135,10 +180,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
 class StepSampler(Sampler[list[SampleKey]]):
     """The keys of an epoch's batches, from the step at which the training stands to the epoch's end.
 
-    Args:
-        batch_size: Patches per batch and rank.
-        step: Tells the steps done so far.
-        distinct: After how many steps the same batches come again; None never repeats one.
+    `step` tells the steps done so far, `batch_size` is a rank's, and after `distinct` steps the same batches
+    come again, with None never.
     """
 
     batch_size: int
@@ -164,11 +207,8 @@ class StepLoader:
     """Training batches that go on where the training stands, also in the middle of an epoch.
 
     Not a `DataLoader` to Lightning: its samples already differ between ranks, and nobody may replace the
-    sampler. It counts as resumable because the step, which Lightning restores, is all its state.
-
-    Args:
-        workers: Processes that prepare patches ahead; 0 prepares them when they are asked for.
-        pin_memory: Whether batches are copied to page-locked memory (for GPUs).
+    sampler. It counts as resumable because the step, which Lightning restores, is all its state. With 0
+    `workers` patches are prepared when they are asked for, otherwise ahead.
     """
 
     def __init__(
@@ -214,7 +254,6 @@ class FlareDataModule(pl.LightningDataModule):
         training: Case id to its cached image and the labels of the round: the cache's ground truth, or
             what the round's `training_labels` holds.
         validation: Cases of the validation split; those without labels are left out.
-        sampling: Another way of choosing patches than nnU-Net's oversampling of foreground.
 
     Raises:
         FlareError: If there is no training case, or a part of `data.augmentation` cannot be built.
@@ -227,14 +266,13 @@ class FlareDataModule(pl.LightningDataModule):
         *,
         validation: Sequence[Case],
         intensity: Intensity,
-        sampling: PatchSampling | None = None,
     ) -> None:
         super().__init__()
         if not training:
             raise FlareError("labels.cases: the cohort has no such training case")
-        chosen = sampling or ForegroundSampling(settings)
+        sampling = ForegroundSampling(settings)
         augmenter = Augmenter(settings.patch_size, settings.augmentation, settings.spacing_mm)
-        self.dataset = PatchDataset(sorted(training.items()), settings, intensity, chosen, augmenter)
+        self.dataset = PatchDataset(sorted(training.items()), settings, intensity, sampling, augmenter)
         self.loader: StepLoader | None = None
         self.validation = [case for case in validation if case.is_labeled]
 
