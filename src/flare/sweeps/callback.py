@@ -7,12 +7,12 @@ import fcntl
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -103,19 +103,10 @@ def plan(config: DictConfig) -> list[Job]:
         return []
     lines: Iterable[list[str] | None] = [None] * hydra.sweeper.get("n_trials", 0)  # it chooses them later
     if hydra.runtime.choices["hydra/sweeper"] == "basic":
-        lines = _grid([*(f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()), *hydra.overrides.task])
+        given = [*(f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()), *hydra.overrides.task]
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        (lines,) = BasicSweeper.split_arguments(parser.parse_overrides(given), max_batch_size=None)
     return [Job(str(n), hydra.job.config_name, line, PLANNED) for n, line in enumerate(lines)]
-
-
-def _grid(overrides: list[str]) -> Iterator[list[str]]:
-    """Each job's command line; of a key given twice the last counts."""
-    values: dict[str, list[str]] = {}
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    for item in parser.parse_overrides(overrides):
-        key, is_swept = item.get_key_element(), item.is_sweep_override()
-        swept = item.sweep_string_iterator() if is_swept else [item.get_value_element_as_str()]
-        values[key] = [f"{key}={value}" for value in swept]
-    return map(list, product(*values.values()))
 
 
 def _job(config: DictConfig) -> tuple[Path, Job]:

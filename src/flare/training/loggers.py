@@ -199,15 +199,10 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def log_slices(self, key: str, slices: Sequence[Slice], classes: ClassList, step: int) -> None:
         """Show slices with their reference and segmentation as masks that can be switched on and off."""
-        import wandb
-
         names = {0: "background"} | {c.id: c.name for c in classes.entries}
-        images = []
-        for s in slices:
-            maps = {"reference": s.reference, "segmentation": s.segmentation}
-            masks = {name: {"mask_data": ids, "class_labels": names} for name, ids in maps.items()}
-            images.append(wandb.Image(s.grey, caption=s.case, masks=masks))
-        self.log_metrics({key: images}, step)  # type: ignore[dict-item]
+        maps = [{"reference": s.reference, "segmentation": s.segmentation} for s in slices]
+        masks = [{k: {"mask_data": ids, "class_labels": names} for k, ids in m.items()} for m in maps]
+        self.log_image(key, [s.grey for s in slices], step, caption=[s.case for s in slices], masks=masks)
 
     @rank_zero_only
     def log_cases(self, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
