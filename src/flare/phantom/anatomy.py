@@ -12,6 +12,7 @@ import edt
 import numpy as np
 from scipy import ndimage
 
+from flare.core.files import read_csv
 from flare.core.geometry import reorient_to_ras
 from flare.core.volumes import read_image
 
@@ -21,18 +22,9 @@ FAR = np.float32(-99.0)
 # other pelvic organs (AMOS: bladder, prostate or uterus) are painted as soft tissue and have no class
 PELVIC = "pelvic_organs"
 # values of label maps; other values of TotalSegmentator v2 (task `total`) are painted as body
-NUMBERINGS = {
-    "amos": {
-        1: "spleen", 2: "right_kidney", 3: "left_kidney", 4: "gallbladder", 5: "esophagus", 6: "liver",
-        7: "stomach", 8: "aorta", 9: "inferior_vena_cava", 10: "pancreas", 11: "right_adrenal_gland",
-        12: "left_adrenal_gland", 13: "duodenum", 14: PELVIC, 15: PELVIC,
-    },
-    "totalsegmentator": {
-        1: "spleen", 2: "right_kidney", 3: "left_kidney", 4: "gallbladder", 5: "liver", 6: "stomach",
-        7: "pancreas", 8: "right_adrenal_gland", 9: "left_adrenal_gland", 15: "esophagus", 19: "duodenum",
-        52: "aorta", 63: "inferior_vena_cava", 21: PELVIC,
-    },
-}  # fmt: skip
+NUMBERINGS: dict[str, dict[int, str]] = {}
+for row in read_csv(Path(__file__).parent / "numberings.csv"):
+    NUMBERINGS.setdefault(row["numbering"], {})[int(row["value"])] = row["shape"]
 STEP_MM = 5.0  # between nodes of the body's curves and of the roof
 WALL_MM = 26.0  # organs keep at least this distance from the skin
 FORWARD_MM = 35.0  # the skin's centre lies this far in front of the vertebral bodies
@@ -42,12 +34,9 @@ UPPER = ("liver", "spleen", "stomach", "gallbladder", "left_kidney", "right_kidn
 
 @dataclass(frozen=True)
 class Field:
-    """Values on the nodes of a regular grid, linear between them.
+    """Values on the nodes of a regular grid, linear between them, which are `pitch_mm` apart.
 
-    Args:
-        origin_mm: Position of the first node; z, y, x (or y, x) grow to superior, anterior and right.
-        pitch_mm: Distance of nodes along each axis.
-        values: One a node.
+    From the first node, at `origin_mm`, z, y, x (or y, x) grow to superior, anterior and right.
     """
 
     origin_mm: np.ndarray
@@ -113,15 +102,11 @@ class Anatomy:
         return np.where(ratio > 1e-2, length / ratio - length, lateral).astype(np.float32)
 
     def sample_organs(self, points: np.ndarray, numbers: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Which organ each point lies in, and how deep.
-
-        Args:
-            points: `(3, N)` in the map's millimetres.
-            numbers: Value to write for each shape's name.
+        """Which organ each of `(3, N)` points, in the map's millimetres, lies in, and how deep.
 
         Returns:
-            `(N,)` uint8 number of the organ (0: none) and `(N,)` float32 distance to the nearest organ's
-            surface, positive inside, `FAR` where no organ is near.
+            `(N,)` uint8 number of the organ's name (0: none) and `(N,)` float32 distance to the nearest
+            organ's surface, positive inside, `FAR` where no organ is near.
         """
         labels = np.zeros(points.shape[1], np.uint8)
         depth = np.full(points.shape[1], FAR, np.float32)

@@ -33,30 +33,17 @@ LOWEST_HU = 3.0  # of a tumor: lower values would look like fat
 
 @dataclass
 class Canvas:
-    """What tumors are stamped into, all `(Z, Y, X)` in RAS order.
+    """What tumors are stamped into, all `(Z, Y, X)` in RAS order."""
 
-    Args:
-        labels: uint8 class ids, 0 outside the organs.
-        tissue: uint8 as painted: class ids, and tissues elsewhere.
-        image: int16 HU, before blur and noise.
-        spacing_mm: Voxel size (z, y, x).
-        table: Mean HU by painted value.
-    """
-
-    labels: np.ndarray
-    tissue: np.ndarray
-    image: np.ndarray
-    spacing_mm: np.ndarray
-    table: np.ndarray
+    labels: np.ndarray  # uint8 class ids, 0 outside the organs
+    tissue: np.ndarray  # uint8 as painted: class ids, and tissues elsewhere
+    image: np.ndarray  # int16 HU, before blur and noise
+    spacing_mm: np.ndarray  # voxel size (z, y, x)
+    table: np.ndarray  # mean HU by painted value
 
 
 def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Make one case and write its files.
-
-    Args:
-        root: The cohort's folder.
-        case_id: Names the files.
-        spec: As `plan_cohort` draws it.
+    """Make one case of the cohort in `root` as `plan_cohort` draws it, and write its files.
 
     Returns:
         Its kind, and what was put in.
@@ -147,16 +134,11 @@ def _paint_table(
 
 
 def stamp_tumor(canvas: Canvas, rng: np.random.Generator, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Put one tumor into the canvas.
-
-    Args:
-        canvas: Changed in place.
-        rng: Source of randomness.
-        wanted: `host`, `diameter_mm`, `contrast_hu` (below its host; 0: iso-dense), `minimum_mm`.
+    """Put a tumor into the canvas, in place: `wanted` are `host`, `diameter_mm`, `contrast_hu`, `minimum_mm`.
 
     Returns:
-        What was made: `host`, `diameter_mm` (of the ball of the same volume), `contrast_hu`, `voxels`; voxels
-        is 0 if it fits nowhere.
+        What was made: `host`, `diameter_mm` (of the ball of the same volume), `contrast_hu` (below its host;
+        0: iso-dense), `voxels`; voxels is 0 if it fits nowhere.
     """
     hosts = [wanted["host"], *(h for h in SPARE_HOSTS if h != wanted["host"])]
     best: tuple[float, Any, str] = (0.0, None, "")
@@ -234,20 +216,13 @@ def _grow(
 
 
 def annotate(truth: np.ndarray, whole: np.ndarray, hosts: Set[str], spec: Mapping[str, Any]) -> np.ndarray:
-    """Make the label file of a case.
+    """Make the label file of a case, `(Z, Y, X)` uint8, from all its classes; `hosts` bear its tumors.
 
-    Args:
-        truth: `(Z, Y, X)` uint8, all classes.
-        whole: The same before tumors were put in.
-        hosts: Organs that bear a tumor.
-        spec: `organ_order`, all organs, those preferred first; `organ_count`, how many the annotators drew,
-            where the style leaves a choice; `style`: `complete`, all that is there; `tumor_only`;
-            `tumor_with_host`, the tumor, its organ without the tumor's voxels and a few others;
-            `tumor_with_others`, the tumor and organs that bear none; `some_organs`, where the tumor is in no
-            class; `some_organs_filled`, drawn whole, over the tumor.
-
-    Returns:
-        `(Z, Y, X)` uint8.
+    `whole` is the truth before tumors were put in. `organ_order` lists all organs, those preferred first,
+    `organ_count` is how many the annotators drew, where the style leaves a choice; `style` is `complete`, all
+    that is there; `tumor_only`; `tumor_with_host`, the tumor, its organ without the tumor's voxels and a few
+    others; `tumor_with_others`, the tumor and organs that bear none; `some_organs`, where the tumor is in no
+    class; `some_organs_filled`, drawn whole, over the tumor.
     """
     style, count = spec["style"], spec["organ_count"]
     if style == "complete":

@@ -17,12 +17,8 @@ from flare.runs.work import Executor, report_failures
 class Phantom:
     """Makes the embedded cohort in the challenge's layout, or what is missing of it: a `data.generator`.
 
-    Args:
-        root: Folder of the cohort.
-        settings: `data.phantom`.
-
     Raises:
-        FlareError: If a setting means nothing.
+        FlareError: If a setting of `data.phantom` means nothing.
     """
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:

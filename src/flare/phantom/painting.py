@@ -50,15 +50,11 @@ class _Inside:
 def paint(
     points: np.ndarray, anatomy: Anatomy, fields: Fields, table: np.ndarray, spec: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Say what lies at each position, and its HU before blur and noise.
+    """Say what lies at `(3, N)` positions in the label map (mm, RAS), and its HU before blur and noise.
 
-    Args:
-        points: `(3, N)` positions in the label map (mm, RAS).
-        anatomy: The person's.
-        fields: Over the map, one of each name in `FIELD_LENGTHS_MM`.
-        table: Mean HU by painted value, see `draw_hu`.
-        spec: `phase`; `fat_mm` and `wall_mm`, thickness of subcutaneous fat and of the muscle wall;
-            `bowel_gas` and `stomach_gas`, the shares that hold gas.
+    There is a field over the map of each name in `FIELD_LENGTHS_MM`; the table is as of `draw_hu`. `fat_mm`
+    and `wall_mm` are the thickness of subcutaneous fat and of the muscle wall, `bowel_gas` and `stomach_gas`
+    the shares that hold gas.
 
     Returns:
         `(N,)` uint8 class ids, `PELVIC_ID` and `Tissue`, and `(N,)` float32 HU.
@@ -231,13 +227,9 @@ def draw_hu(rng: np.random.Generator, phase: str) -> np.ndarray:
 
 
 def acquire(image: np.ndarray, rng: np.random.Generator, *, blur_vox: float, noise_hu: float) -> None:
-    """Blur and noise of a scanner, slice by slice, in place.
+    """Blur and noise of a scanner, slice by slice, in place; `(Z, Y, X)` int16 HU.
 
-    Args:
-        image: `(Z, Y, X)` int16 HU.
-        rng: Source of randomness.
-        blur_vox: In-plane standard deviation of the point spread.
-        noise_hu: Standard deviation of the noise in the finished image.
+    Both are standard deviations: of the point spread in plane, and of the noise in the finished image.
     """
     for plane in image:
         blurred = ndimage.gaussian_filter(plane.astype(np.float32), blur_vox)

@@ -21,11 +21,7 @@ TO_LPS = np.array([-1.0, -1.0, 1.0])  # (x, y, z): right, anterior, superior to 
 def random_field(rng: np.random.Generator, centre_mm: np.ndarray, reach_mm: Any, length_mm: float) -> Field:
     """Draw Gaussian noise of unit variance over a box about a centre (z, y, x), float32.
 
-    Args:
-        rng: Source of randomness.
-        centre_mm: Centre of the box.
-        reach_mm: Half its size.
-        length_mm: Correlation length (standard deviation of the smoothing kernel).
+    Half the box's size is `reach_mm`; the correlation length is the smoothing kernel's standard deviation.
     """
     pitch = min(TABLE_MM, length_mm / 1.2)
     low, high = centre_mm - reach_mm, centre_mm + reach_mm
@@ -38,21 +34,13 @@ def random_field(rng: np.random.Generator, centre_mm: np.ndarray, reach_mm: Any,
 
 @dataclass(frozen=True)
 class Warp:
-    """Maps positions in the room to positions in the label map (both RAS, z y x, mm).
+    """Maps positions in the room to positions in the label map (both RAS, z y x, mm)."""
 
-    Args:
-        matrix: `(3, 3)` rotation and scale.
-        room_centre: Position in the room that `map_centre` goes to.
-        map_centre: The same point in the map.
-        displacement: Three fields (z, y, x), of unit variance.
-        amplitude_mm: Their standard deviation.
-    """
-
-    matrix: np.ndarray
-    room_centre: np.ndarray
+    matrix: np.ndarray  # (3, 3) rotation and scale
+    room_centre: np.ndarray  # goes to `map_centre`
     map_centre: np.ndarray
-    displacement: Sequence[Field]
-    amplitude_mm: float
+    displacement: Sequence[Field]  # three fields (z, y, x), of unit variance
+    amplitude_mm: float  # their standard deviation
 
     def to_map(self, room: np.ndarray) -> np.ndarray:
         """`(3, N)` float32 room positions to map positions."""
@@ -102,14 +90,10 @@ def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
 
     Within the body its last slice lies below the upper end of the label map, above which nothing is known.
     Downwards it covers `below_mm` below the lowest organ, upwards all but `off_top_mm` of the map.
-
-    Args:
-        anatomy: The patient's.
-        warp: The patient's.
-        spec: `spacing_mm` (z, y, x); `matrix`, rows and columns, or None for as many as the field of view
-            needs; with it the in-plane voxel size is what the field of view needs, within `in_plane_mm`;
-            `margin_mm` of air around the body (negative cuts the skin); `tilt_degrees` of the grid against
-            the room about z, y, x.
+    The specification has `spacing_mm` (z, y, x); `matrix`, rows and columns, or None for as many as the field
+    of view needs; with it the in-plane voxel size is what the field of view needs, within `in_plane_mm`;
+    `margin_mm` of air around the body (negative cuts the skin); `tilt_degrees` of the grid against the room
+    about z, y, x.
     """
     axes = rotation(spec["tilt_degrees"])  # columns: slice, row and column in the room (z, y, x)
     ticks = np.arange(-REACH_MM, REACH_MM, SURVEY_MM)
