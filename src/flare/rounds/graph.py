@@ -29,11 +29,9 @@ Row = dict[str, Any]
 
 
 def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list[RoundSettings]:
-    """Compose each round's configuration and put teachers before their pupils.
+    """Compose the configuration of rounds, or of one, of `conf/round` and put teachers before their pupils.
 
-    Args:
-        names: Rounds of `conf/round`, or a single one.
-        overrides: The user's command line; iterate's own keys in it are left out.
+    Keys of iterate alone are left out of the user's command line, `overrides`.
 
     Raises:
         FlareError: If a name is no round, or rounds teach each other in a circle.
@@ -69,12 +67,9 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
 
 @dataclass(frozen=True)
 class Teacher:
-    """A checkpoint that a round learns from.
+    """A checkpoint that a round learns from, by the key of `round` that names it.
 
-    Args:
-        key: The key of `round` that names it.
-        round: Whose it is; None for a file named by hand, which may be of any round.
-        checkpoint: Its path.
+    A file named by hand may be of any round: its `round` is None.
     """
 
     key: str

@@ -56,10 +56,8 @@ def iterate(
 ) -> dict[str, Any]:
     """Run the rounds of a configuration of `iterate`, each resumed where it stopped.
 
-    Args:
-        cfg: The configuration.
-        overrides: The command line, forwarded to each round; by default Hydra's.
-        finish: What to do once all rounds are trained, the run still locked.
+    The command line, by default Hydra's, is forwarded to each round as `overrides`. `finish` is done once all
+    rounds are trained, the run still locked.
 
     Returns:
         `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
@@ -138,12 +136,8 @@ def run_round(
 ) -> list[Outcome]:
     """Label, train and validate one round; what is done and unchanged is left alone.
 
-    Args:
-        settings: The round.
-        cohort: The prepared cohort.
-        executor: Where cases are worked on.
-        is_first: Whether this process is the first, or the only one, of the training's processes.
-        is_alone: Whether it is trained by itself: by several processes, and from where `ckpt_path` says.
+    Of the processes that train it one `is_first`. A round that `is_alone` is trained by itself: by several
+    processes, and from where `ckpt_path` says.
 
     Returns:
         Cases that failed; where a step failed in general, it stops the run, see `stop_on_faults`.

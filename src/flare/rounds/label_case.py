@@ -28,13 +28,9 @@ FORMAT = 2  # raised when what is made of a case changes, so that labels made be
 
 @dataclass(frozen=True)
 class Labeller:
-    """What makes the pseudo labels of a case.
+    """What makes the pseudo labels of a case: a network, its hash, and its round, if that is known.
 
-    Args:
-        checkpoint: The network.
-        digest: Its hash.
-        round: Whose it is, if that is known.
-        components: Ids of the classes of which only the largest component is kept, as was fitted on it.
+    Of the classes with the ids `components` only the largest component is kept, as was fitted on it.
     """
 
     checkpoint: Path
@@ -53,11 +49,9 @@ class LabelJob:
     """All that labelling one case takes; plain values.
 
     Args:
-        case: The case.
         cached: Its image in the cache; None where that is not made from the image as it is now.
         cached_sha256: Its hash; empty without one.
         labeller: Who predicts it; None if the ground truth is taken alone.
-        settings: How labels are made.
         folder: Of the round.
     """
 

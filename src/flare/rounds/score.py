@@ -84,12 +84,8 @@ def score_split(
 ) -> tuple[Summary, list[Outcome]]:
     """Score `<folder>/predictions` against the annotations of labelled cases, if anything changed.
 
-    Args:
-        settings: Of a round.
-        cases: Labelled ones.
-        folder: Gets `metrics.csv` and `summary.json`, which stay if scoring stops the run (`stop_on_faults`).
-        executor: Where the cases are worked on.
-        refused: Cases that could not be predicted.
+    The folder gets `metrics.csv` and `summary.json`, which stay if scoring stops the run (`stop_on_faults`).
+    `refused` are cases that could not be predicted.
 
     Returns:
         The summary, and the cases that could not be predicted or scored; all are scored again the next time
@@ -152,12 +148,9 @@ class Trained:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run came to.
+    """What a run came to: `table5.csv`, one row a name, and the cases that could not be predicted or scored.
 
-    Args:
-        table: One row a name, as `table5.csv` has it.
-        failures: Cases that could not be predicted or scored, and why.
-        compared: How many cases each row of the table is the mean of.
+    Each row is the mean of as many cases as are `compared`.
     """
 
     table: list[dict[str, Any]]

@@ -47,7 +47,6 @@ class LabelSettings:
     Args:
         source: `ground_truth` as it is, or `hybrid`: merged with a teacher's pseudo labels.
         cases: Which training cases, see `select_cases`.
-        merge: How to merge; its rules name the targets.
         inference: How teachers predict.
         select: What weighs, drops or masks the labels of cases, a section with a `_target_`; None keeps all.
     """
@@ -70,7 +69,6 @@ class RoundSettings:
 
     Args:
         name: `mo` ... `mot3`; None for `round=all`, which trains on the ground truth of all labelled cases.
-        run: The folder of its run.
         named_run: The folder of the run that `name` names, where a job of a sweep finds earlier rounds.
         teacher: The round whose checkpoint makes the pseudo labels, and from whose weights it may start.
         unlabeled_teacher: The round that labels its cases without ground truth, where that is not `teacher`.

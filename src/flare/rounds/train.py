@@ -44,9 +44,7 @@ def is_first() -> bool:
 def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSettings] | None = None) -> None:
     """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
 
-    Args:
-        settings: The round.
-        planned: The rounds that will have run before this one, by name.
+    `planned` are the rounds that will have run before this one, by name.
 
     Raises:
         FlareError: Naming the config key.

@@ -21,8 +21,7 @@ class Checkpoint:
     """A trained network with everything that inference needs; plain values and tensors only.
 
     Args:
-        path: The file it came from.
-        sha256: Hash of that file: the provenance of pseudo labels names it.
+        sha256: Hash of the file: the provenance of pseudo labels names it.
         state_dict: Of the bare network.
         classes: The class list, as `ClassList.to_config` gives it.
         targets: `organs`, `tumor` or `organs_tumor`.
@@ -33,7 +32,6 @@ class Checkpoint:
         mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which patches were flipped in training.
         round: Name of the round, None for `round=all`.
         config: The run's configuration as plain values.
-        git_revision: Of the code that trained it.
     """
 
     path: Path

@@ -105,7 +105,6 @@ class Resumed:
     Args:
         values: Case id -> what the function returned, for every case that is done, now or earlier.
         processed: Cases that were done in this call; the others were unchanged.
-        failures: Cases that failed.
     """
 
     values: dict[str, dict[str, Any]]

@@ -35,7 +35,6 @@ class Outcome:
     """What became of one case.
 
     Args:
-        case_id: The case.
         value: What the function returned.
         error: Why there is no value.
         is_fault: Whether the case may be sound: the machine or the program failed, not the content of its
