@@ -178,11 +178,6 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
     return Preprocessed(np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), volume.geometry)
 
 
-def is_anisotropic(spacing_mm: Spacing) -> bool:
-    """Whether slices are so thick that nnU-Net treats their axis apart."""
-    return max(spacing_mm) / min(spacing_mm) > ANISOTROPY
-
-
 def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
     """The axis along which nnU-Net takes the nearest slice: the coarsest one of the anisotropic spacing.
 
@@ -192,7 +187,7 @@ def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
         0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
     """
     for spacing in (spacing_mm, target_mm):
-        if is_anisotropic(spacing):
+        if max(spacing) / min(spacing) > ANISOTROPY:
             coarsest = [axis for axis in range(3) if spacing[axis] == max(spacing)]
             return coarsest[0] if len(coarsest) == 1 else None
     return None

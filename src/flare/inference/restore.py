@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import interpolate, pad
 
 from flare.core.geometry import Shape, Spacing
-from flare.core.preprocessing import Axis, is_anisotropic
+from flare.core.preprocessing import Axis, separate_axis
 
 Linear = tuple[bool, bool, bool]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -56,11 +56,8 @@ def interpolated_axes(variant: str, spacing_mm: Spacing, original_mm: Spacing) -
     if variant != "nnunet":
         linear = variant == "trilinear"
         return linear, linear, linear
-    spacing = next(filter(is_anisotropic, (spacing_mm, original_mm)), None)
-    if spacing is None or spacing.count(max(spacing)) > 1:
-        return True, True, True
-    z, y, x = (size < max(spacing) for size in spacing)
-    return z, y, x
+    apart = separate_axis(spacing_mm, original_mm)
+    return apart != 0, apart != 1, apart != 2
 
 
 def restore_labels(
