@@ -75,7 +75,7 @@ def test_a_job_again_composes_and_runs_in_its_own_folder(experiment: str, tmp_pa
         return {"objective": 0.5}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flare.rounds.train.train", train)
+        patch.setattr("flare.rounds.iterate.train", train)
         patch.setattr(sys, "argv", line[2:])
         exec(line[2])
     assert done["folder"] == str(tmp_path / "sweep of mine" / "10")
