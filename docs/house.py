@@ -26,8 +26,8 @@ BOUNDS = {
     "floors of files": 12,
     "arrows between rooms": 70,
     "file names used twice": 4,
-    "modules": 110,
-    "lines": 16_000,
+    "modules": 140,  # the house as planned: 110 and 16,000 lines (105 and 15,946 reached), and room for what comes
+    "lines": 21_000,
     "function length, 95th percentile": 45,
     "longest function": 67,
     "public items without docstring": 0,
