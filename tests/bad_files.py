@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def write_series(
     folder: Path,
     positions: Sequence[Sequence[float]],
     *,
-    uid: str = "1.2.3",
+    uid: str | None = None,
     prefix: str = "",
     axes: Sequence[float] = (1, 0, 0, 0, 1, 0),
     shape: tuple[int, int] = (6, 8),
@@ -80,7 +81,7 @@ def write_series(
     Args:
         folder: Made if need be.
         positions: Of the first voxel of each slice.
-        uid: Of the series.
+        uid: Of the series; by default another one for each name of a folder.
         prefix: Of the file names.
         axes: Directions of rows and columns.
         shape: Rows and columns.
@@ -88,6 +89,7 @@ def write_series(
         tags: More tags, `t0028_1052="0"`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    uid = uid or f"1.2.3.{zlib.crc32(folder.name.encode())}"
     row, column = np.array(axes, float).reshape(2, 3)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()

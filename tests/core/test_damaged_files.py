@@ -218,7 +218,7 @@ def test_voxels_in_another_file(tmp_path: Path, fields: bytes) -> None:
 @pytest.mark.parametrize("name", ["a.img", "a.nhdr", "a.mhd", "a.png", "a"])
 def test_other_formats_are_refused_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"0" * 400)
-    with pytest.raises(CaseError, match=r"unknown format; expected \.nii, \.nii\.gz, \.nrrd, \.mha or DICOM"):
+    with pytest.raises(CaseError, match=r"not read; expected \.nii, \.nii\.gz, \.nrrd, \.mha or DICOM"):
         read_image(tmp_path / name)
 
 

@@ -19,7 +19,7 @@ from bad_files import (
 )
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry
-from flare.core.itk import is_dicom
+from flare.core.slices import is_dicom
 from flare.core.volumes import read_image
 
 ARRAY = np.zeros((4, 6, 8), np.int16)

@@ -221,7 +221,7 @@ def test_labels_of_every_type(tmp_path: Path, labels: ClassList, dtype: type) ->
         ((-1,), np.int16, r"\[-1\]"),
         ((70000,), np.int32, r"\[70000\]"),
         ((1.5, 2), np.float32, r"not integers: \[1.5\]"),
-        ((1e-3,), np.float64, "not integers"),
+        ((2e-3,), np.float64, "not integers"),
     ],
 )
 def test_refused_values(tmp_path: Path, labels: ClassList, values: tuple, dtype: type, message: str) -> None:

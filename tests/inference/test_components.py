@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_labels
-from flare.inference.components import decide, dice, fit_components, fitted_classes, keep_largest, write_fit
+from flare.inference.components import decide, dice, fit_components, fitted_classes, write_fit
+from flare.inference.largest import keep_largest
 from flare.runs.work import LocalExecutor
 
 

@@ -232,7 +232,7 @@ def test_a_dicom_series_is_one_case(run, real_data, tmp_path):
 
 
 def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint, tmp_path):
-    from flare.inference.components import keep_largest
+    from flare.inference.largest import keep_largest
     from flare.runs.work import LocalExecutor
 
     image = write_ct(tmp_path / "a.nii.gz", shape=(10, 40, 40))

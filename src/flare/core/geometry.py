@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations, product
 from typing import Any
 
@@ -37,12 +37,14 @@ class Geometry:
         spacing_mm: Voxel size along Z, Y, X.
         origin_mm: Centre of the first voxel, (x, y, z), LPS.
         direction: Nine numbers, row-major; column i is the direction of index axis i (i, j, k = X, Y, Z).
+        forms: How the NIfTI header that it was read from states it, see `nifti`; empty for other formats.
     """
 
     shape: Shape
     spacing_mm: Spacing
     origin_mm: tuple[float, float, float]
     direction: tuple[float, ...]
+    forms: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -74,10 +76,14 @@ class Geometry:
         units = {"spacing_mm": " mm (z, y, x)", "origin_mm": " mm (x, y, z)", "direction": ""}
         for name, unit in units.items():
             ours, theirs = getattr(self, name), getattr(other, name)
-            if not np.allclose(ours, theirs, rtol=0, atol=1e-9):
+            if not np.allclose(ours, theirs, rtol=0, atol=1e-6):
                 values = f"{_text(ours, theirs)} and {_text(theirs, ours)}"
                 found.append(f"{name.removesuffix('_mm')} {values}{unit}")
-        return [*found, f"corner voxels up to {distance:.3g} mm apart, expected {tolerance_mm:g} at most"]
+        return [
+            *found,
+            f"corner voxels up to {distance:.3g} mm apart, expected {tolerance_mm:g} at most "
+            "(data.checks.tolerance_mm)",
+        ]
 
 
 def _text(values: Sequence[float], others: Sequence[float]) -> str:
@@ -194,7 +200,6 @@ def checked_grid(
     spacing: Sequence[float],
     origin: Sequence[float] | np.ndarray,
     directions: np.ndarray,
-    stated: np.ndarray,
     case: str,
 ) -> Geometry:
     """The grid of a header of any format, after all checks of it: sizes and mm along x, y, z in LPS.
@@ -217,7 +222,7 @@ def checked_grid(
             f"has {tuple(size)} voxels of {tuple(spacing)} mm (x, y, z); expected at most {MOST_VOXELS} "
             f"voxels and {MOST_LITRES} litres"
         )
-    error = float(np.abs(stated.T @ stated - np.eye(3)).max())
+    error = float(np.abs(directions.T @ directions - np.eye(3)).max())
     if not error <= SNAP:
         raise BadFileError(
             f"has directions that are not orthonormal (off by {error:.4g}, at most {SNAP:g}): "
@@ -226,7 +231,7 @@ def checked_grid(
     if error > 1e-5:
         log.warning("case %s: directions are off orthonormal by %.2g, snapped", case, error)
     u, _, vt = np.linalg.svd(directions)
-    is_exact = np.abs(directions.T @ directions - np.eye(3)).max() < 1e-6
+    is_exact = error < 1e-6
     x, y, z = (float(v) for v in origin)
     return Geometry(
         shape=tuple(size[::-1]),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""NIfTI files: header by nibabel, voxels from the same stream, and the checks that nibabel lacks.
+"""NIfTI files: header by nibabel, voxels from the same stream, the checks that it lacks, and the way back.
 
 ITK fills what a truncated file lacks and takes a spacing of 0 for 1, nibabel reads voxels from inside the
 header if the offset says so, all without a word.
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -23,13 +23,18 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
 
-from flare.core.errors import BadFileError, NoRoomError
+from flare.core.checks import Checks, current_checks
+from flare.core.errors import BadFileError
 from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, require_held
 from flare.core.geometry import SNAP, Geometry, checked_grid, require_scalar
 
 Form = tuple[np.ndarray, np.ndarray]  # directions as columns, and origin, both LPS
 KINDS = {348: Nifti1Header, 540: Nifti2Header}  # by the first number of the file
-UNITS_MM = {1: 1000.0, 3: 0.001}  # metre and micron; everything else counts as millimetre
+UNITS_MM = {1: ("metre", 1000.0), 3: ("micron", 0.001)}  # everything else counts as millimetre
+# where the voxels lie; a file that is written has them as the file that gave the grid
+FORM_FIELDS = ("pixdim", "xyzt_units", "qform_code", "sform_code", *(f"quatern_{a}" for a in "bcd"))
+FORM_FIELDS += (*(f"qoffset_{a}" for a in "xyz"), *(f"srow_{a}" for a in "xyz"))
+GZIP_LEVEL = 1  # more saves little of a label map and takes several times as long (ours)
 TO_LPS = np.diag([-1.0, -1.0, 1.0])
 USUAL_RATIO = 16  # CT packs to a half or a quarter; a file that holds more is met by doubling
 
@@ -129,10 +134,9 @@ def _storage(header: Nifti1Header) -> tuple[np.dtype, int, float, float]:
 
 
 def _grid(header: Nifti1Header, dtype: np.dtype, case: str) -> Geometry:
-    """The voxel grid, by ITK's choice of form.
+    """The voxel grid: by the sform, else by the qform, which must agree where both are given.
 
-    The sform counts where it is the only one or that of the scanner, else the qform; without either, axes
-    are the patient's and the first voxel is at 0.
+    Without either, axes are the patient's and the first voxel is at 0, if the checks let it pass.
     """
     dim = [int(n) for n in header["dim"]]
     size = dim[1 : dim[0] + 1]
@@ -140,28 +144,56 @@ def _grid(header: Nifti1Header, dtype: np.dtype, case: str) -> Geometry:
         raise BadFileError(f"has size {tuple(size)}; expected at least 1 voxel an axis")
     require_scalar({"c": 2, "V": len(dtype.names or "")}.get(dtype.kind, 1) * math.prod(size[4:]))
     size = size[:3] if size[3:4] == [1] else size[:4]
-    unit = UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    qform, sform = _qform(header), _sform(header)
-    chosen = sform if qform is None or header["sform_code"] == 1 else qform
-    directions, origin = chosen or qform or (np.eye(3), np.zeros(3))
-    spacing = [float(s) * unit for s in header["pixdim"][1:4]]
-    stated = sform[0] if sform else directions
-    return checked_grid(size, spacing, origin * unit, directions, stated, case)
+    checks, spacing = current_checks(), [float(s) for s in header["pixdim"][1:4]]
+    name, unit = UNITS_MM.get(int(header["xyzt_units"]) & 7, ("millimetre", 1.0))
+    if len(size) == 3:
+        unit = checks.unit_mm(unit, name, size, spacing, case)
+    spacing = [s * unit for s in spacing]
+    sform, qform = _sform(header, unit), _qform(header, unit)
+    if sform is None and qform is None:
+        problem = "does not state its directions: sform_code and qform_code are 0"
+        checks.judge("direction", case, problem, "x runs to the left, y to the back, z to the head")
+    directions, origin, norms = sform or (*(qform or (np.eye(3), np.zeros(3))), None)
+    grid = replace(checked_grid(size, spacing, origin, directions, case), forms=_forms(header))
+    return grid if norms is None else _agreed(grid, norms, qform, checks, case)
 
 
-def _sform(header: Nifti1Header) -> Form | None:
-    """Directions and origin of the sform; None where there is none."""
+def _agreed(grid: Geometry, norms: np.ndarray, qform: Form | None, checks: Checks, case: str) -> Geometry:
+    """A grid of the sform's place and pixdim's spacing, held against the sform's spacing and the qform."""
+    by_sform = replace(grid, spacing_mm=tuple(norms[::-1].tolist()))
+    other = grid
+    if qform is not None:
+        directions, origin = qform
+        # quaternions in single precision lose digits where a rotation is near half a turn
+        turned = np.abs(directions - grid.matrix).max() > SNAP
+        own = tuple(directions.ravel().tolist()) if turned else grid.direction
+        other = replace(grid, origin_mm=tuple(origin.tolist()), direction=own)
+    found = by_sform.differences(other, checks.tolerance_mm)
+    if not found:
+        return grid
+    names = "an sform and a pixdim" if qform is None else "an sform and a qform with pixdim"
+    checks.judge("forms", case, f"has {names} that differ: {'; '.join(found)}", "the sform counts")
+    return by_sform
+
+
+def _forms(header: Nifti1Header) -> tuple[float, ...]:
+    """The fields of a header that say where its voxels lie, as they are."""
+    return tuple(float(number) for name in FORM_FIELDS for number in np.ravel(header[name]))
+
+
+def _sform(header: Nifti1Header, unit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Directions, origin and voxel size (mm) of the sform; None where there is none."""
     if header["sform_code"] <= 0:
         return None
     affine = header.get_sform().astype(float)
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and (norms > 0).all()):
         raise BadFileError(f"has an sform that is not finite, or has no length: {affine[:3].tolist()}")
-    return TO_LPS @ (affine[:3, :3] / norms), TO_LPS @ affine[:3, 3]
+    return TO_LPS @ (affine[:3, :3] / norms), TO_LPS @ affine[:3, 3] * unit, norms * unit
 
 
-def _qform(header: Nifti1Header) -> Form | None:
-    """Directions and origin of the qform; None where there is none."""
+def _qform(header: Nifti1Header, unit: float) -> Form | None:
+    """Directions and origin (mm) of the qform; None where there is none."""
     if header["qform_code"] <= 0:
         return None
     vector = np.array([header[f"quatern_{a}"] for a in "bcd"], float)
@@ -171,15 +203,32 @@ def _qform(header: Nifti1Header) -> Form | None:
         raise BadFileError(f"has a qform that is not finite or no rotation: {[*vector, *origin]}")
     rotation = quat2mat([math.sqrt(max(0.0, 1 - square)), *vector])
     rotation[:, 2] *= -1 if header["pixdim"][0] < 0 else 1
-    return TO_LPS @ rotation, TO_LPS @ origin
+    return TO_LPS @ rotation, TO_LPS @ origin * unit
 
 
-def require_whole(path: Path, voxel_bytes: int) -> None:
-    """Refuse a NIfTI-1 file that was just written if it lacks voxels: ITK does not notice a full disk."""
-    size = path.stat().st_size
-    if path.name.endswith(".gz"):
-        with path.open("rb") as stream:
-            stream.seek(-min(size, 4), os.SEEK_END)
-            size = int.from_bytes(stream.read(), "little")  # a gzip file ends with its unpacked size
-    if (size - Nifti1Header.single_vox_offset - voxel_bytes) % 2**32:
-        raise NoRoomError(f"{path.name} cannot be written whole: is the disk full?")
+def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    """Write `(Z, Y, X)` as NIfTI-1, packed if it is named so; both forms are those of the grid's file."""
+    header = Nifti1Header(endianness="<")
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape[::-1])
+    header["vox_offset"], header["scl_slope"] = Nifti1Header.single_vox_offset, 1
+    if geometry.forms:
+        numbers = iter(geometry.forms)
+        for name in FORM_FIELDS:
+            field = header[name]
+            header[name] = np.reshape([next(numbers) for _ in range(field.size)], field.shape)
+    else:
+        affine = np.eye(4)
+        affine[:3, :3] = TO_LPS @ geometry.matrix * geometry.spacing_mm[::-1]
+        affine[:3, 3] = TO_LPS @ geometry.origin_mm
+        header.set_qform(affine, 1)
+        header.set_sform(affine, 1)
+        header["pixdim"][1:4] = geometry.spacing_mm[::-1]
+        header.set_xyzt_units("mm")
+    with path.open("wb") as file:
+        packed = path.name.lower().endswith(".gz")
+        # no time in it: the same array gives the same bytes
+        stream = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else file
+        with stream:
+            stream.write(header.binaryblock + bytes(4))  # no extension follows
+            stream.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
+from flare.core.dicom import read_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError
 from flare.core.files import PARTIAL, atomic
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
-from flare.core.itk import is_dicom, read_dicom, read_nrrd
-from flare.core.nifti import is_nifti, read_nifti, require_whole
+from flare.core.itk import read_nrrd
+from flare.core.nifti import is_nifti, read_nifti, write_nifti
+from flare.core.slices import is_dicom, series_uid
 
+log = logging.getLogger(__name__)
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
+# images that are not read, so that they are named and not passed over; .img is the voxels of a .hdr
+FOREIGN = (
+    *(".nhdr", ".mhd", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".vti"),
+    *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nrrd.gz", ".mha.gz", ".head", ".brik", ".brik.gz"),
+)
 
 
 def strip_extension(name: str) -> str:
     """A file name less its image extension."""
-    return next((name[: -len(e)] for e in EXTENSIONS if name.lower().endswith(e)), name)
+    known = sorted((*EXTENSIONS, *FOREIGN), key=len, reverse=True)
+    return next((name[: -len(e)] for e in known if name.lower().endswith(e)), name)
 
 
 def case_id(path: Path, known: Collection[str] = ()) -> str:
@@ -39,7 +50,7 @@ def case_id(path: Path, known: Collection[str] = ()) -> str:
 def unique_cases(
     paths: Iterable[Path], *, known: Collection[str] = ()
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """Name by `case_id` the cases that files hold; all files of an id that several have are refused.
+    """Name by `case_id` the cases that files hold; all files of one id, or one series, are refused.
 
     Returns:
         Case id to path, and case id to the reason of a refusal.
@@ -52,13 +63,31 @@ def unique_cases(
         for case, found in by_id.items()
         if len(found) > 1
     }
-    return {case: found[0] for case, found in by_id.items() if len(found) == 1}, refused
+    single = {case: found[0] for case, found in by_id.items() if len(found) == 1}
+    spread = spread_series(single.values())
+    refused |= {case: spread[path] for case, path in single.items() if path in spread}
+    return {case: path for case, path in single.items() if case not in refused}, refused
+
+
+def spread_series(paths: Iterable[Path]) -> dict[Path, str]:
+    """Say why folders cannot be cases: the slices of one DICOM series lie in several of them."""
+    by_uid: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.is_dir():
+            by_uid.setdefault(series_uid(path), []).append(path)
+    return {
+        path: f"one DICOM series in {len(found)} folders: {' and '.join(map(str, found))}; expected it in one"
+        for uid, found in by_uid.items()
+        if uid and len(found) > 1
+        for path in found
+    }
 
 
 def find_images(root: Path) -> list[Path]:
     """All images below a path, or the one file: by extension, and folders that hold a DICOM series; sorted.
 
-    Links are followed; a folder that is reached twice, or by a loop of links, counts once.
+    Those of formats that are not read are among them, to be refused by name, unless the same image lies
+    beside in one that is. Links are followed; what is reached twice, or by a loop of links, counts once.
     """
     return [Path(root)] if Path(root).is_file() else sorted(_walk(Path(root)))
 
@@ -75,8 +104,25 @@ def _walk(root: Path) -> Iterator[Path]:
         paths = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]  # ._x.nii is none
         images = {path for path in paths if path.name.lower().endswith(EXTENSIONS)}
         yield from images
-        if any(is_dicom(path) for path in paths if path not in images):  # a mask may lie beside the slices
+        others = [path for path in paths if path not in images]  # a mask may lie beside the slices
+        if any(path.suffix.lower() == ".dcm" or is_dicom(path) for path in others):
             yield Path(folder)
+        yield from _foreign(others, {strip_extension(path.name) for path in images})
+
+
+def _foreign(paths: Sequence[Path], readable: Collection[str]) -> Iterator[Path]:
+    """Images of formats that are not read, once each: voxels beside their header are no other image."""
+    found: dict[str, Path] = {}
+    for path in paths:  # sorted: .hdr comes before .img
+        name = strip_extension(path.name)
+        if path.name.lower().endswith(FOREIGN) and name not in readable and not is_dicom(path):
+            found.setdefault(name, path)
+    yield from found.values()
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file is of a format that is read, by its name or, for DICOM, its content."""
+    return path.name.lower().endswith(EXTENSIONS) or is_dicom(path)
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -104,6 +150,7 @@ def read_image(path: Path, case: str | None = None) -> Volume:
         is_scan = path.is_dir() or (not is_nifti(path) and is_dicom(path))
         read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
         array, geometry = read(path, case)
+        current_checks().require_size(geometry.shape[::-1], geometry.spacing_mm[::-1], case)
     except BadFileError as error:
         raise CaseError(case, f"{path} {error}") from error
     except (OSError, zlib.error) as error:
@@ -133,15 +180,14 @@ def read_labels(
         uint8 class ids.
 
     Raises:
-        CaseError: If values are not integers or not in the class list, or the file is bad.
+        CaseError: If values are further than 1e-3 from integers (or at all, where the checks refuse that),
+            or not in the class list, or the file is bad.
     """
     path = Path(path)
     case = case or case_id(path)
     volume = read_image(path, case)
+    volume = _whole_numbers(volume, path, case)
     found = _values(volume.array)
-    if found.dtype.kind == "f" and (found != np.rint(found)).any():
-        broken = found[found != np.rint(found)][:5].tolist()
-        raise CaseError(case, f"{path} has label values that are not integers: {broken}")
     table = _lookup(found.astype(int).tolist(), classes, label_map, path, case)
     if volume.array.dtype == np.int16:
         full = np.zeros(1 << 16, np.uint8)
@@ -151,6 +197,21 @@ def read_labels(
     for value, wanted in table.items():
         array[volume.array == value] = wanted
     return Volume(array, volume.geometry)
+
+
+def _whole_numbers(volume: Volume, path: Path, case: str) -> Volume:
+    """Round label values that are integers but for rounding, as scaled ones are; refuse others."""
+    if volume.array.dtype.kind != "f":
+        return volume
+    found = np.unique(volume.array)
+    off = np.abs(found - np.rint(found))
+    broken = found[off > NEAR_INTEGER] if off.max() > NEAR_INTEGER else found[off > 0]
+    if off.max() > NEAR_INTEGER or (len(broken) and current_checks().labels == "refuse"):
+        raise CaseError(case, f"{path} has label values that are not integers: {broken[:5].tolist()}")
+    if len(broken):
+        text = "case %s: label values %s are off integers by up to %.2g, rounded"
+        log.warning(text, case, broken[:5].tolist(), off.max())
+    return Volume(np.rint(volume.array), volume.geometry)
 
 
 def _values(array: np.ndarray) -> np.ndarray:
@@ -185,12 +246,14 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
     """Bring a label map to the voxel order of its image, losslessly, and give it the image's geometry.
 
     Raises:
-        CaseError: If a corner voxel of one grid is further than 1e-3 mm from the other's, with both values.
+        CaseError: If a corner voxel of one grid is further from the other's than the tolerance of
+            `data.checks`, with both values.
     """
     geometry = image if isinstance(image, Geometry) else image.geometry
     # to the image's directions, not to RAS: nearest axes are no matter of rounding at 45 degrees
     orientation = orientation_to(labels.geometry, geometry.matrix)
-    different = geometry.differences(orientation.apply_geometry(labels.geometry))
+    tolerance_mm = current_checks().tolerance_mm
+    different = geometry.differences(orientation.apply_geometry(labels.geometry), tolerance_mm)
     if different:
         raise CaseError(case, "image and label (in its voxel order) differ: " + "; ".join(different))
     return Volume(np.ascontiguousarray(orientation.apply(labels.array)), geometry)
@@ -221,11 +284,11 @@ def write_labels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
 
 def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write any array of a grid, atomically; the format goes by the extension."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array))
-    image.SetSpacing(tuple(float(s) for s in geometry.spacing_mm[::-1]))
-    image.SetOrigin(geometry.origin_mm)
-    image.SetDirection(geometry.direction)
     with atomic(Path(path)) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=str(path).endswith(("gz", "nrrd", "mha")))
         if is_nifti(path):
-            require_whole(temporary, array.nbytes)
+            return write_nifti(temporary, array, geometry)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array))
+        image.SetSpacing(tuple(float(s) for s in geometry.spacing_mm[::-1]))
+        image.SetOrigin(geometry.origin_mm)
+        image.SetDirection(geometry.direction)
+        sitk.WriteImage(image, str(temporary), useCompression=str(path).endswith(("nrrd", "mha")))

@@ -1,4 +1,4 @@
-"""Keep the largest component of an organ, where labelled cases show that this helps."""
+"""Learn from labelled cases of which organs the largest component alone is to be kept."""
 
 from __future__ import annotations
 
@@ -7,41 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cc3d
 import numpy as np
 
 from flare.core.classes import ClassList
 from flare.core.files import read_json, write_json
 from flare.core.volumes import match_grid, read_labels
+from flare.inference.largest import keep_largest
 from flare.runs.work import Executor, Outcome, run_cases
 
 log = logging.getLogger(__name__)
 Fit = dict[str, dict[str, Any]]
 LabelMap = dict[Any, int] | None
-
-
-def keep_largest(segmentation: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
-    """Remove all but the largest face-connected component of each of the classes, in a copy.
-
-    Equally large ones all stay. Removed voxels become background.
-
-    Reference: nnU-Net's post-processing.
-    """
-    chosen = np.isin(np.arange(256), classes)
-    treated = chosen[segmentation]
-    if not treated.any():
-        return segmentation.copy()
-    components, count = cc3d.connected_components(
-        np.where(treated, segmentation, 0), connectivity=6, return_N=True
-    )
-    sizes = np.bincount(components.ravel(), minlength=count + 1)
-    owner = np.zeros(count + 1, dtype=np.int64)
-    owner[components[treated]] = segmentation[treated]
-    largest = np.zeros(256, dtype=np.int64)
-    np.maximum.at(largest, owner[1:], sizes[1:])
-    stays = sizes == largest[owner]
-    stays[0] = True
-    return np.where(stays[components], segmentation, 0).astype(segmentation.dtype)
 
 
 def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:

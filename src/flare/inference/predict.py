@@ -18,7 +18,7 @@ from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, s
 from flare.core.files import remove_partial, sha256, write_csv
 from flare.core.geometry import Volume
 from flare.core.preprocessing import Preprocessed
-from flare.core.volumes import find_images, read_image, unique_cases, write_labels
+from flare.core.volumes import find_images, is_readable, read_image, unique_cases, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import lock, named_run
@@ -76,11 +76,14 @@ def segment_case(
     """
     started = time.perf_counter()
     found: Preprocessed | Volume | None = None
+    doubt = ""
     if cached is not None:
         from flare.data.cache import read_preprocessed  # the store: only where there is one
 
         found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
-    found = found or read_image(image, case)
+    if found is None:  # what is cached was judged as it was prepared
+        found = read_image(image, case)
+        doubt = predictor.settings.checks.doubt(found.array, case)
     read = time.perf_counter() - started
     segment = predictor.predict if isinstance(found, Volume) else predictor.predict_array
     prediction = segment(found, components=components)  # type: ignore[arg-type]
@@ -94,6 +97,7 @@ def segment_case(
         "windows": prediction.windows,
         "body_found": prediction.body_found,
         "uncovered_body_vox": prediction.uncovered_body_vox,
+        "doubt": doubt,
         "seconds": round(sum(seconds.values()), 3),
         **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
     }
@@ -178,10 +182,13 @@ def _is_on_gpu(settings: InferenceSettings) -> bool:
 
 
 def report_coverage(rows: list[Row]) -> None:
-    """Say where no body was found, and where some of it was not looked at."""
+    """Say which values are doubtful, where no body was found, and where some of it was not looked at."""
     for row in rows:
+        if row.get("doubt"):
+            log.warning("case %s: %s", row["case"], row["doubt"])
         if not row["body_found"]:
-            log.warning("case %s: no body found, all of the volume counts as body", row["case"])
+            counts = "all of the volume counts as body" if row["windows"] else "all of it becomes background"
+            log.warning("case %s: no body found, %s", row["case"], counts)
     uncovered = [row["case"] for row in rows if row["uncovered_body_vox"]]
     if uncovered:
         told = ", ".join(uncovered[:10]) + (", ..." if len(uncovered) > 10 else "")
@@ -211,6 +218,11 @@ class Request:
         source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
         if not source.exists():
             raise FlareError(f"input={cfg.input}: no such file or folder")
+        if source.is_file() and not is_readable(source):
+            raise FlareError(
+                f"input={cfg.input}: is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha "
+                "or DICOM"
+            )
         if output.exists() and not output.is_dir():
             raise FlareError(f"output={cfg.output}: is a file; expected a folder")
         if output in (source, source.parent if source.is_file() else source):

@@ -17,8 +17,8 @@ from flare.core.classes import ClassList
 from flare.core.geometry import Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
 from flare.inference.blend import Accumulator, covered_box
-from flare.inference.components import keep_largest
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips, torch_engine
+from flare.inference.largest import keep_largest
 from flare.inference.measure import Stopwatch
 from flare.inference.restore import Blended, Linear, interpolated_axes, restore_labels, restore_probabilities
 from flare.inference.settings import InferenceSettings
@@ -28,6 +28,7 @@ from flare.inference.windows import (
     Start,
     Verdict,
     find_body,
+    is_air,
     judge_flare22,
     plan_windows,
     walk,
@@ -46,7 +47,8 @@ class Prediction:
         segmentation: `(Z, Y, X)` uint8 class ids, in the input's own grid and voxel order.
         windows: Windows that the network looked at.
         uncovered_body_vox: Voxels of the body on the network's grid that no counted window saw.
-        body_found: Whether there was a body; without, nothing is known to be uncovered.
+        body_found: Whether there was a body; without, nothing is known to be uncovered. Of mere air no
+            window is looked at, and all is background.
         seconds: Wall time by stage.
         volumes_ml: Class name to volume, of every class that the network knows.
         probabilities: `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any
@@ -162,6 +164,8 @@ class Predictor:
         array = normalise(case.array, self.intensity)
         watch.lap("preprocess")
         body = find_body(case.array, self.spacing_mm, self.settings.body)
+        if body is None and is_air(case.array, self.settings.body):
+            return self._nothing(case, watch, probabilities=probabilities)
         rows, padded, offsets = self.plan(array, body)
         watch.lap("plan")
         blended, windows = self.blend(rows, padded, offsets, case.array.shape)
@@ -176,6 +180,25 @@ class Predictor:
         watch.lap("restore")
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
         return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps)
+
+    def _nothing(self, case: Preprocessed, watch: Stopwatch, *, probabilities: bool) -> Prediction:
+        """Say that a case is background."""
+        shape = case.geometry.shape
+        watch.lap("plan")
+        maps = np.zeros((len(self.outputs), *shape), np.float16) if probabilities else None
+        if maps is not None:
+            maps[0] = 1 if self.settings.average == "probabilities" else np.finfo(np.float16).max
+        volumes = {self.classes.name_of(i): 0.0 for i in self.outputs if i}
+        segmentation = np.zeros(shape, np.uint8)
+        return Prediction(
+            segmentation,
+            0,
+            0,
+            body_found=False,
+            seconds=watch.seconds,
+            volumes_ml=volumes,
+            probabilities=maps,
+        )
 
     def _labels(
         self, blended: Blended, case: Preprocessed, linear: Linear, components: tuple[int, ...]

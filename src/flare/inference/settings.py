@@ -10,6 +10,7 @@ from typing import Any
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
+from flare.core.checks import DEFAULTS, Checks
 from flare.core.errors import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, check_values, choice, number
 from flare.models.names import chosen_networks
 
@@ -91,6 +92,7 @@ class InferenceSettings:
         measure: Whether the efficiency of each case is measured, one case at a time.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
         networks: Dotted names that a checkpoint may build beside our networks and MONAI's.
+        checks: What becomes of doubtful files.
 
     Raises:
         FlareError: If a value is none of the choices or out of range, naming the key.
@@ -111,6 +113,7 @@ class InferenceSettings:
     measure: bool = False
     device: str = "auto"
     networks: tuple[str, ...] = ()
+    checks: Checks = DEFAULTS
 
     def __post_init__(self) -> None:
         for key, rule in RULES.items():
@@ -124,7 +127,12 @@ class InferenceSettings:
         inference = cfg["inference"]
         SECTION.require("inference.body", inference["body"])
         values = {key.rpartition(".")[2]: OmegaConf.select(cfg, key) for key in RULES}
-        return cls(**values, body=BodyRule(**inference["body"]), networks=chosen_networks(cfg))
+        return cls(
+            **values,
+            body=BodyRule(**inference["body"]),
+            networks=chosen_networks(cfg),
+            checks=Checks.from_config(cfg),
+        )
 
     def identity(self) -> dict[str, Any]:
         """Give what decides the result, as plain values: all but place, memory, costs and trust."""

@@ -25,6 +25,7 @@ Plan = tuple[Row, ...]
 Seen = TypeVar("Seen")
 
 GRID_MM = 2.4  # in-plane distance of the samples looked at: every second voxel at 1.2 mm (ours)
+AIR_SHARE = 0.1  # of voxels above the body's threshold (ours): a table without a patient has less
 # flare22's rule, from the authors' code
 MINIMUM_VOX = 1000  # fewer foreground voxels in the central window discard it
 EDGE_VOX = 10  # more foreground voxels than this in its first (last) y plane ask for the neighbour there
@@ -57,6 +58,14 @@ def find_body(array_hu: np.ndarray, spacing_mm: Spacing, rule: BodyRule) -> np.n
         plane[:] = binary_fill_holes(plane)
     y, x = (np.arange(size) // step for size, step in zip(array_hu.shape[1:], steps, strict=True))
     return body[:, y[:, None], x]
+
+
+def is_air(array_hu: np.ndarray, rule: BodyRule) -> bool:
+    """Whether a volume in which no body was found holds next to nothing that could be one (ours).
+
+    A crop smaller than a body, or one that the opening takes apart, is no air.
+    """
+    return float(np.mean(array_hu > rule.threshold_hu)) < AIR_SHARE
 
 
 def _disc(radius_mm: float, grid_mm: Spacing) -> np.ndarray:

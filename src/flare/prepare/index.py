@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flare.core.cases import UNDECLARED, Source, source_of
 from flare.core.errors import FlareError
-from flare.core.volumes import case_id, find_images
+from flare.core.volumes import case_id, find_images, spread_series
 from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
 
 OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
@@ -127,7 +127,7 @@ def _explicit(files: CohortFiles) -> Iterator[Entry]:
 
 
 def _refuse_duplicates(found: Index) -> None:
-    """Move every case whose id occurs more than once, in any split, to the problems, all paths named."""
+    """Move every case whose id or series occurs twice, in any split, to the problems, all paths named."""
     by_id: dict[str, list[Path]] = defaultdict(list)
     for entry in found.entries:
         by_id[entry.id].append(entry.image)
@@ -136,3 +136,6 @@ def _refuse_duplicates(found: Index) -> None:
             reason = f"{len(paths)} cases of the same id: {' and '.join(map(str, paths))}"
             found.problems += [Finding(case, path, reason) for path in paths]
     found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
+    spread = spread_series(e.image for e in found.entries)
+    found.problems += [Finding(e.id, e.image, spread[e.image]) for e in found.entries if e.image in spread]
+    found.entries = [e for e in found.entries if e.image not in spread]

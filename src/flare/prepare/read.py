@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.checks import current_checks
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, stat_key
@@ -160,7 +161,8 @@ def read_case(
 
     Raises:
         CaseError: If the case must be refused: unreadable, not a finite 3D scalar volume, broken geometry,
-            unknown label values, image and label on different grids. Nothing is written for it.
+            unknown label values, image and label on different grids, what the checks refuse. Then nothing is
+            written for it.
     """
     # imported here: only the workers need the store
     from flare.data.cache import cache_image, cache_labels
@@ -172,6 +174,8 @@ def read_case(
             target = read_labels(label, classes, label_map, case)
             counts = _counts(target, warnings)
         volume = read_image(image, case)
+        if doubt := current_checks().doubt(volume.array, case):
+            log.warning("case %s: %s", case, doubt)
         target = target and match_grid(target, volume, case)
         if outputs:
             place = outputs["image"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import SPLITS, Case, Source, read_label_map, read_sources
+from flare.core.checks import Checks
 from flare.core.classes import ClassList
 from flare.core.errors import FLAG, POSITIVE, FlareError, build_part, check_values, choice, limits, several
 from flare.runs.folders import PreparedFolder, prepared_folder
@@ -116,6 +117,7 @@ class PrepareSettings:
 
     Args:
         label_map: Renumbering of foreign label files.
+        checks: What becomes of doubtful files.
         percentiles: Of foreground intensities, lower and upper, in percent.
         accept_removed: Whether files that the last start saw were removed on purpose.
         generator: Makes the files; None where they are given.
@@ -125,6 +127,7 @@ class PrepareSettings:
     files: CohortFiles
     classes: ClassList
     label_map: dict[str, int] | None
+    checks: Checks
     folder: PreparedFolder
     interpolation: str
     percentiles: tuple[float, float]
@@ -152,6 +155,7 @@ class PrepareSettings:
             files=files,
             classes=classes,
             label_map=read_label_map(data.get("label_map"), classes),
+            checks=Checks.from_config(cfg),
             folder=prepared_folder(cfg),
             interpolation=data["interpolation"],
             percentiles=(lower, upper),
@@ -164,6 +168,7 @@ class PrepareSettings:
     def decisive(self, *, is_cached: bool) -> dict[str, Any]:
         """What decides, beside the files, what a case comes to, and what is cached of it."""
         found: dict[str, Any] = {"classes": self.classes.ids, "label_map": self.label_map}
+        found["checks"] = asdict(self.checks)
         if is_cached:
             found |= {"spacing_mm": self.folder.spacing_mm, "interpolation": self.interpolation}
         return {**found, "format": STORE_FORMAT}

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import progress as bars
 from rich.console import Console
 
+from flare.core.checks import Checks, reading
 from flare.core.errors import SHARE, AwayError, CaseError, FlareError, NoRoomError, build_part, whole
 from flare.core.files import GENERAL_FAULTS, says_no_room
 
@@ -77,10 +78,45 @@ class Executor(Protocol):
 
 
 def build_executor(cfg: DictConfig) -> Executor:
-    """Build the executor that a script's configuration names, or refuse a value of it."""
+    """Build the executor that a script's configuration names, or refuse a value of it.
+
+    What it runs reads files as `data.checks` says.
+    """
     # what the steps judge by is no executor's matter
     own = OmegaConf.masked_copy(cfg.executor, [str(key) for key in cfg.executor if key != "max_failed"])
-    return build_part(own, "executor")
+    return CheckedExecutor(build_part(own, "executor"), Checks.from_config(cfg))
+
+
+@dataclass(frozen=True)
+class CheckedExecutor:
+    """Another executor, whose jobs read files under the checks of this configuration, wherever they run."""
+
+    inner: Executor
+    checks: Checks
+
+    @property
+    def workers(self) -> int:
+        """See `Executor`."""
+        return self.inner.workers
+
+    def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
+        """See `Executor`."""
+        shared = {"function": function, "checks": self.checks}
+        return self.inner.run(run_checked, {case: {**shared, "job": job} for case, job in jobs.items()})
+
+    def alone(self) -> CheckedExecutor:
+        """See `Executor`."""
+        return CheckedExecutor(self.inner.alone(), self.checks)
+
+    def close(self) -> None:
+        """See `Executor`."""
+        self.inner.close()
+
+
+def run_checked(function: Callable[..., Any], checks: Checks, job: Job) -> Any:
+    """Run a job that reads files under these checks."""
+    with reading(checks):
+        return function(**job)
 
 
 def failed_share(cfg: DictConfig) -> float:

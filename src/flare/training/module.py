@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flare.core.cases import Case
+from flare.core.checks import reading
 from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.geometry import Volume
@@ -48,8 +49,9 @@ def segment_case(
     """Segment a case and read its annotation, of which it needs one; `label_map` makes values class ids."""
     if case.label is None:
         raise CaseError(case.id, "no annotation to validate against")
-    image = read_image(case.image, case.id)
-    reference = match_grid(read_labels(case.label, classes, label_map, case.id), image, case.id).array
+    with reading(predictor.settings.checks):
+        image = read_image(case.image, case.id)
+        reference = match_grid(read_labels(case.label, classes, label_map, case.id), image, case.id).array
     segmentation = predictor.predict(image).segmentation
     return Segmented(image=image, reference=reference, segmentation=segmentation)
 

@@ -1,0 +1,205 @@
+"""DICOM: a series of slices, or a file of frames, as one volume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from flare.core.checks import current_checks
+from flare.core.errors import BadFileError
+from flare.core.files import require_held
+from flare.core.geometry import SNAP, Geometry, checked_grid
+from flare.core.itk import itk_errors, judge_direction, opened, read_whole
+from flare.core.slices import BIG_ENDIAN, COMPRESSED, check_elements, has_no_pixels, may_be_slice
+
+log = logging.getLogger(__name__)
+NAMED = 3  # places that a message names
+MOST_PIXELS = 2**24  # a compressed frame of 4096 x 4096 (ours)
+FRAME_BYTES = 8  # the least that a compressed frame takes: the header of its item
+# what says where a slice lies, by keyword: tags of which one is enough
+PLACE = {
+    "ImagePositionPatient": [(0x0020, 0x0032)],
+    "ImageOrientationPatient": [(0x0020, 0x0037)],
+    "PixelSpacing": [(0x0028, 0x0030), (0x0018, 0x1164), (0x0018, 0x2010)],
+}
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A DICOM file of one frame or several, whose header was read and which holds what it claims.
+
+    Args:
+        absent: What it does not say about its place, by DICOM's keywords.
+    """
+
+    path: Path
+    reader: sitk.ImageFileReader
+    absent: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path, content: bytes | None = None) -> _Slice:
+        """Read a file's header, after its claims were held against its content."""
+        content = path.read_bytes() if content is None else content
+        syntax, held = check_elements(content), len(content)
+        reader = opened(path, "GDCMImageIO")
+        bits = reader.GetMetaData("0028|0100") if reader.HasMetaDataKey("0028|0100") else ""
+        columns, rows, frames = (*reader.GetSize(), 1)[:3]
+        if not syntax.startswith(COMPRESSED):
+            require_held(columns * rows * frames * (2 if bits == "16" else 1), held)
+        elif columns * rows > MOST_PIXELS or frames * FRAME_BYTES > held:
+            raise BadFileError(
+                f"claims {frames} compressed frames of {columns} x {rows} pixels in {held} bytes; "
+                f"expected at most {held // FRAME_BYTES} frames of {MOST_PIXELS} pixels"
+            )
+        order: Literal["little", "big"] = "big" if syntax == BIG_ENDIAN else "little"
+        # anywhere: in a file of frames they stand inside sequences, which ITK does not show
+        absent = {
+            word
+            for word, tags in PLACE.items()
+            if not any(b"".join(n.to_bytes(2, order) for n in tag) in content for tag in tags)
+        }
+        return cls(path, reader, frozenset(absent))
+
+    @property
+    def frames(self) -> int:
+        """Its number of frames."""
+        return (*self.reader.GetSize(), 1)[2]
+
+    @property
+    def series(self) -> str:
+        """UID of its series; empty if it states none."""
+        key = "0020|000e"
+        return self.reader.GetMetaData(key) if self.reader.HasMetaDataKey(key) else ""
+
+    @property
+    def origin(self) -> np.ndarray:
+        """Place of its first voxel (mm)."""
+        return np.asarray(self.reader.GetOrigin()[:3])
+
+    @property
+    def axes(self) -> np.ndarray:
+        """Directions of its rows and columns, `(3, 2)`."""
+        return np.asarray(self.reader.GetDirection()).reshape(len(self.reader.GetSize()), -1)[:3, :2]
+
+
+def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
+    """Voxels `(Z, Y, X)` after DICOM's rescaling, and the grid: a file of frames, or a folder of one series.
+
+    Whatever is damaged, and a slice that is missing or does not fit the others, is a `BadFileError`.
+    """
+    slices = _slices(path) if path.is_dir() else [_Slice.read(path)]
+    if not slices:
+        raise BadFileError("holds no readable DICOM series")
+    if len({s.series for s in slices}) > 1:
+        raise BadFileError(
+            f"holds {len({s.series for s in slices})} DICOM series; give each a folder of its own"
+        )
+    absent = sorted(set().union(*(s.absent for s in slices)))
+    if "PixelSpacing" in absent:
+        current_checks().judge("size", case, "does not state its PixelSpacing", "voxels of 1 mm are taken")
+    if "ImagePositionPatient" in absent and len(slices) > 1:
+        raise BadFileError("has slices without ImagePositionPatient: nothing says in which order they lie")
+    if "ImageOrientationPatient" in absent:
+        judge_direction(case, "does not state its ImageOrientationPatient")
+    if len(slices) == 1:
+        if slices[0].frames > 1 or not path.is_dir():
+            return read_whole(slices[0].reader, case)
+        raise BadFileError("holds one slice; expected at least 2")
+    _require_alike(slices)
+    axes = slices[0].axes
+    normal = np.cross(*axes.T)
+    slices.sort(key=lambda s: float(s.origin @ normal))
+    gap, normal = _slice_gap(slices, case)
+    size, spacing = slices[0].reader.GetSize(), slices[0].reader.GetSpacing()
+    geometry = checked_grid(
+        (*size[:2], len(slices)),
+        (*spacing[:2], gap),
+        slices[0].origin,
+        np.column_stack([axes, normal]),
+        case,
+    )
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")  # else a name or a lacking preamble decides who reads
+    reader.SetFileNames([str(s.path) for s in slices])
+    with itk_errors():
+        return sitk.GetArrayFromImage(reader.Execute()), geometry
+
+
+def _slices(folder: Path) -> list[_Slice]:
+    """All slices in a folder: every file is one that is not known to be anything else."""
+    slices: list[_Slice] = []
+    unread: dict[str, str] = {}
+    for path in sorted(p for p in folder.iterdir() if not p.is_dir() and may_be_slice(p)):
+        content = path.read_bytes()
+        if has_no_pixels(content):
+            continue
+        try:
+            slices.append(_Slice.read(path, content))
+        except BadFileError as error:
+            unread[path.name] = str(error)
+    if unread:
+        name = min(unread)
+        raise BadFileError(
+            f"has slices that cannot be read: {', '.join(sorted(unread)[:5])} ({unread[name]})"
+        )
+    return slices
+
+
+def _require_alike(slices: list[_Slice]) -> None:
+    """Refuse a series of which a slice differs from the others in more than its place."""
+    first, tolerance_mm = slices[0], current_checks().tolerance_mm
+    sizes = {s.reader.GetSize()[:2] for s in slices}
+    if len(sizes) > 1:
+        raise BadFileError(f"has slices of different sizes {sorted(sizes)} (x, y)")
+    if any(s.frames > 1 for s in slices):
+        raise BadFileError("has several files of frames; expected one, or files of one slice")
+    if len(kinds := {s.reader.GetPixelIDValue() for s in slices}) > 1:
+        names = sorted(map(sitk.GetPixelIDValueAsString, kinds))
+        raise BadFileError(f"has slices of different types of numbers, {', '.join(names)}")
+    for s in slices[1:]:
+        spacings = [np.asarray(one.reader.GetSpacing()[:2]) for one in (first, s)]
+        if (np.abs(spacings[0] - spacings[1]) * first.reader.GetSize()[:2]).max() > tolerance_mm:
+            told = " and ".join(f"{x:.6g} x {y:.6g} mm" for x, y in spacings)
+            raise BadFileError(
+                f"has slices of different voxel size, {told} ({first.path.name}, {s.path.name})"
+            )
+        if np.abs(s.axes - first.axes).max() > SNAP:
+            told = " and ".join(str(one.axes.T.ravel().round(4).tolist()) for one in (first, s))
+            raise BadFileError(
+                f"has slices of different orientation, {told} ({first.path.name}, {s.path.name})"
+            )
+
+
+def _slice_gap(slices: list[_Slice], case: str) -> tuple[float, np.ndarray]:
+    """Gap (mm) and direction of slices in their order; uneven gaps are refused."""
+    steps = np.diff([s.origin for s in slices], axis=0)
+    gaps = np.linalg.norm(steps, axis=1)
+    gap = float(gaps.mean())
+    uneven = float(np.abs(gaps - gap).max())
+    if not (gap > 0 and uneven <= SNAP * max(gap, 1.0)):
+        told = "; ".join(_told_gaps(gaps, [s.path.name for s in slices]))
+        raise BadFileError(f"has uneven slice gaps, {gaps.min():.4g} to {gaps.max():.4g} mm: {told}")
+    if uneven > 1e-5:
+        log.warning("case %s: slice gaps are uneven by %.2g mm, snapped", case, uneven)
+    whole = steps.sum(axis=0)
+    return gap, whole / np.linalg.norm(whole)
+
+
+def _told_gaps(gaps: np.ndarray, names: list[str]) -> Iterable[str]:
+    """Say between which slices some are missing, and which lie in one place; the first few."""
+    usual = float(np.median(gaps[gaps > SNAP])) if (gaps > SNAP).any() else 0.0
+    told = []
+    for gap, pair in zip(gaps, pairwise(names), strict=True):
+        if gap <= SNAP:
+            told.append(f"{' and '.join(pair)} lie in the same place, one is doubled")
+        elif gap > 1.5 * usual:
+            count = round(gap / usual) - 1
+            told.append(f"{count} missing between {' and '.join(pair)}, {gap:.4g} mm apart")
+    return told[:NAMED] or ["they are no regular stack"]
