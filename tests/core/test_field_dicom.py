@@ -189,7 +189,9 @@ def test_formats_from_the_field_are_named_once(real_data: Path, folder: str) -> 
 def test_objects_without_pixels_are_no_slices(tmp_path: Path) -> None:
     folder = series(tmp_path / "s")
     known = read_image(folder).array
-    for number, sop_class in enumerate(("481.3", "481.5", "88.33", "88.59", "11.1", "104.1", "66.1", "9.1.1")):
+    for number, sop_class in enumerate(
+        ("481.3", "481.5", "88.33", "88.59", "11.1", "104.1", "66.1", "9.1.1")
+    ):
         as_object(folder / f"object{number}.dcm", f"1.2.840.10008.5.1.4.1.1.{sop_class}")
     np.testing.assert_array_equal(read_image(folder).array, known)
     only = tmp_path / "structures"

@@ -74,9 +74,7 @@ def test_pixdim_of_1_beside_a_true_sform(tmp_path: Path, caplog: pytest.LogCaptu
         (PIXDIM + 12, "<f", [4.1]),
     ],
 )
-def test_sform_and_qform_of_two_frames(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, edit: tuple
-) -> None:
+def test_sform_and_qform_of_two_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture, edit: tuple) -> None:
     path = nifti(tmp_path / "a.nii")
     known = read_image(path).geometry
     patch_bytes(path, edit)
@@ -135,15 +133,15 @@ def test_other_headers_without_directions(
     lines = path.read_bytes().split(b"\n")
     dropped = (b"space", b"TransformMatrix")
     kept = [b"spacings: 2 3 4" if li.startswith(b"space dir") else li for li in lines]
-    path.write_bytes(b"\n".join(li for li in kept if not li.startswith(dropped) or li.startswith(b"spacings")))
+    path.write_bytes(
+        b"\n".join(li for li in kept if not li.startswith(dropped) or li.startswith(b"spacings"))
+    )
     assert "does not state its directions" in refused(path)
     assert warned(path, caplog, direction="warn")[0].spacing_mm == (4, 3, 2)
 
 
 @pytest.mark.parametrize(("code", "name"), [(1, "metre"), (3, "micron")])
-def test_a_wrong_unit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int, name: str
-) -> None:
+def test_a_wrong_unit(tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int, name: str) -> None:
     path = patch_bytes(nifti(tmp_path / "a.nii"), (UNITS, "<B", [code]))
     said = refused(path)
     assert f"the unit {name}" in said
@@ -220,7 +218,10 @@ def test_contradictions_from_the_field(real_data: Path, folder: str, said: str) 
 
 def test_pixdim_from_the_field_has_a_way_out(real_data: Path) -> None:
     known = read_image(real_data / "field" / "reference_0000.nii.gz")
-    for folder, checks in (("A_pixdim_1_true_sform", {"forms": "warn"}), ("A_unit_flag_micron", {"size": "warn"})):
+    for folder, checks in (
+        ("A_pixdim_1_true_sform", {"forms": "warn"}),
+        ("A_unit_flag_micron", {"size": "warn"}),
+    ):
         (path,) = (real_data / "field" / folder).iterdir()
         with reading(Checks(**checks)):
             found = read_image(path)
@@ -284,7 +285,9 @@ def test_one_tolerance_on_corner_voxels(tmp_path: Path, labels: ClassList) -> No
 
 
 def test_checks_are_read_from_the_configuration(config) -> None:
-    cfg = config("infer", "data.checks.forms=warn", "data.intensity_check=off", "data.checks.tolerance_mm=0.1")
+    cfg = config(
+        "infer", "data.checks.forms=warn", "data.intensity_check=off", "data.checks.tolerance_mm=0.1"
+    )
     assert Checks.from_config(cfg) == Checks(forms="warn", intensity="off", tolerance_mm=0.1)
     assert Checks.from_config(config("prepare")) == DEFAULTS
     for line in ("data.checks.size=of", "data.intensity_check=maybe", "data.checks.tolerance_mm=-1"):

@@ -64,17 +64,16 @@ HU = {
 
 
 @pytest.mark.parametrize("name", NO_HU)
-@pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_values_that_are_no_hu(name: str, dtype: type) -> None:
+def test_values_that_are_no_hu(name: str) -> None:
     make, cause = NO_HU[name]
-    array = make()
-    if dtype == np.int16 and (array.max() < 50 and array.min() >= -20 or array.max() > 32767):
-        pytest.skip("no integers of 16 bits")
-    said = Checks().doubt(array.astype(dtype), "a")
+    array = make().astype(np.float32)
+    said = Checks().doubt(array, "a")
     assert said.startswith("doubtful intensities")
     with pytest.raises(CaseError, match=cause):
-        Checks(intensity="refuse").doubt(array.astype(dtype), "a")
-    assert Checks(intensity="off").doubt(array.astype(dtype), "a") == ""
+        Checks(intensity="refuse").doubt(array, "a")
+    assert Checks(intensity="off").doubt(array, "a") == ""
+    if np.array_equal(array, array.astype(np.int16)):
+        assert Checks().doubt(array.astype(np.int16), "a") == said
 
 
 @pytest.mark.parametrize("name", HU)
@@ -82,7 +81,9 @@ def test_values_that_may_be_hu(name: str) -> None:
     assert unlikely_cause(HU[name]().astype(np.int16)) is None
 
 
-@pytest.mark.parametrize(("folder", "cause"), [("B_hu_plus_1024", "HU + 1024"), ("B_zero_to_one", "small range")])
+@pytest.mark.parametrize(
+    ("folder", "cause"), [("B_hu_plus_1024", "HU + 1024"), ("B_zero_to_one", "small range")]
+)
 def test_values_from_the_field(real_data: Path, folder: str, cause: str) -> None:
     (path,) = (real_data / "field" / folder).iterdir()
     said = Checks().doubt(read_image(path).array, "a")

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from executor_jobs import die, die_later, double, fail_at, misbehave, threads
 from flare.core.errors import FlareError, NoRoomError
 from flare.runs.work import (
+    CheckedExecutor,
     LocalExecutor,
     Outcome,
     build_executor,
@@ -157,8 +158,9 @@ def test_from_its_config(pytestconfig: pytest.Config) -> None:
     )
     cfg.executor.workers = 0
     executor = build_executor(cfg)
-    assert isinstance(executor, LocalExecutor)
-    assert (executor.workers, executor.retries) == (0, 1)
+    assert isinstance(executor, CheckedExecutor)
+    assert isinstance(executor.inner, LocalExecutor)
+    assert (executor.workers, executor.inner.retries) == (0, 1)
     assert failed_share(cfg) == 0.05
     cfg.executor.max_failed = 2
     with pytest.raises(FlareError, match=r"^executor\.max_failed=2: expected a number from 0 to 1$"):

@@ -35,6 +35,14 @@ RULES = {
 }
 
 
+class DoubtfulFileError(BadFileError):
+    """A file that one of the checks refuses."""
+
+    def __init__(self, check: str, problem: str) -> None:
+        super().__init__(problem)
+        self.check = check
+
+
 @dataclass(frozen=True)
 class Checks:
     """What becomes of a file that is doubtful: `refuse`, or `warn` and go on (all of it ours).
@@ -67,10 +75,10 @@ class Checks:
         """Refuse a file for a problem, or warn of it and say what counts.
 
         Raises:
-            BadFileError: If the check of this name refuses.
+            DoubtfulFileError: If the check of this name refuses.
         """
         if getattr(self, check) == "refuse":
-            raise BadFileError(f"{problem}; data.checks.{check}=warn goes on: {counts}")
+            raise DoubtfulFileError(check, f"{problem}; data.checks.{check}=warn goes on: {counts}")
         log.warning("case %s: %s; %s (data.checks.%s=warn)", case, problem, counts, check)
 
     def require_size(self, size: Sequence[int], spacing: Sequence[float], case: str) -> None:

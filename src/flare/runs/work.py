@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import progress as bars
 from rich.console import Console
 
-from flare.core.checks import Checks, reading
+from flare.core.checks import Checks, DoubtfulFileError, reading
 from flare.core.errors import SHARE, AwayError, CaseError, FlareError, NoRoomError, build_part, whole
 from flare.core.files import GENERAL_FAULTS, says_no_room
 
@@ -101,8 +101,7 @@ class CheckedExecutor:
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """See `Executor`."""
-        shared = {"function": function, "checks": self.checks}
-        return self.inner.run(run_checked, {case: {**shared, "job": job} for case, job in jobs.items()})
+        return self.inner.run(Checked(function, self.checks), jobs)
 
     def alone(self) -> CheckedExecutor:
         """See `Executor`."""
@@ -113,10 +112,20 @@ class CheckedExecutor:
         self.inner.close()
 
 
-def run_checked(function: Callable[..., Any], checks: Checks, job: Job) -> Any:
-    """Run a job that reads files under these checks."""
-    with reading(checks):
-        return function(**job)
+@dataclass(frozen=True)
+class Checked:
+    """A function of a case that reads files under these checks, in whichever process it is called."""
+
+    function: Callable[..., Any]
+    checks: Checks
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
+
+    def __call__(self, **job: Any) -> Any:
+        with reading(self.checks):
+            return self.function(**job)
 
 
 def failed_share(cfg: DictConfig) -> float:
@@ -276,6 +285,8 @@ def _kind(error: BaseException) -> str:
         return "memory"
     if isinstance(error, CaseError) and error.__cause__ is not None:  # what it was said of is told there
         error = error.__cause__
+    if isinstance(error, DoubtfulFileError):
+        return f"data.checks.{error.check}"
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} {place.filename}:{place.lineno}"
 
