@@ -149,7 +149,7 @@ def test_prepare_refuses_a_series_in_two_folders(tmp_path: Path) -> None:
 
 def test_infer_follows_the_same_checks(segment: Callable, tmp_path: Path) -> None:
     path = patch_bytes(put(tmp_path / "in" / "a_0000.nii", image()), MOVED, (SFORM_CODE, "<h", [4]))
-    with pytest.raises(FlareError, match="a: .*that differ"):
+    with pytest.raises(FlareError, match=r"a: .*that differ"):
         segment(tmp_path / "in")
     assert list(segment(tmp_path / "in", "data.checks.forms=warn")) == ["a"]
     given, written = (nib.load(p).header for p in (path, tmp_path / "out" / "a.nii.gz"))
@@ -164,7 +164,7 @@ def test_infer_follows_the_same_checks(segment: Callable, tmp_path: Path) -> Non
         "pixdim",
     ):
         np.testing.assert_array_equal(given[name], written[name])
-    with pytest.raises(FlareError, match="a: .*that differ"):
+    with pytest.raises(FlareError, match=r"a: .*that differ"):
         segment(tmp_path / "in")
 
 
@@ -209,7 +209,7 @@ def test_a_single_input_of_another_format_is_refused_at_once(
     segment: Callable, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_bytes(b"0" * 400)
-    with pytest.raises(FlareError, match="^input=.*format that is not read"):
+    with pytest.raises(FlareError, match=r"^input=.*format that is not read"):
         segment(tmp_path / name)
     assert not (tmp_path / "out").exists()
 
@@ -243,7 +243,7 @@ def test_infer_refuses_a_series_in_two_folders(segment: Callable, tmp_path: Path
     for name, first in (("part1", 0), ("part2", 25)):
         places = [(0, 0, first + 5 * z) for z in range(5)]
         write_series(tmp_path / "in" / name, places, uid="1.2.9.9", shape=(10, 12), spacing_xy=(2, 2))
-    with pytest.raises(FlareError, match="(?s)infer: 2 failed.*one DICOM series in 2 folders"):
+    with pytest.raises(FlareError, match=r"(?s)infer: 2 failed.*one DICOM series in 2 folders"):
         segment(tmp_path / "in")
 
 
@@ -255,7 +255,7 @@ def test_evaluate_follows_the_same_checks(tmp_path: Path) -> None:
     path = put(tmp_path / "r" / "a.nii", label())
     patch_bytes(path, (256 + 12, "<f", [40.0]))  # the qform is moved, the sform is true
     line = [f"predictions={tmp_path / 'p'}", f"references={tmp_path / 'r'}", "executor.workers=0"]
-    with pytest.raises(FlareError, match="a: .*that differ"):
+    with pytest.raises(FlareError, match=r"a: .*that differ"):
         evaluate(configuration("evaluate", line))
     evaluate(configuration("evaluate", [*line, "data.checks.forms=warn"]))
     (row,) = read_csv(tmp_path / "p" / "metrics.csv")

@@ -15,7 +15,7 @@ from flare.core.checks import Checks, reading
 from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.geometry import Geometry
-from flare.core.volumes import match_grid, read_image, read_labels, write_labels
+from flare.core.volumes import match_grid, read_image, read_labels, read_scan, write_labels
 
 RANDOM = np.random.default_rng(0)
 ARRAY = RANDOM.integers(-1000, 1000, (12, 14, 16)).astype(np.int16)  # z, y, x
@@ -30,7 +30,7 @@ def nifti(path: Path, **geometry: object) -> Path:
 
 def refused(path: Path, checks: Checks = DEFAULTS) -> str:
     with reading(checks), pytest.raises(CaseError) as refusal:
-        read_image(path, "a")
+        read_scan(path, "a")
     assert "\n" not in str(refusal.value)
     return refusal.value.reason
 
@@ -183,9 +183,8 @@ def test_sizes_that_no_ct_has(tmp_path: Path, name: str, spacing: tuple, said: s
 @pytest.mark.parametrize("spacing", [(0.7, 0.8, 1), (20, 20, 20), (2, 3, 0.85)])
 def test_sizes_that_a_ct_may_have(tmp_path: Path, name: str, spacing: tuple) -> None:
     with reading(DEFAULTS):
-        assert read_image(nifti(tmp_path / name, spacing_xyz=spacing)).geometry.spacing_mm == pytest.approx(
-            spacing[::-1]
-        )
+        found, _ = read_scan(nifti(tmp_path / name, spacing_xyz=spacing), "a")
+    assert found.geometry.spacing_mm == pytest.approx(spacing[::-1])
 
 
 def test_a_scan_larger_than_anybody_is_refused_whatever_the_checks(tmp_path: Path) -> None:

@@ -282,8 +282,8 @@ def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from flare.inference import predict
 
     seen: list[str] = []
-    read = predict.read_image
-    monkeypatch.setattr(predict, "read_image", lambda path, case: seen.append(case) or read(path, case))
+    read = predict.read_scan
+    monkeypatch.setattr(predict, "read_scan", lambda path, case: seen.append(case) or read(path, case))
     return seen
 
 

@@ -150,7 +150,6 @@ def read_image(path: Path, case: str | None = None) -> Volume:
         is_scan = path.is_dir() or (not is_nifti(path) and is_dicom(path))
         read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
         array, geometry = read(path, case)
-        current_checks().require_size(geometry.shape[::-1], geometry.spacing_mm[::-1], case)
     except BadFileError as error:
         raise CaseError(case, f"{path} {error}") from error
     except (OSError, zlib.error) as error:
@@ -167,6 +166,24 @@ def read_image(path: Path, case: str | None = None) -> Volume:
     if not np.isfinite(array).all():
         raise CaseError(case, f"{path} has NaN or infinite values; expected finite HU")
     return Volume(array, geometry)
+
+
+def read_scan(path: Path, case: str) -> tuple[Volume, str]:
+    """Read a CT that is learned from or segmented, and hold its size and values against the checks.
+
+    Returns:
+        As `read_image`, and what is doubtful about its values; empty if nothing is.
+
+    Raises:
+        CaseError: As `read_image`, or if the checks refuse it.
+    """
+    volume = read_image(path, case)
+    checks, grid = current_checks(), volume.geometry
+    try:
+        checks.require_size(grid.shape[::-1], grid.spacing_mm[::-1], case)
+    except BadFileError as error:
+        raise CaseError(case, f"{path} {error}") from error
+    return volume, checks.doubt(volume.array, case)
 
 
 def read_labels(

@@ -18,7 +18,7 @@ from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, s
 from flare.core.files import remove_partial, sha256, write_csv
 from flare.core.geometry import Volume
 from flare.core.preprocessing import Preprocessed
-from flare.core.volumes import find_images, is_readable, read_image, unique_cases, write_labels
+from flare.core.volumes import find_images, is_readable, read_scan, unique_cases, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import lock, named_run
@@ -82,8 +82,7 @@ def segment_case(
 
         found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
     if found is None:  # what is cached was judged as it was prepared
-        found = read_image(image, case)
-        doubt = predictor.settings.checks.doubt(found.array, case)
+        found, doubt = read_scan(image, case)
     read = time.perf_counter() - started
     segment = predictor.predict if isinstance(found, Volume) else predictor.predict_array
     prediction = segment(found, components=components)  # type: ignore[arg-type]

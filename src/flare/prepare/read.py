@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.checks import current_checks
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, stat_key
 from flare.core.geometry import Spacing, Volume
-from flare.core.volumes import match_grid, read_image, read_labels
+from flare.core.volumes import match_grid, read_labels, read_scan
 from flare.prepare.settings import Entry, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
@@ -173,8 +172,8 @@ def read_case(
         if label is not None:  # first: it takes less time, and its refusal spares the image
             target = read_labels(label, classes, label_map, case)
             counts = _counts(target, warnings)
-        volume = read_image(image, case)
-        if doubt := current_checks().doubt(volume.array, case):
+        volume, doubt = read_scan(image, case)
+        if doubt:
             log.warning("case %s: %s", case, doubt)
         target = target and match_grid(target, volume, case)
         if outputs:

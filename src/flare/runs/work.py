@@ -121,9 +121,11 @@ class Checked:
 
     @property
     def __name__(self) -> str:
+        """Name of the function, as an executor may tell it."""
         return self.function.__name__
 
     def __call__(self, **job: Any) -> Any:
+        """Do the work of a case."""
         with reading(self.checks):
             return self.function(**job)
 
