@@ -92,8 +92,8 @@ def test_prepare_refuses_contradictions_or_warns(tmp_path: Path, workers: int) -
     (root / "unlabeled" / "other.nhdr").write_text("NRRD0005\n")
     rows, message = prepared(root, workers=workers)
     assert rows["plain"][0] == "ok"
-    for case, said in (("moved", "that differ"), ("formless", "its directions"), ("micron", "the unit micron"),
-                       ("other", "format that is not read")):  # fmt: skip
+    expected = {"moved": "that differ", "formless": "its directions", "micron": "the unit micron"}
+    for case, said in {**expected, "other": "format that is not read"}.items():
         assert rows[case][0] == "refused"
         assert said in rows[case][1]
         assert f"  {case}: " in message
@@ -201,6 +201,18 @@ def test_a_scan_smaller_than_a_body_is_segmented(segment: Callable, tmp_path: Pa
     put(tmp_path / "in" / "crop.nii.gz", image(0, (8, 12, 12)))  # 23 ml
     assert segment(tmp_path / "in")["crop"]["windows"] > 0
     assert read_image(tmp_path / "out" / "crop.nii.gz").array.any()
+
+
+def test_far_padding_and_many_slices_are_no_fault(segment: Callable, tmp_path: Path) -> None:
+    """What was right: a body of 1 litre in 20 litres of padding, and 1,200 slices."""
+    padded = np.full((40, 120, 120), -2000, np.int16)
+    padded[:, 20:70, 30:80] = np.random.default_rng(0).normal(40, 20, (40, 50, 50))
+    put(tmp_path / "in" / "padded.nii.gz", padded, spacing_xyz=(2.2, 2.2, 2.2))
+    put(tmp_path / "in" / "long.nii.gz", image(0, (1200, 10, 12)), spacing_xyz=(8, 8, 1))
+    rows = segment(tmp_path / "in")
+    assert not any(row["doubt"] for row in rows.values())
+    assert all(row["body_found"] for row in rows.values())
+    assert read_image(tmp_path / "out" / "long.nii.gz").array.shape == (1200, 10, 12)
 
 
 @pytest.mark.parametrize("name", ["x.img", "x.hdr", "x.nhdr", "x.mhd", "x.png", "x"])

@@ -289,3 +289,12 @@ def test_a_file_of_frames_alone_in_its_folder(real_data: Path, tmp_path: Path) -
     assert read_image(tmp_path / "s").array.shape == (43, 67, 76)
     shutil.copy(tmp_path / "s" / "multi.dcm", tmp_path / "s" / "again.dcm")
     assert "several files of frames" in refused(tmp_path / "s")
+    (tmp_path / "s" / "again.dcm").unlink()
+    path = tmp_path / "s" / "multi.dcm"
+    content = path.read_bytes()
+    for number in (0x88, 0x50):  # another number, which says nothing
+        tag = b"\x18\0" + bytes([number]) + b"\0DS"
+        content = content.replace(tag, b"\x18\0\x51\0DS")
+    path.chmod(0o644)
+    path.write_bytes(content)
+    assert "does not state its SpacingBetweenSlices" in refused(tmp_path / "s")

@@ -95,6 +95,7 @@ def a_round(
 
     def start(*overrides: str) -> dict[str, Any]:
         given = ["name=r", f"paths.outputs={tmp_path / 'outputs'}", "round=mot2", "executor.workers=0"]
+        given += ["data.checks.size=warn"]  # the images are of a few voxels
         return merge(config("merge_labels", *given, *overrides))
 
     return start

@@ -17,7 +17,7 @@ from flare.core.errors import BadFileError
 from flare.core.files import require_held
 from flare.core.geometry import SNAP, Geometry, checked_grid
 from flare.core.itk import itk_errors, judge_direction, opened, read_whole
-from flare.core.slices import BIG_ENDIAN, COMPRESSED, check_elements, has_no_pixels, may_be_slice
+from flare.core.slices import BIG_ENDIAN, COMPRESSED, PIXELS, check_elements, has_no_pixels, may_be_slice
 
 log = logging.getLogger(__name__)
 NAMED = 3  # places that a message names
@@ -28,6 +28,7 @@ PLACE = {
     "ImagePositionPatient": [(0x0020, 0x0032)],
     "ImageOrientationPatient": [(0x0020, 0x0037)],
     "PixelSpacing": [(0x0028, 0x0030), (0x0018, 0x1164), (0x0018, 0x2010)],
+    "SpacingBetweenSlices": [(0x0018, 0x0088), (0x0018, 0x0050)],  # or SliceThickness; of frames alone
 }
 
 
@@ -59,12 +60,13 @@ class _Slice:
                 f"expected at most {held // FRAME_BYTES} frames of {MOST_PIXELS} pixels"
             )
         order: Literal["little", "big"] = "big" if syntax == BIG_ENDIAN else "little"
-        # anywhere: in a file of frames they stand inside sequences, which ITK does not show
-        absent = {
-            word
-            for word, tags in PLACE.items()
-            if not any(b"".join(n.to_bytes(2, order) for n in tag) in content for tag in tags)
-        }
+
+        def raw(tag: tuple[int, int]) -> bytes:
+            return b"".join(number.to_bytes(2, order) for number in tag)
+
+        # anywhere before the pixels: a file of frames has them inside sequences, which ITK does not show
+        header = content[: content.rfind(raw(PIXELS))]
+        absent = (word for word, tags in PLACE.items() if not any(raw(tag) in header for tag in tags))
         return cls(path, reader, frozenset(absent))
 
     @property
@@ -102,8 +104,9 @@ def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
             f"holds {len({s.series for s in slices})} DICOM series; give each a folder of its own"
         )
     absent = sorted(set().union(*(s.absent for s in slices)))
-    if "PixelSpacing" in absent:
-        current_checks().judge("size", case, "does not state its PixelSpacing", "voxels of 1 mm are taken")
+    of_frames = ("SpacingBetweenSlices",) if slices[0].frames > 1 else ()
+    for word in {"PixelSpacing", *of_frames} & set(absent):
+        current_checks().judge("size", case, f"does not state its {word}", "1 mm is taken")
     if "ImagePositionPatient" in absent and len(slices) > 1:
         raise BadFileError("has slices without ImagePositionPatient: nothing says in which order they lie")
     if "ImageOrientationPatient" in absent:
