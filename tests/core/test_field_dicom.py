@@ -125,6 +125,10 @@ def test_what_the_system_refuses_is_no_missing_slice(
     monkeypatch.setattr(Path, "open", fails)
     assert is_dicom(folder / "000.dcm")
     assert find_images(tmp_path) == [folder]
+    assert unique_cases([folder]) == (
+        {"s": folder},
+        {},
+    )  # reading it is what fails, and costs this case alone
     with pytest.raises(OSError, match="fails") as error:
         read_image(folder)
     assert error.value.errno == number

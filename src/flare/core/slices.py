@@ -91,14 +91,17 @@ def has_no_pixels(content: bytes) -> bool:
 
 
 def series_uid(folder: Path) -> str:
-    """UID of the series of the first slice in a folder; empty if there is none."""
-    for path in sorted(folder.iterdir()):
-        if is_dicom(path):
-            with path.open("rb") as stream:
-                content = stream.read(BLOCK)
-            stated = re.search(rb"\x20\0\x0e\0(?:UI..|.{4})([0-9.]+)", content, re.DOTALL)
-            return stated[1].decode() if stated else ""
-    return ""
+    """UID of the series of the first slice in a folder; empty if there is none, or none that can be read."""
+    try:
+        first = next((path for path in sorted(folder.iterdir()) if is_dicom(path)), None)
+        if first is None:
+            return ""
+        with first.open("rb") as stream:
+            content = stream.read(BLOCK)
+    except OSError:
+        return ""  # whoever reads the case says so
+    stated = re.search(rb"\x20\0\x0e\0(?:UI..|.{4})([0-9.]+)", content, re.DOTALL)
+    return stated[1].decode() if stated else ""
 
 
 def check_elements(content: bytes) -> bytes:
