@@ -109,8 +109,8 @@ def test_what_a_case_costs_is_shown_beside_what_the_job_took(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = tmp_path / "a.nii.gz"
-    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(image))
-    prediction = Prediction(np.zeros((4, 4, 4), np.uint8), 12, 0, True, {"network": 40.0})
+    sitk.WriteImage(sitk.Image(12, 12, 12, sitk.sitkInt16), str(image))
+    prediction = Prediction(np.zeros((12, 12, 12), np.uint8), 12, 0, True, {"network": 40.0})
     predictor = SimpleNamespace(predict=lambda volume, components: prediction)
     monkeypatch.setattr("flare.inference.predict.load_predictor", cache(lambda *_: predictor))
     settings = InferenceSettings.from_config(config("infer", "inference.measure=true"))

@@ -13,6 +13,7 @@ from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry, Volume
 from flare.core.volumes import write_image, write_labels
+from flare.inference.settings import InferenceSettings
 from flare.training.module import Scores, mean_scores, score_case, segment_case
 
 GRID = Geometry((2, 3, 4), (5.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
@@ -25,6 +26,8 @@ class Answer:
 
 class Fixed:
     """A predictor that always says the same."""
+
+    settings = InferenceSettings()
 
     def __init__(self, segmentation: np.ndarray) -> None:
         self.segmentation = segmentation
