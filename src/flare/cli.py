@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from flare.core.errors import CONF as CONF
-from flare.core.errors import entry
+from flare.runs.door import entry
 
 if TYPE_CHECKING:
     from flare.rounds.score import Results, Trained

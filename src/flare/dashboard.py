@@ -14,10 +14,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError, entry, given_paths
+from flare.core.errors import FlareError, given_paths
 from flare.core.files import read_csv
+from flare.core.paths import settle_paths
 from flare.evaluation.rendering import Table
 from flare.report.comparison import Comparison, Rows, mean_table, publish, write_comparison
+from flare.runs.door import entry
 from flare.sweeps.jobs import compare, read_jobs, shown, varied
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 def main(cfg: DictConfig) -> None:
     """Make a dashboard as `conf/dashboard.yaml` and the command line say."""
+    settle_paths(cfg)
     (run,) = given_paths(cfg, "run")
     if not isinstance(cfg.online, bool):
         raise FlareError(f"online={cfg.online}: expected true or false")
@@ -79,7 +82,7 @@ def read_comparison(run: Path) -> Comparison:
     if not trained:
         curves = {names[job.folder]: [job.measures] for job in jobs if job.measures}
     config: Any = OmegaConf.load(configs[0])
-    wandb = (config.logger or {}).get("wandb") or {}
+    wandb = (config.get("logger") or {}).get("wandb") or {}
     return Comparison(
         name=config.name,
         project=wandb.get("project") or "flare",

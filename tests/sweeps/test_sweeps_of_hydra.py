@@ -17,6 +17,7 @@ from flare.core.files import read_csv
 from flare.sweeps.__main__ import command, main
 from flare.sweeps.callback import plan
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, RUNNING, Job, failures, read_jobs
+from tiny_run import script
 
 pytestmark = pytest.mark.slow  # whole programs
 
@@ -37,6 +38,7 @@ main()
 CONFIG = """
 x: 1
 word: a
+objective: val/dsc_mean
 hydra:
   callbacks: {sweep: {_target_: flare.sweeps.callback.SweepTable}}
   sweep: {dir: sweep, subdir: "${hydra.job.num}"}
@@ -117,11 +119,11 @@ def test_jobs_that_never_began_run_as_well_but_trials_without_parameters_do_not(
         Job(number, "train", None, PLANNED).write(tmp_path)
     ran = []
 
-    def run(line: list[str], **_: Any) -> None:
+    def run(line: list[str]) -> None:
         ran.append(line[-1])
         Job("1", "train", ["lr=2"], COMPLETED).write(tmp_path)
 
-    monkeypatch.setattr("flare.sweeps.__main__.subprocess.run", run)
+    monkeypatch.setattr("flare.sweeps.__main__._run", run)
     with pytest.raises(FlareError, match="2 of 4 jobs are not complete"):
         main(config("sweeps", f"sweep={tmp_path}", "rerun=true"), [])
     assert ran == [f"hydra.run.dir='{tmp_path / '1'}'"]
@@ -150,7 +152,10 @@ def test_the_plan_of_a_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # Optuna alone takes seconds to import
-def test_a_search_goes_on_after_a_failed_trial_and_ends_with_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("objective", "best"), [("val/dsc_mean", max), ("train/loss", min)])
+def test_a_search_goes_on_after_a_failed_trial_and_knows_the_best(
+    tmp_path: Path, objective: str, best: Callable[..., float]
+) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     first = "hydra.core.hydra_config.HydraConfig.get().job.num == 0"
     (tmp_path / "app.py").write_text(APP.replace("cfg.x == 2", first))
@@ -159,9 +164,43 @@ def test_a_search_goes_on_after_a_failed_trial_and_ends_with_one(tmp_path: Path)
     chosen = "defaults: [_self_, {override hydra/sweeper: optuna}]\n"
     config = OmegaConf.merge(OmegaConf.create(CONFIG), {"hydra": search})
     (tmp_path / "train.yaml").write_text(chosen + OmegaConf.to_yaml(config))
-    line = [sys.executable, "app.py", "-m", "hydra.sweeper.n_trials=2"]
+    line = [sys.executable, "app.py", "-m", "hydra.sweeper.n_trials=4", f"objective={objective}"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert [job.status for job in read_jobs(tmp_path / "sweep")] == [FAILED, COMPLETED]
+    jobs = read_jobs(tmp_path / "sweep")
+    assert [job.status for job in jobs] == [FAILED, COMPLETED, COMPLETED, COMPLETED]
     assert "two is refused" in (tmp_path / "sweep" / "sweep.md").read_text()
-    assert (tmp_path / "sweep" / "optimization_results.yaml").exists()
+    found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml").best_value
+    assert found == pytest.approx(best(job.measures["objective"] for job in jobs[1:]))
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert f"**{found:.4f}**" in table
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], "hydra.sweeper.direction=minimize: expected hydra.sweeper.direction=maximize"),
+        (["objective=val/nsd/liver"], "expected hydra.sweeper.direction=maximize"),
+        (["objective=train/loss", "hydra.sweeper.direction=maximize"], "hydra.sweeper.direction=minimize"),
+        (["experiment=ablation/search", "hydra.sweeper.direction=minimize"], "direction=maximize"),
+        (["hydra.sweeper.direction=[maximize,minimize]"], "direction=maximize, minimize: expected"),
+        (["objective=lr"], "objective=lr of train has no direction"),
+        (["objective=null"], "objective=None of train has no direction"),
+    ],
+)
+def test_a_search_without_the_direction_of_its_objective_is_refused(
+    tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    line = ["hydra/sweeper=optuna", "optimizer.lr=interval(0.01,0.1)", f"hydra.sweep.dir={tmp_path / 's'}"]
+    done = script("train", "-m", *line, *overrides, cwd=tmp_path)
+    assert done.returncode == 1
+    assert told in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("job.json"))
+
+
+def test_only_train_gives_a_search_an_objective(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    done = script("iterate", "-m", "hydra/sweeper=optuna", "seed=choice(1,2)", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "of iterate has no direction; expected train.py" in done.stderr

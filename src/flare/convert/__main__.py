@@ -1,5 +1,5 @@
 """`python -m flare.convert source=... output=...`, see `foreign`."""
 
-from flare.core.errors import entry
+from flare.runs.door import entry
 
 entry("convert", "flare.convert.foreign", "main")

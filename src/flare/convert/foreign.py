@@ -31,6 +31,7 @@ from flare.core.errors import (
     number,
     several,
 )
+from flare.core.paths import settle_paths
 from flare.core.preprocessing import ORDERS, Intensity
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import KEY, write_weights_file
@@ -86,6 +87,7 @@ class ConvertSettings:
 
 def main(cfg: DictConfig) -> None:
     """Convert as `conf/convert.yaml` and the command line say."""
+    settle_paths(cfg)
     source, output = given_paths(cfg, "source", "output")
     convert(source, output, ConvertSettings.from_config(cfg))
 

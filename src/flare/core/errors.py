@@ -1,8 +1,7 @@
-"""What is composed and what is refused: a command's work, errors of one line, rules, parts named by class."""
+"""What is refused: errors of one line, rules of values, parts named by class."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import math
@@ -12,32 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 log = logging.getLogger(__name__)
 PACKAGED = Path(__file__).parents[1] / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # of a checkout
-
-
-def entry(script: str, module: str, function: str, chosen: str | None = None) -> Any:
-    """Compose `conf/<script>.yaml` with the command line and do the work of a script or command.
-
-    Args:
-        script: Its name.
-        module: What is imported as the work begins: `--help` is to come at once.
-        function: In that module, takes the configuration.
-        chosen: Key of its result that a sweep optimises; None hands on the whole result.
-    """
-
-    def work(cfg: DictConfig) -> Any:
-        result = getattr(importlib.import_module(module), function)(cfg)
-        return result if chosen is None else result[chosen]
-
-    work.__module__ = "flare.cli"  # Hydra names the job by it, and a console command's folder: hydra/cli
-    return hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work)()
 
 
 class FlareError(ValueError, CompactHydraException):

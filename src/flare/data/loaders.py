@@ -25,6 +25,7 @@ from flare.core.preprocessing import Intensity, normalise
 from flare.data.augment import Augmenter, draw_augmentation
 from flare.data.cache import Stored, open_array, read_box
 from flare.data.settings import PatchSettings
+from flare.runs.door import ignore_signals
 
 
 class CaseArrays(NamedTuple):
@@ -220,6 +221,7 @@ class StepLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=ignore_signals if workers else None,  # the step that is stopped after needs them
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -296,6 +298,10 @@ class FlareDataModule(pl.LightningDataModule):
         """End the worker processes when Lightning is done with them."""
         if self.loader is not None:
             self.loader.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the worker processes: Lightning leaves `teardown` out after an exception."""
+        self.teardown("fit")
 
     def val_dataloader(self) -> Sequence[Case]:
         """This rank's share of the cases; an empty list, which skips validation, where there are none."""

@@ -13,12 +13,14 @@ from omegaconf import DictConfig
 
 from flare.core.errors import FLAG
 from flare.core.files import remove_partial, write_csv
+from flare.core.paths import settle_paths
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.settings import PrepareSettings
 from flare.rounds.graph import check_rounds, compose_rounds, plan_rounds, present_teachers, print_plan
 from flare.rounds.label import build_training_set
 from flare.rounds.score import Results, Trained, finish_round, write_ablation
 from flare.rounds.settings import RoundSettings
+from flare.runs.door import place
 from flare.runs.folders import RunFolder, lock, plain_config, record_environment, run_folder
 from flare.runs.journal import Journal
 from flare.runs.work import Executor, Outcome, build_executor, report_failures
@@ -39,6 +41,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     from flare.rounds.train import check_configuration, is_first, tell_training
 
+    settle_paths(cfg)
     settings = RoundSettings.from_config(cfg)
     PrepareSettings.from_config(cfg)
     check_configuration(settings)
@@ -67,6 +70,7 @@ def iterate(
             general, see `stop_on_faults`; at the end if cases failed, with their reasons.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
+    settle_paths(cfg)
     rounds = compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
     FLAG.require("dry_run", cfg.dry_run)
@@ -144,7 +148,7 @@ def run_round(
     """
     intensity = cohort.require_intensity()
     folder = settings.folder
-    with lock(folder.root) if is_first else nullcontext():
+    with lock(folder.root) if is_first else nullcontext(), place(lambda: f"round {settings.name or 'all'}"):
         if not is_alone:
             remove_partial(folder.root, below=True)
         training = build_training_set(settings, cohort.cases, executor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -23,6 +24,7 @@ from rich.console import Console
 from flare.core.checks import Checks, DoubtfulFileError, reading
 from flare.core.errors import SHARE, AwayError, CaseError, FlareError, NoRoomError, build_part, whole
 from flare.core.files import GENERAL_FAULTS, says_no_room
+from flare.runs.door import Stopped, place
 
 log = logging.getLogger(__name__)
 Job = dict[str, Any]
@@ -245,6 +247,7 @@ def _limit_threads(threads: int, level: int) -> None:
         os.environ[name] = str(threads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
     logging.basicConfig(level=level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all: the parent ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -263,7 +266,7 @@ def attempt(case_id: str, function: Callable[..., Any], job: Job) -> Outcome:
     """
     try:
         return Outcome(case_id, function(**job))
-    except NoRoomError:
+    except (NoRoomError, Stopped):
         raise
     except CaseError as error:
         return Outcome(case_id, error=error.reason, is_fault=isinstance(error, AwayError), kind=_kind(error))
@@ -303,7 +306,9 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[bars.Progr
     times = bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn()
     with bars.Progress(*what, *times, console=console, refresh_per_second=4) as bar:
         bar.add_task(description, total=total, completed=done)
-        yield bar
+        task = bar.tasks[0]
+        with place(lambda: f"{description}, {task.completed:.0f} of {total} done"):
+            yield bar
 
 
 def report_failures(failures: Sequence[Outcome], what: str) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flare.core.errors import FlareError, entry, given_paths
+from flare.core.errors import FlareError, given_paths
+from flare.core.paths import settle_paths
+from flare.runs.door import Stopped, entry
 from flare.sweeps.jobs import COMPLETED, read_jobs, show_jobs, write_sweep
 
 log = logging.getLogger("flare.sweeps")
@@ -27,6 +29,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
     Raises:
         FlareError: If, at the end, a job is not complete.
     """
+    settle_paths(cfg)
     (sweep,) = given_paths(cfg, "sweep")
     overrides = HydraConfig.get().overrides.task if overrides is None else overrides
     extra = [o for o in overrides if not o.startswith(("sweep=", "rerun="))]
@@ -42,7 +45,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
             if job.status != COMPLETED and job.overrides is not None:
                 log.info("job %s again: %s", job.folder, " ".join(job.overrides))
                 line = command(job.script, [*job.overrides, *extra], sweep / job.folder)
-                subprocess.run(line, check=False)
+                _run(line)
         jobs = write_sweep(sweep)
     if text := show_jobs(jobs, sweep):
         log.error(text)
@@ -56,6 +59,16 @@ def command(script: str, overrides: Sequence[str], folder: Path) -> list[str]:
     number = folder.name if folder.name.isdigit() else 0  # makes it a job: see runs.is_job
     place = ["hydra.mode=RUN", f"hydra.job.num={number}", f"hydra.run.dir='{folder.resolve()}'"]
     return [sys.executable, "-c", code, *overrides, *place]
+
+
+def _run(line: Sequence[str]) -> None:
+    """Run a job; one that is told to stop has the time to do so."""
+    with subprocess.Popen(line) as job:
+        try:
+            job.wait()
+        except Stopped:
+            job.terminate()
+            raise
 
 
 if __name__ == "__main__":

@@ -5,25 +5,39 @@ from __future__ import annotations
 import atexit
 import fcntl
 import logging
+import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
+from flare.core.errors import FlareError
+from flare.core.paths import require_writable, settle_paths
+from flare.runs.door import go_on_with, listen
 from flare.runs.folders import is_job
 from flare.runs.work import console
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs, show_jobs, write_sweep
 
 log = logging.getLogger(__name__)
+# columns of training.csv that a search can optimise
+DIRECTIONS = {
+    "maximize": re.compile(r"val/(dsc|nsd)[/_].+|train/dice|patches_per_s"),
+    "minimize": re.compile(r"train/(loss|ce)|gpu_memory_mb"),
+}
 
 
 class SweepTable(Callback):
@@ -38,7 +52,12 @@ class SweepTable(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note which jobs there will be, and have them compared at the end, whatever becomes of them."""
+        try:
+            set_direction(config)
+        except FlareError as error:
+            end_refused(error)  # Hydra takes an exception of a callback for a warning
         self.sweep = Path(config.hydra.sweep.dir)
+        go_on_with(f"python -m flare.sweeps sweep={shlex.quote(str(self.sweep))} rerun=true")
         atexit.register(self.tell)
         for job in plan(config):
             job.write(self.sweep)
@@ -54,12 +73,28 @@ class SweepTable(Callback):
         if any(job.status == FAILED for job in jobs):
             sys.exit(1)  # Hydra takes an exception of a callback for a warning
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse paths that are none, and a folder that Hydra could not make."""
+        try:
+            settle_paths(config)
+            if config.hydra.output_subdir is not None:
+                require_writable("hydra.run.dir", Path(config.hydra.run.dir))
+        except FlareError as error:
+            end_refused(error)
+
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Note that a job has begun: one that is killed stays so."""
+        listen()  # a launcher may have given it a process of its own
         if is_job(config.hydra):
             self.started = time.monotonic()
             sweep, job = _job(config)
             job.write(sweep)
+            if (
+                config.hydra.output_subdir is None
+            ):  # a script that leaves nothing of Hydra's when it runs alone
+                own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+                (sweep / job.folder / ".hydra").mkdir(exist_ok=True)
+                OmegaConf.save(own, sweep / job.folder / ".hydra" / "config.yaml")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note how a job ended and bring the table up to date."""
@@ -81,6 +116,16 @@ class SweepTable(Callback):
             fcntl.flock(stream, fcntl.LOCK_EX)  # jobs that run at once end at once
             job.write(sweep)
             write_sweep(sweep)
+        is_grid = config.hydra.runtime.choices.get("hydra/sweeper") == "basic"
+        if is_grid and config.hydra.mode == RunMode.MULTIRUN and is_refusal(returned):
+            # told above and at the end, where the exit code is 1; Hydra would tell it as `on_run_end` says
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def on_run_end(self, config: DictConfig, **ended: Any) -> None:
+        """Print a refusal alone: Hydra puts the command line before it and a hint at tracebacks behind it."""
+        job: JobReturn = ended["job_return"]
+        if job.status == JobStatus.FAILED and is_refusal(job._return_value):
+            end_refused(job._return_value)
 
     def tell(self) -> None:
         """Show the comparison, and which jobs failed."""
@@ -89,6 +134,47 @@ class SweepTable(Callback):
         told = show_jobs(write_sweep(self.sweep), self.sweep)
         told = f"the jobs compared: {self.sweep / 'sweep.md'}\n{told}".rstrip()
         console.print(told, markup=False, soft_wrap=True)
+
+
+def is_refusal(error: Any) -> bool:
+    """Whether an error is told in full by its text; of none where Hydra is asked for tracebacks."""
+    is_told = isinstance(error, CompactHydraException | OmegaConfBaseException)
+    return is_told and not os.environ.get("HYDRA_FULL_ERROR")
+
+
+def end_refused(error: Exception) -> NoReturn:
+    """Print an error, of a configuration in one line, and exit with code 1."""
+    lines = str(error).splitlines() if isinstance(error, OmegaConfBaseException) else [str(error)]
+    sys.stderr.write(f"{lines[0]}\n")
+    sys.exit(1)
+
+
+def set_direction(config: DictConfig) -> None:
+    """Tell a search which way its objective is better, if the sweeper has a `direction` that is null.
+
+    Raises:
+        FlareError: If the direction is another, several are given, or the script has nothing to optimise.
+    """
+    sweeper, script = config.hydra.sweeper, config.hydra.job.config_name
+    if "direction" not in sweeper:
+        return
+    objective = config.get("objective") if script == "train" else None
+    wanted = next((way for way, names in DIRECTIONS.items() if names.fullmatch(str(objective))), None)
+    if wanted is None:
+        raise FlareError(
+            f"hydra/sweeper: objective={objective} of {script} has no direction; expected train.py with an "
+            "objective that has one, such as val/dsc_mean or train/loss"
+        )
+    given = sweeper.direction
+    ways = [getattr(way, "name", way) for way in (given if OmegaConf.is_list(given) else [given])]
+    if ways == [None]:
+        with read_write(config), open_dict(config):
+            sweeper.direction = wanted
+    elif ways != [wanted]:
+        raise FlareError(
+            f"hydra.sweeper.direction={', '.join(map(str, ways))}: expected hydra.sweeper.direction={wanted} "
+            f"for objective={objective}"
+        )
 
 
 def plan(config: DictConfig) -> list[Job]:

@@ -22,7 +22,7 @@ SHOWN = re.compile(
     r"(^|/)(objective|[a-z]*_?(dsc|nsd)_mean|organ_mean[/_].*|tumor|tumor/.*|train/loss"
     r"|seconds|windows|time_s|gpu_auc)$"
 )
-LOWER_IS_BETTER = re.compile(r"(loss|seconds|windows|_s|gpu_auc)$")
+LOWER_IS_BETTER = re.compile(r"(loss|/ce|seconds|windows|(?<!per)_s|gpu_auc|memory_mb)$")
 # what the means are over; other names, such as those of lesions by organ, depend on what was predicted
 CLASSES = re.compile(r"(^|/)(classes/.*|val/dsc/.*|\w+_DSC)$")
 
@@ -146,7 +146,9 @@ def compare(jobs: Sequence[Job]) -> Table:
     # a mean over other classes, or another loss, is no better or worse
     scored = {frozenset(filter(CLASSES.search, j.measures)) for j in jobs if j.status == COMPLETED}
     is_comparable = len(scored) <= 1
-    best = [("min" if LOWER_IS_BETTER.search(n) else "max") if is_comparable else "" for n in names]
+    named = jobs[0].choices.get("objective", "")  # what the column of that name is; all jobs have the same
+    lower = [LOWER_IS_BETTER.search(named if n == "objective" else n) for n in names]
+    best = [("min" if is_lower else "max") if is_comparable else "" for is_lower in lower]
     columns += [Column(n, b) for n, b in zip(names, best, strict=True)]
     rows = [
         [

@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
-from pytorch_lightning.callbacks import LambdaCallback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -23,7 +22,7 @@ from flare.models.losses import AnyLoss, DeepSupervision
 from flare.models.zoo import build, depths_under_kernel, head_axes
 from flare.runs.checkpoints import Checkpoint
 from flare.runs.folders import TrainingFolder, git_revision
-from flare.training.callbacks import AtomicCheckpointIO, TrainingTable, hide_messages
+from flare.training.callbacks import AtomicCheckpointIO, Messages, Stops, TrainingTable, hide_messages
 from flare.training.loggers import Loggers
 from flare.training.module import SegmentationModule
 from flare.training.settings import TrainingSettings
@@ -103,7 +102,7 @@ def check_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList
 
     Heads may differ in their number of classes. The other arguments are the new round's, on any device.
     """
-    check_architecture(network, teacher.state_dict, str(teacher.path))
+    check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
     for class_id in set(classes.outputs(targets)[1:]) & set(teacher.outputs):
         name, theirs = classes.name_of(class_id), teacher.class_list.name_of(class_id)
         if name != theirs:
@@ -111,15 +110,15 @@ def check_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList
             raise FlareError(f"round.init=teacher: {given}")
 
 
-def check_architecture(network: nn.Module, state: dict[str, Tensor], teacher: str) -> None:
-    """Refuse a teacher's weights of other layers, naming the first; both sides may be on the meta device."""
+def check_architecture(network: nn.Module, state: dict[str, Tensor], whose: str) -> None:
+    """Refuse weights of other layers, naming the first; both sides may be on the meta device."""
     axes = head_axes(network)
     ours, theirs = _shapes(network.state_dict(), axes), _shapes(state, axes)
     key = next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), None)
     if key is not None:
         raise FlareError(
-            f"round.init=teacher: {teacher} has another architecture ({key} is {theirs.get(key)}, the "
-            f"model's is {ours.get(key)}); choose the teacher's model or round.init=fresh"
+            f"{whose} has another architecture ({key} is {theirs.get(key)}, the model's is "
+            f"{ours.get(key)}); choose its model, or start without it"
         )
 
 
@@ -146,7 +145,7 @@ def build_trainer(
         raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
     callbacks = [build_part(part, f"callbacks.{name}") for name, part in settings.callbacks.items()]
     loggers = Loggers(settings.loggers, folder.logs, ckpt_path)
-    callbacks += [TrainingTable(settings.classes), loggers, LambdaCallback(setup=hide_messages)]
+    callbacks += [Stops(), TrainingTable(settings.classes), loggers, Messages()]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
     return build_part(
         settings.trainer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import logging.config
 import math
 import time
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.progress import Progress
@@ -19,7 +21,8 @@ from rich.progress import Progress
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, write_csv
 from flare.runs.checkpoints import read_weights_file, write_weights_file
-from flare.runs.folders import TrainingFolder
+from flare.runs.door import is_asked, listen, place, stop, wait_for_step
+from flare.runs.folders import TrainingFolder, plain_config
 from flare.runs.work import progress
 from flare.training.resuming import make_current
 from flare.training.settings import EACH_EPOCH, MONITOR, table_columns
@@ -38,11 +41,21 @@ HIDDEN_WARNINGS = (
 )
 
 
-def hide_messages(*_: Any, **__: Any) -> None:
-    """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services.
+class Messages(Callback):
+    """Lets every process that trains log as the first one does: a spawned one starts without any logging."""
 
-    It also is what a callback does at `setup`, in every process that trains.
-    """
+    def __init__(self) -> None:
+        self.logging = plain_config(HydraConfig.get().job_logging) if HydraConfig.initialized() else None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Set up the logging, once a process."""
+        hide_messages()
+        if self.logging is not None and not logging.getLogger().handlers:
+            logging.config.dictConfig(self.logging)
+
+
+def hide_messages() -> None:
+    """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services."""
     for message in HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -99,11 +112,75 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"]
 
 
+class Stops(Callback):
+    """Ends a training that a signal stops after the step at hand, with a checkpoint of that moment.
+
+    The last step of an epoch is followed by the first of the next: a checkpoint between them would resume
+    without the epoch's validation. A validation is left at once, since it changes no weight.
+    """
+
+    def __init__(self) -> None:
+        self.stack = ExitStack()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals from Lightning, which would train to the end of the epoch and exit with 0."""
+        listen()
+        wait_for_step(True)
+
+        def tell() -> str:
+            return f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+
+        self.stack.enter_context(place(tell))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save and stop, all processes after the same step."""
+        if not trainer.is_last_batch and trainer.strategy.reduce_boolean_decision(is_asked(), all=False):
+            folder = TrainingFolder(Path(trainer.default_root_dir))
+            trainer.save_checkpoint(folder.last)
+            if trainer.is_global_zero:
+                make_current(folder)
+                log.info("saved a checkpoint of step %d", trainer.global_step)
+            stop()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once from here on."""
+        self._stop_waiting()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after a step again."""
+        wait_for_step(True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once, the last checkpoint is there."""
+        self._stop_waiting()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Forget the training."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget the training."""
+        wait_for_step(False)
+        self.stack.close()
+
+    def _stop_waiting(self) -> None:
+        """No step is at hand: stop if a signal has asked for it since the last."""
+        wait_for_step(False)
+        if is_asked():
+            stop()
+
+
 class Throughput(Callback):
     """Logs the training speed of each epoch, validation apart, and the most GPU memory in use.
 
     `patches_per_s` counts the patches of all devices; `gpu_memory_mb` is this process's, in MiB.
     """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock, also of an epoch that is resumed in its middle."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -156,9 +233,15 @@ class EpochProgress(Callback):
         log.info("epoch %d of %d: %s", trainer.current_epoch + 1, trainer.max_epochs, text)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the bar, also after an exception."""
+        """Close the bar."""
         self.stack.close()
         self.bar = None
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar: Lightning leaves `teardown` out after an exception."""
+        self.teardown(trainer, pl_module, "fit")
 
 
 class TrainingTable(Callback):

@@ -137,7 +137,9 @@ class SegmentationModule(pl.LightningModule):
             logger.log_hyperparams(self.carried["config"])
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Compute the loss of a batch and log it and its parts."""
+        """Compute the loss of a batch; log it, its parts, and the rate before the schedule moves it."""
+        rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
+        self.log("lr", rate, on_step=False, on_epoch=True, reduce_fx="max", batch_size=1)
         parts = self.loss(self.net(batch["image"]), batch["target"], batch["known"])
         told = {f"train/{name}": value for name, value in parts._asdict().items() if value is not None}
         size = len(batch["image"])
@@ -145,10 +147,8 @@ class SegmentationModule(pl.LightningModule):
         return parts.loss
 
     def on_train_epoch_start(self) -> None:
-        """Log the learning rate of the epoch, before the schedule moves it, and forget earlier scores."""
+        """Forget earlier scores."""
         self.means = {}
-        rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
-        self.log("lr", rate, on_step=False, on_epoch=True)
 
     def on_train_epoch_end(self) -> None:
         """Stop a training that has gone wrong, before its weights become a checkpoint."""
