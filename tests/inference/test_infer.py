@@ -293,3 +293,35 @@ def test_the_script_exits_with_one_and_one_line_and_works_in_processes(checkpoin
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
     (tmp_path / "in" / "bad.nii.gz").unlink()
     assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
+
+
+def test_a_single_image_goes_to_the_file_that_output_names(run, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    run()
+    target = tmp_path / "one" / "mine.nii.gz"
+    result = run(f"input={tmp_path / 'in' / 'a.nii.gz'}", f"output={target}")
+    assert result["output"] == str(target)
+    assert [p.name for p in target.parent.iterdir()] == ["mine.nii.gz"]
+    found, wanted = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in (target, tmp_path / "out/a.nii.gz")
+    )
+    np.testing.assert_array_equal(found, wanted)
+    before = target.read_bytes()
+    with pytest.raises(FlareError, match="no file is overwritten"):
+        run(f"output={target}")
+    assert target.read_bytes() == before
+
+
+def test_several_images_do_not_go_to_one_file(run, tmp_path):
+    for name in ("a", "b"):
+        write_ct(tmp_path / "in" / f"{name}.nii.gz")
+    with pytest.raises(FlareError, match="output: expected a folder for the 2 images"):
+        run(f"output={tmp_path / 'x.nii.gz'}")
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(run, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FlareError, match=r"output=.*file/deep.*is a file; expected a folder"):
+        run(f"output={tmp_path / 'file' / 'deep'}")

@@ -293,6 +293,35 @@ def test_a_teacher_of_another_round_or_spacing_is_refused(cohort: Cohort, tmp_pa
         check(*chosen, "model.net.convolutions_per_stage=3")
 
 
+def test_a_checkpoint_that_nothing_can_go_on_from_is_refused(
+    trained: Trained, cohort: Cohort, tmp_path: Path
+) -> None:
+    given = f"ckpt_path={trained[1].last}"
+
+    def check(*overrides: str) -> None:
+        cfg = configuration(cohort.folder.root.parent, tmp_path, given, *overrides)
+        check_configuration(RoundSettings.from_config(cfg))
+
+    check()
+    check("trainer.max_epochs=3")
+    with pytest.raises(FlareError, match=r"^ckpt_path: .* has done 2 epochs; expected trainer.max_epochs"):
+        check("trainer.max_epochs=1")
+    with pytest.raises(FlareError, match=r"^ckpt_path=.* another architecture"):
+        check("model.net.convolutions_per_stage=3")
+    with pytest.raises(FlareError, match=r"^ckpt_path=.*: its classes are 1 liver"):
+        check("classes.liver.id=20")
+    with pytest.raises(FlareError, match=r"^ckpt_path=.*: its classes are .*\(organs_tumor\)"):
+        check("labels.targets=organs")
+    weights = torch.load(trained[1].last, weights_only=True)
+    del weights["loops"]
+    torch.save(weights, tmp_path / "weights.ckpt")
+    given = f"ckpt_path={tmp_path / 'weights.ckpt'}"
+    with pytest.raises(FlareError, match="holds weights and no training"):
+        check()
+    with pytest.raises(FlareError, match="has done 2 epochs"):  # no epoch is left to a training of its own
+        train_tiny(cohort, tmp_path, f"ckpt_path={trained[1].last}", "optimizer.lr=0.01")
+
+
 def test_what_refuses_late_leaves_a_finished_round_as_it_is(
     trained: Trained, cohort: Cohort, tmp_path: Path
 ) -> None:

@@ -75,6 +75,9 @@ def overrides(name: str, root: Path, outputs: Path) -> list[str]:
     labels, pseudo = root / "labels", root / "pseudo"
     if name == "evaluate":
         return [f"predictions={pseudo}", f"references={labels}", f"output={outputs}"]
+    if name == "infer":
+        checkpoint = ROOT / "tests" / "data" / "checkpoint_0_1.ckpt"
+        return [f"checkpoint={checkpoint}", f"input={root / 'images'}", f"output={outputs}", "tta=none"]
     if name == "merge_labels":
         return [f"ground_truth={labels}", f"pseudo={pseudo}", f"output={outputs}"]
     own = [o for o in bad_cohort.overrides(root, outputs) if not o.startswith("executor")]
@@ -82,7 +85,7 @@ def overrides(name: str, root: Path, outputs: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", list(CODES), ids=NAMES.get)
-@pytest.mark.parametrize("name", ["prepare", "train", "iterate", "evaluate", "merge_labels"])
+@pytest.mark.parametrize("name", ["prepare", "train", "iterate", "infer", "evaluate", "merge_labels"])
 def test_a_stopped_script_says_where_and_how_to_go_on(
     cohort: Path, tmp_path: Path, name: str, number: int
 ) -> None:

@@ -14,10 +14,19 @@ from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
 from flare.core.files import write_csv, write_json
+from flare.core.paths import settle_paths
 from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
 from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
-from flare.evaluation.summary import compare_runs, intervals, metrics_columns, metrics_file, summarise
+from flare.evaluation.rendering import show
+from flare.evaluation.summary import (
+    class_table,
+    compare_runs,
+    intervals,
+    metrics_columns,
+    metrics_file,
+    summarise,
+)
 from flare.runs.work import Executor, Outcome, build_executor, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)
@@ -52,6 +61,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         FlareError: Before any work if a path is missing or empty; after all is written if a case failed, or
             none is left to compare.
     """
+    settle_paths(cfg)
     settings = replace(ScoreSettings.from_config(cfg, "protocol"), details=True, max_failed=1.0)
     predictions, references = Path(cfg.predictions), Path(cfg.references)
     for key, folder in (("predictions", predictions), ("references", references)):
@@ -78,8 +88,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         write_csv(output / "comparison.csv", comparison)
         summary["comparison"] = comparison
         write_json(output / "summary.json", summary)
-    organs, tumor = summary["organ_mean"], summary["tumor"] or {}
-    log.info("%d cases, %s: organ mean %s, tumor %s", summary["cases"], settings.protocol, organs, tumor)
+    show(class_table(summary))
     if summary["missing"]:
         log.warning("without a prediction, scored zero: %s", ", ".join(summary["missing"]))
     report_failures(failures, "evaluate")

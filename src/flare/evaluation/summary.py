@@ -15,6 +15,7 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.evaluation.metrics import MEASURES, mean, rounded
+from flare.evaluation.rendering import Column, Table, cell
 
 Row = dict[str, Any]
 # a batch of resamples lies in memory at once
@@ -56,6 +57,20 @@ def summarise(rows: Sequence[Row], classes: ClassList) -> dict[str, Any]:
         "organ_mean": {m: rounded(mean(by_id[i][m] for i in classes.organs)) for m in MEASURES},
         "tumor": None if classes.tumor is None else by_id[classes.tumor],
     }
+
+
+def class_table(summary: Mapping[str, Any]) -> Table:
+    """What `evaluate` shows: means by class, each with its 95 % interval over cases, then of the organs."""
+    known, rows = summary["intervals"], []
+    for name, means in {**summary["classes"], "organ_mean": summary["organ_mean"]}.items():
+        cells = [cell(name)]
+        for m in MEASURES:
+            low_high = known.get(name, {}).get(m)
+            told = "-" if low_high is None else "{:.4f} to {:.4f}".format(*low_high)
+            cells += [cell(means[m], 4), cell(told)]
+        rows.append(cells)
+    columns = [Column("class"), *(Column(text) for m in MEASURES for text in (m, f"{m} 95 %"))]
+    return Table(f"{summary['cases']} cases, protocol={summary['protocol']}", columns, rows)
 
 
 def score_matrix(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> np.ndarray:

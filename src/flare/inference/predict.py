@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,9 @@ from omegaconf import DictConfig
 
 from flare.core.classes import ClassList
 from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several
-from flare.core.files import remove_partial, sha256, write_csv
+from flare.core.files import PARTIAL, remove_partial, sha256, write_csv
 from flare.core.geometry import Volume
+from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed
 from flare.core.volumes import find_images, is_readable, read_scan, unique_cases, write_labels
 from flare.inference.measure import ResourceSampler
@@ -197,12 +200,13 @@ def report_coverage(rows: list[Row]) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """What `infer.py` is asked for; the source is one file, a DICOM folder, or a folder to search."""
+    """What `infer.py` is asked for: one file, a DICOM folder, or a folder to search; `is_one` into a file."""
 
     source: Path
     output: Path
     checkpoint: Path
     settings: InferenceSettings
+    is_one: bool = False
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Request:
@@ -212,6 +216,7 @@ class Request:
             FlareError: If a value means nothing, a path is missing, the output would overwrite the input, or
                 the checkpoint does not fit.
         """
+        settle_paths(cfg)
         check_values(cfg, {"data.spacing_mm": several(3, POSITIVE)})
         settings = InferenceSettings.from_config(cfg)
         source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
@@ -222,8 +227,11 @@ class Request:
                 f"input={cfg.input}: is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha "
                 "or DICOM"
             )
+        is_one = output.name.endswith(".nii.gz") and not output.is_dir()
         if output.exists() and not output.is_dir():
-            raise FlareError(f"output={cfg.output}: is a file; expected a folder")
+            expected = "another name: no file is overwritten" if is_one else "a folder, or a name in .nii.gz"
+            raise FlareError(f"output={cfg.output}: is a file; expected {expected}")
+        require_writable("output", output.parent if is_one else output)
         if output in (source, source.parent if source.is_file() else source):
             raise FlareError(f"output={cfg.output}: is where the input lies; expected another folder")
         if cfg.checkpoint is None and cfg.round.name is None:
@@ -240,7 +248,7 @@ class Request:
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
         _check_checkpoint(checkpoint, ClassList.from_config(cfg.classes), wanted)
-        return cls(source, output, checkpoint, settings)
+        return cls(source, output, checkpoint, settings, is_one)
 
 
 def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any]) -> None:
@@ -261,7 +269,7 @@ def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any])
 
 
 def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | None = None) -> dict[str, Any]:
-    """Segment what `input` names into the folder `output`.
+    """Segment what `input` names into the folder `output`, or a single image into the file of that name.
 
     Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
     segmentations says how each came about; with `inference.measure=true` also what it cost. Then `tabulate`
@@ -275,6 +283,19 @@ def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | N
             some case failed.
     """
     request = Request.from_config(cfg)
+    if not request.is_one:
+        return _infer(request, cfg, tabulate)
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=request.output.parent) as beside:
+        found = _infer(replace(request, output=Path(beside)), cfg, tabulate)
+        os.replace(segmentation_path(Path(beside), found["cases"][0]["case"]), request.output)
+    return found | {"output": str(request.output)}
+
+
+def _infer(
+    request: Request, cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | None
+) -> dict[str, Any]:
+    """Segment into a folder, as `infer`."""
     output, settings = request.output, request.settings
     paths = [path for path in find_images(request.source) if output not in path.resolve().parents]
     images, refused = unique_cases(paths)
@@ -282,6 +303,8 @@ def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | N
         raise FlareError(
             f"input={request.source}: holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series"
         )
+    if request.is_one and len(images) != 1:
+        raise FlareError(f"output: expected a folder for the {len(paths)} images of input, given a file")
     log.info("%d cases to segment", len(images))
     with lock(output):
         executor, journal = build_executor(cfg), Journal(output / "journal" / "inference.jsonl")

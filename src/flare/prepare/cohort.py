@@ -13,6 +13,7 @@ from flare.core.cases import Case, write_index
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_json, write_csv, write_json
+from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
 from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index
@@ -58,6 +59,7 @@ def prepare(cfg: DictConfig) -> Cohort:
     Raises:
         FlareError: If a case was refused, with every such case and reason; or as `prepare_cohort`.
     """
+    settle_paths(cfg)
     cohort = prepare_cohort(cfg)
     if not cohort.processed:
         print_label_analysis(cohort.cases, ClassList.from_config(cfg.classes))

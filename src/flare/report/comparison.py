@@ -244,7 +244,7 @@ def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, 
 
     It goes into a run of its own, of job type `ablation` in the experiment's group, always the same.
     """
-    settings = (cfg.logger or {}).get("wandb")
+    settings = (cfg.get("logger") or {}).get("wandb")
     if settings is None or not table:
         return
     journal = Journal(run.root / "journal" / "tracking.jsonl")

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from flare.core.cases import Case, select_cases
 from flare.core.errors import CONF, FlareError
+from flare.core.paths import settle_paths
 from flare.models.names import describe_network
 from flare.rounds.settings import RoundSettings
 from flare.runs.work import console
@@ -46,6 +47,8 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     is_within = GlobalHydra.instance().is_initialized()  # a Hydra application runs
     with nullcontext() if is_within else initialize_config_dir(str(CONF), version_base="1.3"):
         composed = {n: compose("train", [*forwarded, f"round={n}"]) for n in names}
+    for cfg in composed.values():
+        settle_paths(cfg)
     rounds = {n: RoundSettings.from_config(cfg) for n, cfg in composed.items()}
     ordered: list[RoundSettings] = []
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, read_index, select_cases
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, remove_partial, sha256
+from flare.core.paths import settle_paths
 from flare.inference.components import fitted_classes
 from flare.inference.predict import one_by_one, report_coverage
 from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders
@@ -150,6 +151,7 @@ def merge(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         FlareError: If both or neither is given, before any work; at the end, if a case failed, naming it.
     """
+    settle_paths(cfg)
     given = [key for key in FOLDERS if cfg[key] is not None]
     if (cfg.round.name is None) == (not given):
         what = f"given round={cfg.round.name} and {', '.join(given)}" if given else "given neither"

@@ -6,13 +6,16 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from flare.core.cases import Case
+from flare.core.errors import FlareError
 from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
@@ -20,6 +23,7 @@ from flare.data.loaders import CaseArrays, FlareDataModule
 from flare.models.zoo import check_network
 from flare.rounds.graph import read_teacher, require_teacher
 from flare.rounds.settings import RoundSettings, TrainingSet
+from flare.runs.checkpoints import load_checkpoint, read_weights_file
 from flare.runs.folders import RoundFolder, TrainingFolder, lock, record_environment
 from flare.training.build import (
     build_loss,
@@ -31,7 +35,17 @@ from flare.training.build import (
     check_teacher,
     start_from_teacher,
 )
-from flare.training.resuming import begin, find_start, is_trained, make_current, mark_trained, training_key
+from flare.training.loggers import WandbRun
+from flare.training.resuming import (
+    begin,
+    find_start,
+    is_trained,
+    make_current,
+    mark_trained,
+    named_checkpoint,
+    training_key,
+)
+from flare.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +76,11 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
     build_loss(training)
     check_optimizer(training, network)
     Augmenter(patches.patch_size, patches.augmentation, patches.spacing_mm)
-    build_trainer(training, TrainingFolder(settings.folder.checkpoints / "checked"), has_validation=True)
+    checked = TrainingFolder(settings.folder.checkpoints / "checked")
+    for logger in build_trainer(training, checked, has_validation=True).loggers:
+        if isinstance(logger, WandbRun):
+            logger.require_login()
+    check_start(settings, network)
     planned = planned or {}
     require_teacher(settings, list(planned))
     teacher = read_teacher(settings, list(planned))
@@ -73,7 +91,42 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
     elif (teaching := planned.get(str(settings.teacher))) is not None:
         with torch.device("meta"):
             taught = build_network(teaching.training)
-        check_architecture(network, taught.state_dict(), f"round={settings.name}: round {settings.teacher}")
+        check_architecture(network, taught.state_dict(), f"round.init=teacher: round {settings.teacher}")
+
+
+def check_start(settings: RoundSettings, network: nn.Module) -> None:
+    """Refuse a checkpoint of `ckpt_path` that this training cannot go on from.
+
+    Raises:
+        FlareError: If it is not there, of other classes or another network, or at the end of its epochs.
+    """
+    given, training = settings.config.ckpt_path, settings.training
+    if given in (None, "auto"):
+        return
+    path = named_checkpoint(given, settings.folder)
+    found = load_checkpoint(path)
+    sides = (found.class_list, found.targets), (training.classes, training.targets)
+    theirs, ours = (
+        f"{', '.join(f'{c.id} {c.name}' for c in classes.entries)} ({targets})" for classes, targets in sides
+    )
+    if ours != theirs:
+        raise FlareError(
+            f"ckpt_path={given}: its classes are {theirs}; classes and labels.targets say {ours}"
+        )
+    check_architecture(network, found.state_dict, f"ckpt_path={given}")
+    check_epochs(path, training, is_own=True)  # known once the labels are
+
+
+def check_epochs(path: Path, training: TrainingSettings, *, is_own: bool) -> None:
+    """Refuse a checkpoint that has no epoch left to do; that of this very training may have done all."""
+    loops = read_weights_file(path).get("loops")
+    if not loops:
+        raise FlareError(f"ckpt_path: {path} holds weights and no training to go on with")
+    done, wanted = loops["fit_loop"]["epoch_progress"]["current"]["processed"], training.trainer["max_epochs"]
+    if done > wanted or (done == wanted and not is_own):
+        raise FlareError(
+            f"ckpt_path: {path} has done {done} epochs; expected trainer.max_epochs above it, given {wanted}"
+        )
 
 
 def train_round(
@@ -96,6 +149,8 @@ def train_round(
             if is_first():
                 make_current(start.training)
             return tell_training(folder, own.objective)
+        if start.checkpoint is not None:
+            check_epochs(start.checkpoint, own, is_own=start.checkpoint == start.training.last)
         pl.seed_everything(own.patches.seed, verbose=False)
         validation = [case for case in cases if case.split == "validation" and case.is_labeled]
         if not validation:

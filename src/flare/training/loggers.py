@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.core.cases import Case
 from flare.core.classes import ClassList
-from flare.core.errors import build_part
+from flare.core.errors import FlareError, build_part
 from flare.core.geometry import Volume, reorient_to_ras
 from flare.core.pictures import WINDOW_HU, find_view, paint
 from flare.runs.checkpoints import read_weights_file
@@ -171,6 +171,7 @@ class WandbRun(WandbLogger):
         job = job_type or "all"
         settings = wandb.Settings(console="off", disable_git=True, x_disable_meta=True, save_code=False)
         mode: dict[str, Any] = {"mode": "offline"} if offline else {}  # else WANDB_MODE may say
+        self.is_online = not offline and os.environ.get("WANDB_MODE", "online") == "online"
         super().__init__(
             project=project,
             entity=entity,
@@ -183,6 +184,23 @@ class WandbRun(WandbLogger):
             settings=settings,
             **mode,
         )
+
+    def require_login(self) -> None:
+        """Refuse, before any work, a run that W&B would not take: nobody logged in, or it is out of reach."""
+        import wandb
+
+        if not self.is_online:
+            return
+        reason = "nobody is logged in here"
+        try:
+            is_taken = wandb.login(verify=True, prompt=False)
+        except Exception as error:  # whatever its client raises
+            is_taken, reason = False, " ".join(str(error).split())
+        if not is_taken:
+            raise FlareError(
+                f"logger.wandb: W&B takes no run: {reason}; expected `wandb login`, or "
+                "logger.wandb.offline=true for files that `wandb sync` uploads later"
+            )
 
     @property
     def run_id(self) -> str | None:

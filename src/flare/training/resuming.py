@@ -68,9 +68,7 @@ def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
         return Start(_unused(folder, key), None)
     if ckpt_path == "auto":
         return _go_on(folder, key, None)
-    path = folder.last if ckpt_path == "last" else Path(ckpt_path)
-    if not path.is_file():
-        raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
+    path = named_checkpoint(ckpt_path, folder)
     source = next((found for found in _trainings(folder) if is_same_file(path, found.last)), None)
     if source is not None and re.split(r"[.-]", source.root.name)[0] == key:
         return Start(source, source.last)
@@ -80,6 +78,14 @@ def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
     )
     origin = path if source is None else source.last
     return _go_on(folder, f"{key}-from-{sha256(path)[:8]}", origin)
+
+
+def named_checkpoint(ckpt_path: str, folder: RoundFolder) -> Path:
+    """The file that `ckpt_path` names, as `last` or by its path; refused if it is not there."""
+    path = folder.last if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        raise FlareError(f"ckpt_path={ckpt_path}: {path} does not exist; leave it out to start from scratch")
+    return path
 
 
 def _go_on(folder: RoundFolder, name: str, origin: Path | None) -> Start:

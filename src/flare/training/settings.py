@@ -23,7 +23,7 @@ from flare.core.errors import (
     whole,
 )
 from flare.data.settings import PatchSettings
-from flare.inference.settings import InferenceSettings
+from flare.inference.settings import SECTION, InferenceSettings
 from flare.runs.folders import plain_config, public_config
 
 MONITOR = "val/dsc_mean"
@@ -112,6 +112,10 @@ class TrainingSettings:
         """Read the configuration of `train`; refuse a value that means nothing, naming the key."""
         check_values(cfg, RULES)
         plain = plain_config(cfg)
+        for key in ("model", "loss", "optimizer", "scheduler", "trainer"):
+            SECTION.require(key, plain.get(key))
+        callbacks = plain.get("callbacks") or {}
+        SECTION.require("callbacks.checkpoint", callbacks.get("checkpoint"))  # or nothing would be left
         RULES[STEPS].require(STEPS, plain["trainer"].get("limit_train_batches"))
         classes = ClassList.from_config(plain["classes"])
         columns = table_columns(classes)
@@ -124,8 +128,8 @@ class TrainingSettings:
             init=cfg.round.init,
             net=plain["model"]["net"],
             **{part: plain[part] for part in ("loss", "optimizer", "scheduler", "trainer")},
-            callbacks=plain["callbacks"] or {},
-            loggers=plain["logger"] or {},
+            callbacks=callbacks,
+            loggers=plain.get("logger") or {},
             patches=PatchSettings.from_config(cfg, classes),
             inference=InferenceSettings.from_config(cfg),
             interpolation=str(cfg.data.interpolation),
