@@ -164,7 +164,16 @@ def test_keys_exist(page: str) -> None:
     for span in spans(page):
         for key in re.findall(r"(?:^|\s)(?:\+\+?)?(\w+(?:\.\w+)+)(?=[=:\s,]|$)", span):
             parts = key.split(".")
-            if parts[0] in known and parts[-1] not in ("py", "csv", "json", "md", "tex", "png", "ckpt"):
+            if parts[0] in known and parts[-1] not in (
+                "py",
+                "csv",
+                "json",
+                "md",
+                "tex",
+                "png",
+                "html",
+                "ckpt",
+            ):
                 assert any(_has(cfg, parts) for cfg in every_key()), key
 
 

@@ -1,10 +1,15 @@
 """The paper's numbers, checked against each other: sums that a slip of a digit would break."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
+from omegaconf import DictConfig
 
 from flare.core.classes import ClassList
-from flare.evaluation.rendering import published
+from flare.core.errors import FlareError
+from flare.evaluation.rendering import is_flare23, published, shows_published
 
 ROUNDS = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
 
@@ -68,3 +73,64 @@ def test_efficiency_tables() -> None:
     assert sum(c["gpu_auc"] for c in cases) == 429945
     assert {c["max_gpu_mb"] for c in cases} == {2468}
     assert (published()["table7"]["time_s"], published()["table7"]["gpu_auc"]) == (26.7, 49352.9)
+
+
+def test_the_figures_are_of_the_class_list_that_the_configuration_calls_flare23s(labels: ClassList) -> None:
+    assert is_flare23(labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"liver": {"tolerance_mm": 3}},
+        {"aorta": {"slice_range": False}},
+        {"liver": {"short": "Hepar"}},
+        {"tumor": {"role": "organ"}},
+        {"spleen": {"id": 20}},
+        {"spleen": None},
+    ],
+)
+def test_any_other_class_list_is_not_flare23s(labels: ClassList, change: dict[str, Any]) -> None:
+    config = {name: own | (change.get(name) or {}) for name, own in labels.to_config().items()}
+    config = {name: own for name, own in config.items() if change.get(name, own) is not None}
+    assert not is_flare23(ClassList.from_config(config))
+    config["liver_cyst"] = config["liver"] | {"id": 30, "short": "Cyst"}
+    assert not is_flare23(ClassList.from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "protocol", "shown"),
+    [
+        (["data=flare23", "data.root=x"], "flare23", True),
+        (["data=flare23", "data.root=x"], "corrected", False),
+        (["data=flare23", "data.root=x"], "present", False),
+        (["data=flare23", "data.root=x"], None, True),  # inference scores nothing
+        (["data=flare23", "data.root=x", "report.published=flare23"], "present", True),
+        (["data=flare23", "data.root=x", "report.published=none"], "flare23", False),
+        ([], "present", True),  # the phantom
+        (["report.published=none"], "present", False),
+        (["classes.liver.tolerance_mm=4"], "flare23", False),
+        (["classes.liver.tolerance_mm=4"], None, False),
+    ],
+)
+def test_the_papers_figures_are_shown_by_flare23s_classes_and_protocol(
+    config: Callable[..., DictConfig], overrides: list[str], protocol: str | None, shown: bool
+) -> None:
+    cfg = config("iterate", *overrides)
+    assert shows_published(cfg, ClassList.from_config(cfg.classes), protocol) is shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["report.published=true"], "report.published=True: expected one of auto, none, flare23"),
+        (["report.published=all"], "report.published=all: expected one of auto, none, flare23"),
+        (["report.published=flare23", "classes.liver.tolerance_mm=4"], "report.published=flare23: the paper"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused(
+    config: Callable[..., DictConfig], overrides: list[str], message: str
+) -> None:
+    cfg = config("iterate", *overrides)
+    with pytest.raises(FlareError, match=f"^{message}[^\n]*$"):
+        shows_published(cfg, ClassList.from_config(cfg.classes), "flare23")

@@ -24,6 +24,7 @@ from flare.core.cases import read_label_map
 from flare.core.classes import ClassList, LabelClass
 from flare.core.errors import FlareError, Rule, build_part, choice
 from flare.core.geometry import Box, Spacing
+from flare.evaluation.rendering import shows_published
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
 from flare.runs.work import failed_share
 
@@ -49,6 +50,7 @@ class ScoreSettings:
         extra: Scores of the user's own, each as its part of the configuration.
         details: Whether to write `details.csv` and `lesions.csv` and give confidence intervals, too.
         max_failed: Share of the cases that may fail by no fault of their files; by default all are named.
+        has_paper: Whether the paper's figures stand beside the scores.
     """
 
     classes: ClassList
@@ -57,6 +59,7 @@ class ScoreSettings:
     extra: tuple[Part, ...] = ()
     details: bool = False
     max_failed: float = 1.0
+    has_paper: bool = False
 
     @classmethod
     def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:
@@ -75,7 +78,8 @@ class ScoreSettings:
         for number, part in enumerate(parts):
             if not callable(build_part(OmegaConf.create(part), f"{EXTRA}[{number}]")):
                 raise FlareError(f"{EXTRA}[{number}]: {part['_target_']} gives nothing that can be called")
-        return cls(classes, protocol, label_map, tuple(parts), max_failed=failed_share(cfg))
+        has_paper = shows_published(cfg, classes, protocol)
+        return cls(classes, protocol, label_map, tuple(parts), False, failed_share(cfg), has_paper)
 
     def identity(self) -> dict[str, Any]:
         """What decides the scores, as plain values."""

@@ -59,32 +59,47 @@ def _score_columns(classes: ClassList) -> list[str]:
     return [*of_classes, *(f"organ_mean_{m}" for m in MEASURES)]
 
 
-def table5(rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note: str = "") -> list[Row]:
+def table5(
+    rows: Sequence[AblationRow],
+    classes: ClassList,
+    stem: Path,
+    *,
+    note: str = "",
+    has_paper: bool = True,
+) -> list[Row]:
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
-    All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them.
+    All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
+    `has_paper` the paper's figures stand beside; its mean over organs only where all of them are scored.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
     """
-    lines = []
-    for row in rows:
-        paper = published()["table5"].get(row.round, {})
-        theirs = {f"paper_{k}": paper.get(k[-3:], {}).get(k[:-4]) for k in _score_columns(classes)}
-        line: Row = {"round": row.round, "cases": row.cases, **row.percent(classes)}
-        lines.append(line | {"paper_cases": paper.get("training_images"), **theirs})
+    lines: list[Row] = []
     ours = ["cases", *_score_columns(classes)]
-    write_csv(stem.with_suffix(".csv"), lines, ["round", *ours, *(f"paper_{k}" for k in ours)])
+    theirs = [f"paper_{k}" for k in ours] if has_paper else []
+    for row in rows:
+        scored = row.percent(classes)
+        line: Row = {"round": row.round, "cases": row.cases, **scored}
+        paper = published()["table5"].get(row.round, {})
+        flat = {f"paper_{n}_{m}": value for m in MEASURES for n, value in paper.get(m, {}).items()}
+        flat["paper_cases"] = paper.get("training_images")
+        for m in MEASURES:  # a mean of other organs is no rival
+            if any(scored[f"{classes.by_id(i).short}_{m}"] is None for i in classes.organs):
+                flat[f"paper_organ_mean_{m}"] = None
+        lines.append(line | {k: flat.get(k) for k in theirs})
+    write_csv(stem.with_suffix(".csv"), lines, ["round", *ours, *theirs])
     names = [*(c.short for c in classes.entries), "organ_mean"]
     heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
     tables = []
     for m in MEASURES:
-        title = f"{m} (%), the paper's in brackets; best of each column in bold" + (note and f". {note}")
+        told = ", the paper's in brackets" if has_paper else ""
+        title = f"{m} (%){told}; best of each column in bold" + (note and f". {note}")
         body = [
             [
                 Cell(line["round"]),
-                beside(line["cases"], line["paper_cases"], 0),
-                *(beside(line[f"{n}_{m}"], line[f"paper_{n}_{m}"]) for n in names),
+                beside(line["cases"], line.get("paper_cases"), 0),
+                *(beside(line[f"{n}_{m}"], line.get(f"paper_{n}_{m}")) for n in names),
             ]
             for line in lines
         ]
@@ -93,8 +108,10 @@ def table5(rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note:
     return lines
 
 
-def table4(rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path) -> list[Row]:
-    """Write scores per class: our mean and standard deviation over cases beside the paper's three cohorts.
+def table4(
+    rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path, *, has_paper: bool = True
+) -> list[Row]:
+    """Write scores per class: mean and standard deviation over cases, and beside the paper's three cohorts.
 
     The best of a row is bold, DSC and NSD apart. A class that is not scored here is not compared, and
     without it our average is not either: it would be one of fewer classes. `rows` are those of `metrics.csv`;
@@ -111,11 +128,11 @@ def table4(rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path) ->
     compared = [line["DSC"] is not None for line in lines]
     lines.append(average)
     paper = published()["table4"]
-    for line in lines:
+    for line in lines if has_paper else ():
         theirs = paper.get(line["target"], {})
         line |= {f"paper_{k}": theirs.get(k) for k in paper["average"]}
     write_csv(stem.with_suffix(".csv"), lines)
-    shown = list(product(COHORTS, MEASURES))
+    shown = list(product(COHORTS if has_paper else COHORTS[:1], MEASURES))
     heads = [Column("target"), *(Column(f"{c.replace('_', ' ')}{m}", "max", across=m) for c, m in shown)]
     body = []
     for line, is_compared in zip(lines, [*compared, all(compared)], strict=True):
@@ -131,7 +148,9 @@ def _spread(mean: float | None, std: float | None) -> Cell:
     return found if std is None else Cell(f"{found.text}±{std:.2f}", found.value)
 
 
-def write_efficiency(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, float | None]:
+def write_efficiency(
+    rows: Sequence[Mapping[str, Any]], folder: Path, *, has_paper: bool = True
+) -> dict[str, float | None]:
     """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
 
     `rows` are those of `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`. Gives
@@ -143,30 +162,34 @@ def write_efficiency(rows: Sequence[Mapping[str, Any]], folder: Path) -> dict[st
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
         return {}
     means = {k: mean(row.get(k) for row in measured) for k in EFFICIENCY}
-    table6(measured, folder / "table6")
-    table7(means, folder / "table7")
+    table6(measured, folder / "table6", has_paper=has_paper)
+    table7(means, folder / "table7", has_paper=has_paper)
     return means
 
 
-def table6(cases: Sequence[Mapping[str, Any]], stem: Path) -> list[Row]:
+def table6(cases: Sequence[Mapping[str, Any]], stem: Path, *, has_paper: bool = True) -> list[Row]:
     """Write time and GPU memory per case, ours first, then the paper's eight.
 
     Ours have `case`, `size` (`512x512x100`: x, y, z), `time_s`, and, None or absent without a GPU,
     `max_gpu_mb` and `gpu_auc`.
     """
-    paper = [c | {"size": "x".join(map(str, c["size"]))} for c in published()["table6"]]
+    paper = [c | {"size": "x".join(map(str, c["size"]))} for c in published()["table6"] if has_paper]
     columns = ("case", "size", "time_s", "max_gpu_mb", "gpu_auc")
     told = f"the challenge tolerates {TOLERANCE_S} s and {TOLERANCE_GB} GB of GPU memory"
     return _write(cases, paper, columns, stem, f"Efficiency per case ({told})")
 
 
-def table7(ours: Mapping[str, float | None], stem: Path) -> list[Row]:
+def table7(ours: Mapping[str, float | None], stem: Path, *, has_paper: bool = True) -> list[Row]:
     """Write average efficiency, ours and the paper's; the keys are those of `EFFICIENCY`."""
-    return _write([ours], [published()["table7"]], EFFICIENCY, stem, "Average efficiency")
+    return _write([ours], [published()["table7"]][:has_paper], EFFICIENCY, stem, "Average efficiency")
 
 
 def table8(
-    summary: Mapping[str, Any], stem: Path, *, efficiency: Mapping[str, float | None] | None = None
+    summary: Mapping[str, Any],
+    stem: Path,
+    *,
+    efficiency: Mapping[str, float | None] | None = None,
+    has_paper: bool = True,
 ) -> list[Row]:
     """Write the test result, ours and the paper's: scores from 0 to 1, AUC of GPU memory, seconds.
 
@@ -175,7 +198,7 @@ def table8(
     ours: Row = {f"organ_{m}": summary["organ_mean"][m] for m in MEASURES}
     ours |= {f"tumor_{m}": (summary["tumor"] or {}).get(m) for m in MEASURES}
     ours |= {k: (efficiency or {}).get(k) for k in ("gpu_auc", "time_s")}
-    return _write([ours], [published()["table8"]], ours, stem, "Test cases", digits=4)
+    return _write([ours], [published()["table8"]][:has_paper], ours, stem, "Test cases", digits=4)
 
 
 def _write(
@@ -204,14 +227,16 @@ def write_round_tables(
     inference: Sequence[Mapping[str, Any]],
     classes: ClassList,
     targets: str,
+    has_paper: bool = True,
 ) -> None:
     """Write tables 4 and 8, and 6 and 7 where the efficiency was measured; what is not learned stays empty.
 
     `scores` are the rows of `metrics.csv`, `inference` those of `inference.csv`; `summary` is what
     `scores.score_folder` gives.
     """
-    table4(only_learned(scores, classes, targets), classes, folder / "table4")
+    table4(only_learned(scores, classes, targets), classes, folder / "table4", has_paper=has_paper)
     organ_mean = dict.fromkeys(MEASURES) if targets == "tumor" else summary["organ_mean"]
     tumor = None if targets == "organs" else summary["tumor"]
-    efficiency = write_efficiency(inference, folder)
-    table8({"organ_mean": organ_mean, "tumor": tumor}, folder / "table8", efficiency=efficiency)
+    efficiency = write_efficiency(inference, folder, has_paper=has_paper)
+    summary = {"organ_mean": organ_mean, "tumor": tumor}
+    table8(summary, folder / "table8", efficiency=efficiency, has_paper=has_paper)

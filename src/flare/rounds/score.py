@@ -11,6 +11,7 @@ from typing import Any
 
 from flare.core.cases import Case
 from flare.core.files import config_hash, read_json, sha256
+from flare.evaluation.rendering import PHANTOM
 from flare.evaluation.scores import failed_cases, score_folder
 from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5, write_round_tables
@@ -187,6 +188,7 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
         inference=predicted.rows,
         classes=classes,
         targets=last.labels.targets,
+        has_paper=last.score.has_paper,
     )
     for name, predict in (baselines or {}).items():
         place = run.root / "baselines" / name
@@ -199,6 +201,8 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
         log.warning("table 5: %s; the others failed in some row", told)
     plan = plan_rounds(rounds, trained.cohort.cases)
     notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
+    if last.config.data.name == PHANTOM:
+        notes.append("These are phantoms, not patients.")
     known = {row["round"]: {key: row[key] for key in ("cases", "targets")} for row in plan}
     rows = [
         AblationRow(
@@ -208,7 +212,8 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
         )
         for name, found in scores.items()
     ]
-    table = table5(rows, classes, run.root / "table5", note=" ".join(filter(None, notes)))
+    note = " ".join(filter(None, notes))
+    table = table5(rows, classes, run.root / "table5", note=note, has_paper=last.score.has_paper)
     return Results(table, failures, len(common))
 
 
