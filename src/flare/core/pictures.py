@@ -19,7 +19,7 @@ PIXELS_PER_MM = 1.5
 SMALL_PIXELS_PER_MM = 0.9
 MARGIN_MM = 30.0  # around what is labelled
 GAP = 3  # pixels on either side of a plane
-OPACITY = 0.42
+SHADE, MIDDLE, SLOPE = 32.0, 140.0, 0.8  # how far, from which grey on and how fast the image shades a colour
 QUALITY = 82  # of the WebP files
 TUMOR = "#e61a33"
 
@@ -33,8 +33,13 @@ ORGANS = (
 # of rounds, by what they learn
 TARGETS = {"organs": "#2f6f9f", "tumor": "#b3263a", "organs_tumor": "#6b4a9c"}
 
-# of runs side by side: Okabe and Ito's colours (2008), told apart with any colour vision, yellow left out
-RUNS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d2733")
+# of runs side by side: Okabe and Ito's colours (2008), told apart with any colour vision, yellow left out;
+# then, each found as the farthest by CIEDE2000 from those before it, as many as to differ by more than 16
+RUNS = (
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#1d2733"),
+    *("#4d4d00", "#730000", "#9900e6", "#99bf00", "#73004d", "#e6004d", "#737373", "#007373", "#9999e6"),
+    *("#999973", "#007300", "#734d4d", "#997300", "#4d4d99", "#26bfbf", "#e69973", "#0000bf"),
+)
 STROKES = (("-", "solid"), ("--", "dashed"), (":", "dotted"))  # matplotlib's and CSS' name
 
 
@@ -45,7 +50,7 @@ def class_colours(classes: ClassList) -> dict[int, str]:
 
 
 def run_strokes(names: Iterable[str]) -> dict[str, Stroke]:
-    """Run -> colour and dashes, the same in every picture; of 21 runs no two are alike."""
+    """Run -> colour and dashes, the same in every picture; of 24 runs no two share a colour."""
     kinds = [(colour, *stroke) for stroke in STROKES for colour in RUNS]
     return dict(zip(names, cycle(kinds), strict=False))
 
@@ -119,7 +124,10 @@ def _planes(
 
 
 def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classes: ClassList) -> np.ndarray:
-    """Zoom into a slice, by pixels a voxel, and lay class colours over it, opaque along their borders.
+    """Zoom into a slice, by pixels a voxel, and lay class colours over it, plain along their borders.
+
+    Inside, the image makes a colour lighter or darker and nothing else: whatever lies below, a class looks
+    more like its own swatch than like another's (CIEDE2000), which no mixture with grey does.
 
     Returns:
         `(rows, columns, 3)` uint8.
@@ -136,8 +144,9 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
     for class_id, colour in class_colours(classes).items():
         table[class_id] = rgb(colour)
     border = ndimage.morphological_gradient(big, footprint=ndimage.generate_binary_structure(2, 1)) > 0
-    opacity = np.where(big > 0, np.where(border, 1.0, OPACITY), 0.0)[..., None]
-    return np.rint(grey[..., None] * (1 - opacity) + table[big] * opacity).astype(np.uint8)
+    shade = np.where(border, 0, np.clip(SLOPE * (grey - MIDDLE), -SHADE, SHADE))
+    coloured = np.clip(table[big] + shade[..., None], 0, 255)
+    return np.rint(np.where(big[..., None] > 0, coloured, grey[..., None])).astype(np.uint8)
 
 
 def _sheet(planes: list[np.ndarray]) -> np.ndarray:
