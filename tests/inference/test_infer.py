@@ -16,7 +16,7 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.inference import predict as cohort
 from flare.inference.predict import predict_cases
-from flare.inference.settings import InferenceSettings
+from flare.inference.settings import InferenceSettings, _say
 from flare.runs.journal import Journal
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +120,40 @@ def test_a_measured_case_is_done_again_and_says_what_it_cost(run, tmp_path):
     assert float(read_csv(tmp_path / "out" / "table7.csv")[0]["ram_mb"]) == row["ram_mb"]
     # measured once, it is left alone in either way
     assert run("inference.measure=true")["cases"] == run()["cases"] == [row]
+
+
+def test_the_papers_efficiency_stands_beside_flare23s_classes_alone(run, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    for override, sources in (
+        ("report.published=auto", {"ours", "paper"}),
+        ("report.published=none", {"ours"}),
+    ):
+        run("inference.measure=true", override)
+        for name in ("table6", "table7"):
+            assert {row["source"] for row in read_csv(tmp_path / "out" / f"{name}.csv")} == sources
+
+
+@pytest.mark.parametrize(
+    ("tta", "axes", "told"),
+    [
+        ("tta8", [], "without mirroring, so nothing is flipped, as with tta=none"),
+        ("tta4", [], "without mirroring, so nothing is flipped, as with tta=none"),
+        ("tta8", [2, 1], "with mirroring along y, x alone, so 4 maps are averaged instead of 8"),
+        ("tta4", [0], "with mirroring along z alone, so 2 maps are averaged instead of 4"),
+        ("tta8", [0, 1, 2], None),
+        ("none", [], None),
+    ],
+)
+def test_flips_that_are_left_out_are_said_once(run, checkpoint, tmp_path, caplog, tta, axes, told):
+    _say.cache_clear()
+    content = torch.load(checkpoint, weights_only=True)
+    content["flare"]["mirror_axes"] = axes
+    torch.save(content, tmp_path / "other.ckpt")
+    for number in range(2):
+        write_ct(tmp_path / "in" / f"{number}.nii.gz", number)
+    run(f"tta={tta}", checkpoint=tmp_path / "other.ckpt")
+    expected = [f"tta={tta}: the network is trained {told}"] if told else []
+    assert [r.getMessage() for r in caplog.records if "tta" in r.getMessage()] == expected
 
 
 def test_measured_and_other_cases_share_a_table(run, tmp_path):

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from flare.core.errors import FlareError
 from flare.inference.settings import BodyRule, InferenceSettings
@@ -48,12 +49,29 @@ def test_every_variant_is_read_from_its_config(config, name, centre, extend):
         "inference.body.threshold_hu=a",
         "inference.body.opening_mm=-1",
         "inference.body=5",
+        "inference.device=gpu",
+        "inference.device=null",
         "engine=outside.Vapour",
     ],
 )
 def test_a_value_that_is_no_choice_is_refused_by_its_key(config, override):
     with pytest.raises(FlareError, match=f"^{override}: expected [^\n]*$"):
         InferenceSettings.from_config(config("infer", override))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_refused(config, device):
+    with pytest.raises(
+        FlareError, match=f"^inference.device={device}: this process sees no such GPU; [^\n]*$"
+    ):
+        InferenceSettings.from_config(config("infer", f"inference.device={device}"))
+
+
+@pytest.mark.parametrize("key", ["inference.devise", "inference.body.threshold", "inference.tta"])
+def test_a_key_that_nothing_reads_is_refused(config, key):
+    with pytest.raises(FlareError, match=f"^{key}: no such key, nothing would read it[^\n]*$"):
+        InferenceSettings.from_config(config("infer", f"+{key}=1"))
 
 
 def test_the_defaults_of_the_library_are_those_of_the_script(config):

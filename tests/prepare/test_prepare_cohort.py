@@ -164,6 +164,43 @@ def test_what_a_source_declares_is_read_anew_without_reading_images(tmp_path: Pa
     assert cohort.processed == []
 
 
+@pytest.mark.parametrize("step", [prepare, analyse])
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ("[{match: 'labels/*', annotates: [liver, spleen]}]", []),
+        (
+            "[{match: hospital_b, annotates: [spleen]}, {match: '*', annotates: [liver, spleen]}, "
+            "{match: b, annotates: []}]",
+            [
+                "data.sources[0].match, data.sources[2].match: matches no case (of several that match a case "
+                "the first counts)"
+            ],
+        ),
+        (
+            "[{match: a, annotates: [liver]}, {match: '*', annotates: [liver, spleen]}]",
+            ["data.sources: 1 cases have classes that it does not declare: a"],
+        ),
+        (
+            "[{match: '*', annotates: [liver, spleen, aorta, tumor]}]",
+            ["data.sources: declares as annotated what no label of the source has: aorta, tumor"],
+        ),
+    ],
+)
+def test_sources_that_contradict_the_cohort_are_said_once(
+    tmp_path: Path,
+    build: Build,
+    caplog: pytest.LogCaptureFixture,
+    step: Callable[[DictConfig], object],
+    sources: str,
+    told: list[str],
+) -> None:
+    write_case(tmp_path, "a", 1, 3)
+    write_case(tmp_path, "b", 1, 3)
+    step(build(f"data.sources={sources}"))
+    assert [r.getMessage() for r in caplog.records if "data.sources" in r.getMessage()] == told
+
+
 def test_foreign_ids_are_renumbered(tmp_path: Path, build: Build) -> None:
     write(tmp_path / "images/a_0000.nii.gz", image_array(0))
     write(tmp_path / "labels/a.nii.gz", label_array(5, 52, 99))

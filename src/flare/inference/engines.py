@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from flare.core.errors import FlareError
+
 Engine = Callable[[torch.Tensor], torch.Tensor]
 Axes = tuple[int, ...]
 
@@ -22,10 +24,17 @@ CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve `auto`, `cpu` or `cuda`; `auto` is a GPU if this process sees one."""
+    """Resolve `auto`, `cpu` or `cuda`; `auto` is a GPU if this process sees one.
+
+    Raises:
+        FlareError: If a GPU is asked for and this process sees none.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FlareError(f"inference.device={name}: this process sees no such GPU; expected auto or cpu")
+    return device
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

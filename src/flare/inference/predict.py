@@ -30,6 +30,7 @@ from flare.runs.work import Executor, Outcome, build_executor, report_failures
 
 if TYPE_CHECKING:
     from flare.inference.predictor import Predictor
+    from flare.runs.checkpoints import Checkpoint
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -247,11 +248,12 @@ class Request:
         wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
-        _check_checkpoint(checkpoint, ClassList.from_config(cfg.classes), wanted)
+        found = _check_checkpoint(checkpoint, ClassList.from_config(cfg.classes), wanted)
+        settings.tell_flips(found.mirror_axes)
         return cls(source, output, checkpoint, settings, is_one)
 
 
-def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any]) -> None:
+def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any]) -> Checkpoint:
     """Refuse a checkpoint of other classes, or, where a round is chosen, of another round or spacing."""
     from flare.runs.checkpoints import load_checkpoint  # torch: only once there is work
 
@@ -266,6 +268,7 @@ def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any])
     for key, value in wanted.items():
         if carried[key] != value:
             raise FlareError(f"checkpoint={path}: has {key}={carried[key]}; expected {value}")
+    return found
 
 
 def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | None = None) -> dict[str, Any]:

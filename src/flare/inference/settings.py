@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.checks import DEFAULTS, Checks
-from flare.core.errors import FLAG, NOT_NEGATIVE, POSITIVE, SHARE, Rule, check_values, choice, number
+from flare.core.errors import (
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    FlareError,
+    Rule,
+    check_values,
+    choice,
+    number,
+)
 from flare.models.names import chosen_networks
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def _say(text: str) -> None:
+    """Warn once a process."""
+    log.warning(text)
 
 
 def _builds_an_engine(name: Any) -> bool:
@@ -42,6 +60,9 @@ RULES = {
     "inference.components": choice("fitted", "organs"),
     "inference.memory_mb": POSITIVE,
     "inference.measure": FLAG,
+    "inference.device": Rule(
+        lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)) is not None, "auto, cpu or cuda"
+    ),
     "tta": choice("none", "tta4", "tta8"),
     "restore": choice("trilinear", "nnunet", "nearest"),
     "engine": Rule(
@@ -126,13 +147,36 @@ class InferenceSettings:
         check_values(cfg, {"allow": NAMES})
         inference = cfg["inference"]
         SECTION.require("inference.body", inference["body"])
+        for key in [
+            *(f"inference.{k}" for k in inference),
+            *(f"inference.body.{k}" for k in inference["body"]),
+        ]:
+            if key not in (*RULES, *BODY_RULES, "inference.body"):
+                raise FlareError(f"{key}: no such key, nothing would read it; expected one of conf/inference")
         values = {key.rpartition(".")[2]: OmegaConf.select(cfg, key) for key in RULES}
-        return cls(
+        found = cls(
             **values,
             body=BodyRule(**inference["body"]),
             networks=chosen_networks(cfg),
             checks=Checks.from_config(cfg),
         )
+        if found.device.startswith("cuda"):
+            from flare.inference.engines import choose_device  # torch: only where a GPU is asked for
+
+            choose_device(found.device)
+        return found
+
+    def tell_flips(self, mirror_axes: Sequence[int]) -> None:
+        """Say, once a process, that flips are left out along which a network's training mirrors nothing."""
+        left, most = len(mirror_axes), 3
+        if self.tta == "none" or left == most:
+            return
+        maps, asked = (1 + n if self.tta == "tta4" else 2**n for n in (left, most))
+        told = "without mirroring, so nothing is flipped, as with tta=none"
+        if mirror_axes:
+            axes = ", ".join("zyx"[axis] for axis in sorted(mirror_axes))
+            told = f"with mirroring along {axes} alone, so {maps} maps are averaged instead of {asked}"
+        _say(f"tta={self.tta}: the network is trained {told}")
 
     def identity(self) -> dict[str, Any]:
         """Give what decides the result, as plain values: all but place, memory, costs and trust."""

@@ -15,6 +15,8 @@ from flare.core.files import atomic, write_csv
 from flare.prepare.settings import Entry, Values
 from flare.runs.work import console
 
+NAMED = 10  # cases that a message names
+
 
 @dataclass
 class Analysis:
@@ -24,11 +26,13 @@ class Analysis:
         cases: Every case that can be used.
         volumes_ml: Case id to class id to millilitres, for labelled cases; classes with no voxel are absent.
         warnings: Case id to what does not fit what its source declares.
+        doubts: What contradicts `data.sources` as a whole, a line each.
     """
 
     cases: list[Case] = field(default_factory=list)
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
 
 def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
@@ -47,6 +51,7 @@ def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList
 def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList) -> Analysis:
     """Say how complete the labels are of each case that can be used: that has values."""
     found = Analysis()
+    shown: dict[tuple[int, ...], set[int]] = {}  # what a source declares -> what its labels have
     for entry in entries:
         if entry.id not in values:
             continue
@@ -60,9 +65,19 @@ def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList)
         found.cases.append(Case(entry.id, entry.image, entry.label, entry.split, kind, *ids))
         if entry.label is not None:
             found.volumes_ml[entry.id] = {k: n * counted["voxel_ml"] for k, n in voxels.items()}
+        if entry.annotates is not None and entry.label is not None:
+            shown.setdefault(entry.annotates, set()).update(present)
         if entry.annotates is not None and present - declared:
             names = ", ".join(classes.name_of(c) for c in sorted(present - declared))
             found.warnings[entry.id] = [f"has classes that data.sources does not declare for it: {names}"]
+    if found.warnings:
+        told = ", ".join(list(found.warnings)[:NAMED]) + (", ..." if len(found.warnings) > NAMED else "")
+        number = len(found.warnings)
+        found.doubts.append(f"data.sources: {number} cases have classes that it does not declare: {told}")
+    absent = {c for declared, present in shown.items() for c in set(declared) - present}
+    if absent:
+        names = ", ".join(classes.name_of(c) for c in sorted(absent))
+        found.doubts.append(f"data.sources: declares as annotated what no label of the source has: {names}")
     return found
 
 

@@ -16,7 +16,7 @@ from flare.core.files import read_json, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index
+from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index, source_group
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases
 from flare.prepare.settings import CohortFiles, PrepareSettings, Values
@@ -97,6 +97,7 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
         settings.executor.close()
     analysis = analyse_labels(index.entries, read.values, settings.classes)
     failures += read.failures
+    _tell(analysis)
     _write_integrity(folder.integrity, index, analysis, read.values, failures)
     for step, is_trained in (("caching", True), ("checking held-out cases", False)):
         chosen = [e.id for e in index.entries if (e.split == "train") == is_trained]
@@ -159,9 +160,10 @@ def analyse(cfg: DictConfig) -> list[Case]:
     for failure in _index_failures(index) + failures:
         # on the console only: reasons name files, and log files hold case ids alone
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
-    cases = analyse_labels(index.entries, values, settings.classes).cases
-    print_label_analysis(cases, settings.classes)
-    return cases
+    analysis = analyse_labels(index.entries, values, settings.classes)
+    _tell(analysis)
+    print_label_analysis(analysis.cases, settings.classes)
+    return analysis.cases
 
 
 def _list(files: CohortFiles) -> Index:
@@ -169,7 +171,18 @@ def _list(files: CohortFiles) -> Index:
     index = build_index(files)
     if not index.entries and not index.problems:
         raise FlareError(f"data.root: no image in any of the cohort's folders below {files.root}")
+    idle = [n for n, source in enumerate(files.sources) if source_group(source) not in index.groups]
+    if idle:
+        # by its number: a pattern may have a patient's name
+        told = ", ".join(f"data.sources[{n}].match" for n in idle)
+        log.warning("%s: matches no case (of several that match a case the first counts)", told)
     return index
+
+
+def _tell(analysis: Analysis) -> None:
+    """Say what in the labels contradicts `data.sources`."""
+    for doubt in analysis.doubts:
+        log.warning(doubt)
 
 
 def _index_failures(index: Index) -> list[Outcome]:

@@ -68,6 +68,11 @@ def build_index(files: CohortFiles) -> Index:
     return found
 
 
+def source_group(source: Source) -> str:
+    """What the cases of a source are called among an index's groups."""
+    return f"data.sources ({source.match})"
+
+
 def _declare(found: Index, sources: Sequence[Source]) -> None:
     """Give each case what its source declares, and each source its cases, the refused ones included."""
     declared = {e.id: source_of(sources, e.id, e.files.values()) for e in found.entries}
@@ -75,7 +80,7 @@ def _declare(found: Index, sources: Sequence[Source]) -> None:
     refused = [(p.case, source_of(sources, p.case, [p.path])) for p in found.problems]
     for case, source in [*declared.items(), *refused]:
         if source is not UNDECLARED:
-            found.groups[f"data.sources ({source.match})"].add(case)
+            found.groups[source_group(source)].add(case)
 
 
 def _add_group(found: Index, files: CohortFiles, images_key: str, labels_key: str | None, split: str) -> None:

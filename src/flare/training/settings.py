@@ -121,6 +121,8 @@ class TrainingSettings:
         columns = table_columns(classes)
         if cfg.objective is not None and cfg.objective not in columns:
             raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
+        patches, inference = PatchSettings.from_config(cfg, classes), InferenceSettings.from_config(cfg)
+        inference.tell_flips(patches.mirror_axes)
         return cls(
             classes=classes,
             targets=str(cfg.labels.targets),
@@ -130,8 +132,8 @@ class TrainingSettings:
             **{part: plain[part] for part in ("loss", "optimizer", "scheduler", "trainer")},
             callbacks=callbacks,
             loggers=plain.get("logger") or {},
-            patches=PatchSettings.from_config(cfg, classes),
-            inference=InferenceSettings.from_config(cfg),
+            patches=patches,
+            inference=inference,
             interpolation=str(cfg.data.interpolation),
             label_map=read_label_map(cfg.data.label_map, classes),
             nsd=cfg.validation.nsd,
