@@ -9,11 +9,12 @@ import pytest
 import bad_cohort
 from bad_cohort import put
 from flare.cli import iterate_rounds
+from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.core.volumes import read_image
 from flare.prepare.settings import PrepareSettings
 from flare.runs.checkpoints import load_checkpoint
-from tiny_run import FEW, NETWORK, SETTINGS, configuration, script
+from tiny_run import FEW, NETWORK, SETTINGS, configuration, run_iterate, script
 
 HOSPITAL = """
 bladder: {id: 1, short: Bladder, role: organ, tolerance_mm: 2, slice_range: false}
@@ -76,6 +77,35 @@ def test_a_class_list_of_ones_own_is_a_config(tmp_path: Path) -> None:
     assert list(read_csv(tmp_path / "out" / "metrics.csv")[0]) == ["Name", *columns]
     logs = [*outputs.rglob("*.log"), *outputs.rglob("logs/**/*.csv"), *outputs.rglob("hparams.yaml")]
     assert_no_paths(logs, tmp_path)
+
+
+@pytest.mark.slow
+def test_no_figure_of_the_paper_stands_beside_other_classes(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    run_iterate(outputs, "rounds=[mo]")
+    run = outputs / "demo"
+    assert (run / "table5.csv").read_text().startswith("round,cases,Liver_DSC")
+    assert "paper_Liver_DSC" in (run / "table5.csv").read_text()
+    assert "These are phantoms, not patients." in (run / "table5.md").read_text()
+    assert "online validation" in (run / "report.html").read_text()
+    for other in (["report.published=none"], ["classes.liver.tolerance_mm=4", "name=other"]):
+        result = run_iterate(outputs, "rounds=[mo]", *other)
+        assert not [key for row in result["table"] for key in row if key.startswith("paper")]
+        run = outputs / ("other" if "name=other" in other else "demo")
+        files = sorted(path for path in run.glob("table*") if path.suffix in (".csv", ".md", ".tex"))
+        assert [path.stem for path in files] == [n for n in ("table4", "table5", "table8") for _ in range(3)]
+        assert not [path.name for path in files if "paper" in path.read_text()]
+        page = (run / "report.html").read_text()
+        assert "online validation" not in page
+        assert "the paper's" not in page
+
+
+def test_the_papers_figures_asked_for_beside_other_classes_are_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FlareError, match=r"^report\.published=flare23: the paper's figures are of FLARE23's"):
+        run_iterate(tmp_path, "rounds=[mo]", "report.published=flare23", "classes.liver.tolerance_mm=4")
+    assert not list(tmp_path.rglob("*.nii.gz"))
 
 
 @pytest.mark.slow

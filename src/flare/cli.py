@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from flare.core.classes import ClassList
 from flare.core.errors import CONF as CONF
 from flare.runs.door import entry
 
@@ -32,15 +33,17 @@ MODULES = {
 
 
 def infer_cases(cfg: DictConfig) -> dict[str, Any]:
-    """Segment images; with `inference.measure=true` also write `table6` and `table7`, the paper's beside.
+    """Segment images; with `inference.measure=true` also write `table6` and `table7`.
 
     Returns:
         What `inference.predict.infer` returns.
     """
+    from flare.evaluation.rendering import shows_published
     from flare.evaluation.tables import write_efficiency
     from flare.inference.predict import infer
 
-    return infer(cfg, write_efficiency)
+    has_paper = shows_published(cfg, ClassList.from_config(cfg.classes))
+    return infer(cfg, partial(write_efficiency, has_paper=has_paper))
 
 
 def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
         write_report(settings, trained, results)
         publish_table(cfg, trained.run, results.table)
         if results.table:
-            show(mean_table(results.table, settings.classes))
+            show(mean_table(results.table, settings.classes, settings.data))
         return results
 
     return iterate(cfg, overrides, finish)

@@ -97,7 +97,7 @@ def _rounds(path: Path, config: Any) -> list[Table]:
     """Means of the ablation table, where there is one."""
     rows = read_csv(path) if path.exists() else []
     numbers = [{k: v if k == "round" else float(v) if v else None for k, v in row.items()} for row in rows]
-    return [mean_table(numbers, ClassList.from_config(config.classes))] if rows else []
+    return [mean_table(numbers, ClassList.from_config(config.classes), config.data.name)] if rows else []
 
 
 if __name__ == "__main__":

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb_workspaces.reports.v2 as wr
 from matplotlib.colors import to_hex
 from omegaconf import DictConfig
 
+from colours import ciede2000, to_lab, to_linear
 from flare.core.errors import FlareError
 from flare.core.files import write_csv
-from flare.core.pictures import run_strokes
+from flare.core.pictures import rgb, run_strokes
 from flare.dashboard import main, make_dashboard, read_comparison
 from flare.report.comparison import build_report, compared_bars, compared_curves
 from flare.report.figures import to_svg
@@ -72,8 +74,8 @@ def test_files_show_curves_bars_and_table(run: Path) -> None:
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert all(a.startswith(("data:", "#")) for a in addresses)  # nothing to fetch
     assert re.findall(r'<a href="#([\w-]+)"', page) == re.findall(r'<section id="([\w-]+)"', page)
-    for colour, _, _ in run_strokes(("mo", "mt")).values():  # one legend for all curves
-        assert page.count(f'{colour}"></i>') == 1
+    for colour, _, _ in run_strokes(("mo", "mt")).values():  # a legend beside each section's pictures
+        assert page.count(f'{colour}"></i>') == 3
     assert "80.00 (86.68)" in page
     assert "| mo | 0.5 |" in paths["md"].read_text()
     spec = json.loads(paths["json"].read_text())
@@ -152,6 +154,36 @@ def test_no_two_runs_look_alike_and_each_looks_the_same_in_every_picture() -> No
     strokes = run_strokes(names)
     assert len(set(strokes.values())) == 21
     assert run_strokes(names[:2]) == {name: strokes[name] for name in names[:2]}
+
+
+def test_no_two_runs_have_one_colour_and_all_stand_out_on_white() -> None:
+    colours = [colour for colour, _, _ in run_strokes([str(n) for n in range(24)]).values()]
+    labs = to_lab(to_linear(np.array([rgb(colour) for colour in colours])))
+    differences = ciede2000(labs[:, None], labs[None])
+    np.fill_diagonal(differences, np.inf)
+    assert differences.min() > 12
+    assert ciede2000(labs, np.array([100.0, 0, 0])).min() > 25
+
+
+def test_a_value_that_was_logged_once_is_a_bar_and_no_curve(
+    config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    write_rounds(config, tmp_path, "mo", "mt")
+    for name in ("mo", "mt"):
+        row = {"epoch": 0, "step": 10, "train/loss": 0.5, "val/dsc_mean": 0.25, "val/dsc/liver": math.nan}
+        write_csv(tmp_path / "rounds" / name / "training.csv", [row])
+    drawn = [p for panels in read_comparison(tmp_path).sections.values() for p in panels if p.is_drawn]
+    assert [(p.kind, p.title) for p in drawn] == [
+        ("bars", "mean Dice, last"),
+        ("bars", "train/loss, last"),
+        ("bars", "dsc/liver, last"),
+    ]
+
+
+def test_the_names_of_bars_are_whole() -> None:
+    name = "model.net.deep_supervision=false optimizer.weight_decay=0.00003 data.augmentation.mirror=none"
+    (axes,) = compared_bars({name: 0.5}, run_strokes([name])).axes
+    assert "".join(axes.get_yticklabels()[0].get_text().split()) == name.replace(" ", "")
 
 
 def test_curves_and_bars_of_a_run_have_its_colour() -> None:

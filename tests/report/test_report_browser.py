@@ -75,6 +75,24 @@ def test_a_class_can_be_hidden(page: Page) -> None:
         page.evaluate(f"{liver}.click()")
 
 
+def test_of_a_hidden_class_nothing_is_left(page: Page) -> None:
+    """Neither its surface nor a rim of its colour on the tumor within."""
+    liver = "[...document.querySelectorAll('#viewer-classes button')].find(b => b.textContent === 'liver')"
+
+    def teal() -> list[int]:
+        shots = [pixels(page, f"#viewer-{name}") for name in ("reference", "prediction")]
+        return [int(((s[..., 1] - s[..., 0] > 15) & (s[..., 2] - s[..., 0] > 15)).sum()) for s in shots]
+
+    before = teal()
+    assert min(before) > 500
+    page.evaluate(f"{liver}.click()")
+    try:
+        assert teal() == [0, 0]
+    finally:
+        page.evaluate(f"{liver}.click()")
+    assert teal() == before
+
+
 def choose(page: Page, *cases: int) -> None:
     """Choose cases one right after the other, and wait for the last."""
     chooser = "const chooser = document.getElementById('viewer-case'); "
@@ -111,12 +129,18 @@ def test_every_picture_is_decoded(page: Page) -> None:
     assert page.evaluate(broken) == 0
 
 
-@pytest.mark.parametrize("width", [1024, 1280, 1440])
+@pytest.mark.parametrize("width", [800, 1024, 1280, 1440])
 def test_the_page_does_not_scroll_sideways(page: Page, width: int) -> None:
     page.call(
         "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # what is wider than the page scrolls in a box of its own, which shows that it does
+    boxed = "[...document.querySelectorAll('table')].every(t => t.parentElement.className === 'scroll')"
+    assert page.evaluate(boxed)
+    wide = "[...document.querySelectorAll('.scroll')].filter(b => b.scrollWidth > b.clientWidth)"
+    shown = f"{wide}.every(b => getComputedStyle(b).backgroundImage.includes('radial-gradient'))"
+    assert page.evaluate(f"{wide}.length > 0 && {shown}" if width == 800 else shown)
 
 
 def test_the_console_is_silent_and_the_network_unused(page: Page, path: Path) -> None:

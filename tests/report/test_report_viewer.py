@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from flare.core.classes import ClassList
 from flare.core.volumes import read_compared
-from flare.report.examples import encode, lookup_table, pack_case
+from flare.report.examples import coarsen, encode, lookup_table, pack_case
 from tiny_round import LIVER, SHAPE, TUMOR, write_case
 
 
@@ -30,14 +30,11 @@ def test_the_file_is_the_array_in_ras_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [10**6, SHAPE[0] * SHAPE[1] * SHAPE[2] // 8])
-def test_large_volumes_are_packed_coarser(
-    tmp_path: Path, labels: ClassList, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flare.report.examples.VOXELS", limit)
+def test_large_volumes_are_packed_coarser(tmp_path: Path, labels: ClassList, limit: int) -> None:
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    packed = pack_case(read_compared("case", (image, label, label), labels, None))
+    packed = pack_case(read_compared("case", (image, label, label), labels, None), labels, limit)
     shown = read_back(packed["reference"], tmp_path)
     assert shown.GetSize() == tuple(n if limit == 10**6 else n // 2 for n in SHAPE[::-1])
     assert set(np.unique(sitk.GetArrayFromImage(shown))) >= {LIVER, TUMOR}
@@ -55,3 +52,15 @@ def test_the_background_is_clear_and_classes_are_named(labels: ClassList) -> Non
     assert table["A"][0] == 0
     assert set(table["A"][1:]) == {255}
     assert table["labels"][6] == "inferior vena cava"
+
+
+def test_a_small_tumor_is_not_lost_in_a_coarser_map() -> None:
+    fine = np.zeros((8, 8, 8), np.uint8)
+    fine[:, :, 4:] = LIVER
+    fine[2, 4, 6] = TUMOR  # one voxel: the nearest voxels of the coarse map are others
+    fine[4:, :4, 4:] = TUMOR
+    found = coarsen(fine, (4, 4, 4), TUMOR)
+    assert found[1, 2, 3] == TUMOR
+    assert (found == TUMOR).sum() == 1 + 2 * 2 * 2
+    assert set(np.unique(coarsen(fine, (4, 4, 4), None))) == {0, LIVER, TUMOR}
+    assert np.array_equal(coarsen(fine, (8, 8, 8), TUMOR), fine)

@@ -6,17 +6,20 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flare.core.classes import ClassList
 from flare.core.files import write_csv, write_text
-from flare.report.examples import Shown, viewer_json
-from flare.report.facts import Facts, ReportSettings
+from flare.core.volumes import read_image, write_labels
+from flare.report.examples import Shown, named_ranks, viewer_json
+from flare.report.facts import Facts, ReportSettings, gather
 from flare.report.page import NIIVUE, write_report
 from flare.rounds.graph import plan_rounds, tell_starts
 from flare.rounds.score import Results
 from flare.runs.work import Outcome
 from report_run import Made, make_run
+from tiny_round import LIVER, TUMOR
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_every_scored_case_is_shown_beside_its_reference(page: str) -> None:
 
 def test_ours_and_the_papers_scores_stand_in_one_row(made: Made, page: str) -> None:
     ours = next(r for r in made.results.table if r["round"] == "mot1")
-    row = re.search(r"<td>MOT1</td>.*?</tr>", page[page.index("Table 5, DSC") :], re.DOTALL)
+    row = re.search(r"<td>MOT1</td>.*?</tr>", page[page.index("<h3>DSC in percent") :], re.DOTALL)
     assert row is not None
     assert f"{ours['Liver_DSC']:.1f}<small>97.4</small>" in row[0]  # the paper's Table 5, MOT1, liver
 
@@ -119,10 +122,11 @@ def test_a_name_cannot_leave_the_viewers_data(labels: ClassList) -> None:
     name = "</script><!--<script>"
     settings = ReportSettings("run", "phantom", "test", "present", labels, None, None, {})
     facts = Facts(settings, [], [], [], Results([], []))
-    told = viewer_json(facts, [Shown(name, "best", True, {}, 0.5, {}, {"image": "AA=="})])
+    told = viewer_json(facts, [Shown(name, "best", True, {}, 0.5, {}, 2, {"image": "AA=="})])
     assert told is not None
     assert "<" not in told
     assert json.loads(told)["cases"][0]["name"] == name
+    assert json.loads(told)["cases"][0]["told"] == "best, 2 missed tumors"
 
 
 @pytest.mark.slow
@@ -144,3 +148,29 @@ def test_many_cases_are_small_but_for_best_median_and_worst(
     assert page.count("axial, coronal, sagittal") >= 6
     assert page.count('alt="Prediction for held_out') == 4
     assert len(re.findall(r'alt="Prediction for held_out\d, axial"', page)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", ["mot", "mo"])
+def test_the_worst_case_and_every_missed_tumor_are_in_the_viewer(tmp_path: Path, last: str) -> None:
+    made = make_run(tmp_path, names=(last,), held_out_cases=6)
+    order = list(gather(*made.arguments()).ranked)
+    ranks = named_ranks(order)
+    missed = next(case for case in reversed(order) if case not in ranks)
+    path = made.run.round(last).root / "validation" / "predictions" / f"{missed}.nii.gz"
+    volume = read_image(path)
+    write_labels(path, np.where(volume.array == TUMOR, LIVER, volume.array), volume.geometry)
+    page = write_report(*made.arguments()).read_text(encoding="utf-8")
+    found = re.search(r'id="viewer-data">(.*?)</script>', page)
+    assert found is not None
+    cases = {case["name"]: case["told"] for case in json.loads(found[1])["cases"]}
+    # a round that learns organs alone misses no tumor
+    assert cases == ranks | ({missed: "1 missed tumor"} if last == "mot" else {})
+    assert ("1 missed tumor</b>" in page) is (last == "mot")
+
+
+def test_the_page_says_what_the_paper_is_and_claims_no_comparison_impossible_that_it_makes(page: str) -> None:
+    text = " ".join(re.sub(r"<[^>]+>", "", without_niivue(page)).split())
+    assert '<dt id="paper">' in page
+    assert "Multi-task Learning with Iterative Training in Hybrid Labeling Dataset" in text
+    assert "cannot be compared" not in text

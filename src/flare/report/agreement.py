@@ -169,7 +169,7 @@ def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None
     there = {part: of for part, of in means.items() if any(m is not None for m in chain(*of.values()))}
     if not there:
         return None
-    with new_figure(10.4, 3.3) as figure:
+    with new_figure(9.2, 3.3) as figure:
         grid = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
         for axes, (part, values) in zip(grid, there.items(), strict=True):
             for comparison, look in lines.items():

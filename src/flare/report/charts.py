@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,13 +86,15 @@ def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
 
 def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
     """Training loss (above) and mean validation DSC (below) by epoch, one column a round."""
-    with new_figure(10.4, 3.9) as figure:
+    with new_figure(9.2, 3.9) as figure:
         grid = figure.subplots(2, len(rounds), sharex="col", sharey="row", squeeze=False)
         for column, item in zip(grid.T, rounds, strict=True):
             for axes, key in zip(column, ("train/loss", "val/dsc_mean"), strict=True):
                 points = [(n + 1.0, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None]
                 if not draw_curve(axes, points, TARGETS[item.plan["targets"]]):
                     axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
+                if len(points) == 1:  # no curve: its one value in words
+                    axes.annotate(f"{points[0][1]:.2f} ", points[0], ha="right", va="center", color=INK)
             column[0].set_title(item.name.upper())
             epochs = max(1, len(item.curve))
             column[1].set_xlim(0, epochs + 0.5)
@@ -118,7 +120,7 @@ def trend(facts: Facts) -> Figure | None:
     """What `trends` tells, ours and the paper's, with the baselines as levels; None where it is nothing."""
     if not (wanted := trends(facts)):
         return None
-    with new_figure(10.4, 3.3) as figure:
+    with new_figure(9.2, 3.3) as figure:
         grid = figure.subplots(1, len(wanted), squeeze=False)[0]
         for axes, (key, name) in zip(grid, wanted.items(), strict=True):
             draw_trend(axes, facts, key, name)
@@ -149,7 +151,7 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
     colours = class_colours(classes)
     learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
     grey = {"color": GREY}
-    with new_figure(10.4, 5.6) as figure:
+    with new_figure(9.2, 5.6) as figure:
         grid = figure.subplots(2, 1, sharex=True)
         for axes, measure in zip(grid, MEASURES, strict=True):
             keys = [f"{c.short}_{measure}" for c in learned]
@@ -171,18 +173,17 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
             axes.set_ylim(-3, 103)
             axes.set_ylabel(f"{measure} (%)")
             axes.grid(axis="x", visible=False)
-        names = [
-            f"{title(c).replace(' ', chr(10))}\nn={len(v)}" for c, v in zip(learned, values, strict=True)
-        ]
+        names = [f"{title(c)}, n={len(v)}" for c, v in zip(learned, values, strict=True)]
         middle, half = (len(learned) - 1) / 2, max(len(learned), MIN_PLACES) / 2 + 0.1
         grid[1].set_xlim(middle - half, middle + half)
-        grid[1].set_xticks(range(len(names)), names, fontsize=8)
+        slanted: Any = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        grid[1].set_xticks(range(len(names)), names, fontsize=9, **slanted)
     return figure
 
 
 def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
     """Mean seconds a case by stage of inference, one bar a round."""
-    with new_figure(10.4, 0.9 + 0.32 * len(rounds)) as figure:
+    with new_figure(9.2, 0.9 + 0.32 * len(rounds)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(rounds))
         for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):

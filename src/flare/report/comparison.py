@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Rows = list[dict[str, float]]
 LINES, BARS, PICTURES, CASES = "lines", "bars", "pictures", "cases"
+LAST = ", last"  # behind the title of a panel of last values
 
 
 class Panel(NamedTuple):
@@ -88,7 +89,7 @@ class Comparison:
         known = sorted({key for rows in self.curves.values() for row in rows for key in row})
         scores = {"dsc": "Dice", "nsd": "normalised surface Dice"}
         means = [Panel(LINES, f"mean {name}", f"val/{m}_mean") for m, name in scores.items()]
-        means += [Panel(BARS, f"mean {name}, last", f"val/{m}_mean") for m, name in scores.items()]
+        means += [Panel(BARS, f"mean {name}{LAST}", f"val/{m}_mean") for m, name in scores.items()]
         classes = [k for m in scores for k in known if k.startswith(f"val/{m}/")]
         machine = ("lr", "patches_per_s", "gpu_memory_mb")
         found = {
@@ -102,7 +103,16 @@ class Comparison:
             "Learning rate, speed and memory": [Panel(LINES, k, k) for k in machine],
         }
         there = {t: [p for p in panels if p.key in known or not p.is_drawn] for t, panels in found.items()}
-        return {title: panels for title, panels in there.items() if panels}
+        shown = {t: list(dict.fromkeys(map(self._drawn, panels))) for t, panels in there.items()}
+        return {title: panels for title, panels in shown.items() if panels}
+
+    def _drawn(self, panel: Panel) -> Panel:
+        """The panel, or last values instead of curves where no training has two points."""
+        runs = self.curves.values()
+        points = [sum(math.isfinite(row.get(panel.key, math.nan)) for row in rows) for rows in runs]
+        if panel.kind != LINES or max(points) > 1:
+            return panel
+        return Panel(BARS, panel.title + LAST, panel.key)
 
 
 def write_comparison(found: Comparison, output: Path) -> dict[str, Path]:
@@ -154,20 +164,20 @@ def compared_curves(
 
 def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
     """One bar a run, in its own colour, with its value."""
-    with new_figure(5.2, 0.6 + 0.36 * max(1, len(values))) as figure:
+    names = [fill(name, 40) for name in values]
+    lines = sum(max(2, 1 + name.count("\n")) for name in names)
+    with new_figure(5.2, 0.6 + 0.18 * max(2, lines)) as figure:
         axes = figure.subplots()
         bars = axes.barh(range(len(values)), list(values.values()), color=[strokes[n][0] for n in values])
         axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
         axes.margins(x=0.15)
-        # the last part of each key: the whole name stands beside the picture
-        names = [fill(re.sub(r"[\w.]+\.(?=\w+=)", "", n), 28) for n in values]
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
     return figure
 
 
-def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList) -> Table:
+def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList, cohort: str) -> Table:
     """Organ means and tumor of the ablation table, from rows of `table5.csv` with numbers as such."""
     names = ["organ_mean", *(c.short for c in classes.entries if c.id == classes.tumor)]
     keys = [f"{name}_{measure}" for name in names for measure in MEASURES]
@@ -176,7 +186,9 @@ def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList) -> Table:
         [cell(r["round"]), cell(r["cases"], 0), *(beside(r.get(k), r.get(f"paper_{k}")) for k in keys)]
         for r in rows
     ]
-    return Table("Rounds, in percent, the paper's in brackets; best in bold", columns, body)
+    has_paper = any(k.startswith("paper_") for r in rows for k in r)
+    told = ", the paper's (FLARE23 online validation) in brackets" if has_paper else ""
+    return Table(f"Rounds on {cohort}, in percent{told}; best in bold", columns, body)
 
 
 def publish(found: Comparison) -> str:

@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from flare.core.classes import ClassList
-from flare.core.geometry import Volume
+from flare.core.geometry import Shape, Volume
 from flare.core.pictures import WINDOW_HU, class_colours, draw_case, rgb, title
 from flare.core.preprocessing import resample
 from flare.core.volumes import read_compared
+from flare.evaluation.lesions import find_lesions
 from flare.inference.predict import segmentation_path
+from flare.merging.maps import components
 from flare.report.facts import Facts
 from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
 VOXELS = 1_500_000  # of a volume in the page; larger ones are made coarser (ours)
+ALL_VOXELS = 20 * VOXELS  # of all images in the page: beyond so many cases each is made coarser (ours)
 ALL_LARGE = 8  # up to so many cases, each is shown in three planes
 
 
@@ -37,7 +40,8 @@ class Shown:
         scores: `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn.
         mean: Mean DSC over its scored classes.
         pictures: `reference` and `prediction`, WebP.
-        volumes: What `pack_case` gives, of a case with a rank.
+        missed: How many of its tumors no voxel of the prediction's tumor meets.
+        volumes: What `pack_case` gives, of a case with a rank or a missed tumor.
     """
 
     case: str
@@ -46,7 +50,14 @@ class Shown:
     scores: Mapping[str, Any]
     mean: float
     pictures: Mapping[str, bytes]
+    missed: int = 0
     volumes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """Rank and missed tumors, as far as there are any."""
+        missed = f"{self.missed} missed tumor{'s' if self.missed > 1 else ''}" if self.missed else ""
+        return ", ".join(filter(None, (self.rank, missed)))
 
 
 def named_ranks(order: Sequence[str]) -> dict[str, str]:
@@ -58,34 +69,54 @@ def named_ranks(order: Sequence[str]) -> dict[str, str]:
 
 
 def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
-    """Draw every scored case with the prediction in a folder, the best first; pack those with a rank."""
-    order = facts.ranked
+    """Draw every scored case with the prediction in a folder, the best first.
+
+    Those with a rank or a missed tumor are packed for the viewer as well.
+    """
+    files = {c.id: (c.image, c.label, segmentation_path(folder, c.id)) for c in facts.scored}
+    order = {case: dsc for case, dsc in facts.ranked.items() if files[case][2].exists()}
     ranks = named_ranks(list(order))
     large = {case for case in order if len(order) <= ALL_LARGE or case in ranks}
+    shared = {"classes": facts.classes, "label_map": facts.settings.label_map}
+    scores = {row["Name"]: row for row in facts.last.scores}
     jobs = {
-        c.id: {
-            "case": c.id,
-            "files": (c.image, c.label, path),
-            "classes": facts.classes,
-            "label_map": facts.settings.label_map,
-            "is_large": c.id in large,
-            "is_packed": c.id in ranks,
+        case: {
+            "case": case,
+            "files": files[case],
+            "is_large": case in large,
+            "seeks_tumor": scores[case].get(facts.tumor_column) is not None,
+            **shared,
         }
-        for c in facts.scored
-        if c.id in order and (path := segmentation_path(folder, c.id)).exists()
+        for case in order
     }
+    drawn = _done(show_case, jobs, executor, "draw cases")
+    chosen = [case for case, (_, missed) in drawn.items() if missed or case in ranks]
+    voxels = min(VOXELS, ALL_VOXELS // max(1, len(chosen)))
+    packed = _done(
+        pack_files,
+        {case: {"case": case, "files": files[case], "voxels": voxels, **shared} for case in chosen},
+        executor,
+        "pack cases",
+    )
+    found = []
+    for case in filter(drawn.__contains__, order):
+        pictures, missed = drawn[case]
+        known = scores[case], order[case], pictures, missed, packed.get(case, {})
+        found.append(Shown(case, ranks.get(case, ""), case in large, *known))
+    return found
+
+
+def _done(
+    function: Callable[..., Any], jobs: dict[str, Any], executor: Executor, told: str
+) -> dict[str, Any]:
+    """What became of each case's job, of those that did not fail."""
     made = {}
-    for outcome in run_cases(show_case, jobs, executor=executor, description="draw cases"):
+    for outcome in run_cases(function, jobs, executor=executor, description=told):
         if outcome.error is None:
             made[outcome.case_id] = outcome.value
         else:
-            log.warning("case %s could not be drawn", outcome.case_id)
-    scores = {row["Name"]: row for row in facts.last.scores}
-    return [
-        Shown(case, ranks.get(case, ""), case in large, scores[case], mean, *made[case])
-        for case, mean in order.items()
-        if case in made
-    ]
+            log.warning("case %s could not be shown", outcome.case_id)
+    return made
 
 
 def show_case(
@@ -94,30 +125,57 @@ def show_case(
     classes: ClassList,
     label_map: dict[Any, int] | None,
     is_large: bool,
-    is_packed: bool,
-) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Draw one case, and pack it for the viewer, from one reading of CT, annotation and prediction."""
+    seeks_tumor: bool,
+) -> tuple[dict[str, bytes], int]:
+    """Draw one case, and count its missed tumors where the round learns tumors."""
     volumes = read_compared(case, files, classes, label_map)
-    return draw_case(volumes, classes, small=not is_large), pack_case(volumes) if is_packed else {}
+    pictures = draw_case(volumes, classes, small=not is_large)
+    if not seeks_tumor:
+        return pictures, 0
+    truth, ours = volumes[1:]
+    lesions = find_lesions(truth.array, ours.array, spacing_mm=truth.geometry.spacing_mm, classes=classes)
+    return pictures, sum(lesion.side == "reference" and not lesion.matched for lesion in lesions)
 
 
-def pack_case(volumes: tuple[Volume, Volume, Volume]) -> dict[str, str]:
-    """Pack image, reference and prediction for the viewer.
+def pack_files(
+    case: str,
+    files: tuple[Path, Path, Path],
+    classes: ClassList,
+    label_map: dict[Any, int] | None,
+    voxels: int,
+) -> dict[str, str]:
+    """Read a case's CT, annotation and prediction and pack them for the viewer."""
+    return pack_case(read_compared(case, files, classes, label_map), classes, voxels)
+
+
+def pack_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, voxels: int) -> dict[str, str]:
+    """Pack image, reference and prediction for the viewer, each in about so many voxels at most.
 
     Returns:
         `image`, `reference` and `prediction`: base64 of `.nii.gz`, uint8, in RAS voxel order; the image's
         soft-tissue window is spread over 0 to 255.
     """
     ct = volumes[0]
-    coarse = max(1.0, (ct.array.size / VOXELS) ** (1 / 3))
+    coarse = max(1.0, (ct.array.size / voxels) ** (1 / 3))
     z, y, x = (max(1, round(n / coarse)) for n in ct.array.shape)
     low, high = WINDOW_HU
     grey = resample(ct.array, (z, y, x), "linear") if coarse > 1 else ct.array
     grey = np.rint(np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     spacing = [s * n / m for s, n, m in zip(ct.geometry.spacing_mm, ct.array.shape, (z, y, x), strict=True)]
-    labels = [resample(v.array, (z, y, x), "nearest") for v in volumes[1:]]
+    labels = [coarsen(v.array, (z, y, x), classes.tumor) for v in volumes[1:]]
     names = ("image", "reference", "prediction")
     return {name: encode(array, spacing) for name, array in zip(names, (grey, *labels), strict=True)}
+
+
+def coarsen(labels: np.ndarray, shape: Shape, tumor: int | None) -> np.ndarray:
+    """A label map on a coarser grid, nearest voxel; a tumor that would fall between its voxels stays."""
+    found = resample(labels, shape, "nearest")
+    for lesion in components(labels == tumor) if tumor is not None and found.shape != labels.shape else ():
+        fine = np.argwhere(lesion.mask) + [part.start for part in lesion.box]
+        place = tuple(((fine + 0.5) * np.divide(shape, labels.shape)).astype(int).T)
+        if not (found[place] == tumor).any():
+            found[place] = tumor
+    return found
 
 
 def encode(array: np.ndarray, spacing_mm: Sequence[float]) -> str:
@@ -154,7 +212,7 @@ def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
 
 def viewer_json(facts: Facts, shown: Sequence[Shown]) -> str | None:
     """What the viewer's script reads, as JSON that can stand inside a `<script>`."""
-    cases = [{"name": s.case, "rank": s.rank, **s.volumes} for s in shown if s.volumes]
+    cases = [{"name": s.case, "told": s.told, **s.volumes} for s in shown if s.volumes]
     if not cases:
         return None
     data = {"lookup": lookup_table(facts.classes), "cases": cases}

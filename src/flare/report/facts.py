@@ -13,6 +13,7 @@ from flare.core.cases import Case, read_label_map
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
 from flare.evaluation.metrics import mean
+from flare.evaluation.rendering import shows_published
 from flare.evaluation.summary import Row, only_learned, read_scores
 from flare.rounds.score import Results, Trained, held_out
 from flare.rounds.settings import RoundSettings
@@ -60,6 +61,7 @@ class ReportSettings:
         truth: Folder of complete labels of the training cases, which only a made-up cohort has; never
             trained on.
         public: The configuration, without a path of the machine.
+        has_paper: Whether the paper's figures stand beside those of the run.
     """
 
     name: str
@@ -70,6 +72,7 @@ class ReportSettings:
     label_map: dict[Any, int] | None
     truth: Path | None
     public: dict[str, Any]
+    has_paper: bool = True
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> ReportSettings:
@@ -86,6 +89,7 @@ class ReportSettings:
             label_map=None if label_map is None else dict(label_map),
             truth=truth if truth is not None and truth.is_dir() else None,
             public=public_config(cfg),
+            has_paper=shows_published(cfg, classes, cfg.data.scoring.protocol),
         )
 
 

@@ -34,7 +34,7 @@ from flare.runs.journal import Journal
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
-FORMAT = 5  # raised when the page changes, so that pages made before are made again
+FORMAT = 6  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(settings: ReportSettings, trained: Trained, results: Results) -> Path:

@@ -32,12 +32,6 @@
     enter("failed");
   }
 
-  function lookup() {
-    const table = structuredClone(data.lookup);
-    table.A = table.I.map((id, place) => (place === 0 || hidden.has(id) ? 0 : 255));
-    return table;
-  }
-
   function arrange() {
     const solid = mode() === "render";
     for (const view of views) {
@@ -50,9 +44,11 @@
     opacity.disabled = solid;
   }
 
-  function colour() {
+  // A hidden class leaves the map itself: made clear alone, it would still tint the surfaces that it touches.
+  function hide() {
     for (const view of views) {
-      view.volumes[1].setColormapLabel(lookup());
+      const labels = view.volumes[1];
+      labels.img.set(labels.whole.map((id) => (hidden.has(id) ? 0 : id)));
       view.updateGLVolume();
     }
   }
@@ -68,6 +64,8 @@
       if (wish !== asked) return;
       const labels = await NVImage.loadFromBase64({ base64: item[name], name: "labels.nii.gz" });
       if (wish !== asked) return;
+      labels.whole = labels.img.slice();
+      labels.setColormapLabel(data.lookup);
       loaded.push([grey, labels]);
     }
     for (const [place, view] of views.entries()) {
@@ -75,11 +73,10 @@
       while (view.volumes.length) view.removeVolume(view.volumes[0]);
       view.addVolume(grey);
       view.addVolume(labels);
-      labels.setColormapLabel(lookup());
-      view.updateGLVolume();
       view.setRenderAzimuthElevation(180, 12);
       view.setScale(1.35);
     }
+    hide();
     enter("ready");
     arrange();
   }
@@ -105,7 +102,7 @@
     await show(data.cases[chooser.value]);
   }
 
-  data.cases.forEach((item, place) => chooser.add(new Option(item.rank ? `${item.name} (${item.rank})` : item.name, place)));
+  data.cases.forEach((item, place) => chooser.add(new Option(item.told ? `${item.name} (${item.told})` : item.name, place)));
   data.lookup.I.slice(1).forEach((id, place) => {
     const button = document.createElement("button");
     const swatch = document.createElement("i");
@@ -116,7 +113,7 @@
     button.addEventListener("click", () => {
       if (!hidden.delete(id)) hidden.add(id);
       button.setAttribute("aria-pressed", String(!hidden.has(id)));
-      colour();
+      hide();
     });
     document.getElementById("viewer-classes").append(button);
   });
