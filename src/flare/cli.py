@@ -38,7 +38,7 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
     Returns:
         What `inference.predict.infer` returns.
     """
-    from flare.evaluation.rendering import shows_published
+    from flare.evaluation.published import shows_published
     from flare.evaluation.tables import write_efficiency
     from flare.inference.predict import infer
 

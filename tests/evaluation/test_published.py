@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.evaluation.rendering import is_flare23, published, shows_published
+from flare.evaluation.published import is_flare23, published, shows_published
 
 ROUNDS = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
 

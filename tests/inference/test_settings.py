@@ -50,7 +50,6 @@ def test_every_variant_is_read_from_its_config(config, name, centre, extend):
         "inference.body.opening_mm=-1",
         "inference.body=5",
         "inference.device=gpu",
-        "inference.device=null",
         "engine=outside.Vapour",
     ],
 )

@@ -24,7 +24,7 @@ from flare.core.cases import read_label_map
 from flare.core.classes import ClassList, LabelClass
 from flare.core.errors import FlareError, Rule, build_part, choice
 from flare.core.geometry import Box, Spacing
-from flare.evaluation.rendering import shows_published
+from flare.evaluation.published import shows_published
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
 from flare.runs.work import failed_share
 

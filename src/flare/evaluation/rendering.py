@@ -1,58 +1,21 @@
-"""Tables with the best in bold, as Markdown, as LaTeX and on the console; the paper's figures to compare."""
+"""Tables with the best in bold, as Markdown, as LaTeX and on the console."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
 
-from flare.core.classes import ClassList
-from flare.core.errors import FlareError, choice
 from flare.core.files import write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # half a second to import, so only where tables are made
 
-PHANTOM = "phantom"  # `data.name` of the embedded cohort
 MARKDOWN = {"tablefmt": "github", "index": False, "stralign": None, "disable_numparse": True}
-
-
-@cache
-def published() -> dict[str, Any]:
-    """All tables by name, `table4` to `table8`, as plain values; layout and units are in the file."""
-    return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))  # type: ignore[return-value]
-
-
-def is_flare23(classes: ClassList) -> bool:
-    """Whether these are the classes that the paper's figures are of, scored by the same tolerances."""
-    rules = {c.short: [c.id, c.name, c.role, c.tolerance_mm, c.slice_range] for c in classes.entries}
-    return rules == published()["classes"]
-
-
-def shows_published(cfg: DictConfig, classes: ClassList, protocol: str | None = None) -> bool:
-    """Whether `report.published` sets the paper's figures beside those of a run.
-
-    By `auto` they stand where class list and protocol are FLARE23's, and beside the embedded phantom's, which
-    every table names as such. What scores nothing has no protocol.
-
-    Raises:
-        FlareError: If they are asked for beside other classes.
-    """
-    wanted, is_same = cfg.report.published, is_flare23(classes)
-    choice("auto", "none", "flare23").require("report.published", wanted)
-    if wanted == "flare23" and not is_same:
-        raise FlareError(
-            "report.published=flare23: the paper's figures are of FLARE23's 14 classes and tolerances, and "
-            "classes= has others; expected auto or none"
-        )
-    is_known = protocol in (None, "flare23") or cfg.data.name == PHANTOM
-    return wanted == "flare23" or (wanted == "auto" and is_same and is_known)
 
 
 class Cell(NamedTuple):

@@ -13,7 +13,8 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.evaluation.metrics import MEASURES, mean
-from flare.evaluation.rendering import Cell, Column, Table, beside, cell, published, write_table
+from flare.evaluation.published import published
+from flare.evaluation.rendering import Cell, Column, Table, beside, cell, write_table
 from flare.evaluation.summary import Row, only_learned, score_matrix
 
 # of Table 4: our cases, then the paper's cohorts

@@ -13,7 +13,7 @@ from flare.core.cases import Case, read_label_map
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
 from flare.evaluation.metrics import mean
-from flare.evaluation.rendering import shows_published
+from flare.evaluation.published import shows_published
 from flare.evaluation.summary import Row, only_learned, read_scores
 from flare.rounds.score import Results, Trained, held_out
 from flare.rounds.settings import RoundSettings

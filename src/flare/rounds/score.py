@@ -11,7 +11,7 @@ from typing import Any
 
 from flare.core.cases import Case
 from flare.core.files import config_hash, read_json, sha256
-from flare.evaluation.rendering import PHANTOM
+from flare.evaluation.published import PHANTOM
 from flare.evaluation.scores import failed_cases, score_folder
 from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5, write_round_tables
