@@ -67,11 +67,12 @@ def test_a_class_list_of_ones_own_is_a_config(tmp_path: Path) -> None:
     assert load_checkpoint(checkpoint).class_list.names == ("bladder", "prostate", "rectum")
     assert load_checkpoint(checkpoint).outputs == (0, 1, 2, 5)
     folders = [f"input={tmp_path / 'data' / 'images'}", f"output={tmp_path / 'out'}", "tta=none"]
-    done = script("infer", *own, f"checkpoint={checkpoint}", *folders, "executor.workers=0", cwd=tmp_path)
+    # the checkpoint brings its list, and what it made carries it
+    done = script("infer", f"checkpoint={checkpoint}", *folders, "executor.workers=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert set(np.unique(read_image(tmp_path / "out" / "p0.nii.gz").array)) <= {0, 1, 2, 5}
     folders = [f"predictions={tmp_path / 'out'}", f"references={tmp_path / 'data' / 'labels'}"]
-    done = script("evaluate", *own, *folders, "executor.workers=0", cwd=tmp_path)
+    done = script("evaluate", *folders, "executor.workers=0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     columns = [f"{c}_{m}" for m in ("DSC", "NSD") for c in ("Bladder", "Prostate", "Rectum")]
     assert list(read_csv(tmp_path / "out" / "metrics.csv")[0]) == ["Name", *columns]

@@ -55,6 +55,8 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
         FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
     """
     from flare.baselines.predictors import check_baselines, predict_baseline
+    from flare.core.class_files import own_classes
+    from flare.core.paths import settle_paths
     from flare.evaluation.rendering import show
     from flare.report.comparison import mean_table, publish_table
     from flare.report.facts import ReportSettings
@@ -62,6 +64,8 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     from flare.rounds.iterate import iterate
     from flare.rounds.score import write_ablation
 
+    settle_paths(cfg)
+    cfg = own_classes(cfg)
     check_baselines(cfg.baselines)
 
     def finish(trained: Trained) -> Results:

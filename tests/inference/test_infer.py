@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from flare.cli import infer_cases
+from flare.core.class_files import classes_at
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.inference import predict as cohort
@@ -265,7 +266,7 @@ def test_a_dicom_series_is_one_case(run, real_data, tmp_path):
     assert written.GetSize() == (512, 512, 20)
 
 
-def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint, tmp_path):
+def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint, tmp_path, labels):
     from flare.inference.largest import keep_largest
     from flare.runs.work import LocalExecutor
 
@@ -284,12 +285,33 @@ def test_a_round_keeps_the_largest_component_of_fitted_organs(config, checkpoint
             executor=executor,
             journal=Journal(tmp_path / "predict.jsonl"),
             components=components,
+            classes=labels,
         )
         assert not done.failures
         results.append(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "a.nii.gz"))))
     plain, cleaned = results
     assert (plain != cleaned).any()
     np.testing.assert_array_equal(cleaned, keep_largest(plain, tuple(range(1, 14))))
+
+
+def test_the_checkpoint_brings_its_classes_and_what_it_made_carries_them(run, checkpoint, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    for place in (content["flare"], content["flare"]["config"]["model"]["net"]):
+        place["classes"] = {("bladder" if k == "liver" else k): v for k, v in place["classes"].items()}
+    other = tmp_path / "other.ckpt"
+    torch.save(content, other)
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    run(checkpoint=other)
+    path, carried = classes_at(tmp_path / "out")
+    assert path.name == "classes.json"
+    assert carried.name_of(1) == "bladder"
+    mesh = "{id: 15, short: M, role: organ, tolerance_mm: 1, slice_range: false}"
+    with pytest.raises(FlareError, match=r"its classes are 1 bladder.*classes=\) has 1 liver.*15 mesh"):
+        run(f"+classes.mesh={mesh}", f"output={tmp_path / 'new'}", checkpoint=other)
+    with pytest.raises(
+        FlareError, match=r"output: .*classes.json has the classes 1 bladder.*last.ckpt has 1 l"
+    ):
+        run()
 
 
 def test_a_job_of_a_sweep_takes_the_checkpoint_of_the_named_run(run, checkpoint, tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def test_bad_cases_are_named_at_the_end_and_the_rest_is_done(tmp_path: Path, fol
     assert str(tmp_path / "truth" / "twice.nii.gz") in text
     assert str(tmp_path / "truth" / "again" / "twice_0000.nii.gz") in text
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["fine.nii.gz"]
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.json")) == ["fine.json"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.json")) == ["classes.json", "fine.json"]
     assert [r["case"] for r in read_csv(tmp_path / "out" / "provenance.csv")] == ["fine"]
 
 

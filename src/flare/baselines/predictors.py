@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.cases import Case, select_cases
+from flare.core.class_files import write_classes
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, write_json
 from flare.core.geometry import Spacing
@@ -60,6 +61,7 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
             return [*failures, *(Outcome(c.id, error=reason, is_fault=True) for c in held_out)]
         function, shared = predict_by_thresholds, {"spacing_mm": spacing_mm, "priors": folder / PRIORS}
     targets = {c.id: segmentation_path(folder / "predictions", c.id) for c in held_out}
+    write_classes(folder / "predictions", trained.rounds[-1].classes)
     done = resume_cases(
         function,
         {c.id: {"image": c.image, "target": targets[c.id], **shared} for c in held_out},
@@ -90,6 +92,7 @@ def _predict_untrained(trained: Trained, held_out: Sequence[Case], folder: Path)
         settings=last.training.inference,
         executor=trained.executor,
         journal=Journal(folder / "journal" / "predict.jsonl"),
+        classes=last.classes,
     )
     return predicted.failures
 

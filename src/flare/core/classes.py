@@ -105,6 +105,15 @@ class ClassList:
         return next((c.id for c in self.entries if c.role == "tumor"), None)
 
     @property
+    def told(self) -> str:
+        """Ids and names, as messages list them."""
+        return ", ".join(f"{c.id} {c.name}" for c in self.entries)
+
+    def agrees(self, other: ClassList) -> bool:
+        """Whether ids and names are the same, which is all that segmentations depend on."""
+        return self.told.lower() == other.told.lower()
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Class names in the order of `ids`."""
         return tuple(c.name for c in self.entries)

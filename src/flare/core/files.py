@@ -25,6 +25,7 @@ GENERAL_FAULTS = (
 DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
 BLOCK = 1 << 16  # bytes
 GZIP = b"\x1f\x8b"
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")  # of images
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 

@@ -17,14 +17,13 @@ from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
 from flare.core.dicom import read_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError
-from flare.core.files import PARTIAL, atomic
+from flare.core.files import EXTENSIONS, PARTIAL, atomic
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
 from flare.core.itk import read_nrrd
 from flare.core.nifti import is_nifti, read_nifti, write_nifti
 from flare.core.slices import is_dicom, series_uid
 
 log = logging.getLogger(__name__)
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 # images that are not read, so that they are named and not passed over; .img is the voxels of a .hdr
 FOREIGN = (
     *(".nhdr", ".mhd", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".vti"),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from flare.core.class_files import agreed_classes
 from flare.core.errors import FlareError
 from flare.core.files import write_csv, write_json
 from flare.core.paths import settle_paths
@@ -62,11 +63,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             none is left to compare.
     """
     settle_paths(cfg)
-    settings = replace(ScoreSettings.from_config(cfg, "protocol"), details=True, max_failed=1.0)
     predictions, references = Path(cfg.predictions), Path(cfg.references)
-    for key, folder in (("predictions", predictions), ("references", references)):
+    folders = {"predictions": predictions, "references": references}
+    for key, folder in folders.items():
         if not folder.is_dir():
             raise FlareError(f"{key}: expected a folder, given {folder}")
+    cfg = agreed_classes(cfg, folders, renumbered=["references"])
+    settings = replace(ScoreSettings.from_config(cfg, "protocol"), details=True, max_failed=1.0)
     names = {strip_extension(path.name) for path in find_images(predictions)}
     found, twice = unique_cases(find_images(references), known=names)
     if not found and not twice:

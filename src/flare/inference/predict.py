@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from flare.core.class_files import (
+    are_chosen,
+    carried_classes,
+    own_classes,
+    require_agreement,
+    write_classes,
+)
 from flare.core.classes import ClassList
 from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several
 from flare.core.files import PARTIAL, remove_partial, sha256, write_csv
@@ -137,11 +144,13 @@ def predict_cases(
     executor: Executor,
     journal: Journal,
     components: tuple[int, ...] = (),
+    classes: ClassList,
 ) -> Predicted:
     """Segment cases, id to image, into `<case>.nii.gz`, in each image's own geometry.
 
-    Of the classes in `components` only the largest component is kept. A case whose image, checkpoint and
-    settings are unchanged is left alone, unless its efficiency is asked for and was not measured.
+    The class list, which is the checkpoint's, lies beside. Of the classes in `components` only the largest
+    component is kept. A case whose image, checkpoint and settings are unchanged is left alone, unless its
+    efficiency is asked for and was not measured.
 
     Returns:
         Rows and failures; of a refused image no segmentation is left.
@@ -155,6 +164,7 @@ def predict_cases(
     shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
     known = [case for case in images if case in journal]
     targets = {case: segmentation_path(output, case) for case in images}
+    write_classes(output, classes)
     done = resume_cases(
         predict_case,
         {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images},
@@ -207,6 +217,7 @@ class Request:
     output: Path
     checkpoint: Path
     settings: InferenceSettings
+    classes: ClassList
     is_one: bool = False
 
     @classmethod
@@ -215,9 +226,10 @@ class Request:
 
         Raises:
             FlareError: If a value means nothing, a path is missing, the output would overwrite the input, or
-                the checkpoint does not fit.
+                the checkpoint does not fit, or holds segmentations of other classes.
         """
         settle_paths(cfg)
+        cfg = own_classes(cfg)
         check_values(cfg, {"data.spacing_mm": several(3, POSITIVE)})
         settings = InferenceSettings.from_config(cfg)
         source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
@@ -248,21 +260,25 @@ class Request:
         wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
-        found = _check_checkpoint(checkpoint, ClassList.from_config(cfg.classes), wanted)
+        chosen = ClassList.from_config(cfg.classes) if are_chosen(cfg) else None
+        found = _check_checkpoint(checkpoint, chosen, wanted)
+        classes = found.class_list
+        if not is_one and (carried := carried_classes("output", output)):
+            require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
         settings.tell_flips(found.mirror_axes)
-        return cls(source, output, checkpoint, settings, is_one)
+        return cls(source, output, checkpoint, settings, classes, is_one)
 
 
-def _check_checkpoint(path: Path, classes: ClassList, wanted: Mapping[str, Any]) -> Checkpoint:
-    """Refuse a checkpoint of other classes, or, where a round is chosen, of another round or spacing."""
+def _check_checkpoint(path: Path, chosen: ClassList | None, wanted: Mapping[str, Any]) -> Checkpoint:
+    """Refuse a checkpoint of other classes than the chosen, of another round or another spacing."""
     from flare.runs.checkpoints import load_checkpoint  # torch: only once there is work
 
     found = load_checkpoint(path)
-    sides = (found.class_list, classes)
-    theirs, ours = (", ".join(f"{c.id} {c.name}" for c in side.entries) for side in sides)
-    if theirs != ours:
+    classes = found.class_list
+    if chosen is not None and not classes.agrees(chosen):
         raise FlareError(
-            f"checkpoint={path}: its classes are {theirs}; the configuration (classes=) has {ours}"
+            f"checkpoint={path}: its classes are {classes.told}; "
+            f"the configuration (classes=) has {chosen.told}"
         )
     carried = {"round": found.round, "data.spacing_mm": found.spacing_mm}
     for key, value in wanted.items():
@@ -312,7 +328,13 @@ def _infer(
     with lock(output):
         executor, journal = build_executor(cfg), Journal(output / "journal" / "inference.jsonl")
         done = predict_cases(
-            request.checkpoint, images, output, settings=settings, executor=executor, journal=journal
+            request.checkpoint,
+            images,
+            output,
+            settings=settings,
+            executor=executor,
+            journal=journal,
+            classes=request.classes,
         )
         if done.rows:
             # measured cases have columns of their own

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from flare.core.cases import Source, read_sources, source_of
+from flare.core.class_files import CLASSES, write_classes
 from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_json, remove_partial, write_json
@@ -96,7 +97,11 @@ def _on_grid_of(pseudo: Volume, truth: Volume, case: str) -> Volume:
 
 
 def write_merged(outputs: Mapping[str, Path], labels: Volume, told: Mapping[str, Any]) -> None:
-    """Write merged labels and their sidecar, see `merged_files`."""
+    """Write merged labels and their sidecar, see `merged_files`; a case of the list's name is refused."""
+    if outputs["provenance"].name == CLASSES:
+        raise CaseError(
+            told["case"], f"its sidecar would be the folder's {CLASSES}; give the case another name"
+        )
     write_labels(outputs["labels"], labels.array, labels.geometry)
     write_json(outputs["provenance"], told)
 
@@ -180,6 +185,7 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
         for case in refused:
             for path in merged_files(output, case).values():
                 path.unlink(missing_ok=True)
+        write_classes(output, settings.merge.classes)
         done = resume_cases(
             merge_case,
             jobs,

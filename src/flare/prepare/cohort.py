@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, write_index
+from flare.core.class_files import own_classes, write_classes
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_json, write_csv, write_json
@@ -60,6 +61,7 @@ def prepare(cfg: DictConfig) -> Cohort:
         FlareError: If a case was refused, with every such case and reason; or as `prepare_cohort`.
     """
     settle_paths(cfg)
+    cfg = own_classes(cfg)
     cohort = prepare_cohort(cfg)
     if not cohort.processed:
         print_label_analysis(cohort.cases, ClassList.from_config(cfg.classes))
@@ -87,6 +89,8 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     try:
         if settings.generator is not None:
             settings.generator.make(settings.executor)
+            for _, place in settings.files.label_folders:
+                write_classes(place, settings.classes)
         index = _list(settings.files)
         if settings.generator is None:  # one's files are made again
             _require_present(index, folder.seen, accept_removed=settings.accept_removed)
@@ -102,6 +106,7 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     for step, is_trained in (("caching", True), ("checking held-out cases", False)):
         chosen = [e.id for e in index.entries if (e.split == "train") == is_trained]
         stop_on_faults(failures, f"prepare, {step}", chosen, settings.max_failed, index.groups)
+    write_classes(folder.root, settings.classes)
     write_index(folder.index, analysis.cases)
     write_label_analysis(folder.label_analysis, analysis, settings.classes)
     intensity = _statistics(settings, analysis.cases, failures)
@@ -151,7 +156,9 @@ def analyse(cfg: DictConfig) -> list[Case]:
     """
     settings = PrepareSettings.from_config(cfg)
     if settings.generator is not None:
-        return settings.generator.planned_cases()
+        cases = settings.generator.planned_cases()
+        held_out = settings.files.split.assign(cases)
+        return [replace(case, split=held_out.get(case.id, case.split)) for case in cases]
     try:
         index = _list(settings.files)
         values, failures = count_cases(settings, index.entries)

@@ -55,13 +55,16 @@ def build_index(files: CohortFiles) -> Index:
         label, a label without its image.
 
     Raises:
-        FlareError: If a required folder is missing, or a path of `data.cases`.
+        FlareError: If a required folder is missing, or a path of `data.cases`; if `data.split` names what it
+            cannot.
     """
     found = Index()
     for group in FOLDERS:
         _add_group(found, files, *group)
     found.entries += _explicit(files)
     _refuse_duplicates(found)
+    held_out = files.split.assign(found.entries, {p.case for p in found.problems})
+    found.entries = [replace(e, split=held_out.get(e.id, e.split)) for e in found.entries]
     found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
     found.problems.sort(key=lambda p: p.case)
     _declare(found, files.sources)
@@ -92,7 +95,7 @@ def _add_group(found: Index, files: CohortFiles, images_key: str, labels_key: st
         if len(targets) > 1:
             reason = f"two labels of the same id: {' and '.join(map(str, targets))}"
             found.problems.append(Finding(case, targets[0], reason))
-        elif images_key in REQUIRED and not targets and len(paths) == 1:
+        elif images_key in REQUIRED and not (targets or files.takes_unlabeled) and len(paths) == 1:
             reason = "image without a label under data.labels; should it be under data.unlabeled_images?"
             found.problems.append(Finding(case, paths[0], reason))
         else:

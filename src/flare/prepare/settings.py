@@ -12,8 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from flare.core.cases import SPLITS, Case, Source, read_label_map, read_sources
 from flare.core.checks import Checks
+from flare.core.class_files import classes_at, own_classes, require_agreement
 from flare.core.classes import ClassList
 from flare.core.errors import FLAG, POSITIVE, FlareError, build_part, check_values, choice, limits, several
+from flare.prepare.splits import NO_SPLIT, Split
 from flare.runs.folders import PreparedFolder, prepared_folder
 from flare.runs.work import Executor, build_executor, failed_share
 
@@ -26,6 +28,7 @@ RULES = {
     "data.interpolation": choice("linear", "cubic", "nnunet"),
     "data.percentiles": limits(0, 100, apart=True),
     "data.scoring.split": choice(*SPLITS),
+    "data.missing_labels": choice("refuse", "unlabeled"),
 }
 Values = Mapping[str, Mapping[str, Any]]  # case id -> as `read.count_labels` gives them
 # config keys of the folders of each group of cases: images, labels, split
@@ -78,23 +81,43 @@ class CohortFiles:
         folders: Config key of `FOLDERS` -> folders that are searched recursively.
         cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
         sources: What the sources of labels annotate.
+        split: Which labelled training cases are held out.
+        takes_unlabeled: Whether an image of `labeled_images` without a label is an unlabelled case.
     """
 
     root: Path
     folders: Mapping[str, tuple[Path, ...]]
     cases: Mapping[str, Mapping[str, Any]]
     sources: tuple[Source, ...]
+    split: Split = NO_SPLIT
+    takes_unlabeled: bool = False
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
-        """Read `cfg.data`: `root`, the folders (each null, a path or a list of paths), `cases`, `sources`."""
+        """Read `cfg.data`.
+
+        That is `root`, the folders (each null, a path or a list of paths), `cases`, `sources`, `split` and
+        `missing_labels`.
+        """
         root = Path(str(data.get("root") or ".")).expanduser().absolute()
         folders = {}
         for key in [key for *keys, _ in FOLDERS for key in keys if key]:
             given = data.get(key) or ()
             paths = [given] if isinstance(given, str | Path) else list(given)
             folders[key] = tuple(root / Path(str(path)).expanduser() for path in paths)
-        return cls(root, folders, data.get("cases") or {}, read_sources(data.get("sources"), classes))
+        return cls(
+            root,
+            folders,
+            data.get("cases") or {},
+            read_sources(data.get("sources"), classes),
+            Split.from_config(data.get("split"), root),
+            data.get("missing_labels") == "unlabeled",
+        )
+
+    @property
+    def label_folders(self) -> list[tuple[str, Path]]:
+        """The folders of labels that are there, each with its config key."""
+        return [(key, f) for _, key, _ in FOLDERS if key for f in self.folders[key] if f.is_dir()]
 
     def existing(self, key: str) -> list[Path]:
         """The folders of a key that exist; those of a required key must."""
@@ -138,11 +161,13 @@ class PrepareSettings:
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> PrepareSettings:
-        """Read the groups `classes`, `data` and `executor`.
+        """Read the groups `classes`, `data` and `executor`, and nnU-Net's `dataset.json` if there is one.
 
         Raises:
-            FlareError: Before any work, if a value means nothing or a required folder is missing.
+            FlareError: Before any work, if a value means nothing, a required folder is missing, or one of
+                labels carries other classes.
         """
+        cfg = own_classes(cfg)
         check_values(cfg, RULES)
         data: dict[str, Any] = OmegaConf.to_container(cfg.data, resolve=True)  # type: ignore[assignment]
         classes = ClassList.from_config(cfg.classes)
@@ -150,11 +175,16 @@ class PrepareSettings:
         generator = data.get("generator") and build_part(cfg.data.generator, "data.generator")
         for key in REQUIRED if generator is None else ():
             files.existing(key)
+        label_map = read_label_map(data.get("label_map"), classes)
+        if generator is None and label_map is None:
+            for key, folder in files.label_folders:
+                if carried := classes_at(folder):
+                    require_agreement(f"data.{key}", carried, classes, "the configuration (classes=)")
         lower, upper = map(float, data["percentiles"])
         return cls(
             files=files,
             classes=classes,
-            label_map=read_label_map(data.get("label_map"), classes),
+            label_map=label_map,
             checks=Checks.from_config(cfg),
             folder=prepared_folder(cfg),
             interpolation=data["interpolation"],

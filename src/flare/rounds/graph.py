@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from rich.table import Table
 
 from flare.core.cases import Case, select_cases
+from flare.core.class_files import own_classes
 from flare.core.errors import CONF, FlareError
 from flare.core.paths import settle_paths
 from flare.models.names import describe_network
@@ -49,6 +50,7 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
         composed = {n: compose("train", [*forwarded, f"round={n}"]) for n in names}
     for cfg in composed.values():
         settle_paths(cfg)
+    composed = {n: own_classes(cfg) for n, cfg in composed.items()}
     rounds = {n: RoundSettings.from_config(cfg) for n, cfg in composed.items()}
     ordered: list[RoundSettings] = []
 
@@ -154,18 +156,14 @@ def _read(settings: RoundSettings, teacher: Teacher) -> Checkpoint:
         raise FlareError(
             f"round.{teacher.key}={teacher.round}: {path} is a checkpoint of round {found.round}"
         )
-    ours = list(settings.prepared.spacing_mm)
+    spacing_mm = list(settings.prepared.spacing_mm)
     # labels live on the original grid, so that a teacher of labels alone may have another
     starts_weights = settings.training.init == "teacher" and teacher.key != UNLABELED
-    if starts_weights and list(found.spacing_mm) != ours:
-        raise FlareError(f"data.spacing_mm={ours}: the teacher {path} has {list(found.spacing_mm)}")
-    # ids and names are all that predictions depend on
-    names, theirs = (
-        ", ".join(f"{c.id} {c.name}" for c in classes.entries)
-        for classes in (settings.classes, found.class_list)
-    )
-    if settings.is_hybrid and names != theirs:
-        raise FlareError(f"classes: the teacher {path} has {theirs}, expected {names}")
+    if starts_weights and list(found.spacing_mm) != spacing_mm:
+        raise FlareError(f"data.spacing_mm={spacing_mm}: the teacher {path} has {list(found.spacing_mm)}")
+    ours, theirs = settings.classes, found.class_list
+    if settings.is_hybrid and not ours.agrees(theirs):
+        raise FlareError(f"classes: the teacher {path} has {theirs.told}, expected {ours.told}")
     return found
 
 

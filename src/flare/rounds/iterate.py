@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from flare.core.class_files import own_classes
 from flare.core.errors import FLAG
 from flare.core.files import remove_partial, write_csv
 from flare.core.paths import settle_paths
@@ -42,6 +43,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     from flare.rounds.train import check_configuration, is_first, tell_training
 
     settle_paths(cfg)
+    cfg = own_classes(cfg)
     settings = RoundSettings.from_config(cfg)
     PrepareSettings.from_config(cfg)
     check_configuration(settings)
@@ -71,6 +73,7 @@ def iterate(
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     settle_paths(cfg)
+    cfg = own_classes(cfg)
     rounds = compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
     FLAG.require("dry_run", cfg.dry_run)

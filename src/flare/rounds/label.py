@@ -6,11 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_index, select_cases
+from flare.core.class_files import agreed_classes, write_classes
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, remove_partial, sha256
 from flare.core.paths import settle_paths
@@ -80,6 +82,9 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
         FlareError: If the step failed in general, see `stop_on_faults`.
     """
     images = Journal(settings.prepared.journal("cache"))
+    folder = settings.folder
+    for place in (folder.labels, folder.training_labels, *([folder.predictions] * settings.is_hybrid)):
+        write_classes(place, settings.classes)
     jobs: dict[str, LabelJob] = {}
     for case, labeller in _assign(settings, cases):
         job = LabelJob(case, None, "", labeller, settings.labels, settings.folder)
@@ -159,6 +164,7 @@ def merge(cfg: DictConfig) -> dict[str, Any]:
     if given and len(given) < len(FOLDERS):
         missing = ", ".join(key for key in FOLDERS if key not in given)
         raise FlareError(f"expected all of {', '.join(FOLDERS)}; missing: {missing}")
+    cfg = agreed_classes(cfg, {k: Path(str(cfg[k])).expanduser().absolute() for k in given}, FOLDERS[:1])
     with closing(build_executor(cfg)) as executor:
         if given:
             found = merge_folders(FolderSettings.from_config(cfg), executor)

@@ -73,6 +73,7 @@ def predict_split(
         settings=settings.training.inference,
         executor=executor,
         journal=Journal(folder.journal(f"predict-{split}")),
+        classes=settings.classes,
     )
 
 

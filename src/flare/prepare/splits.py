@@ -1,0 +1,152 @@
+"""The split of a cohort without moving files: by list, by fraction, or nnU-Net's `splits_final.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from flare.core.errors import FlareError
+
+HELD_OUT = ("validation", "test")
+EXPECTED = (
+    "expected {validation: [<case>, ...] or a share, test: the same, seed: 0}, or nnU-Net's "
+    "splits_final.json, as <path> or {file: <path>, fold: 0}"
+)
+
+
+class Listed(Protocol):
+    """A case as far as splitting goes."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def split(self) -> str:
+        """Where its folder puts it."""
+
+    @property
+    def label(self) -> Path | None:
+        """Its annotation."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which labelled training cases are held out, of `data.split`.
+
+    Args:
+        lists: Split -> case ids.
+        shares: Split -> share of the labelled training cases, drawn by a hash of `seed` and id: so a case
+            that joins or leaves the cohort moves no other but at the border.
+        whole: Ids that must be all the labelled training cases; None where the others stay in training.
+        origin: What names the ids, for messages.
+    """
+
+    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    whole: frozenset[str] | None = None
+    origin: str = "data.split"
+
+    @classmethod
+    def from_config(cls, given: Any, root: Path) -> Split:
+        """Read `data.split`; the path of a file starts from the cohort's folder.
+
+        Raises:
+            FlareError: If it means nothing, or the file is not there or none of nnU-Net's.
+        """
+        given = {"file": given} if isinstance(given, str) else given
+        if not isinstance(given or {}, Mapping):
+            raise FlareError(f"data.split={given}: {EXPECTED}")
+        given = {key: value for key, value in (given or {}).items() if value is not None}
+        seed, fold = given.pop("seed", 0), given.pop("fold", 0)
+        if type(seed) is not int:
+            raise FlareError(f"data.split.seed={seed}: expected a whole number")
+        if given.keys() == {"file"}:
+            return cls._from_nnunet(root / Path(str(given["file"])).expanduser(), fold)
+        lists: dict[str, list[str]] = {}
+        shares: dict[str, float] = {}
+        for key, value in given.items():
+            if key in HELD_OUT and isinstance(value, float) and 0 < value < 1:
+                shares[key] = value
+            elif key in HELD_OUT and isinstance(value, list) and all(type(v) in (str, int) for v in value):
+                lists[key] = [str(v) for v in value]
+            else:
+                raise FlareError(f"data.split.{key}={value}: {EXPECTED}")
+        if sum(shares.values()) >= 1:
+            raise FlareError(f"data.split: shares of {shares} leave no training case")
+        return cls(lists, shares, seed)
+
+    @classmethod
+    def _from_nnunet(cls, path: Path, fold: Any) -> Split:
+        """One fold of `splits_final.json`: its `val` cases are for validation."""
+        try:
+            folds = json.loads(path.read_text(encoding="utf-8"))
+            pairs = [(list(map(str, f["train"])), list(map(str, f["val"]))) for f in folds]
+        except OSError as error:
+            raise FlareError(f"data.split: {path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise FlareError(f"data.split: {path} is no splits_final.json of nnU-Net: {error!r}") from None
+        if type(fold) is not int or not 0 <= fold < len(pairs):
+            raise FlareError(f"data.split.fold={fold}: {path} has the folds 0 to {len(pairs) - 1}")
+        train, held_out = pairs[fold]
+        if both := sorted(set(train) & set(held_out)):
+            raise FlareError(f"data.split: fold {fold} of {path} has {_some(both)} in train and val")
+        origin = f"data.split: fold {fold} of {path.name}"
+        return cls({"validation": held_out}, whole=frozenset([*train, *held_out]), origin=origin)
+
+    def assign(self, cases: Sequence[Listed], refused: Collection[str] = ()) -> dict[str, str]:
+        """Say which cases leave the training split, and for which other.
+
+        Args:
+            cases: Of all splits; a labelled case of the training split may be held out.
+            refused: Ids that may be named although their case is none.
+
+        Raises:
+            FlareError: If a named case is none that can be held out, is named twice, or none is left.
+        """
+        free = {c.id for c in cases if c.split == "train" and c.label is not None}
+        known = {c.id: c for c in cases}
+        found: dict[str, str] = {}
+        for split, ids in self.lists.items():
+            for case in ids:
+                if case in found:
+                    raise FlareError(f"{self.origin}: {case} is named twice")
+                found[case] = split
+        foreign = sorted(({*found} | (self.whole or set())) - free - set(refused))
+        if foreign:
+            there = known.get(foreign[0])
+            why = (
+                "the cohort has no such case (an id that looks like a number needs quotes)"
+                if there is None
+                else "it has no label"
+                if there.label is None
+                else f"its folder puts it into {there.split}"
+            )
+            raise FlareError(f"{self.origin}: {_some(foreign)} cannot be held out or trained on: {why}")
+        if self.whole is not None and (left := sorted(free - self.whole)):
+            raise FlareError(f"{self.origin}: has {_some(left)} neither in train nor in val")
+        rest = sorted(free - found.keys(), key=lambda case: self._draw(case))
+        for split, share in self.shares.items():
+            count = max(1, round(share * len(free)))
+            found |= dict.fromkeys(rest[:count], split)
+            rest = rest[count:]
+        if found and not rest:
+            raise FlareError(f"{self.origin}: no labelled case is left to train on")
+        return {case: split for case, split in found.items() if case in free}
+
+    def _draw(self, case: str) -> str:
+        """A case's place in the draw."""
+        return hashlib.sha256(f"{self.seed}:{case}".encode()).hexdigest()
+
+
+NO_SPLIT = Split()
+
+
+def _some(ids: Sequence[str]) -> str:
+    """A few of many ids."""
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
