@@ -10,10 +10,9 @@ PEERS  := .venv-peers
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_MMAP_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
-# Threads that wait sleep: on shared cores spinning ones make a step many times as slow; on cores of your own
-# OMP_WAIT_POLICY=active is faster (see docs/benchmarks.md)
-OMP_WAIT_POLICY ?= passive
-export OMP_WAIT_POLICY
+# Threads that wait sleep where several processes share the cores; alone, a training takes a third less time
+# as the library has it, which spins before it sleeps (see docs/benchmarks.md)
+test test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast fidelity bench-infer check house format clean

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from flare.core.errors import FlareError
 
@@ -63,6 +63,8 @@ def _select(cfg: DictConfig, key: str) -> Any:
     """The plain value of a key; None if it is not there, not given or null."""
     try:
         value = OmegaConf.select(cfg, key)
+    except InterpolationToMissingValueError:
+        return None  # the key that it stands for is asked for where it is needed
     except OmegaConfBaseException as error:
         raise FlareError(f"{key}: {str(error).splitlines()[0]}") from None
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
