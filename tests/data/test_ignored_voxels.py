@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -313,6 +314,8 @@ def test_training_through_lightning_hands_on_what_the_batch_says(dataset: PatchD
     module: Any = type("Module", (), {})()
     module.loss, module.net = Spy(supervise_lowest=True), lambda image: [image.repeat(1, 15, 1, 1, 1)]
     module.log_dict = lambda values, **_: None
+    module.log = lambda name, value, **_: None
+    module.optimizers = lambda: SimpleNamespace(param_groups=[{"lr": 0.1}])
     step(module, batch, 0)
     assert torch.equal(seen[0][0], batch["target"])
     assert torch.equal(seen[0][1], batch["known"])
