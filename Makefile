@@ -10,9 +10,10 @@ PEERS  := .venv-peers
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_MMAP_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
-# Threads that wait sleep where several processes share the cores; alone, a training takes a third less time
-# as the library has it, which spins before it sleeps (see docs/benchmarks.md)
+# Where several processes share the cores, threads that wait sleep; the demo's spin a little before they sleep,
+# which is faster alone and does not stall beside other work (see docs/benchmarks.md)
 test test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive
+demo: export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast fidelity bench-infer check house format clean

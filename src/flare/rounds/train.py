@@ -91,7 +91,8 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
     elif (teaching := planned.get(str(settings.teacher))) is not None:
         with torch.device("meta"):
             taught = build_network(teaching.training)
-        check_architecture(network, taught.state_dict(), f"round.init=teacher: round {settings.teacher}")
+        between = f"round.init=teacher: round={settings.name}: round {settings.teacher}"
+        check_architecture(network, taught.state_dict(), between)
 
 
 def check_start(settings: RoundSettings, network: nn.Module) -> None:
