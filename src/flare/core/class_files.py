@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flare.core.classes import ClassList, LabelClass
 from flare.core.errors import CONF, FlareError
-from flare.core.files import EXTENSIONS, write_text
+from flare.core.files import EXTENSIONS, read_json, write_text
 
 log = logging.getLogger(__name__)
 CLASSES, DATASET = "classes.json", "dataset.json"
@@ -75,7 +75,7 @@ class Dataset:
 def _read(path: Path) -> dict[str, Any]:
     """Read a file that holds a mapping."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise FlareError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -53,6 +53,11 @@ class BadFileError(ValueError):
     """What is wrong with a file, to be read behind its path; `read_image` adds the path and the case."""
 
 
+def some(names: Sequence[str], most: int) -> str:
+    """The first of many names for a message, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a value may be.

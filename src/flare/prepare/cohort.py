@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, write_index
 from flare.core.class_files import own_classes, write_classes
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, some
 from flare.core.files import read_json, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
@@ -128,9 +128,8 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
     wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
     gone = sorted(path for path in wanted if not _is_there(Path(path)))
     if gone and not accept_removed:
-        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
         raise FlareError(
-            f"data: {len(gone)} files that the last start saw are gone: {', '.join(gone[:NAMED])}{more}. Is "
+            f"data: {len(gone)} files that the last start saw are gone: {some(gone, NAMED)}. Is "
             "a disk or share away? Start again when it is back; if they were removed on purpose, say so once "
             "with data.accept_removed=true. Nothing in the cache was removed"
         )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, some
+from flare.core.files import read_json
 
+NAMED = 5  # ids that a message names
 HELD_OUT = ("validation", "test")
 EXPECTED = (
     "expected {validation: [<case>, ...] or a share, test: the same, seed: 0}, or nnU-Net's "
@@ -85,7 +86,7 @@ class Split:
     def _from_nnunet(cls, path: Path, fold: Any) -> Split:
         """One fold of `splits_final.json`: its `val` cases are for validation."""
         try:
-            folds = json.loads(path.read_text(encoding="utf-8"))
+            folds = read_json(path)
             pairs = [(list(map(str, f["train"])), list(map(str, f["val"]))) for f in folds]
         except OSError as error:
             raise FlareError(f"data.split: {path} cannot be read: {error.strerror}") from None
@@ -95,7 +96,7 @@ class Split:
             raise FlareError(f"data.split.fold={fold}: {path} has the folds 0 to {len(pairs) - 1}")
         train, held_out = pairs[fold]
         if both := sorted(set(train) & set(held_out)):
-            raise FlareError(f"data.split: fold {fold} of {path} has {_some(both)} in train and val")
+            raise FlareError(f"data.split: fold {fold} of {path} has {some(both, NAMED)} in train and val")
         origin = f"data.split: fold {fold} of {path.name}"
         return cls({"validation": held_out}, whole=frozenset([*train, *held_out]), origin=origin)
 
@@ -127,9 +128,9 @@ class Split:
                 if there.label is None
                 else f"its folder puts it into {there.split}"
             )
-            raise FlareError(f"{self.origin}: {_some(foreign)} cannot be held out or trained on: {why}")
+            raise FlareError(f"{self.origin}: {some(foreign, NAMED)} cannot be held out or trained on: {why}")
         if self.whole is not None and (left := sorted(free - self.whole)):
-            raise FlareError(f"{self.origin}: has {_some(left)} neither in train nor in val")
+            raise FlareError(f"{self.origin}: has {some(left, NAMED)} neither in train nor in val")
         rest = sorted(free - found.keys(), key=lambda case: self._draw(case))
         for split, share in self.shares.items():
             count = max(1, round(share * len(free)))
@@ -145,8 +146,3 @@ class Split:
 
 
 NO_SPLIT = Split()
-
-
-def _some(ids: Sequence[str]) -> str:
-    """A few of many ids."""
-    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

@@ -107,9 +107,7 @@ def check_start(settings: RoundSettings, network: nn.Module) -> None:
     path = named_checkpoint(given, settings.folder)
     found = load_checkpoint(path)
     sides = (found.class_list, found.targets), (training.classes, training.targets)
-    theirs, ours = (
-        f"{', '.join(f'{c.id} {c.name}' for c in classes.entries)} ({targets})" for classes, targets in sides
-    )
+    theirs, ours = (f"{classes.told} ({targets})" for classes, targets in sides)
     if ours != theirs:
         raise FlareError(
             f"ckpt_path={given}: its classes are {theirs}; classes and labels.targets say {ours}"
