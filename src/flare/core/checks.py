@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.errors import NOT_NEGATIVE, BadFileError, CaseError, Rule, check_values, choice
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 VOXEL_MM, EXTENT_MM = (0.05, 20), (10, 3000)  # of a CT of a human (ours)
@@ -108,6 +110,8 @@ class Checks:
         cause = None if self.intensity == "off" else unlikely_cause(array)
         if cause is None:
             return ""
+        import numpy as np
+
         low, middle, high = array.min(), np.median(_sample(array)), array.max()
         told = f"doubtful intensities, {low:g} to {high:g} with a median of {middle:g}: {cause}"
         if self.intensity == "refuse":
@@ -144,6 +148,8 @@ def unlikely_cause(array: np.ndarray) -> str | None:
 
     A crop without air, a narrow window and padding far below air are HU as well.
     """
+    import numpy as np  # here: a cohort that is complete is recognised without arrays
+
     sample, lowest, highest = _sample(array), float(array.min()), float(array.max())
     if lowest == highest:
         return "one value everywhere"
