@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import bad_cohort
+import warm
 from bad_cohort import GOOD, LABELS, REFUSED, image, label, put
 from bad_files import truncate
 from flare.baselines.predictors import save_untrained
@@ -324,9 +325,7 @@ run({script!r})
 def with_little_room(name: str, *arguments: str, cwd: Path, limit: int) -> Finished:
     """Run a script that cannot write more than `limit` bytes into any file."""
     code = LIMITED.format(tests=str(Path(__file__).parent), script=name, limit=limit)
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    return warm.run([sys.executable, "-c", code, *arguments], cwd)
 
 
 def test_no_half_file_is_left_when_the_disk_is_full(tmp_path: Path, checkpoint: Path) -> None:

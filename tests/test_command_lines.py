@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import bad_cohort
+import warm
 from bad_cohort import image, put
 from tiny_run import FEW, ROOT, SETTINGS, script
 
@@ -19,14 +19,7 @@ pytestmark = pytest.mark.slow  # whole programs
 
 
 def run(cwd: Path, *line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *line],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return warm.run([sys.executable, *line], cwd, **environment)
 
 
 def scores(root: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Whole runs of a second: a coarse phantom, a network of few weights; and the scripts themselves."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+import warm
 from composed import composed
 from flare.cli import CONF, iterate_rounds
 
@@ -60,20 +60,14 @@ def run_iterate(outputs: Path, *overrides: str) -> dict[str, Any]:
     return iterate_rounds(configuration("iterate", line), line)
 
 
-def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def start(script: str, *arguments: str, cwd: Path) -> warm.Command:
     """Start one of the scripts as a user does."""
-    command = [sys.executable, str(ROOT / f"{script}.py"), *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    return warm.start([sys.executable, ROOT / f"{script}.py", *arguments], cwd)
 
 
 def script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run one of the scripts to its end."""
-    process = start(name, *arguments, cwd=cwd)
-    stdout, stderr = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return warm.run([sys.executable, ROOT / f"{name}.py", *arguments], cwd, timeout=300)
 
 
 def times(folder: Path, *patterns: str) -> dict[str, int]:

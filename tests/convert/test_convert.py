@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+import warm
 from flare.convert.foreign import main
 from flare.convert.layout import architecture, common_kernels, from_nnunet, to_nnunet2, without_zeros
 from flare.core.errors import FlareError
@@ -267,7 +268,7 @@ def test_refusals_are_one_line(convert: Convert, tmp_path: Path, arguments: list
 def test_the_command_leaves_its_output_alone(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "flare.convert", *arguments]
-        return subprocess.run(line, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
+        return warm.run(line, tmp_path / "here")
 
     (tmp_path / "here").mkdir()
     source = f"source={write_model(tmp_path, plans=plans1())}"

@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import warm
 from flare.cli import infer_cases
 from flare.core.class_files import classes_at
 from flare.core.errors import FlareError
@@ -342,13 +342,13 @@ def test_the_script_exits_with_one_and_one_line_and_works_in_processes(checkpoin
             f"paths.outputs={tmp_path / 'runs'}",
         ),
     ]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    run = warm.run(command, tmp_path)
     assert run.returncode == 1
     assert "bad" in run.stderr
     assert "Traceback" not in run.stderr
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
     (tmp_path / "in" / "bad.nii.gz").unlink()
-    assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 0
+    assert warm.run(command, tmp_path).returncode == 0
 
 
 def test_a_single_image_goes_to_the_file_that_output_names(run, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
+import warm
 from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_csv, read_json
@@ -247,7 +248,7 @@ def test_the_script_refuses_in_one_line_and_merges_in_processes(tmp_path: Path) 
 
     def script(*overrides: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "merge_labels.py"), *overrides]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return warm.run(command, tmp_path)
 
     refused = script("pseudo=pseudo")
     assert refused.returncode == 1

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import bad_cohort
+import warm
 from bad_cohort import image, put
 from flare.core.files import read_csv
 from flare.sweeps.jobs import COMPLETED, PLANNED, RUNNING, read_jobs
@@ -29,20 +30,16 @@ SLOW = "executor._target_=slow_executor.Slow", "executor.workers=1"
 pytestmark = pytest.mark.slow  # whole programs
 
 
-def begin(line: list[str], cwd: Path) -> subprocess.Popen[str]:
+def begin(line: list[str], cwd: Path) -> warm.Command:
     """Start a command in a group of its own, with the tests' modules at hand."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
-    return subprocess.Popen(
-        line, cwd=cwd, env=environment, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return warm.start(line, cwd, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}")
 
 
-def run(name: str, *overrides: str, cwd: Path) -> subprocess.Popen[str]:
+def run(name: str, *overrides: str, cwd: Path) -> warm.Command:
     return begin([sys.executable, str(ROOT / f"{name}.py"), *overrides], cwd)
 
 
-def wait_until(process: subprocess.Popen[str], holds: Callable[[], object]) -> None:
+def wait_until(process: warm.Command | subprocess.Popen[str], holds: Callable[[], object]) -> None:
     deadline = time.monotonic() + 120
     while not holds():
         assert process.poll() is None, process.communicate()
@@ -50,7 +47,7 @@ def wait_until(process: subprocess.Popen[str], holds: Callable[[], object]) -> N
         time.sleep(0.02)
 
 
-def stop(process: subprocess.Popen[str], number: int) -> tuple[int, str, list[str]]:
+def stop(process: warm.Command, number: int) -> tuple[int, str, list[str]]:
     """Signal the process alone; its exit code, the line about the stop, and what else it printed."""
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
@@ -108,7 +105,11 @@ def test_nothing_that_follows_a_stopped_command_runs(cohort: Path, tmp_path: Pat
     begun, after = tmp_path / "begun", tmp_path / "after"
     line = [sys.executable, f"{ROOT}/prepare.py", *overrides("prepare", cohort, tmp_path / "out")]
     text = " ".join(f"'{word}'" for word in [*line, *SLOW, f"+executor.begun={begun}"])
-    process = begin(["bash", "-c", f"{text} && touch '{after}'"], tmp_path)
+    search = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    process = subprocess.Popen(
+        ["bash", "-c", f"{text} && touch '{after}'"], cwd=tmp_path, env=search, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
     wait_until(process, begun.exists)
     (child,) = psutil.Process(process.pid).children()
     child.send_signal(signal.SIGTERM)

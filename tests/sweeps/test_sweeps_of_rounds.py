@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from flare.core.files import read_csv
 from tiny_round import TINY, write_cohort
 
@@ -28,7 +29,7 @@ def sweep(root: Path, folder: Path, *overrides: str) -> subprocess.CompletedProc
     place = f"hydra.sweep.dir={folder / 'sweep'}"
     tiny = [o for o in TINY if not o.startswith("optimizer.lr")]  # which a search is after
     line = [sys.executable, str(ROOT / "train.py"), "-m", *tiny, *ONCE, *own, place, *overrides]
-    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=folder)
+    return warm.run(line, folder)
 
 
 def test_two_rounds_are_compared(root: Path, tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_failed_job_runs_again_alone(root: Path, tmp_path: Path) -> None:
     stamp = (tmp_path / "sweep" / "0" / "job.json").stat().st_mtime_ns
     again = [sys.executable, "-m", "flare.sweeps", f"sweep={tmp_path / 'sweep'}", "rerun=true"]
     teacher = f"round.checkpoint={tmp_path / 'sweep' / '0' / 'rounds' / 'mo' / 'checkpoints' / 'last.ckpt'}"
-    done = subprocess.run([*again, teacher], capture_output=True, text=True, check=False)
+    done = warm.run([*again, teacher])
     assert done.returncode == 0, done.stdout + done.stderr
     rows = read_csv(tmp_path / "sweep" / "sweep.csv")
     assert [r["status"] for r in rows] == ["completed", "completed"]
