@@ -153,7 +153,17 @@ def test_choices_exist(page: str) -> None:
 @cache
 def every_key() -> list[DictConfig]:
     """The configurations of all scripts and commands."""
-    scripts = ("train", "infer", "merge_labels", "prepare", "evaluate", "iterate", "convert", "sweeps")
+    scripts = (
+        "train",
+        "infer",
+        "merge_labels",
+        "prepare",
+        "evaluate",
+        "iterate",
+        "convert",
+        "plan_data",
+        "sweeps",
+    )
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return [compose(s, LISTED if s != "sweeps" else []) for s in scripts]
 

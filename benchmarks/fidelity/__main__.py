@@ -31,6 +31,7 @@ ITEMS = (
     "rules",
     "authors",
     "scores",
+    "planner",
 )
 COLUMNS = ("item", "compared", "with", "difference", "allowed", "")
 

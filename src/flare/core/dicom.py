@@ -16,7 +16,7 @@ from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
 from flare.core.files import require_held
 from flare.core.geometry import SNAP, Geometry, checked_grid
-from flare.core.itk import itk_errors, judge_direction, opened, read_whole
+from flare.core.itk import judge_direction, opened, stated_grid, voxels
 from flare.core.slices import BIG_ENDIAN, COMPRESSED, PIXELS, check_elements, has_no_pixels, may_be_slice
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,11 @@ def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
 
     Whatever is damaged, and a slice that is missing or does not fit the others, is a `BadFileError`.
     """
+    return voxels(*open_dicom(path, case))
+
+
+def open_dicom(path: Path, case: str) -> tuple[sitk.ImageFileReader | sitk.ImageSeriesReader, Geometry]:
+    """A reader of the voxels, and the grid, after all checks of the headers of every slice."""
     slices = _slices(path) if path.is_dir() else [_Slice.read(path)]
     if not slices:
         raise BadFileError("holds no readable DICOM series")
@@ -113,7 +118,7 @@ def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
         judge_direction(case, "does not state its ImageOrientationPatient")
     if len(slices) == 1:
         if slices[0].frames > 1 or not path.is_dir():
-            return read_whole(slices[0].reader, case)
+            return slices[0].reader, stated_grid(slices[0].reader, case)
         raise BadFileError("holds one slice; expected at least 2")
     _require_alike(slices)
     axes = slices[0].axes
@@ -131,8 +136,7 @@ def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")  # else a name or a lacking preamble decides who reads
     reader.SetFileNames([str(s.path) for s in slices])
-    with itk_errors():
-        return sitk.GetArrayFromImage(reader.Execute()), geometry
+    return reader, geometry
 
 
 def _slices(folder: Path) -> list[_Slice]:

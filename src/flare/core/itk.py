@@ -29,6 +29,11 @@ UNITS_MM |= {"micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter":
 
 def read_nrrd(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
     """Voxels `(Z, Y, X)` as stored, and the grid; a damaged file, or another kind, is a `BadFileError`."""
+    return voxels(*open_nrrd(path, case))
+
+
+def open_nrrd(path: Path, case: str) -> tuple[sitk.ImageFileReader, Geometry]:
+    """A reader of the voxels, and the grid, after all checks of the header."""
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise BadFileError(
@@ -48,7 +53,7 @@ def read_nrrd(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
         )
         if not {"space directions", "transformmatrix", "rotation", "orientation"} & fields.keys():
             judge_direction(case, "does not state its directions")
-        return read_whole(reader, case, _unit_mm(fields, reader, case))
+        return reader, stated_grid(reader, case, _unit_mm(fields, reader, case))
 
 
 def _unit_mm(fields: dict[str, str], reader: sitk.ImageFileReader, case: str) -> float:
@@ -77,12 +82,18 @@ def opened(path: Path, kind: str) -> sitk.ImageFileReader:
     return reader
 
 
-def read_whole(reader: sitk.ImageFileReader, case: str, unit_mm: float = 1.0) -> tuple[np.ndarray, Geometry]:
-    """Voxels `(Z, Y, X)` and grid of a 3D file, whose header ITK has read and the file can hold."""
+def stated_grid(reader: sitk.ImageFileReader, case: str, unit_mm: float = 1.0) -> Geometry:
+    """Grid of a 3D file, whose header ITK has read and the file can hold."""
     size = reader.GetSize()
     spacing, origin = (tuple(unit_mm * v for v in of()) for of in (reader.GetSpacing, reader.GetOrigin))
     directions = np.asarray(reader.GetDirection()).reshape(len(size), -1)
-    geometry = checked_grid(size, spacing, origin, directions, case)
+    return checked_grid(size, spacing, origin, directions, case)
+
+
+def voxels(
+    reader: sitk.ImageFileReader | sitk.ImageSeriesReader, geometry: Geometry
+) -> tuple[np.ndarray, Geometry]:
+    """Read the voxels `(Z, Y, X)` of a grid."""
     with itk_errors():
         return sitk.GetArrayFromImage(reader.Execute()), geometry
 

@@ -65,6 +65,16 @@ def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
     return array, geometry
 
 
+def nifti_grid(path: Path, case: str) -> Geometry:
+    """The grid that a header states, after the same checks of it; no voxel is read."""
+    with _opened(path) as stream:
+        header = _read_header(stream)
+        dtype, offset, *_ = _storage(header)
+        geometry = _grid(header, dtype, case)
+        require_held(math.prod(geometry.shape) * dtype.itemsize, _most(stream, offset, path.stat().st_size))
+        return geometry
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file, unpacked where its content is gzip, whatever its name says."""
@@ -80,9 +90,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.ndarray:
     """The claimed bytes behind an offset, packed or not; memory grows with what a file of a size holds."""
-    most = size * DEFLATE_RATIO  # bytes of the unpacked file
-    stream.seek(min(offset, most))
-    require_held(claimed, most if isinstance(stream, gzip.GzipFile) else size - offset)
+    stream.seek(min(offset, size * DEFLATE_RATIO))
+    require_held(claimed, _most(stream, offset, size))
     buffer, done = np.empty(min(claimed, size * USUAL_RATIO), np.uint8), 0
     while done < claimed:
         if done == len(buffer):
@@ -93,6 +102,11 @@ def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.
         done += count
     stream.read(1)  # the checksum of a gzip file is looked at behind its last byte
     return buffer
+
+
+def _most(stream: IO[bytes], offset: int, size: int) -> int:
+    """The most bytes of voxels behind an offset that a file of a size holds, packed or not."""
+    return size * DEFLATE_RATIO if isinstance(stream, gzip.GzipFile) else size - offset
 
 
 def _read_header(stream: IO[bytes]) -> Nifti1Header:

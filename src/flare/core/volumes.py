@@ -7,6 +7,7 @@ import logging
 import os
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import SimpleITK as sitk
 
 from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
-from flare.core.dicom import read_dicom
+from flare.core.dicom import open_dicom, read_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError
 from flare.core.files import EXTENSIONS, PARTIAL, atomic
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
-from flare.core.itk import read_nrrd
-from flare.core.nifti import is_nifti, read_nifti, write_nifti
+from flare.core.itk import open_nrrd, read_nrrd
+from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
 from flare.core.slices import is_dicom, series_uid
 
 log = logging.getLogger(__name__)
@@ -141,20 +142,9 @@ def read_image(path: Path, case: str | None = None) -> Volume:
     """
     path = Path(path)
     case = case or case_id(path)
-    if not path.exists():
-        raise AwayError(case, f"{path} does not exist")
-    if path.is_file() and path.stat().st_size == 0:
-        raise CaseError(case, f"{path} is empty")
-    try:
-        is_scan = path.is_dir() or (not is_nifti(path) and is_dicom(path))
-        read = read_dicom if is_scan else read_nifti if is_nifti(path) else read_nrrd
+    with _one_file(path, case):
+        read = read_dicom if _is_scan(path) else read_nifti if is_nifti(path) else read_nrrd
         array, geometry = read(path, case)
-    except BadFileError as error:
-        raise CaseError(case, f"{path} {error}") from error
-    except (OSError, zlib.error) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the system's: access, a path that is gone, a device; what the file holds has no number
-        raise CaseError(case, f"{path} cannot be read: {error}") from error
     if tuple(array.shape) != geometry.shape:
         raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
     if np.issubdtype(array.dtype, np.integer):
@@ -165,6 +155,43 @@ def read_image(path: Path, case: str | None = None) -> Volume:
     if not np.isfinite(array).all():
         raise CaseError(case, f"{path} has NaN or infinite values; expected finite HU")
     return Volume(array, geometry)
+
+
+def read_grid(path: Path, case: str) -> Geometry:
+    """Read the grid alone of a CT, by its header; of a NIfTI file nothing else is read.
+
+    Raises:
+        CaseError: As `read_scan`, for what header and size of the file can show.
+    """
+    with _one_file(path, case):
+        if _is_scan(path):
+            grid = open_dicom(path, case)[1]
+        else:
+            grid = nifti_grid(path, case) if is_nifti(path) else open_nrrd(path, case)[1]
+        current_checks().require_size(grid.shape[::-1], grid.spacing_mm[::-1], case)
+    return grid
+
+
+def _is_scan(path: Path) -> bool:
+    """Whether a path is read as DICOM."""
+    return path.is_dir() or (not is_nifti(path) and is_dicom(path))
+
+
+@contextmanager
+def _one_file(path: Path, case: str) -> Iterator[None]:
+    """Refuse a case whose file is absent, empty, or bad by what the block finds while it reads it."""
+    if not path.exists():
+        raise AwayError(case, f"{path} does not exist")
+    if path.is_file() and path.stat().st_size == 0:
+        raise CaseError(case, f"{path} is empty")
+    try:
+        yield
+    except BadFileError as error:
+        raise CaseError(case, f"{path} {error}") from error
+    except (OSError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the system's: access, a path that is gone, a device; what the file holds has no number
+        raise CaseError(case, f"{path} cannot be read: {error}") from error
 
 
 def read_scan(path: Path, case: str) -> tuple[Volume, str]:

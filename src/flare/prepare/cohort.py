@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -19,10 +21,10 @@ from flare.core.preprocessing import Intensity
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
 from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index, source_group
 from flare.prepare.intensity import pool, write_statistics
-from flare.prepare.read import count_cases, read_cases
+from flare.prepare.read import count_cases, read_cases, read_header
 from flare.prepare.settings import CohortFiles, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder, lock
-from flare.runs.work import Outcome, console, report_failures, stop_on_faults
+from flare.runs.work import Outcome, console, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)
 NAMED = 10  # paths that a message names
@@ -87,10 +89,7 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
 def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
     try:
-        if settings.generator is not None:
-            settings.generator.make(settings.executor)
-            for _, place in settings.files.label_folders:
-                write_classes(place, settings.classes)
+        _make(settings)
         index = _list(settings.files)
         if settings.generator is None:  # one's files are made again
             _require_present(index, folder.seen, accept_removed=settings.accept_removed)
@@ -114,6 +113,14 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     if tried:
         print_label_analysis(analysis.cases, settings.classes)
     return Cohort(folder, analysis.cases, failures, intensity, tried)
+
+
+def _make(settings: PrepareSettings) -> None:
+    """Make what is missing of a cohort that is made, not found."""
+    if settings.generator is not None:
+        settings.generator.make(settings.executor)
+        for _, place in settings.files.label_folders:
+            write_classes(place, settings.classes)
 
 
 def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
@@ -170,6 +177,30 @@ def analyse(cfg: DictConfig) -> list[Case]:
     _tell(analysis)
     print_label_analysis(analysis.cases, settings.classes)
     return analysis.cases
+
+
+def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
+    """Read the headers of all training cases, labelled or not; write nothing but a cohort that is made.
+
+    Returns:
+        What `read_header` gives of each case whose header is sound, and the cases that failed.
+
+    Raises:
+        FlareError: If a configuration cannot be, if there is no case at all, or if the step failed in
+            general, see `stop_on_faults`.
+    """
+    settings = PrepareSettings.from_config(cfg)
+    try:
+        with nullcontext() if settings.generator is None else lock(settings.folder.root, wait=True):
+            _make(settings)
+        index = _list(settings.files)
+        jobs = {e.id: {"case": e.id, "image": e.image} for e in index.entries if e.split == "train"}
+        read = list(run_cases(read_header, jobs, executor=settings.executor, description="read headers"))
+    finally:
+        settings.executor.close()
+    failures = _index_failures(index) + [outcome for outcome in read if outcome.error is not None]
+    stop_on_faults(failures, "reading headers", list(jobs), settings.max_failed, index.groups)
+    return [outcome.value for outcome in read if outcome.error is None], failures
 
 
 def _list(files: CohortFiles) -> Index:

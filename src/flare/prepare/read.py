@@ -18,8 +18,8 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, stat_key
-from flare.core.geometry import Spacing, Volume
-from flare.core.volumes import match_grid, read_labels, read_scan
+from flare.core.geometry import Spacing, Volume, orientation_to
+from flare.core.volumes import match_grid, read_grid, read_labels, read_scan
 from flare.prepare.settings import Entry, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
@@ -183,6 +183,17 @@ def read_case(
                 cache_labels(target, outputs["labels"], image=place, case_id=case)
                 write_histogram(outputs["histogram"], foreground_histogram(volume.array, target.array))
     return {**counts, "warnings": warnings}
+
+
+def read_header(case: str, image: Path) -> dict[str, Any]:
+    """Read `shape` (voxels) and `spacing_mm` along Z, Y, X, in RAS voxel order, from a case's header.
+
+    Raises:
+        CaseError: If the header must be refused.
+    """
+    grid = read_grid(image, case)
+    grid = orientation_to(grid).apply_geometry(grid)
+    return {"shape": grid.shape, "spacing_mm": grid.spacing_mm}
 
 
 def _steps(
