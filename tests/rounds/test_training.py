@@ -147,6 +147,49 @@ def test_a_round_continued_after_its_first_epoch_ends_with_the_same_bits(
     assert_same_training(trained[1], continued)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # of three epochs, in the third: 0.05 x (1/3)^0.9, and 0.05 x (1 + cos 120 degrees) / 2
+        (("scheduler=poly",), 0.05 * 0.3720410580113015),
+        (("scheduler=cosine",), 0.0125),
+        (("scheduler=poly", "optimizer.lr=0.5"), 0.5 * 0.3720410580113015),
+        (("scheduler=cosine", "scheduler._target_=torch.optim.lr_scheduler.ExponentialLR", "~scheduler.T_max",
+          "~scheduler.eta_min", "+scheduler.gamma=0.5"), 0.0125),
+    ],
+)  # fmt: skip
+def test_more_epochs_begin_at_the_rate_of_their_own_schedule(
+    trained: Trained, cohort: Cohort, tmp_path: Path, schedule: tuple[str, ...], expected: float
+) -> None:
+    """The checkpoint is at the end of its schedule, where the rate is 0."""
+    given = ("trainer.max_epochs=3", f"ckpt_path={trained[1].last}", *schedule)
+    _, folder = train_tiny(cohort, tmp_path, *given, validate=False)
+    assert [float(row["lr"]) for row in read_csv(folder.training_csv)][2:] == [
+        pytest.approx(expected, rel=1e-5)
+    ]
+    before, after = (torch.load(f.last, weights_only=True)["state_dict"] for f in (trained[1], folder))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_schedule_that_waits_for_a_plateau_goes_on_with_what_it_knows(
+    cohort: Cohort, tmp_path: Path
+) -> None:
+    target = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+    given = ["scheduler=cosine", f"scheduler._target_={target}", "~scheduler.T_max", "~scheduler.eta_min"]
+    given += [
+        "+scheduler.patience=0",
+        "+scheduler.threshold=1e9",
+        "+scheduler.factor=0.5",
+    ]  # no loss is better
+    train_tiny(cohort, tmp_path, *given, "trainer.max_epochs=2", validate=False)
+    more = ("trainer.max_epochs=4", "ckpt_path=last")
+    _, folder = train_tiny(cohort, tmp_path, *given, *more, validate=False)
+    whole = train_tiny(cohort, tmp_path / "whole", *given, "trainer.max_epochs=4", validate=False)[1]
+    rates = [[float(row["lr"]) for row in read_csv(f.training_csv)] for f in (folder, whole)]
+    assert rates[0] == rates[1]
+    assert rates[0][3] < rates[0][0]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -15,6 +16,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from flare.core.cases import Case
 from flare.core.checks import reading
@@ -33,6 +35,9 @@ from flare.runs.checkpoints import KEY
 from flare.training.settings import TrainingSettings
 
 Scores = dict[str, float]
+EPOCH_LOSS = "epoch_loss"  # entry of a checkpoint
+# what a schedule that waits for a plateau knows of past losses
+PLATEAU = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr"}
 
 
 class Segmented(TypedDict):
@@ -119,6 +124,8 @@ class SegmentationModule(pl.LightningModule):
         self.net, self.loss = net, loss
         self.classes = settings.classes
         self.scores: dict[str, Scores] = {}
+        self.past: dict[str, Any] | None = None  # the schedule's state in the checkpoint that is resumed
+        self.epoch_loss: float | None = None
         self.means: Scores = {}  # of this epoch's validation; Lightning keeps older ones among its metrics
         for parameter in unsupervised(net, settings.patches.patch_size, loss.weights):
             parameter.requires_grad_(False)
@@ -136,6 +143,48 @@ class SegmentationModule(pl.LightningModule):
         for logger in self.loggers:
             logger.log_hyperparams(self.carried["config"])
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the schedule's state from Lightning, which would go on with the schedule that it is of."""
+        (self.past,) = checkpoint["lr_schedulers"]
+        checkpoint["lr_schedulers"] = []
+        self.epoch_loss = checkpoint.get(EPOCH_LOSS)
+
+    def on_train_start(self) -> None:
+        """Let the rate follow this configuration's schedule, from the first step after a checkpoint.
+
+        With its optimizer a checkpoint restores the rate of the training that it is of. So the schedule is
+        stepped anew to the epoch at hand, which gives the same bits where it is the same one. A rate that
+        waits for a plateau depends on past losses, and goes on as it was.
+        """
+        if self.past is None:
+            return
+        schedule = cast(LRScheduler, self.lr_schedulers())
+        if not isinstance(schedule, ReduceLROnPlateau):
+            self._renew(schedule, epochs=self.current_epoch)
+        elif self.past.keys() >= PLATEAU:
+            schedule.load_state_dict({key: self.past[key] for key in PLATEAU})
+            if self.epoch_loss is not None:  # Lightning saves before such a schedule has seen it
+                schedule.step(self.epoch_loss)
+        else:  # the checkpoint is of another schedule
+            self._renew(schedule, epochs=0)
+
+    def _renew(self, schedule: LRScheduler, *, epochs: int) -> None:
+        """Bring schedule and optimizer to where they would be after so many epochs from the beginning."""
+        # with an optimizer of its own, of numbers that nobody trains
+        shapes = [(torch.zeros(()).expand(p.shape), p.requires_grad) for p in self.net.parameters()]
+        other = instantiate(self.settings.optimizer)([nn.Parameter(*shape) for shape in shapes])
+        before = [dict(group) for group in other.param_groups]
+        renewed = instantiate(self.settings.scheduler)(other)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that no step of the optimizer came before
+            for _ in range(epochs):
+                renewed.step()
+        schedule.load_state_dict(renewed.state_dict())
+        for group, old, new in zip(schedule.optimizer.param_groups, before, other.param_groups, strict=True):
+            # some schedules move more than the rate, such as the momentum
+            moved = {key for key in new if key != "params" and new[key] != old.get(key)}
+            group.update({key: new[key] for key in {"lr", *moved}})
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Compute the loss of a batch; log it, its parts, and the rate before the schedule moves it."""
         rate = cast(Optimizer, self.optimizers()).param_groups[0]["lr"]
@@ -147,8 +196,8 @@ class SegmentationModule(pl.LightningModule):
         return parts.loss
 
     def on_train_epoch_start(self) -> None:
-        """Forget earlier scores."""
-        self.means = {}
+        """Forget earlier scores and the last epoch's loss."""
+        self.means, self.epoch_loss = {}, None
 
     def on_train_epoch_end(self) -> None:
         """Stop a training that has gone wrong, before its weights become a checkpoint."""
@@ -158,6 +207,7 @@ class SegmentationModule(pl.LightningModule):
                 f"the loss of epoch {self.current_epoch + 1} is {loss}; the last checkpoint is from before. "
                 "Lower optimizer.lr, or set trainer.precision=32"
             )
+        self.epoch_loss = loss
 
     def on_validation_epoch_start(self) -> None:
         """Forget earlier scores, and make the predictor that later predicts from the checkpoint, too."""
@@ -184,5 +234,6 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict(self.means, on_step=False, on_epoch=True, batch_size=1, sync_dist=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what inference needs to know of the training."""
+        """Add what inference needs to know of the training, and the loss of an epoch that has just ended."""
         checkpoint[KEY] = self.carried
+        checkpoint[EPOCH_LOSS] = self.epoch_loss
