@@ -25,8 +25,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def pretend(*flags: str) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        for module in (build, engines):
-            monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(engines, "cpu_flags", lambda: frozenset(flags))
 
     return pretend
 
@@ -91,6 +90,26 @@ def test_bfloat16_over_two_slices_at_any_resolution_is_refused(
     assert choose("auto", "cpu", *line) == "32-true"
     with pytest.raises(FlareError, match=r"wrong where a convolution of 3 slices reads 2 .*data\.patch_size"):
         choose("bf16-mixed", "cpu", *line)
+
+
+def test_float16_on_a_cpu_is_refused(cpu: Callable[..., None], choose: Callable[..., str]) -> None:
+    """Lightning would take bfloat16 instead, broken or emulated as it may be."""
+    cpu("avx512_bf16")
+    with pytest.raises(FlareError, match=r"^trainer.precision=16-mixed: float16 is for GPUs.*; expected 32"):
+        choose("16-mixed", "cpu")
+    assert choose("16-mixed", "gpu") == "16-mixed"
+
+
+def test_a_validation_that_this_training_would_emulate_is_refused(
+    cpu: Callable[..., None], choose: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU beside it makes the setting sound for `infer`, not for a training on the CPU."""
+    cpu("avx2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    line = [*DEEP, "inference.precision=16"]
+    assert choose("32", "auto", *line) == "32"
+    with pytest.raises(FlareError, match=r"^inference.precision=16: float16 is for GPUs"):
+        choose("32", "cpu", *line)
 
 
 class Functional(nn.Module):

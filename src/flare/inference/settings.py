@@ -160,10 +160,14 @@ class InferenceSettings:
             networks=chosen_networks(cfg),
             checks=Checks.from_config(cfg),
         )
-        if found.device.startswith("cuda"):
-            from flare.inference.engines import choose_device  # torch: only where a GPU is asked for
+        is_asked = found.engine == "torch" and found.precision in ("bf16", "16")
+        if found.device.startswith("cuda") or is_asked:
+            # torch: only where the machine is to be asked
+            from flare.inference.engines import autocast_type, choose_device
 
-            choose_device(found.device)
+            device = choose_device(found.device)
+            if is_asked:
+                autocast_type(found.precision, device)
         return found
 
     def tell_flips(self, mirror_axes: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, build_part, refusing
 from flare.core.preprocessing import Intensity
-from flare.inference.engines import CPU_BF16_FLAGS, autocast_type, cpu_flags
+from flare.inference.engines import autocast_type, require_native
 from flare.models.losses import AnyLoss, DeepSupervision
 from flare.models.zoo import build, depths_under_kernel, head_axes
 from flare.runs.checkpoints import Checkpoint
@@ -167,24 +167,25 @@ def choose_precision(settings: TrainingSettings) -> str:
     else float32.
 
     Raises:
-        FlareError: If bfloat16 is asked of a CPU that would emulate it, a hundred times slower, or that
-            would read memory it has not written.
+        FlareError: If the device would emulate the type that is asked for, or that of its validation, or if a
+            CPU would read memory that it has not written.
     """
     precision, accelerator = str(settings.trainer["precision"]), settings.trainer["accelerator"]
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if on_gpu else "mps" if accelerator == "mps" else "cpu")
+    autocast_type(settings.inference.precision, device)
     if precision == "auto":
-        chosen = autocast_type("auto", torch.device("cuda" if on_gpu else "cpu"))
+        chosen = autocast_type("auto", device)
         unfit = chosen is torch.bfloat16 and not on_gpu and is_bfloat16_broken(settings)
         return PRECISIONS[None if unfit else chosen]
-    if precision.startswith("bf16") and not on_gpu:
-        if not cpu_flags() & CPU_BF16_FLAGS:
-            raise FlareError(f"trainer.precision={precision}: this CPU has no bfloat16; expected 32 or auto")
-        if is_bfloat16_broken(settings):
-            raise FlareError(
-                f"trainer.precision={precision}: on a CPU bfloat16 is wrong where a convolution of "
-                f"{BROKEN_KERNEL} slices reads {BROKEN_DEPTH} (follows from data.patch_size and model.net); "
-                "expected 32 or auto"
-            )
+    kind = {name: kind for kind, name in PRECISIONS.items()}.get(precision)
+    require_native(f"trainer.precision={precision}", kind, device)
+    if kind is torch.bfloat16 and not on_gpu and is_bfloat16_broken(settings):
+        raise FlareError(
+            f"trainer.precision={precision}: on a CPU bfloat16 is wrong where a convolution of "
+            f"{BROKEN_KERNEL} slices reads {BROKEN_DEPTH} (follows from data.patch_size and model.net); "
+            "expected 32 or auto"
+        )
     return precision
 
 
