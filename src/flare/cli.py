@@ -28,7 +28,7 @@ WORK = {
 MODULES = {
     "convert": ("flare.convert.foreign", "main"),
     "dashboard": ("flare.dashboard", "main"),
-    "plan_data": ("flare.plan_data", "main"),
+    "plan_data": ("flare.prepare.proposal", "main"),
     "sweeps": ("flare.sweeps.__main__", "main"),
 }
 

@@ -15,11 +15,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from cohort_files import image_array, label_array, write
-from flare import plan_data
 from flare.core.errors import CONF, FlareError
 from flare.core.files import read_csv, write_json
 from flare.core.volumes import read_grid, read_image
 from flare.inference import engines
+from flare.prepare import proposal
 from flare.training import build
 from flare.training.settings import TrainingSettings
 from tiny_run import ROOT, SETTINGS, counts
@@ -54,7 +54,7 @@ def given(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def plan(config: Compose, given: list[str]) -> Callable[..., Any]:
-    return lambda *more: plan_data.main(config("plan_data", *given, "executor.workers=0", *more))
+    return lambda *more: proposal.main(config("plan_data", *given, "executor.workers=0", *more))
 
 
 def preset(tmp_path: Path, name: str, *overrides: str) -> DictConfig:
@@ -156,7 +156,7 @@ def test_the_network_of_two_slices_is_trained_in_float32_on_a_cpu(
 
     def precision() -> str:
         cfg = preset(tmp_path, "Dataset1_A_plan", *given, "classes={}", "trainer=cpu")
-        return build.choose_precision(TrainingSettings.from_config(plan_data.own_classes(cfg)))
+        return build.choose_precision(TrainingSettings.from_config(proposal.own_classes(cfg)))
 
     root = write_dataset(tmp_path / "Dataset1_A", shape=(2, 32, 32), slice_mm=6)
     assert plan().topology.patch_size == (2, 32, 32)
@@ -169,7 +169,7 @@ def test_the_network_of_two_slices_is_trained_in_float32_on_a_cpu(
 @pytest.mark.slow
 def test_a_made_cohort_is_planned_as_well(tmp_path: Path, config: Compose) -> None:
     line = [*SETTINGS[:2], counts(organs_complete=1), f"paths.outputs={tmp_path / 'out'}"]
-    found = plan_data.main(config("plan_data", *line, "executor.workers=0"))
+    found = proposal.main(config("plan_data", *line, "executor.workers=0"))
     assert found.cases == 1
     cfg = preset(tmp_path, "[demo,phantom_plan]", *line[1:])
     assert tuple(cfg.data.patch_size) == found.topology.patch_size
@@ -178,10 +178,10 @@ def test_a_made_cohort_is_planned_as_well(tmp_path: Path, config: Compose) -> No
 
 def test_the_command_that_takes_a_plan_repeats_what_chose_the_cohort() -> None:
     given = ["data=nnunet", "data.root='/a b'", "gpu_memory_gb=4", "output=plans", "+data.x=1", "round=mo"]
-    line = plan_data.command("train", Path("plans"), "A", given)
+    line = proposal.command("train", Path("plans"), "A", given)
     expected = ["python", "train.py", "--config-dir", "plans", "experiment=A_plan"]
     assert shlex.split(line) == [*expected, "data=nnunet", "data.root='/a b'", "+data.x=1"]
-    line = plan_data.command("iterate", Path("plans"), "A", ["experiment=demo", "seed=1"])
+    line = proposal.command("iterate", Path("plans"), "A", ["experiment=demo", "seed=1"])
     assert shlex.split(line)[4:] == ["experiment=[demo,A_plan]", "seed=1"]
 
 

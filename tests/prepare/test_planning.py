@@ -26,6 +26,45 @@ def told(plan: Plan) -> tuple[Any, ...]:
     return plan.spacing_mm, topology.patch_size, topology.strides, topology.kernels, plan.batch_size
 
 
+UP, IN_PLANE = (2, 2, 2), (1, 2, 2)
+# cohort, GB -> what `ExperimentPlanner` of nnunetv2 2.8.1 gave for its fingerprint: spacing, patch, strides,
+# the kernel where the coarse axis is not spanned and in how many stages, last features, batch size
+NNUNET = {
+    "abdomens in thick slices": (
+        [((90, 512, 512), (5.0, 0.78, 0.78)), ((110, 512, 512), (5.0, 0.8, 0.8)),
+         ((160, 512, 512), (2.5, 0.7, 0.7)), ((120, 512, 512), (3.0, 0.85, 0.85))], 8,
+        (2.65, 0.79, 0.79), (56, 192, 160), (IN_PLANE, UP, UP, UP, IN_PLANE), (1, 3, 3), 1, (320, 320), 2,
+    ),
+    "thin slices, a large GPU": (
+        [((420, 512, 512), (1.0, 0.7, 0.7)), ((510, 512, 512), (1.0, 0.8, 0.8)),
+         ((600, 512, 512), (0.8, 0.75, 0.75))], 24,
+        (1.0, 0.75, 0.75), (192, 192, 192), (UP, UP, UP, UP, UP), (1, 3, 3), 0, (320, 320), 2,
+    ),
+    "few thick slices": (
+        [((20, 320, 320), (3.6, 0.6, 0.6)), ((24, 320, 320), (3.0, 0.62, 0.62)),
+         ((18, 384, 384), (4.0, 0.5, 0.5))], 8,
+        (3.12, 0.6, 0.6), (20, 320, 256), (IN_PLANE, IN_PLANE, UP, UP, IN_PLANE, IN_PLANE), (1, 3, 3), 2,
+        (320, 320), 2,
+    ),
+    "small parts, coarse along y": (
+        [((60, 25, 50), (1.0, 3.0, 1.0)), ((70, 30, 64), (1.0, 2.5, 1.2))] * 150, 4,
+        (1.0, 2.75, 1.1), (80, 28, 64), ((2, 1, 2), UP, UP, (2, 1, 2)), (3, 1, 3), 1, (256, 320), 11,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NNUNET)
+def test_plans_are_those_of_nnunet(name: str) -> None:
+    cases, gigabytes, spacing, patch, strides, flat, flat_stages, features, batch = NNUNET[name]
+    plan = plan_cohort(cohort(*cases), outputs=15, memory_gb=gigabytes)
+    assert plan.spacing_mm == pytest.approx(spacing)
+    assert plan.topology.patch_size == patch
+    assert plan.topology.strides == ((1, 1, 1), *strides)
+    assert plan.topology.kernels == (flat,) * flat_stages + ((3, 3, 3),) * (len(strides) + 1 - flat_stages)
+    assert plan.topology.features[-2:] == features
+    assert plan.batch_size == batch
+
+
 @pytest.mark.parametrize("size", [8, 11, 14, 15, 16, 28, 29, 56, 57, 100, 112, 113, 160, 192, 320])
 def test_an_axis_is_halved_until_fewer_than_eight_voxels_are_left(size: int) -> None:
     times = math.floor(math.log2((size - 1) / 7)) + 1  # ceil(size / 2^k) >= 8 for all k below it

@@ -1,0 +1,161 @@
+"""The command that proposes spacing, patch, network and batch size for a cohort, as nnU-Net's planner would.
+
+python -m flare.plan_data data=nnunet data.root=/data/Dataset123_Mine
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from flare.core.class_files import own_classes
+from flare.core.classes import ClassList
+from flare.core.errors import CONF, FLAG, PACKAGED, POSITIVE, FlareError, check_values, given_paths
+from flare.core.files import write_text
+from flare.core.geometry import AXES
+from flare.core.paths import require_writable, settle_paths
+from flare.prepare import planning
+from flare.prepare.cohort import read_headers
+from flare.prepare.planning import Plan, plan_cohort
+from flare.runs.work import report_failures
+
+log = logging.getLogger(__name__)
+# keys that are not repeated for the scripts that take a plan
+OWN = ("gpu_memory_gb", "output", "overwrite", "round")
+EXPERIMENT = """\
+# @package _global_
+# Proposed by `python -m flare.plan_data` for {cohort}, from the headers of {cases} training cases:
+# what nnU-Net v2's planner would for 3d_fullres and {memory:g} GB of GPU memory. Change what you know better.
+# Every round trains the one network. Taken by: --config-dir <the folder above> experiment={cohort}_plan
+defaults:
+  - override /model: {cohort}_plan
+name: "{cohort}"
+data:
+  spacing_mm: {spacing}   # z, y, x; {why_spacing}
+  patch_size: {patch}   # z, y, x; {why_patch}
+  batch_size: {batch}   # {why_batch}
+  augmentation:
+    dummy_2d: {in_plane}   # true where a side of the patch is over {ratio} times its slices (nnU-Net)
+"""
+MODEL = """\
+# Proposed by `python -m flare.plan_data` for {cohort}: nnU-Net v2's PlainConvUNet for patches of
+# {patch} voxels of {spacing} mm (z, y, x).
+defaults: [default, _self_]
+name: {cohort}_plan
+net:
+  features: {features}   # doubled from stage to stage, {most} at most (nnU-Net v2)
+  convolutions_per_stage: {convolutions}   # (nnU-Net)
+  # into each stage: 2 where an axis keeps {edge} voxels and its voxels are not {coarser} times the finest's
+  strides: {strides}
+  # 1 along an axis until its voxels are less than {coarser} times as large as the finest's
+  encoder_kernels: {kernels}
+  decoder_kernels: {upward}   # the encoder's
+  transposed_bias: true          # as nnU-Net v2
+  head_bias: true                # as nnU-Net v2
+"""
+
+
+def main(cfg: DictConfig) -> Plan:
+    """Plan as `conf/plan_data.yaml` and the command line say; write the plan and say how to take it.
+
+    Raises:
+        FlareError: If there is nothing to plan from, or another plan would be overwritten; at the end, if a
+            case was refused.
+    """
+    settle_paths(cfg)
+    check_values(cfg, {"gpu_memory_gb": POSITIVE, "overwrite": FLAG})
+    (output,) = given_paths(cfg, "output")
+    require_writable("output", output)
+    cfg = own_classes(cfg)
+    headers, failures = read_headers(cfg)
+    if not headers:
+        report_failures(failures, "no training case is left, so nothing can be planned")
+        raise FlareError("data.labeled_images: no training case, so nothing can be planned")
+    outputs = len(ClassList.from_config(cfg.classes).ids) + 1
+    plan = plan_cohort(headers, outputs=outputs, memory_gb=cfg.gpu_memory_gb)
+    cohort = re.sub(r"\W+", "_", str(cfg.data.name), flags=re.ASCII)  # needs no quotes on a command line
+    write_plan(output, plan, cohort=cohort, memory_gb=cfg.gpu_memory_gb, overwrite=cfg.overwrite)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for script in ("train", "iterate"):
+        log.info(command(script, output, cohort, overrides))
+    report_failures(failures, "plan_data")
+    return plan
+
+
+def write_plan(output: Path, plan: Plan, *, cohort: str, memory_gb: float, overwrite: bool) -> None:
+    """Write a plan as a preset of `experiment` and the `model` that it takes, and show what it says.
+
+    Raises:
+        FlareError: If one of the files is another already and may not be overwritten; nothing is written.
+    """
+    given = to_text(plan, memory_gb) | {"cohort": cohort}
+    texts = {
+        output / group / f"{cohort}_plan.yaml": text.format_map(given)
+        for group, text in (("model", MODEL), ("experiment", EXPERIMENT))
+    }
+    for path, text in texts.items():
+        if not overwrite and path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+            raise FlareError(
+                f"output: {path} is another plan, or was changed; overwrite=true replaces it, or choose "
+                "another output=<folder>"
+            )
+    for path, text in texts.items():
+        write_text(path, text)
+        log.info("wrote %s", path)
+    for line in texts[output / "experiment" / f"{cohort}_plan.yaml"].splitlines():
+        if line.startswith("  ") and not line.endswith(":"):
+            log.info(line.strip())
+
+
+def to_text(plan: Plan, memory_gb: float) -> dict[str, Any]:
+    """What the files say of a plan, with where each number comes from."""
+    topology, stages = plan.topology, len(plan.topology.strides)
+    why = "the medians"
+    if plan.coarse_axis is not None:
+        axis = AXES[plan.coarse_axis]
+        why += (
+            f", and along {axis} the {planning.LOW_PERCENTILE}th percentile: {axis} is over "
+            f"{planning.ANISOTROPY} times coarser and shorter than the others"
+        )
+    shape, divisors = (" x ".join(f"{n:g}" for n in of) for of in (plan.median_shape, topology.divisors))
+    batch = f"{planning.MOST_COVERED:.0%} of the cohort's voxels, {planning.MIN_BATCH} at least"
+    if plan.batch_size == plan.by_memory:
+        batch = "what the memory holds"
+    return {
+        "cases": plan.cases,
+        "memory": memory_gb,
+        "spacing": [round(step, 6) for step in plan.spacing_mm],
+        "why_spacing": why,
+        "patch": list(topology.patch_size),
+        "why_patch": f"as much of the median case, {shape} voxels, as memory holds; multiples of {divisors}",
+        "batch": plan.batch_size,
+        "why_batch": batch,
+        "in_plane": str(plan.in_plane).lower(),
+        "ratio": planning.ANISOTROPY,
+        "features": list(topology.features),
+        "most": planning.MOST_FEATURES,
+        "convolutions": planning.CONVOLUTIONS,
+        "edge": planning.MIN_EDGE,
+        "coarser": planning.COARSER,
+        "strides": [list(stride) for stride in topology.strides],
+        "kernels": [list(kernel) for kernel in topology.kernels],
+        "upward": [list(kernel) for kernel in topology.kernels[: stages - 1]],
+    }
+
+
+def command(script: str, output: Path, cohort: str, overrides: Sequence[str]) -> str:
+    """The command line of a script that takes a plan, for the cohort that `overrides` chose."""
+    program = [f"flare-{script}"] if CONF == PACKAGED else ["python", f"{script}.py"]
+    given = [o.lstrip("+~").partition("=") for o in overrides]
+    earlier = [value.strip("[]") for key, _, value in given if key == "experiment" and value != "null"]
+    presets = ",".join([*earlier, f"{cohort}_plan"])  # the last one counts
+    chosen = f"experiment=[{presets}]" if earlier else f"experiment={presets}"
+    own = [o for o, (key, *_) in zip(overrides, given, strict=True) if key not in (*OWN, "experiment")]
+    return shlex.join([*program, "--config-dir", str(output), chosen, *own])
