@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+import warm
 from cohort_files import image_array, label_array, write
 from flare.core.errors import CONF, FlareError
 from flare.core.files import read_csv, write_json
@@ -190,7 +190,7 @@ def test_the_commands_that_it_ends_with_train_and_iterate(tmp_path: Path, given:
     write_dataset(tmp_path / "Dataset1_A")
 
     def run(*words: str) -> str:
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = warm.run(words, tmp_path)
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
 
