@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 OWN = ("gpu_memory_gb", "output", "overwrite", "round")
 EXPERIMENT = """\
 # @package _global_
-# Proposed by `python -m flare.plan_data` for {cohort}, from the headers of {cases} training cases:
+# Proposed by `python -m flare.plan_data` for {cohort}, from the headers of its training cases ({cases}):
 # what nnU-Net v2's planner would for 3d_fullres and {memory:g} GB of GPU memory. Change what you know better.
 # Every round trains the one network. Taken by: --config-dir <the folder above> experiment={cohort}_plan
 defaults:
@@ -46,7 +46,7 @@ data:
 """
 MODEL = """\
 # Proposed by `python -m flare.plan_data` for {cohort}: nnU-Net v2's PlainConvUNet for patches of
-# {patch} voxels of {spacing} mm (z, y, x).
+# {patch_told} voxels of {spacing_told} mm (z, y, x).
 defaults: [default, _self_]
 name: {cohort}_plan
 net:
@@ -110,7 +110,7 @@ def write_plan(output: Path, plan: Plan, *, cohort: str, memory_gb: float, overw
         write_text(path, text)
         log.info("wrote %s", path)
     for line in texts[output / "experiment" / f"{cohort}_plan.yaml"].splitlines():
-        if line.startswith("  ") and not line.endswith(":"):
+        if "   # " in line:
             log.info(line.strip())
 
 
@@ -124,7 +124,8 @@ def to_text(plan: Plan, memory_gb: float) -> dict[str, Any]:
             f", and along {axis} the {planning.LOW_PERCENTILE}th percentile: {axis} is over "
             f"{planning.ANISOTROPY} times coarser and shorter than the others"
         )
-    shape, divisors = (" x ".join(f"{n:g}" for n in of) for of in (plan.median_shape, topology.divisors))
+    given = (plan.median_shape, topology.divisors, topology.patch_size, plan.spacing_mm)
+    shape, divisors, patch, spacing = (" x ".join(f"{n:g}" for n in numbers) for numbers in given)
     batch = f"{planning.MOST_COVERED:.0%} of the cohort's voxels, {planning.MIN_BATCH} at least"
     if plan.batch_size == plan.by_memory:
         batch = "what the memory holds"
@@ -132,8 +133,10 @@ def to_text(plan: Plan, memory_gb: float) -> dict[str, Any]:
         "cases": plan.cases,
         "memory": memory_gb,
         "spacing": [round(step, 6) for step in plan.spacing_mm],
+        "spacing_told": spacing,
         "why_spacing": why,
         "patch": list(topology.patch_size),
+        "patch_told": patch,
         "why_patch": f"as much of the median case, {shape} voxels, as memory holds; multiples of {divisors}",
         "batch": plan.batch_size,
         "why_batch": batch,
