@@ -5,11 +5,6 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := .venv-peers
 
-# Keep freed memory in the heap: without these, convolutions on the CPU spend up to half of their time in
-# page faults (see docs/benchmarks.md)
-export MALLOC_TRIM_THRESHOLD_ := 8589934592
-export MALLOC_MMAP_THRESHOLD_ := 8589934592
-export MALLOC_TOP_PAD_ := 268435456
 # Where several processes share the cores, threads that wait sleep; the demo's spin a little before they sleep,
 # which is faster alone and does not stall beside other work (see docs/benchmarks.md)
 test test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive

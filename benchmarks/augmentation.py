@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from flare.core.heap import keep_heap
 from flare.data.augment import Augmenter, draw_augmentation
 from flare.data.cache import read_box
 
@@ -135,6 +136,7 @@ def rate(make: Make, patches: int, repeats: int) -> tuple[float, float]:
 
 
 def main() -> None:
+    keep_heap()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rates", choices=("paper", "all"), help="only these: the paper's, or all on")
     parser.add_argument("--patches", type=int, default=40)

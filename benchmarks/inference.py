@@ -24,6 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flare.core.heap import keep_heap
+
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FLARE_DATA", ROOT.parent / "shared" / "data"))
 SPACING, INTENSITY = (4.0, 1.2, 1.2), {"lower": -900.0, "upper": 300.0, "mean": 20.0, "std": 150.0}
@@ -40,6 +42,7 @@ Timed = tuple[float, float, int]  # seconds of the network and of the way back, 
 
 def main() -> None:
     """Let all predictors take turns and print medians and ratios."""
+    keep_heap()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", type=Path, default=DATA / "torso_512" / "torso_0000.nii.gz")
     parser.add_argument("--slices", type=int, default=128, help="taken from the middle of the scan; 0: all")

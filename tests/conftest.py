@@ -10,10 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from composed import composed
 from flare.core.classes import ClassList
+from flare.core.heap import keep_heap
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 
+keep_heap()  # as the scripts do
 # a busy machine is no failure
 settings.register_profile("flare", deadline=None)
 settings.load_profile("flare")

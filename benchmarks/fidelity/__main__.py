@@ -21,6 +21,8 @@ import warnings
 
 from rows import ABDOMEN, Row
 
+from flare.core.heap import keep_heap
+
 ITEMS = (
     "networks",
     "predictor",
@@ -52,6 +54,7 @@ def run(item: str) -> list[Row]:
 
 
 def main() -> int:
+    keep_heap()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("items", nargs="*", default=ITEMS, help=", ".join(ITEMS))
     chosen = parser.parse_args().items

@@ -23,6 +23,7 @@ import hydra
 from omegaconf import DictConfig
 
 from flare.core.errors import CONF
+from flare.core.heap import keep_heap
 from flare.core.paths import expand_home, tell_quoting
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -70,6 +71,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         if cfg is not None:
             return main(cfg)
         listen()
+        keep_heap()
         sys.argv[1:] = map(expand_home, sys.argv[1:])
         try:
             main()
