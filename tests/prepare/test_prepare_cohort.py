@@ -19,7 +19,8 @@ from flare.core.geometry import Geometry
 from flare.data import cache
 from flare.data.cache import open_array
 from flare.prepare.cohort import analyse, prepare, prepare_cohort
-from flare.runs.folders import lock, prepared_folder
+from flare.runs.folders import prepared_folder
+from flare.runs.locks import lock
 from flare.runs.work import Executor
 
 Build = Callable[..., DictConfig]

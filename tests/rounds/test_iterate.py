@@ -28,8 +28,8 @@ from flare.rounds import iterate
 from flare.rounds.graph import compose_rounds
 from flare.rounds.label_case import LabelJob, label_case
 from flare.rounds.settings import RoundSettings
-from flare.runs.folders import lock
 from flare.runs.journal import Journal
+from flare.runs.locks import lock
 from tiny_run import FEW, SETTINGS, changed, counts, given, run_iterate, script, start, times
 
 pytestmark = pytest.mark.slow  # whole programs

@@ -26,7 +26,8 @@ from flare.rounds.iterate import run_round, train
 from flare.rounds.settings import RoundSettings
 from flare.rounds.train import check_configuration
 from flare.runs.checkpoints import load_checkpoint
-from flare.runs.folders import RoundFolder, lock, run_folder
+from flare.runs.folders import RoundFolder, run_folder
+from flare.runs.locks import lock
 from flare.runs.work import build_executor
 from tiny_round import TINY, configuration, train_tiny, write_cohort
 from tiny_run import changed, times

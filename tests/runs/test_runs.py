@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -23,14 +26,14 @@ from flare.runs.folders import (
     RunFolder,
     git_revision,
     is_public,
-    lock,
     public_config,
     record_environment,
     run_folder,
 )
+from flare.runs.locks import lock
 
 HOLD = (
-    "import sys; from pathlib import Path; from flare.runs.folders import lock\n"
+    "import sys; from pathlib import Path; from flare.runs.locks import lock\n"
     "with lock(Path(sys.argv[1])):\n"
     "    print('held', flush=True); sys.stdin.read()\n"
 )
@@ -105,6 +108,57 @@ def test_one_that_waits_is_told_and_goes_on_when_the_other_is_done(
 def test_within_one_process_as_well(tmp_path: Path) -> None:
     with lock(tmp_path), pytest.raises(FlareError, match="in use"), lock(tmp_path):
         pass
+
+
+def without_locks(number: int) -> Callable[..., None]:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO])
+def test_a_share_without_locks_is_not_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    monkeypatch.setattr("fcntl.flock", without_locks(number))
+    with lock(tmp_path), lock(tmp_path / "another"):
+        assert os.strerror(number) in caplog.text
+        assert str(tmp_path) not in caplog.text  # log files hold no folder
+        held = (tmp_path / ".lock.held").read_text()
+        assert held == f"process {os.getpid()} on {socket.gethostname()}"
+        for waits in (False, True):  # one that waits for itself would wait forever
+            with pytest.raises(FlareError, match=rf"in use by {held}"), lock(tmp_path, wait=waits):
+                pass
+    with lock(tmp_path), pytest.raises(KeyError), lock(tmp_path / "failed"):
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*.held")] == []
+
+
+def test_the_file_of_a_dead_holder_counts_on_its_own_host_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    monkeypatch.setattr("fcntl.flock", without_locks(errno.ENOLCK))
+    held = tmp_path / ".lock.held"
+    held.write_text(f"process {dead.pid} on {socket.gethostname()}")
+    with lock(tmp_path):
+        pass
+    assert not held.exists()
+    held.write_text(f"process {dead.pid} on elsewhere")
+    told = rf"in use by process {dead.pid} on elsewhere; .*delete {held} if it has ended"
+    with pytest.raises(FlareError, match=told), lock(tmp_path):
+        pass
+    assert held.exists()
+
+
+def test_the_lock_of_another_host_is_no_dead_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lock(tmp_path):
+        (tmp_path / ".lock").write_text("process 999999999 on elsewhere")  # none of ours has this number
+        monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits for a dead process"))
+        with pytest.raises(FlareError, match="in use by process 999999999 on elsewhere"), lock(tmp_path):
+            pass
 
 
 def test_the_record_of_a_run(config: Callable[..., DictConfig], tmp_path: Path) -> None:

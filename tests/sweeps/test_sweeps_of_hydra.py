@@ -87,7 +87,7 @@ def test_a_job_again_composes_and_runs_in_its_own_folder(experiment: str, tmp_pa
     assert again.overrides == [*job.overrides, "seed=7"]
     assert {p.name for p in (tmp_path / "sweep of mine").iterdir() if p.is_file()} == {
         *(f"sweep.{suffix}" for suffix in ("csv", "md", "tex")),
-        ".sweep.lock",  # no sweeper has left anything
+        ".lock",  # no sweeper has left anything
     }
 
 

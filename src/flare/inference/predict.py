@@ -31,8 +31,9 @@ from flare.core.preprocessing import Preprocessed
 from flare.core.volumes import find_images, is_readable, read_scan, unique_cases, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
-from flare.runs.folders import lock, named_run
+from flare.runs.folders import named_run
 from flare.runs.journal import Journal, resume_cases
+from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, report_failures
 
 if TYPE_CHECKING:

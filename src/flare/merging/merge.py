@@ -27,8 +27,9 @@ from flare.merging.maps import drawn_classes
 from flare.merging.provenance import GROUND_TRUTH, write_provenance
 from flare.merging.rules import merge_labels, taken_alone
 from flare.merging.settings import MergeSettings, PseudoSource
-from flare.runs.folders import lock, plain_config
+from flare.runs.folders import plain_config
 from flare.runs.journal import Journal, Resumed, resume_cases
+from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome
 
 FOLDERS = ("ground_truth", "pseudo", "output")

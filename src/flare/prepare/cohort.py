@@ -23,7 +23,8 @@ from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, bu
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases, read_header
 from flare.prepare.settings import CohortFiles, PrepareSettings, Values
-from flare.runs.folders import PreparedFolder, lock
+from flare.runs.folders import PreparedFolder
+from flare.runs.locks import lock
 from flare.runs.work import Outcome, console, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,9 @@ from flare.rounds.label import build_training_set
 from flare.rounds.score import Results, Trained, finish_round, write_ablation
 from flare.rounds.settings import RoundSettings
 from flare.runs.door import place
-from flare.runs.folders import RunFolder, lock, plain_config, record_environment, run_folder
+from flare.runs.folders import RunFolder, plain_config, record_environment, run_folder
 from flare.runs.journal import Journal
+from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, report_failures
 from flare.training.resuming import find_training, is_trained, make_current, training_key
 

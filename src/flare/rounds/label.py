@@ -23,8 +23,9 @@ from flare.merging.provenance import TABLE
 from flare.rounds.graph import UNLABELED, read_teacher, require_teacher, teachers_of
 from flare.rounds.label_case import LabelJob, Labeller, label_case
 from flare.rounds.settings import RoundSettings, TrainingSet
-from flare.runs.folders import lock, round_of
+from flare.runs.folders import round_of
 from flare.runs.journal import Journal, Resumed, resume_cases
+from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, console, report_failures, stop_on_faults
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from flare.models.zoo import check_network
 from flare.rounds.graph import read_teacher, require_teacher
 from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.checkpoints import load_checkpoint, read_weights_file
-from flare.runs.folders import RoundFolder, TrainingFolder, lock, record_environment
+from flare.runs.folders import RoundFolder, TrainingFolder, record_environment
+from flare.runs.locks import lock
 from flare.training.build import (
     build_loss,
     build_module,

@@ -1,32 +1,20 @@
-"""Folders of a run, its lock, and the record of what made it."""
+"""Folders of a run, and the record of what made it."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
-import logging
-import os
 import platform
 import re
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import psutil
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.errors import FlareError
 from flare.core.files import write_json, write_text
 from flare.core.geometry import Spacing
-
-log = logging.getLogger(__name__)
-HOLDER = "process "
-PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their parent was killed
 
 
 class Place:
@@ -122,49 +110,6 @@ def is_job(hydra: Any) -> bool:
 def named_run(cfg: DictConfig) -> RunFolder:
     """The folder of the run that `name` names, in a multirun as well: where its jobs find earlier rounds."""
     return RunFolder(Path(cfg.paths.run))
-
-
-@contextmanager
-def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder, made if it is not there, while the block runs; the lock goes with the process.
-
-    Raises:
-        FlareError: If another process holds it and is not to `wait` for, or this one holds it already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as stream:
-        if not _take(stream, wait=wait):
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise FlareError(f"{folder} is in use by {holder}; wait for it, or choose another name=")
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"{HOLDER}{os.getpid()}")
-        stream.flush()
-        yield
-
-
-def _take(stream: IO[str], *, wait: bool) -> bool:
-    """Take a lock; if its holder is dead, wait for what the holder had started and left."""
-    deadline = time.monotonic() + PATIENCE_S
-    told = False
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError:
-            stream.seek(0)
-            number = stream.read().strip().removeprefix(HOLDER)
-            if not number.isdigit() or psutil.pid_exists(int(number)):
-                if not wait or number == str(os.getpid()):
-                    return False
-                if not told:
-                    log.info("process %s is at work in the same folder: waiting for it", number or "unknown")
-                    told = True
-                deadline = time.monotonic() + PATIENCE_S
-            elif time.monotonic() > deadline:
-                return False
-            time.sleep(0.2)
 
 
 @dataclass(frozen=True)

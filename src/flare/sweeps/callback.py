@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ from flare.core.errors import FlareError
 from flare.core.paths import require_writable, settle_paths
 from flare.runs.door import go_on_with, listen
 from flare.runs.folders import is_job
+from flare.runs.locks import lock
 from flare.runs.work import console
 from flare.sweeps.jobs import COMPLETED, FAILED, PLANNED, Job, measure, read_jobs, show_jobs, write_sweep
 
@@ -112,8 +112,7 @@ class SweepTable(Callback):
             log.error("job %s failed", job.folder)
             # reasons name files, and log files hold case ids alone
             console.print(error, markup=False, soft_wrap=True)
-        with (sweep / ".sweep.lock").open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # jobs that run at once end at once
+        with lock(sweep, wait=True):  # jobs that run at once end at once
             job.write(sweep)
             write_sweep(sweep)
         is_grid = config.hydra.runtime.choices.get("hydra/sweeper") == "basic"
