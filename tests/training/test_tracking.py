@@ -18,7 +18,7 @@ from flare.evaluation.tables import AblationRow, table5
 from flare.prepare.cohort import Cohort
 from flare.report.comparison import publish_table
 from flare.runs.folders import RoundFolder, run_folder
-from flare.training.loggers import KEY, Overlays, cut_slice
+from flare.training.loggers import KEY, MlflowRun, Overlays, cut_slice
 from tiny_round import LIVER, TINY, TUMOR, configuration, train_tiny, write_cohort
 from wandb_files import OfflineRun, read_offline
 
@@ -177,13 +177,37 @@ def test_tensorboard_has_numbers_and_pictures(cohort: Cohort, tmp_path: Path) ->
     assert any(name.startswith("val/cases") for name in tags["tensors"])
 
 
-def test_mlflow_goes_on_in_its_run(cohort: Cohort, tmp_path: Path) -> None:
+def test_mlflow_goes_on_in_its_run(cohort: Cohort, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow.tracking import MlflowClient
+
     common = ("logger=mlflow", "name=trial", "validation.nsd=false")
-    train_tiny(cohort, tmp_path, *common, "trainer.max_epochs=1", "scheduler.decay_epochs=2")
+    outputs = tmp_path / "with a space"
+    train_tiny(cohort, outputs, *common, "trainer.max_epochs=1", "scheduler.decay_epochs=2")
     # another configuration, which MLflow would refuse
-    train_tiny(cohort, tmp_path, *common, "ckpt_path=last")
-    (losses,) = (tmp_path / "trial" / "mlflow").glob("*/*/metrics/train/loss")
-    assert len(losses.read_text().splitlines()) == 2
+    train_tiny(cohort, outputs, *common, "ckpt_path=last")
+    uri = f"sqlite:///{outputs / 'trial' / 'mlflow' / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("trial")
+    assert experiment is not None
+    assert experiment.artifact_location == str(outputs / "trial" / "mlflow" / "artifacts")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert (run.info.run_name, run.data.tags["mlflow.source.name"]) == ("all", "flare")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 5]
+    assert run.data.params["trainer/max_epochs"] == "1"
+    assert not (Path.cwd() / "mlruns").exists()
+    assert "logger.mlflow" not in caplog.text
+    # a run in the folder of plain files of earlier versions, or in a store that was deleted
+    other = MlflowRun(tracking_uri=uri, run_name="mo", experiment_name="trial", run_id="0" * 32)
+    assert other.run_id not in (run.info.run_id, "0" * 32)
+    assert f"the store has no run {'0' * 32}, so another begins" in caplog.text
+
+
+def test_mlflow_leaves_no_store_until_its_run_begins(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}"
+    MlflowRun(tracking_uri=uri, run_name=None, experiment_name="x")
+    MlflowRun(tracking_uri=f"file:{tmp_path / 'folder'}", run_name=None, experiment_name="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def segmented(tumor_slice: int | None) -> dict[str, Any]:

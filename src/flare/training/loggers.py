@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from argparse import Namespace
@@ -15,6 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from flare.core.cases import Case
@@ -24,6 +26,8 @@ from flare.core.geometry import Volume, reorient_to_ras
 from flare.core.pictures import WINDOW_HU, find_view, paint
 from flare.runs.checkpoints import read_weights_file
 
+log = logging.getLogger(__name__)
+SQLITE = "sqlite:///"
 KEY = "run_ids"  # entry of a Lightning checkpoint: name in `logger` -> id
 
 
@@ -264,16 +268,43 @@ class WandbRun(WandbLogger):
 
 
 class MlflowRun(MLFlowLogger):
-    """Lightning's logger of MLflow that can go on in a run, and that writes plain files where no server is.
+    """Lightning's logger of MLflow that can go on in a run, and begins its store with its first run.
 
-    `tracking_uri` is a server, a database, or `file:<folder>`; a `run_name` of null is called `all`.
+    `tracking_uri` is a server, a database (`sqlite:///<file>`, which `mlflow ui` opens), or `file:<folder>`.
+    A `run_name` of null is called `all`. Beside a database lie its artifacts.
     """
 
     def __init__(self, *, tracking_uri: str, run_name: str | None, **arguments: Any) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would tell its makers of each run
         if tracking_uri.startswith("file:"):
-            # MLflow 3 refuses folders unless told; its databases need SQLAlchemy, which mlflow-skinny lacks
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        super().__init__(tracking_uri=tracking_uri, run_name=run_name or "all", **arguments)
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses folders unless told
+        if tracking_uri.startswith(SQLITE):
+            beside = Path(tracking_uri.removeprefix(SQLITE)).parent / "artifacts"
+            arguments.setdefault("artifact_location", str(beside))
+            for maker in ("alembic", "mlflow.store.db.utils"):  # a line for each table that they make
+                logging.getLogger(maker).setLevel(logging.WARNING)
+        arguments["tags"] = {"mlflow.source.name": "flare", **(arguments.get("tags") or {})}  # no path
+        # a client makes its store at once: Lightning's is of a server that nobody asks
+        super().__init__(tracking_uri="http://localhost", run_name=run_name or "all", **arguments)
+        self._tracking_uri = tracking_uri
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """MLflow's client; asked for, the run begins or goes on. One that the store lacks begins anew."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        if not self._initialized:
+            self._mlflow_client = MlflowClient(self._tracking_uri)
+            try:
+                return super().experiment
+            except MlflowException as error:
+                if self._run_id is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                log.warning("logger.mlflow: the store has no run %s, so another begins", self._run_id)
+                self._run_id = None
+        return super().experiment
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
