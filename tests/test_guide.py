@@ -53,8 +53,8 @@ def write_dataset(root: Path, made: Path) -> None:
 
 
 def commands() -> list[list[str]]:
-    """The guide's commands, each as its words."""
-    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    """The guide's ten commands, each as its words."""
+    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8").partition("\n## ")[0]
     return [shlex.split(line) for line in re.findall(r"^python .*", text, re.MULTILINE)]
 
 

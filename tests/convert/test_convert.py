@@ -117,6 +117,24 @@ def test_nnunet2(convert: Convert, tmp_path: Path, image: Tensor, names: list[st
 # --- out and back
 
 
+def test_a_network_of_the_users_classes(convert: Convert, tmp_path: Path) -> None:
+    """They are those of the cohort that `data.root` names."""
+    classes = {"background": 0, "spleen": 1, "Left Kidney": 2, "liver tumor": 3}
+    state = {k: w[:4] if ".seg_layers." in k else w for k, w in nnunet2_state().items()}
+    source = write_folder(tmp_path / "model", list(classes), state=state)
+    root = tmp_path / "Dataset123_Mine"
+    root.mkdir()
+    content = {"channel_names": {"0": "CT"}, "labels": classes, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content))
+    given = {"source": source, "output": tmp_path / "in.ckpt"}
+    with pytest.raises(FlareError, match="the network has 4 outputs; the class list gives 14"):
+        convert(**given)
+    convert("data=nnunet", f"data.root={root}", **given)
+    found = load_checkpoint(tmp_path / "in.ckpt")
+    assert found.class_list.told == "1 spleen, 2 left_kidney, 3 liver_tumor"
+    assert (found.class_list.tumor, found.targets) == (3, "organs_tumor")
+
+
 def test_there_and_back_is_the_same_network(convert: Convert, tmp_path: Path, image: Tensor) -> None:
     convert(source=write_model(tmp_path, plans=plans1()), output=tmp_path / "in.ckpt")
     convert(source=tmp_path / "in.ckpt", output=tmp_path / "model")
@@ -178,7 +196,7 @@ def test_truncated_files(convert: Convert, tmp_path: Path) -> None:
     for damaged in (path, path.with_name(path.name + ".pkl")):
         whole = damaged.read_bytes()
         damaged.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(FlareError, match="not a "):
+        with pytest.raises(FlareError, match=r"is truncated; copy it again$"):
             convert(source=path, output=tmp_path / "in.ckpt")
         damaged.write_bytes(whole)
     assert not (tmp_path / "in.ckpt").exists()

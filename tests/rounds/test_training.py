@@ -269,6 +269,25 @@ def test_a_round_starts_from_its_teacher_if_asked(cohort: Cohort, tmp_path: Path
     assert taught.root.name == "mo1"
 
 
+def test_a_training_starts_from_a_checkpoint_of_another_class_list(cohort: Cohort, tmp_path: Path) -> None:
+    """Liver and spleen have each other's ids there: their rows follow the names."""
+    once = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "optimizer.lr=0")
+    _, first = train_tiny(cohort, tmp_path / "first", *once, validate=False)
+    own = [
+        "classes.liver.id=3",
+        "classes.spleen.id=1",
+        f"round.checkpoint={first.last}",
+        "round.init=teacher",
+    ]
+    cfg = configuration(cohort.folder.root.parent, tmp_path / "tuned", *once, *own)
+    check_configuration(RoundSettings.from_config(cfg))
+    _, tuned = train_tiny(cohort, tmp_path / "tuned", *once, *own, "seed=5", validate=False)
+    given, started = (load_checkpoint(folder.last).state_dict for folder in (first, tuned))
+    rows = [0, 3, 2, 1, *range(4, 15)]
+    for key, weights in given.items():
+        assert torch.equal(started[key], weights[rows] if key.startswith("heads.") else weights), key
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

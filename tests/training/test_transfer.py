@@ -1,6 +1,5 @@
 """A round that starts from its teacher: heads by class, all else as it is."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.models.unet import UNet
 from flare.runs.checkpoints import Checkpoint
-from flare.training.build import check_teacher, start_from_teacher
+from flare.training.build import start_from_teacher
 
 
 def network(labels: ClassList, targets: str, seed: int, **changes: Any) -> UNet:
@@ -75,16 +74,38 @@ def test_another_architecture_is_refused(labels: ClassList) -> None:
     teacher = checkpoint(labels, "organs", network(labels, "organs", 0).state_dict())
     deeper = network(labels, "organs", 0, convolutions_per_stage=2)
     with pytest.raises(FlareError, match=r"round.init=teacher: mo/last.ckpt has another architecture"):
-        check_teacher(deeper, teacher, classes=labels, targets="organs")
+        start_from_teacher(deeper, teacher, classes=labels, targets="organs")
     wider = network(labels, "organs", 0, features=[2, 3, 5])
     with pytest.raises(FlareError, match="another architecture"):
-        check_teacher(wider, teacher, classes=labels, targets="organs")
+        start_from_teacher(wider, teacher, classes=labels, targets="organs")
 
 
-def test_another_name_for_an_id_is_refused(labels: ClassList) -> None:
-    renamed = labels.to_config()
-    renamed["kidney"] = renamed.pop("right_kidney")
-    state = network(labels, "organs", 0).state_dict()
-    teacher = replace(checkpoint(labels, "organs", state), classes=renamed)
-    with pytest.raises(FlareError, match=r"class 2 is kidney in mo/last.ckpt, right_kidney in classes"):
-        check_teacher(network(labels, "organs", 1), teacher, classes=labels, targets="organs")
+def test_rows_go_by_name_where_the_class_list_is_another(
+    labels: ClassList, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another hospital's: other ids, an organ in capitals, one of its own, one id under another name."""
+    caplog.set_level("INFO")
+    entry = {"role": "organ", "tolerance_mm": 3, "slice_range": False}
+    own = {
+        "kidney_cyst": {**entry, "id": 2, "short": "Cyst"},  # 2 is the right kidney there
+        "Spleen": {**entry, "id": 1, "short": "S"},
+        "liver": {**entry, "id": 4, "short": "L"},
+        "tumor": {**entry, "id": 7, "short": "T", "role": "tumor"},
+    }
+    teacher = network(labels, "organs_tumor", 0).state_dict()
+    for head in ("heads.0.bias", "heads.1.bias"):
+        teacher[head].copy_(torch.arange(15.0))
+    classes = ClassList.from_config(own)
+    pupil = network(classes, "organs_tumor", 1)
+    fresh = {key: weights.clone() for key, weights in pupil.state_dict().items()}
+    known = checkpoint(labels, "organs_tumor", teacher)
+    start_from_teacher(pupil, known, classes=classes, targets="organs_tumor")
+    # outputs: background, spleen (3 there), cyst, liver (1), tumor (14)
+    for key, weights in pupil.state_dict().items():
+        if key.startswith("heads."):
+            assert torch.equal(weights[[0, 1, 3, 4]], teacher[key][[0, 3, 1, 14]])
+            assert torch.equal(weights[2], fresh[key][2])
+        else:
+            assert torch.equal(weights, teacher[key])
+    told = "the heads of background, spleen, liver, tumor start from the teacher's, afresh: kidney_cyst"
+    assert caplog.messages == [told]

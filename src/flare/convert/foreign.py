@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import export_folder, read_network
+from flare.core.class_files import own_classes
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import (
     COUNT,
@@ -89,7 +90,7 @@ def main(cfg: DictConfig) -> None:
     """Convert as `conf/convert.yaml` and the command line say."""
     settle_paths(cfg)
     source, output = given_paths(cfg, "source", "output")
-    convert(source, output, ConvertSettings.from_config(cfg))
+    convert(source, output, ConvertSettings.from_config(own_classes(cfg)))
 
 
 def convert(source: Path, output: Path, settings: ConvertSettings) -> None:

@@ -33,7 +33,6 @@ from flare.training.build import (
     build_trainer,
     check_architecture,
     check_optimizer,
-    check_teacher,
     start_from_teacher,
 )
 from flare.training.loggers import WandbRun
@@ -88,7 +87,7 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
     if training.init != "teacher":
         return
     if teacher is not None:
-        check_teacher(network, teacher, classes=training.classes, targets=training.targets)
+        check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
     elif (teaching := planned.get(str(settings.teacher))) is not None:
         with torch.device("meta"):
             taught = build_network(teaching.training)
@@ -167,7 +166,7 @@ def train_round(
         is_taught = own.init == "teacher" and start.checkpoint is None
         teacher = read_teacher(settings) if is_taught else None
         if teacher is not None:
-            log.info("weights start from those of round %s", teacher.round)
+            log.info("weights start from those of round %s", teacher.round or "all")
             start_from_teacher(module.net, teacher, classes=own.classes, targets=own.targets)
         if is_first():  # everything that can refuse is built: only now files are touched
             begin(start)

@@ -77,16 +77,21 @@ def build_module(settings: TrainingSettings, intensity: Intensity) -> Segmentati
 def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
     """Copy a teacher's weights into a network of the same architecture, in place.
 
-    A head has one row a class; the rows of classes that the teacher does not know keep their fresh
-    initialisation. `classes` and `targets` are the new round's.
+    A head has one row a class, which goes by the class's name: the two class lists may differ. The rows of
+    classes that the teacher does not know keep their fresh initialisation. `classes` and `targets` are the
+    new round's.
 
     Raises:
-        FlareError: If architecture or class list are others.
+        FlareError: If the architecture is another.
     """
-    check_teacher(network, teacher, classes=classes, targets=targets)
-    outputs = classes.outputs(targets)
-    common = [c for c in outputs if c in teacher.outputs]
-    ours, theirs = ([known.index(c) for c in common] for known in (outputs, teacher.outputs))
+    check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
+    outputs, taught = (
+        _output_names(*of) for of in ((classes, targets), (teacher.class_list, teacher.targets))
+    )
+    common = [name for name in outputs if name in taught]
+    ours, theirs = ([names.index(name) for name in common] for names in (outputs, taught))
+    fresh = ", ".join(name for name in outputs if name not in taught)
+    log.info("the heads of %s start from the teacher's, afresh: %s", ", ".join(common), fresh or "none")
     axes = head_axes(network)
     with torch.no_grad():
         for key, weights in network.state_dict().items():
@@ -97,17 +102,9 @@ def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: Clas
                 weights.copy_(teacher.state_dict[key])
 
 
-def check_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
-    """Refuse a teacher of other layers, or of another name for an id that both train.
-
-    Heads may differ in their number of classes. The other arguments are the new round's, on any device.
-    """
-    check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
-    for class_id in set(classes.outputs(targets)[1:]) & set(teacher.outputs):
-        name, theirs = classes.name_of(class_id), teacher.class_list.name_of(class_id)
-        if name != theirs:
-            given = f"class {class_id} is {theirs} in {teacher.path}, {name} in classes"
-            raise FlareError(f"round.init=teacher: {given}")
+def _output_names(classes: ClassList, targets: str) -> list[str]:
+    """Name of each output, in small letters."""
+    return ["background", *(classes.name_of(c).lower() for c in classes.outputs(targets)[1:])]
 
 
 def check_architecture(network: nn.Module, state: dict[str, Tensor], whose: str) -> None:
