@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
@@ -15,6 +17,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+
+import pages
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -74,16 +78,44 @@ def test_the_commands_are_found() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [*PAGES, *COMMENTED])
-def test_commands_compose(page: str, config: Compose) -> None:
+def test_commands_compose(page: str, config: Compose, tmp_path: Path) -> None:
+    pages.write_files(page, tmp_path)
     for line in commands(page):
         match = SCRIPT.search(line)
         assert match is not None
         script = match[1] or match[2]
         assert not match[1] or (ROOT / f"{script}.py").is_file(), line
         words = shlex.split(re.sub(r"<[^>]*>", "x", line[match.end() :]))
+        if words[:1] == ["--config-dir"]:  # with files of the page's own
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                cfg = compose(script, [f"hydra.searchpath=[file://{tmp_path / words[1]}]", *words[2:]])
+            OmegaConf.resolve(cfg)
+            continue
         for overrides in each([word for word in words if word != "-m"]) if "-m" in words else [words]:
             cfg = config(script, *overrides)
             OmegaConf.resolve(cfg)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_the_environment_is_active_before_the_first_command(page: str, tmp_path: Path) -> None:
+    """`make` fills `.venv`, where a plain `python` finds nothing of it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    before = text[: re.search(r"^python ", text, re.MULTILINE).start()]  # type: ignore[union-attr]
+    shown = re.findall(r"^\. \S+$", before, re.MULTILINE)
+    assert shown == [". .venv/bin/activate"]
+    if not (Path(sys.prefix) / "bin" / "activate").is_file():
+        pytest.skip("these tests run in no environment of venv's")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    line = f"{shown[0]} && python -c 'import sys, flare; print(sys.prefix)'"
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()).resolve() == Path(sys.prefix).resolve()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -93,7 +125,8 @@ def test_files_and_links_exist(page: str) -> None:
         assert target.startswith("http") or (ROOT / page).parent.joinpath(target).exists(), target
     for word in (word for line in lines(page) for word in line.split()):
         if re.fullmatch(r"[\w./-]+\.py|(conf|tests|docs|src|benchmarks)/[\w./-]+", word):
-            assert (ROOT / word).exists() or (ROOT / "src" / "flare" / word).exists(), word
+            places = (ROOT / word, ROOT / "src" / "flare" / word)
+            assert word in pages.files(page) or any(place.exists() for place in places), word
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -147,7 +180,9 @@ def test_choices_exist(page: str) -> None:
     for group, chosen in re.findall(r"(?:^|\s)(\w+)=([\w/,]+)(?=\s|$)", "\n".join(spans(page))):
         if (CONF / group).is_dir():
             for option in chosen.split(","):
-                assert (CONF / group / f"{option}.yaml").is_file(), f"{group}={option}"
+                file = f"{group}/{option}.yaml"
+                own = any(name.endswith(f"/{file}") for name in pages.files(page))
+                assert own or (CONF / file).is_file(), f"{group}={option}"
 
 
 @cache
@@ -165,7 +200,8 @@ def every_key() -> list[DictConfig]:
         "sweeps",
     )
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return [compose(s, LISTED if s != "sweeps" else []) for s in scripts]
+        others = compose("train", ["model=adapted"])
+        return [*(compose(s, LISTED if s != "sweeps" else []) for s in scripts), others]
 
 
 @pytest.mark.parametrize("page", PAGES)
