@@ -17,6 +17,7 @@ import torch
 
 from flare.convert.layout import Foreign, architecture, common_kernels, from_nnunet, to_nnunet2, without_zeros
 from flare.convert.reading import read_pickle, read_torch
+from flare.core.class_files import read_mapping
 from flare.core.errors import FlareError
 from flare.core.files import read_json, sha256, write_json
 from flare.models.zoo import build_network
@@ -127,7 +128,7 @@ def _read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
         raise FlareError(f"source={paths[0]}: no checkpoint of nnU-Net v2 (no entry {missing[0]!r})")
     words = read_json(WORDS)
     try:
-        plans = read_json(folder / "plans.json")
+        plans = read_mapping(folder / "plans.json")
         configuration = _configuration(plans, content["init_args"]["configuration"])
         strides = [list(stride) for stride in _checked_settings(configuration, words["network"])["strides"]]
         weights = from_nnunet(content["network_weights"])
@@ -189,7 +190,7 @@ def _checked_settings(configuration: Mapping[str, Any], expected: Mapping[str, A
 
 def _channel_names(path: Path) -> tuple[str, ...]:
     """Names of the outputs in their order, from `dataset.json`."""
-    labels = read_json(path).get("labels", {}) if path.is_file() else {}
+    labels = read_mapping(path).get("labels", {}) if path.is_file() else {}
     if not all(isinstance(value, int) for value in labels.values()):
         raise FlareError(f"source={path}: trained on regions; expected one output per class")
     return tuple(sorted(labels, key=lambda name: labels[name]))

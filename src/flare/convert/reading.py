@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from flare.core.errors import FlareError
-from flare.runs.checkpoints import read_weights_file
+from flare.runs.checkpoints import read_weights_file, tell_unread
 
 NUMBERS = "biufc"  # kinds of numpy types that are taken: no objects, strings or records
 
@@ -91,7 +91,7 @@ def read_pickle(path: Path) -> Any:
         with Path(path).open("rb") as stream:
             return _Unpickler(stream).load()
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise FlareError(f"{path}: not a pickle of plain values: {' '.join(str(error).split())}") from None
+        raise FlareError(f"{path}: {tell_unread(path, error, 'a pickle of plain values')}") from None
 
 
 def read_torch(path: Path) -> dict[str, Any]:

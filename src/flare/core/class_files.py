@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from flare.core.classes import ClassList, LabelClass
 from flare.core.errors import CONF, FlareError
-from flare.core.files import EXTENSIONS, read_json, write_text
+from flare.core.files import EXTENSIONS, read_json, stand_in, write_text
 
 log = logging.getLogger(__name__)
 CLASSES, DATASET = "classes.json", "dataset.json"
@@ -53,7 +53,7 @@ class Dataset:
         """
         if not path.is_file():
             raise FlareError(f"data.dataset: no file {path}; set data.root to the folder that holds it")
-        content = _read(path)
+        content = read_mapping(path)
         channels = content.get("channel_names") or content.get("modality") or {"0": "CT"}
         if len(channels) != 1:
             raise FlareError(f"{path}: has {len(channels)} channels; expected one, of CT")
@@ -72,14 +72,14 @@ class Dataset:
         return cls(_dataset_classes(path, content), cases)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a file that holds a mapping."""
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping, or refuse it."""
     try:
         content = read_json(path)
     except OSError as error:
         raise FlareError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise FlareError(f"{path}: is no JSON: {error}") from None
+        raise FlareError(f"{path}: {stand_in(path) or f'is no JSON: {error}'}") from None
     if not isinstance(content, dict):
         raise FlareError(f"{path}: expected a mapping")
     return content
@@ -136,9 +136,9 @@ def classes_at(folder: Path) -> tuple[Path, ClassList] | None:
     if folder.name.startswith("labels"):
         theirs.append(folder.parent / DATASET)
     if own.is_file():
-        return own, _sound(own, _read(own))
+        return own, _sound(own, read_mapping(own))
     for path in theirs:
-        if path.is_file() and "labels" in (content := _read(path)):
+        if path.is_file() and "labels" in (content := read_mapping(path)):
             return path, _dataset_classes(path, content)
     return None
 

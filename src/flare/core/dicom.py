@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
-from flare.core.files import require_held
+from flare.core.files import require_held, stand_in
 from flare.core.geometry import SNAP, Geometry, checked_grid
 from flare.core.itk import judge_direction, opened, stated_grid, voxels
 from flare.core.slices import BIG_ENDIAN, COMPRESSED, PIXELS, check_elements, has_no_pixels, may_be_slice
@@ -150,7 +150,7 @@ def _slices(folder: Path) -> list[_Slice]:
         try:
             slices.append(_Slice.read(path, content))
         except BadFileError as error:
-            unread[path.name] = str(error)
+            unread[path.name] = stand_in(path) or str(error)
     if unread:
         name = min(unread)
         raise BadFileError(

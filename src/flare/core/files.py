@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +23,18 @@ GENERAL_FAULTS = (
     *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EROFS, errno.EMFILE, errno.ENFILE),
 )
+NO_ACCESS = (errno.EACCES, errno.EPERM)
 DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
 BLOCK = 1 << 16  # bytes
 GZIP = b"\x1f\x8b"
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")  # of images
+# what lies where a file should be: its first bytes -> what it is
+STAND_INS = {
+    rb"version https://git-lfs": "is a Git LFS pointer, not the file itself; `git lfs pull` fetches it",
+    rb"[./]*/annex/objects/": "is a git-annex pointer, not the file itself; `git annex get` fetches it",
+    rb"(\xef\xbb\xbf)?\s*<(!--|!doctype|html|\?xml)": "is a web page, not the file itself; download it again",
+}
+NOT_UTF8 = "has a name that is not UTF-8; rename it"
 PARTIAL = ".partial-"  # prefix of temporary names; whoever lists a folder skips it
 
 
@@ -36,6 +45,21 @@ def require_held(claimed: int, held: int) -> None:
             f"is truncated or its header is damaged: it claims {claimed} bytes of voxels, "
             f"the file holds at most {max(held, 0)}"
         )
+
+
+def stand_in(path: Path) -> str | None:
+    """Say what lies in the place of a file that cannot be read; None if that is not known."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        start = stream.read(BLOCK)
+    told = (what for begins, what in STAND_INS.items() if re.match(begins, start, re.IGNORECASE))
+    return next(told, None if start else "is empty")
+
+
+def printable(text: str | Path) -> str:
+    """The same text, but for what no file in UTF-8 can hold: bytes of file names are escaped."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def says_no_room(error: BaseException | None) -> bool:
@@ -115,7 +139,7 @@ def remove_partial(folder: Path, *, below: bool = False) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically, UTF-8."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(printable(text), encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -131,7 +155,11 @@ def read_json(path: Path) -> Any:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows atomically, by default all columns of the first; missing values and None are empty cells."""
     columns = list(columns if columns is not None else (rows[0] if rows else []))
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with (
+        atomic(path) as temporary,
+        # as `printable`
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+    ):
         writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)

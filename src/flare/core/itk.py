@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
-from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, require_held
+from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, NOT_UTF8, printable, require_held
 from flare.core.geometry import Geometry, checked_grid, require_scalar
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings name files on the console; ours name cases
@@ -73,6 +73,8 @@ def judge_direction(case: str, problem: str) -> None:
 
 def opened(path: Path, kind: str) -> sitk.ImageFileReader:
     """A reader that has read the header of a file of scalars; ITK would try all of its formats."""
+    if printable(path) != str(path):  # SimpleITK ends the process at such a name
+        raise BadFileError(NOT_UTF8)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(kind)
     reader.SetFileName(str(path))

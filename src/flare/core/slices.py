@@ -10,7 +10,7 @@ from typing import Literal
 import SimpleITK as sitk
 
 from flare.core.errors import BadFileError
-from flare.core.files import BLOCK
+from flare.core.files import BLOCK, printable
 
 # DICOM: transfer syntaxes (PS3.5, section 10), value representations by the width
 # of their length (section 7.1)
@@ -50,6 +50,8 @@ def is_dicom(path: Path) -> bool:
         if head[:2] not in BARE:
             return False
         check_elements(path.read_bytes())  # before GDCM, which takes memory for any claimed length
+        if printable(path) != str(path):
+            return True  # SimpleITK ends the process at such a name; whoever reads the case says so
         reader = sitk.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(str(path))

@@ -18,7 +18,7 @@ from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
 from flare.core.dicom import open_dicom, read_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError
-from flare.core.files import EXTENSIONS, PARTIAL, atomic
+from flare.core.files import EXTENSIONS, NOT_UTF8, PARTIAL, atomic, printable, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
 from flare.core.itk import open_nrrd, read_nrrd
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
@@ -43,7 +43,7 @@ def case_id(path: Path, known: Collection[str] = ()) -> str:
 
     A whole name that is a known id is that id: the label map of a case called `x_0000` is none of `x`.
     """
-    whole = strip_extension(os.path.basename(os.path.abspath(path)))  # `.` has a name as well
+    whole = printable(strip_extension(os.path.basename(os.path.abspath(path))))  # `.` has a name as well
     return whole if whole in known else whole.removesuffix("_0000")
 
 
@@ -180,6 +180,8 @@ def _is_scan(path: Path) -> bool:
 @contextmanager
 def _one_file(path: Path, case: str) -> Iterator[None]:
     """Refuse a case whose file is absent, empty, or bad by what the block finds while it reads it."""
+    if printable(path) != str(path):
+        raise CaseError(case, f"{printable(path)} {NOT_UTF8}")
     if not path.exists():
         raise AwayError(case, f"{path} does not exist")
     if path.is_file() and path.stat().st_size == 0:
@@ -187,7 +189,7 @@ def _one_file(path: Path, case: str) -> Iterator[None]:
     try:
         yield
     except BadFileError as error:
-        raise CaseError(case, f"{path} {error}") from error
+        raise CaseError(case, f"{path} {stand_in(path) or error}") from error
     except (OSError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the system's: access, a path that is gone, a device; what the file holds has no number

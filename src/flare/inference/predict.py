@@ -24,7 +24,7 @@ from flare.core.class_files import (
 )
 from flare.core.classes import ClassList
 from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several
-from flare.core.files import PARTIAL, remove_partial, sha256, write_csv
+from flare.core.files import PARTIAL, remove_partial, sha256, stand_in, write_csv
 from flare.core.geometry import Volume
 from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed
@@ -237,10 +237,8 @@ class Request:
         if not source.exists():
             raise FlareError(f"input={cfg.input}: no such file or folder")
         if source.is_file() and not is_readable(source):
-            raise FlareError(
-                f"input={cfg.input}: is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha "
-                "or DICOM"
-            )
+            unread = "is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha or DICOM"
+            raise FlareError(f"input={cfg.input}: {stand_in(source) or unread}")
         is_one = output.name.endswith(".nii.gz") and not output.is_dir()
         if output.exists() and not output.is_dir():
             expected = "another name: no file is overwritten" if is_one else "a folder, or a name in .nii.gz"

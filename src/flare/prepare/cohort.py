@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from flare.prepare.read import count_cases, read_cases, read_header
 from flare.prepare.settings import CohortFiles, PrepareSettings, Values
 from flare.runs.folders import PreparedFolder
 from flare.runs.locks import lock
-from flare.runs.work import Outcome, console, report_failures, run_cases, stop_on_faults
+from flare.runs.work import Outcome, console, naming, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)
 NAMED = 10  # paths that a message names
@@ -51,9 +52,9 @@ class Cohort:
 
     def require_intensity(self) -> Intensity:
         """The statistics, or a refusal that names the cases that failed, which may be why there are none."""
-        if self.intensity is None:
-            report_failures(self.failures, "no labelled training case is left, so nothing can be trained")
-            raise FlareError("data.labels: no labelled training case, so there are no intensity statistics")
+        with naming(self.failures):
+            if self.intensity is None:
+                raise FlareError("data.labels: no labelled training case is left, so nothing can be trained")
         return self.intensity
 
 
@@ -94,7 +95,7 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
         index = _list(settings.files)
         if settings.generator is None:  # one's files are made again
             _require_present(index, folder.seen, accept_removed=settings.accept_removed)
-        failures, ids = _index_failures(index), [e.id for e in index.entries]
+        failures, ids = index.failures, [e.id for e in index.entries]
         stop_on_faults(failures, "prepare, listing files", ids, settings.max_failed, index.groups)
         read = read_cases(settings, index.entries)
     finally:
@@ -137,9 +138,10 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
     gone = sorted(path for path in wanted if not _is_there(Path(path)))
     if gone and not accept_removed:
         raise FlareError(
-            f"data: {len(gone)} files that the last start saw are gone: {some(gone, NAMED)}. Is "
-            "a disk or share away? Start again when it is back; if they were removed on purpose, say so once "
-            "with data.accept_removed=true. Nothing in the cache was removed"
+            f"data: {len(gone)} files that the last start saw are gone or may not be read: "
+            f"{some(gone, NAMED)}. Is a disk or share away, or has access expired? Start again when it is "
+            "back; if they were removed on purpose, say so once with data.accept_removed=true. Nothing in "
+            "the cache was removed"
         )
     if gone:
         log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
@@ -149,9 +151,9 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a file, or anything in a folder of slices, can be seen."""
+    """Whether a file, or anything in a folder of slices, is there and may be read."""
     try:
-        return any(p.exists() for p in path.iterdir()) if path.is_dir() else path.exists()
+        return any(os.access(p, os.R_OK) for p in (path.iterdir() if path.is_dir() else [path]))
     except OSError:
         return False
 
@@ -171,7 +173,7 @@ def analyse(cfg: DictConfig) -> list[Case]:
         values, failures = count_cases(settings, index.entries)
     finally:
         settings.executor.close()
-    for failure in _index_failures(index) + failures:
+    for failure in index.failures + failures:
         # on the console only: reasons name files, and log files hold case ids alone
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
     analysis = analyse_labels(index.entries, values, settings.classes)
@@ -199,7 +201,7 @@ def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
         read = list(run_cases(read_header, jobs, executor=settings.executor, description="read headers"))
     finally:
         settings.executor.close()
-    failures = _index_failures(index) + [outcome for outcome in read if outcome.error is not None]
+    failures = index.failures + [outcome for outcome in read if outcome.error is not None]
     stop_on_faults(failures, "reading headers", list(jobs), settings.max_failed, index.groups)
     return [outcome.value for outcome in read if outcome.error is None], failures
 
@@ -221,12 +223,6 @@ def _tell(analysis: Analysis) -> None:
     """Say what in the labels contradicts `data.sources`."""
     for doubt in analysis.doubts:
         log.warning(doubt)
-
-
-def _index_failures(index: Index) -> list[Outcome]:
-    """The cases refused for their names, once each."""
-    reasons = {p.case: p.reason for p in index.problems}
-    return [Outcome(case, error=reason, kind=reason.split(":")[0]) for case, reason in reasons.items()]
 
 
 def _write_integrity(

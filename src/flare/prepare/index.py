@@ -11,6 +11,7 @@ from flare.core.cases import UNDECLARED, Source, source_of
 from flare.core.errors import FlareError
 from flare.core.volumes import case_id, find_images, spread_series
 from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
+from flare.runs.work import Outcome, naming
 
 OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
 
@@ -46,6 +47,12 @@ class Index:
     problems: list[Finding] = field(default_factory=list)
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
+    @property
+    def failures(self) -> list[Outcome]:
+        """The cases refused for their names, once each."""
+        reasons = {p.case: p.reason for p in self.problems}
+        return [Outcome(case, error=reason, kind=reason.split(":")[0]) for case, reason in reasons.items()]
+
 
 def build_index(files: CohortFiles) -> Index:
     """List the cases of a cohort.
@@ -63,7 +70,8 @@ def build_index(files: CohortFiles) -> Index:
         _add_group(found, files, *group)
     found.entries += _explicit(files)
     _refuse_duplicates(found)
-    held_out = files.split.assign(found.entries, {p.case for p in found.problems})
+    with naming(found.failures):
+        held_out = files.split.assign(found.entries, {p.case for p in found.problems})
     found.entries = [replace(e, split=held_out.get(e.id, e.split)) for e in found.entries]
     found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
     found.problems.sort(key=lambda p: p.case)

@@ -25,7 +25,7 @@ from flare.runs.door import place
 from flare.runs.folders import RunFolder, plain_config, record_environment, run_folder
 from flare.runs.journal import Journal
 from flare.runs.locks import lock
-from flare.runs.work import Executor, Outcome, build_executor, report_failures
+from flare.runs.work import Executor, Outcome, build_executor, naming, report_failures
 from flare.training.resuming import find_training, is_trained, make_current, training_key
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     PrepareSettings.from_config(cfg)
     check_configuration(settings)
     cohort = prepare_cohort(cfg)
-    with closing(build_executor(cfg)) as executor:
+    with closing(build_executor(cfg)) as executor, naming(cohort.failures):
         failures = run_round(settings, cohort, executor, is_first=is_first(), is_alone=True)
     report_failures([*cohort.failures, *failures], "train")
     return tell_training(settings.folder, settings.training.objective)
@@ -123,7 +123,7 @@ def _run(
     write_csv(run.root / "plan.csv", plan)
     failures = list(cohort.failures)
     started = time.monotonic()
-    with closing(build_executor(cfg)) as executor:
+    with closing(build_executor(cfg)) as executor, naming(failures):
         for number, item in enumerate(rounds):
             spent = time.monotonic() - started
             left = f", about {spent / number * (len(rounds) - number) / 60:.0f} min left" if number else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.core.files import atomic, sha256
+from flare.core.files import GENERAL_FAULTS, NO_ACCESS, atomic, sha256, stand_in
 
+ZIP, TEXT_BYTES = b"PK\x03\x04", 256
+ADVICE = "Weights only load failed"  # to load it all the same, with whatever it runs
+TRUNCATED = r"truncated|Ran out of input|EOF"  # as pickle and torch say it
 KEY = "flare"  # entry of a Lightning checkpoint that holds what inference needs
 
 
@@ -73,18 +77,38 @@ def write_weights_file(path: Path, content: dict[str, Any]) -> None:
 def read_weights_file(path: Path) -> dict[str, Any]:
     """Read a file of tensors and plain values, or refuse it; nothing in it can run code."""
     path = Path(path)
-    if not path.is_file():
-        raise FlareError(f"checkpoint={path}: no such file")
     try:
+        if not path.is_file():
+            raise FlareError(f"checkpoint={path}: no such file")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # what it would have run, at the end of a long text
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        reason = f"refuses {named[1]}" if named else said
-        raise FlareError(f"checkpoint={path}: not a checkpoint of plain tensors: {reason}") from None
+    except FlareError:
+        raise
+    except Exception as error:  # torch raises nearly anything
+        told = tell_unread(path, error, "a checkpoint of plain tensors")
+        raise FlareError(f"checkpoint={path}: {told}") from None
     if not isinstance(content, dict):
         raise FlareError(f"checkpoint={path}: expected a dictionary, found {type(content).__name__}")
     return content
+
+
+def tell_unread(path: Path, error: Exception, expected: str) -> str:
+    """Say in one line why a file of weights, or a pickle, could not be read."""
+    if isinstance(error, OSError) and error.errno in (*GENERAL_FAULTS, *NO_ACCESS):  # others are torch's
+        return f"cannot be read: {error.strerror}"
+    if told := stand_in(path):
+        return told
+    with path.open("rb") as stream:
+        start = stream.read(TEXT_BYTES)
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    if (start.startswith(ZIP) and not zipfile.is_zipfile(path)) or re.search(TRUNCATED, said):
+        return "is truncated; copy it again"
+    if named := re.search(r"GLOBAL (\S+)", str(error)):  # what it would have run, at the end of a long text
+        said = f"refuses {named[1]}"
+    elif said.startswith(ADVICE):
+        is_text = re.fullmatch(rb"[\s\x20-\x7e]+", start)
+        begins = f"the text {start.decode()[:40]!r}" if is_text else f"{start[:4]!r}"
+        said = f"torch did not write it, it begins with {begins}"
+    return f"is not {expected}: {said}"
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -320,8 +320,27 @@ def report_failures(failures: Sequence[Outcome], what: str) -> None:
         last = {f.case_id: f for f in failures}
         faults = sum(f.is_fault for f in last.values())
         again = f" ({faults} by no fault of the files: start again when mended)" if faults else ""
-        lines = [f"  {case}: {last[case].error}" for case in sorted(last)]
-        raise FlareError("\n".join([f"{what}: {len(last)} failed, the rest is done{again}", *lines]))
+        told = f"{what}: {len(last)} failed, the rest is done{again}"
+        raise FlareError("\n".join([told, *_reasons(failures)]))
+
+
+def _reasons(failures: Sequence[Outcome]) -> list[str]:
+    """A line for each case that failed; of several failures of one the last counts."""
+    last = {f.case_id: f.error for f in failures}
+    return [f"  {case}: {last[case]}" for case in sorted(last)]
+
+
+@contextmanager
+def naming(failures: Sequence[Outcome]) -> Iterator[None]:
+    """Name the cases that failed until then in a refusal that the block raises: it may follow from them."""
+    try:
+        yield
+    except FlareError as error:
+        text = str(error)
+        lines = [line for line in _reasons(failures) if line not in text]
+        if type(error) is not FlareError or not lines:
+            raise
+        raise FlareError("\n".join([text, "failed before:", *lines])) from None
 
 
 def stop_on_faults(

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from flare.core.errors import FlareError
+from flare.core.files import GENERAL_FAULTS, NO_ACCESS
 from flare.core.paths import require_writable, settle_paths
 from flare.runs.door import go_on_with, listen
 from flare.runs.folders import is_job
@@ -136,8 +137,12 @@ class SweepTable(Callback):
 
 
 def is_refusal(error: Any) -> bool:
-    """Whether an error is told in full by its text; of none where Hydra is asked for tracebacks."""
+    """Whether an error is told in full by its text, as that of a share that is away or closed is.
+
+    Of none where Hydra is asked for tracebacks.
+    """
     is_told = isinstance(error, CompactHydraException | OmegaConfBaseException)
+    is_told |= isinstance(error, OSError) and error.errno in (*GENERAL_FAULTS, *NO_ACCESS)
     return is_told and not os.environ.get("HYDRA_FULL_ERROR")
 
 
