@@ -40,16 +40,16 @@ def without_preamble(path: Path, *, keep_meta: bool) -> Path:
     return path
 
 
-def as_object(path: Path, sop_class: str) -> Path:
+def as_object(path: Path, sop_class: str, uid: str = "9.8.7") -> Path:
     """A DICOM file of another class and without pixels, as RT structures and reports are."""
-    uid = sop_class.encode() + b"\0" * (len(sop_class) % 2)
+    kind_of_object, series_uid = (text.encode() + b"\0" * (len(text) % 2) for text in (sop_class, uid))
 
     def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
         tag = group.to_bytes(2, "little") + number.to_bytes(2, "little")
         return tag + kind + len(value).to_bytes(2, "little") + value
 
-    meta = element(2, 2, b"UI", uid) + element(2, 0x10, b"UI", EXPLICIT)
-    body = element(8, 0x16, b"UI", uid) + element(0x20, 0x0E, b"UI", b"9.8.7\0")
+    meta = element(2, 2, b"UI", kind_of_object) + element(2, 0x10, b"UI", EXPLICIT)
+    body = element(8, 0x16, b"UI", kind_of_object) + element(0x20, 0x0E, b"UI", series_uid)
     size = element(2, 0, b"UL", len(meta).to_bytes(4, "little"))
     path.write_bytes(bytes(128) + b"DICM" + size + meta + body)
     return path
@@ -205,9 +205,11 @@ def test_objects_without_pixels_are_no_slices(tmp_path: Path) -> None:
 
 
 def test_a_ct_without_pixels_is_a_damaged_slice(tmp_path: Path) -> None:
-    folder = series(tmp_path / "s")
-    as_object(folder / "004.dcm", "1.2.840.10008.5.1.4.1.1.2")
+    folder = series(tmp_path / "s", uid="1.2.3")
+    as_object(folder / "004.dcm", "1.2.840.10008.5.1.4.1.1.2", "1.2.3")
     assert "cannot be read: 004.dcm" in refused(folder)
+    as_object(folder / "004.dcm", "1.2.840.10008.5.1.4.1.1.2")  # then of a series of its own
+    assert "cannot be read: 004.dcm" in refused(folder / "series-9.8.7")
 
 
 @pytest.mark.parametrize(

@@ -373,7 +373,8 @@ def test_case_ids(path: str, expected: str) -> None:
 def test_two_files_of_one_id_are_both_refused() -> None:
     found, refused = unique_cases([Path("u/a.nii.gz"), Path("v/a_0000.nii.gz"), Path("b.nii")])
     assert found == {"b": Path("b.nii")}
-    assert refused == {"a": "2 files of this id: u/a.nii.gz and v/a_0000.nii.gz"}
+    told = "2 files of this id: u/a.nii.gz and v/a_0000.nii.gz; data.case_id=parent tells them apart"
+    assert refused == {"a": told}
 
 
 def test_a_label_map_may_be_called_as_its_case_is() -> None:
@@ -409,9 +410,10 @@ def test_a_mask_beside_dicom_slices_hides_no_scan(tmp_path: Path) -> None:
     mask.write_bytes(b"0")
     assert find_images(tmp_path) == [series, mask]
     mask.rename(series / "scan.nii.gz")
-    found, refused = unique_cases(find_images(tmp_path))
+    found, refused = unique_cases(find_images(tmp_path), root=tmp_path)
     assert not found
-    assert refused == {"scan": f"2 files of this id: {series} and {series / 'scan.nii.gz'}"}
+    told = f"2 files of this id: {series} and {series / 'scan.nii.gz'}; data.case_id=path tells them apart"
+    assert refused == {"scan": told}
 
 
 def test_a_folder_that_links_reach_again_counts_once(tmp_path: Path) -> None:

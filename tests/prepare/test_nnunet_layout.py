@@ -139,7 +139,7 @@ def test_a_share_is_drawn_by_its_seed_and_hardly_moves_with_the_cohort() -> None
     ("given", "message"),
     [
         ({"validation": ["c009"]}, "c009 .*the cohort has no such case"),
-        ({"validation": [7]}, "data.split: 7 .*needs quotes"),
+        ({"validation": [7]}, "data.split.validation: 7 is no text; .*needs quotes"),
         ({"validation": ["c000"], "test": ["c000"]}, "c000 is named twice"),
         ({"validation": ["c000", "c001"]}, "no labelled case is left to train on"),
         ({"validation": 1.5}, r"data.split.validation=1.5: expected \{validation"),

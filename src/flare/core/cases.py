@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, choice
 from flare.core.files import read_csv, write_csv
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
 SELECTIONS = ("organs_complete", "tumor", "labeled", "all")  # labeled: every case with an annotation
 SOURCES = "[{match: <glob>, annotates: [<class>, ...]}, ...]"
+CASE_RULES = (
+    "leaf",
+    "parent",
+    "path",
+    "dicom_series_uid",
+)  # of `data.case_id`; `file` is another word for leaf
 COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
 
 
@@ -84,6 +90,16 @@ def select_cases(cases: Sequence[Case], which: str) -> list[Case]:
     return [c for c in train if which in (c.kind, "all") or (which == "labeled" and c.is_labeled)]
 
 
+def case_rule(given: Any) -> str:
+    """Read `data.case_id`: by which of `CASE_RULES` scans are named.
+
+    Raises:
+        FlareError: If it is none.
+    """
+    choice(*CASE_RULES, "file").require("data.case_id", given)
+    return "leaf" if given == "file" else str(given)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where labels come from.
@@ -116,11 +132,13 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) 
             raise FlareError(
                 f"data.sources[{number}]: expected the keys match and annotates, as {SOURCES}; given {item}"
             )
+        if not isinstance(item["match"], str):  # YAML reads 007 as the number 7
+            raise FlareError(f"data.sources[{number}].match: {item['match']} is no text; it needs quotes")
         try:
             annotates = tuple(sorted(classes.id_of(str(name)) for name in item["annotates"]))
         except FlareError as error:
             raise FlareError(f"data.sources[{number}].annotates: {error}") from None
-        sources.append(Source(str(item["match"]), annotates))
+        sources.append(Source(item["match"], annotates))
     return tuple(sources)
 
 

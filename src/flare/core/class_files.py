@@ -150,7 +150,9 @@ def carried_classes(key: str, root: Path) -> tuple[Path, ClassList] | None:
         FlareError: If folders of one `key` carry different lists.
     """
     top = root.parent if root.is_file() else root  # one that is not there carries none
-    found = [here for folder, _, _ in os.walk(top) if (here := classes_at(Path(folder)))]
+    folders = [Path(folder) for folder, _, _ in os.walk(top)]
+    shown = [f for f in folders if not any(part.startswith(".") for part in f.relative_to(top).parts)]
+    found = [here for folder in shown if (here := classes_at(folder))]
     for here in found[1:]:
         require_agreement(key, here, found[0][1], str(found[0][0]))
     return found[0] if found else None

@@ -17,7 +17,8 @@ from flare.core.errors import BadFileError
 from flare.core.files import require_held, stand_in
 from flare.core.geometry import SNAP, Geometry, checked_grid
 from flare.core.itk import judge_direction, opened, stated_grid, voxels
-from flare.core.slices import BIG_ENDIAN, COMPRESSED, PIXELS, check_elements, has_no_pixels, may_be_slice
+from flare.core.series import BIG_ENDIAN, COMPRESSED, PIXELS, scan_files, series_in
+from flare.core.slices import check_elements
 
 log = logging.getLogger(__name__)
 NAMED = 3  # places that a message names
@@ -45,9 +46,9 @@ class _Slice:
     absent: frozenset[str]
 
     @classmethod
-    def read(cls, path: Path, content: bytes | None = None) -> _Slice:
+    def read(cls, path: Path) -> _Slice:
         """Read a file's header, after its claims were held against its content."""
-        content = path.read_bytes() if content is None else content
+        content = path.read_bytes()
         syntax, held = check_elements(content), len(content)
         reader = opened(path, "GDCMImageIO")
         bits = reader.GetMetaData("0028|0100") if reader.HasMetaDataKey("0028|0100") else ""
@@ -92,22 +93,20 @@ class _Slice:
 
 
 def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
-    """Voxels `(Z, Y, X)` after DICOM's rescaling, and the grid: a file of frames, or a folder of one series.
+    """Voxels `(Z, Y, X)` after DICOM's rescaling, and the grid: of a file of frames, or of a folder's scan.
 
-    Whatever is damaged, and a slice that is missing or does not fit the others, is a `BadFileError`.
+    Localizers and scouts beside it are left out; one of several scans has the name of its series. Whatever is
+    damaged, and a slice that is missing or does not fit the others, is a `BadFileError`.
     """
     return voxels(*open_dicom(path, case))
 
 
 def open_dicom(path: Path, case: str) -> tuple[sitk.ImageFileReader | sitk.ImageSeriesReader, Geometry]:
     """A reader of the voxels, and the grid, after all checks of the headers of every slice."""
-    slices = _slices(path) if path.is_dir() else [_Slice.read(path)]
-    if not slices:
-        raise BadFileError("holds no readable DICOM series")
+    is_file = path.is_file()
+    slices = [_Slice.read(path)] if is_file else _slices(path)
     if len({s.series for s in slices}) > 1:
-        raise BadFileError(
-            f"holds {len({s.series for s in slices})} DICOM series; give each a folder of its own"
-        )
+        raise BadFileError("has slices that do not state of which series they are")
     absent = sorted(set().union(*(s.absent for s in slices)))
     of_frames = ("SpacingBetweenSlices",) if slices[0].frames > 1 else ()
     for word in {"PixelSpacing", *of_frames} & set(absent):
@@ -117,7 +116,7 @@ def open_dicom(path: Path, case: str) -> tuple[sitk.ImageFileReader | sitk.Image
     if "ImageOrientationPatient" in absent:
         judge_direction(case, "does not state its ImageOrientationPatient")
     if len(slices) == 1:
-        if slices[0].frames > 1 or not path.is_dir():
+        if slices[0].frames > 1 or is_file:
             return slices[0].reader, stated_grid(slices[0].reader, case)
         raise BadFileError("holds one slice; expected at least 2")
     _require_alike(slices)
@@ -139,16 +138,22 @@ def open_dicom(path: Path, case: str) -> tuple[sitk.ImageFileReader | sitk.Image
     return reader, geometry
 
 
-def _slices(folder: Path) -> list[_Slice]:
-    """All slices in a folder: every file is one that is not known to be anything else."""
+def _slices(place: Path) -> list[_Slice]:
+    """All slices of a folder's scan, or of a named series; what says nothing of itself is one as well."""
+    files = scan_files(place)
+    if place.is_dir():
+        scans, skipped = series_in(place)
+        if len(scans) > 1:
+            raise BadFileError(f"holds {len(scans)} DICOM series; name one of them, as {scans[0].path}")
+        if not scans:
+            beside = f" but {'; '.join(skipped.values())}" if skipped else ""
+            raise BadFileError(f"holds no readable DICOM series{beside}")
+        files = list(scans[0].files)
     slices: list[_Slice] = []
     unread: dict[str, str] = {}
-    for path in sorted(p for p in folder.iterdir() if not p.is_dir() and may_be_slice(p)):
-        content = path.read_bytes()
-        if has_no_pixels(content):
-            continue
+    for path in sorted(files):
         try:
-            slices.append(_Slice.read(path, content))
+            slices.append(_Slice.read(path))
         except BadFileError as error:
             unread[path.name] = stand_in(path) or str(error)
     if unread:

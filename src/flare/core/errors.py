@@ -162,6 +162,19 @@ def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[s
             yield from _values(node[key], rest, f"{path}.{key}" if path else str(key))
 
 
+def require_id(key: str, case: Any) -> str:
+    """A case id of the configuration, which names files; YAML reads `007` as the number 7.
+
+    Raises:
+        FlareError: If it is no text, or no name of a file.
+    """
+    if not isinstance(case, str):
+        raise FlareError(f"{key}: {case} is no text; an id that looks like a number, as 007, needs quotes")
+    if case in ("", ".", "..") or "/" in case:
+        raise FlareError(f"{key}: {case!r} is no id; expected what a file can be called")
+    return case
+
+
 def given_paths(cfg: Mapping[str, Any], *keys: str) -> list[Path]:
     """Paths that a command cannot do without; the first that is not given is refused."""
     for key in keys:

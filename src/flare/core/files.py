@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flare.core.errors import BadFileError, NoRoomError
+from flare.core.series import scan_files
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what every file would meet: a device or a share that is away or read-only, too many open files
@@ -130,6 +133,27 @@ def name_file(name: Path, file: Path, *, link: bool = True) -> None:
         shutil.copy2(file, temporary)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a packed file or a JSON file is whole, and not cut or damaged; another kind never is."""
+    try:
+        if path.suffix == ".json":
+            read_json(path)
+            return True
+        with gzip.open(path) as stream:
+            return sum(map(len, iter(lambda: stream.read(BLOCK), b""))) > 0  # its end holds a checksum
+    except (EOFError, ValueError, OSError, zlib.error):
+        return False
+
+
+def glob_of(root: Path) -> tuple[Path, str] | None:
+    """The folder and the pattern of a path with `*` or `?` in it; None for one that is there as it is."""
+    is_wild = ["*" in part or "?" in part for part in root.parts]
+    if not any(is_wild) or root.exists():
+        return None
+    first = is_wild.index(True)
+    return Path(*root.parts[:first]), str(Path(*root.parts[first:]))
+
+
 def remove_partial(folder: Path, *, below: bool = False) -> None:
     """Remove what killed writers left in `folder`, and with `below` in all folders inside it."""
     for left in list(Path(folder).glob(f"**/{PARTIAL}*" if below else f"{PARTIAL}*")):
@@ -187,10 +211,13 @@ def config_hash(config: Any) -> str:
 
 
 def stat_key(path: Path) -> list[int]:
-    """Size and modification time (ns) of a file; of a folder, the sums over its files and their number."""
-    path = Path(path)
-    if path.is_dir():
-        stats = [p.stat() for p in path.iterdir() if p.is_file()]
-        return [sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats), len(stats)]
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    """Size and modification time (ns) of a file; of a folder, the sums over its files and their number.
+
+    Of one of several DICOM series in a folder, that of its files.
+    """
+    files = scan_files(path := Path(path))
+    if files == [path] or not (files or path.is_dir()):
+        stat = path.stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    stats = [p.stat() for p in files]
+    return [sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats), len(stats)]

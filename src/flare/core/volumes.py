@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from flare.core.cases import CASE_RULES
 from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
 from flare.core.dicom import open_dicom, read_dicom
-from flare.core.errors import AwayError, BadFileError, CaseError, FlareError
-from flare.core.files import EXTENSIONS, NOT_UTF8, PARTIAL, atomic, printable, stand_in
+from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
+from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, glob_of, printable, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
 from flare.core.itk import open_nrrd, read_nrrd
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
-from flare.core.slices import is_dicom, series_uid
+from flare.core.series import Series, digest, is_there, named_series, series_in, series_uid, without_scouts
+from flare.core.slices import is_dicom
 
 log = logging.getLogger(__name__)
+NAMED = 5  # paths that a message names
 # images that are not read, so that they are named and not passed over; .img is the voxels of a .hdr
 FOREIGN = (
     *(".nhdr", ".mhd", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".vti"),
@@ -38,45 +41,84 @@ def strip_extension(name: str) -> str:
     return next((name[: -len(e)] for e in known if name.lower().endswith(e)), name)
 
 
-def case_id(path: Path, known: Collection[str] = ()) -> str:
-    """Id of the case that a path holds: file name less extension less `_0000`; a DICOM folder's name.
+def case_id(path: Path, known: Collection[str] = (), *, rule: str = "leaf", root: Path | None = None) -> str:
+    """Id of the case that a path holds, by a rule, see `data.case_id` in docs/data.md.
 
-    A whole name that is a known id is that id: the label map of a case called `x_0000` is none of `x`.
+    A whole name that is a known id is that id: the label map of a case called `x_0000` is none of `x`. One of
+    several series in a folder adds a digest of its UID.
+
+    Args:
+        path: A file, a DICOM folder, or the name of one of several series in it.
+        known: Ids of the images, where the path is that of a label map.
+        rule: One of `cases.CASE_RULES`.
+        root: The folder that was searched; one that is directly in it has no `parent`.
     """
-    whole = printable(strip_extension(os.path.basename(os.path.abspath(path))))  # `.` has a name as well
-    return whole if whole in known else whole.removesuffix("_0000")
+    place, uid = named_series(path) or (path, "")
+    place = Path(os.path.abspath(place))  # `.` has a name as well
+    whole = printable(strip_extension(place.name))
+    if whole in known and not uid:
+        return whole
+    name, top = whole.removesuffix("_0000"), root and Path(os.path.abspath(root))
+    if rule == "dicom_series_uid" and (found := series_uid(path)):
+        return found
+    if rule == "parent" and top not in (place, place.parent):
+        name = printable(place.parent.name)
+    elif rule == "path" and top is not None and top in place.parents:
+        name = "_".join([*map(printable, place.parent.relative_to(top).parts), name])
+    return f"{name}_{digest(uid)}" if uid else name
 
 
 def unique_cases(
-    paths: Iterable[Path], *, known: Collection[str] = ()
+    paths: Iterable[Path], *, known: Collection[str] = (), rule: str = "leaf", root: Path | None = None
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Name by `case_id` the cases that files hold; all files of one id, or one series, are refused.
 
     Returns:
-        Case id to path, and case id to the reason of a refusal.
+        Case id to path, and case id to the reason of a refusal, which names a rule that tells them apart.
     """
+    paths = list(paths)
+    spread = spread_series(paths)
+    refused = {case_id(path, known, rule=rule, root=root): reason for path, reason in spread.items()}
+    whole = [path for path in paths if path not in spread]
+    by_id = _by_id(whole, known, rule, root)
+    doubles = {case: found for case, found in by_id.items() if len(found) > 1}
+    if doubles:
+        unique = (other for other in CASE_RULES if len(_by_id(whole, known, other, root)) == len(whole))
+        hint = way_out(next(unique, None))
+        refused |= {c: f"{len(f)} files of this id: {told_paths(f)}; {hint}" for c, f in doubles.items()}
+    return {case: found[0] for case, found in by_id.items() if case not in refused}, refused
+
+
+def _by_id(
+    paths: Iterable[Path], known: Collection[str], rule: str, root: Path | None
+) -> dict[str, list[Path]]:
+    """Paths by what a rule calls them."""
     by_id: dict[str, list[Path]] = {}
     for path in paths:
-        by_id.setdefault(case_id(path, known), []).append(path)
-    refused = {
-        case: f"{len(found)} files of this id: {' and '.join(map(str, found))}"
-        for case, found in by_id.items()
-        if len(found) > 1
-    }
-    single = {case: found[0] for case, found in by_id.items() if len(found) == 1}
-    spread = spread_series(single.values())
-    refused |= {case: spread[path] for case, path in single.items() if path in spread}
-    return {case: path for case, path in single.items() if case not in refused}, refused
+        by_id.setdefault(case_id(path, known, rule=rule, root=root), []).append(path)
+    return by_id
+
+
+def told_paths(paths: Sequence[Path]) -> str:
+    """A few of many paths."""
+    return (
+        " and ".join(map(str, paths)) if len(paths) <= NAMED else some([str(path) for path in paths], NAMED)
+    )
+
+
+def way_out(rule: str | None) -> str:
+    """What to do about cases of one id, where a rule tells them apart or none."""
+    return f"data.case_id={rule} tells them apart" if rule else "give them different names"
 
 
 def spread_series(paths: Iterable[Path]) -> dict[Path, str]:
     """Say why folders cannot be cases: the slices of one DICOM series lie in several of them."""
     by_uid: dict[str, list[Path]] = {}
     for path in paths:
-        if path.is_dir():
+        if not path.is_file():
             by_uid.setdefault(series_uid(path), []).append(path)
     return {
-        path: f"one DICOM series in {len(found)} folders: {' and '.join(map(str, found))}; expected it in one"
+        path: f"one DICOM series in {len(found)} folders: {told_paths(found)}; expected it in one"
         for uid, found in by_uid.items()
         if uid and len(found) > 1
         for path in found
@@ -84,15 +126,36 @@ def spread_series(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def find_images(root: Path) -> list[Path]:
+    """All images below a path, see `find_scans`."""
+    return find_scans(root)[0]
+
+
+def find_scans(root: Path) -> tuple[list[Path], dict[Path, str]]:
     """All images below a path, or the one file: by extension, and folders that hold a DICOM series; sorted.
 
-    Those of formats that are not read are among them, to be refused by name, unless the same image lies
-    beside in one that is. Links are followed; what is reached twice, or by a loop of links, counts once.
+    `*` and `?` in the path stand for any names. Of several series in a folder each counts, by its name, see
+    `named_series`. Images of formats that are not read are among them, to be refused by name, unless the same
+    image lies beside in one that is. Links are followed; what is reached twice, or by a loop of links, counts
+    once. Folders whose name begins with a dot are passed over.
+
+    Returns:
+        The paths; and those of localizers and scouts, which are none, with the reason.
     """
-    return [Path(root)] if Path(root).is_file() else sorted(_walk(Path(root)))
+    root = Path(root)
+    if root.is_file() or named_series(root):
+        return [root], {}
+    skipped: dict[Path, str] = {}
+    if (searched := glob_of(root)) is not None:
+        parts = [find_scans(match) for match in sorted(searched[0].glob(searched[1]))]
+        for _, of_part in parts:
+            skipped |= of_part
+        return [path for paths, _ in parts for path in paths], skipped
+    found = list(_walk(root, skipped))
+    scans, scouts = without_scouts([item for item in found if isinstance(item, Series)])
+    return sorted([p for p in found if isinstance(p, Path)] + [s.path for s in scans]), skipped | scouts
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, skipped: dict[Path, str]) -> Iterator[Path | Series]:
     seen: set[str] = set()
     for folder, inner, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         place = os.path.realpath(folder)
@@ -100,13 +163,15 @@ def _walk(root: Path) -> Iterator[Path]:
             inner.clear()
             continue
         seen.add(place)
-        inner[:] = sorted(d for d in inner if not d.startswith(PARTIAL))
+        inner[:] = sorted(d for d in inner if not d.startswith("."))  # snapshots, trash, what is half written
         paths = [Path(folder) / name for name in sorted(names) if not name.startswith(".")]  # ._x.nii is none
         images = {path for path in paths if path.name.lower().endswith(EXTENSIONS)}
         yield from images
         others = [path for path in paths if path not in images]  # a mask may lie beside the slices
         if any(path.suffix.lower() == ".dcm" or is_dicom(path) for path in others):
-            yield Path(folder)
+            series, others_of_it = series_in(Path(folder))
+            skipped |= others_of_it
+            yield from series
         yield from _foreign(others, {strip_extension(path.name) for path in images})
 
 
@@ -174,7 +239,7 @@ def read_grid(path: Path, case: str) -> Geometry:
 
 def _is_scan(path: Path) -> bool:
     """Whether a path is read as DICOM."""
-    return path.is_dir() or (not is_nifti(path) and is_dicom(path))
+    return not path.is_file() or (not is_nifti(path) and is_dicom(path))
 
 
 @contextmanager
@@ -182,7 +247,7 @@ def _one_file(path: Path, case: str) -> Iterator[None]:
     """Refuse a case whose file is absent, empty, or bad by what the block finds while it reads it."""
     if printable(path) != str(path):
         raise CaseError(case, f"{printable(path)} {NOT_UTF8}")
-    if not path.exists():
+    if not is_there(path) and not path.is_dir():
         raise AwayError(case, f"{path} does not exist")
     if path.is_file() and path.stat().st_size == 0:
         raise CaseError(case, f"{path} is empty")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from flare.core.cases import case_rule
 from flare.core.class_files import agreed_classes
 from flare.core.errors import FlareError
 from flare.core.files import write_csv, write_json
@@ -71,7 +72,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     cfg = agreed_classes(cfg, folders, renumbered=["references"])
     settings = replace(ScoreSettings.from_config(cfg, "protocol"), details=True, max_failed=1.0)
     names = {strip_extension(path.name) for path in find_images(predictions)}
-    found, twice = unique_cases(find_images(references), known=names)
+    rule = case_rule(cfg.data.case_id)
+    found, twice = unique_cases(find_images(references), known=names, rule=rule, root=references)
     if not found and not twice:
         raise FlareError(f"references: no label map below {folder}")
     output = Path(cfg.output or predictions)
@@ -79,7 +81,13 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     refused = {case: f"references: {reason}" for case, reason in twice.items()}
     with closing(build_executor(cfg)) as executor:
         summary = score_folder(
-            predictions, found, output=output, settings=settings, executor=executor, refused=refused
+            predictions,
+            found,
+            output=output,
+            settings=settings,
+            executor=executor,
+            refused=refused,
+            rule=rule,
         )
     failures = failed_cases(summary)
     if other is not None:
@@ -106,17 +114,20 @@ def score_folder(
     settings: ScoreSettings,
     executor: Executor,
     refused: Mapping[str, str] | None = None,
+    rule: str = "leaf",
 ) -> dict[str, Any]:
     """Score every reference's prediction; a missing prediction scores zero and is named.
 
     The folder of predictions is searched recursively for `<case>.nii.gz`. `references` are case id -> label
-    map, `refused` the cases that are known to fail, and why.
+    map, `refused` the cases that are known to fail, and why. Predictions are named by `rule` (`case_id`).
 
     Returns:
         The summary; cases that could not be scored are under `failed` with the reason, and have no row;
         `faults` names those of them that failed by no fault of their files.
     """
-    given, twice = unique_cases(find_images(predictions), known=references.keys())
+    given, twice = unique_cases(
+        find_images(predictions), known=references.keys(), rule=rule, root=predictions
+    )
     failed = {case: f"predictions: {reason}" for case, reason in twice.items()} | dict(refused or {})
     missing = sorted(references.keys() - given.keys() - failed.keys())
     extra = sorted(given.keys() - references.keys() - failed.keys())

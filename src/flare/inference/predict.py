@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from flare.core.cases import case_rule
 from flare.core.class_files import (
     are_chosen,
     carried_classes,
@@ -23,16 +24,24 @@ from flare.core.class_files import (
     write_classes,
 )
 from flare.core.classes import ClassList
-from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several
-from flare.core.files import PARTIAL, remove_partial, sha256, stand_in, write_csv
+from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several, some
+from flare.core.files import PARTIAL, glob_of, remove_partial, sha256, stand_in, write_csv
 from flare.core.geometry import Volume
 from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed
-from flare.core.volumes import find_images, is_readable, read_scan, unique_cases, write_labels
+from flare.core.series import is_there
+from flare.core.volumes import (
+    case_id,
+    find_scans,
+    is_readable,
+    read_scan,
+    unique_cases,
+    write_labels,
+)
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run
-from flare.runs.journal import Journal, resume_cases
+from flare.runs.journal import Journal, require_own, resume_cases
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, report_failures
 
@@ -220,6 +229,7 @@ class Request:
     settings: InferenceSettings
     classes: ClassList
     is_one: bool = False
+    case_id: str = "leaf"
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Request:
@@ -234,7 +244,7 @@ class Request:
         check_values(cfg, {"data.spacing_mm": several(3, POSITIVE)})
         settings = InferenceSettings.from_config(cfg)
         source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
-        if not source.exists():
+        if not is_there(source) and not source.is_dir() and glob_of(source) is None:
             raise FlareError(f"input={cfg.input}: no such file or folder")
         if source.is_file() and not is_readable(source):
             unread = "is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha or DICOM"
@@ -265,7 +275,7 @@ class Request:
         if not is_one and (carried := carried_classes("output", output)):
             require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
         settings.tell_flips(found.mirror_axes)
-        return cls(source, output, checkpoint, settings, classes, is_one)
+        return cls(source, output, checkpoint, settings, classes, is_one, case_rule(cfg.data.case_id))
 
 
 def _check_checkpoint(path: Path, chosen: ClassList | None, wanted: Mapping[str, Any]) -> Checkpoint:
@@ -315,17 +325,27 @@ def _infer(
 ) -> dict[str, Any]:
     """Segment into a folder, as `infer`."""
     output, settings = request.output, request.settings
-    paths = [path for path in find_images(request.source) if output not in path.resolve().parents]
-    images, refused = unique_cases(paths)
+    found, skipped = find_scans(request.source)
+    paths = [path for path in found if output not in path.resolve().parents]
+    root = (glob_of(request.source) or (request.source,))[0]
+    # a single scan has its folder's name, wherever the search began
+    of = None if len(paths) == 1 and request.case_id == "parent" else root
+    images, refused = unique_cases(paths, rule=request.case_id, root=of)
+    scouts = some(sorted({case_id(path, rule=request.case_id, root=root) for path in skipped}), 10)
     if not images and not refused:
+        beside = f", but localizers and scouts: {scouts}" if skipped else ""
         raise FlareError(
-            f"input={request.source}: holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series"
+            f"input={request.source}: holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series{beside}"
         )
+    if skipped:
+        log.warning("localizers and scouts are left out: %s", scouts)
     if request.is_one and len(images) != 1:
         raise FlareError(f"output: expected a folder for the {len(paths)} images of input, given a file")
     log.info("%d cases to segment", len(images))
+    journal = Journal(output / "journal" / "inference.jsonl")
+    require_own(journal, {case: {"": segmentation_path(output, case)} for case in images})
     with lock(output):
-        executor, journal = build_executor(cfg), Journal(output / "journal" / "inference.jsonl")
+        executor = build_executor(cfg)
         done = predict_cases(
             request.checkpoint,
             images,

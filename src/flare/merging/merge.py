@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import Source, read_sources, source_of
+from flare.core.cases import Source, case_rule, read_sources, source_of
 from flare.core.class_files import CLASSES, write_classes
 from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
@@ -28,7 +28,7 @@ from flare.merging.provenance import GROUND_TRUTH, write_provenance
 from flare.merging.rules import merge_labels, taken_alone
 from flare.merging.settings import MergeSettings, PseudoSource
 from flare.runs.folders import plain_config
-from flare.runs.journal import Journal, Resumed, resume_cases
+from flare.runs.journal import Journal, Resumed, require_own, resume_cases
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome
 
@@ -129,13 +129,14 @@ class MergedFolder:
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """Two folders of label maps, searched recursively, that are merged into a third, `output`."""
+    """Two folders of label maps, searched recursively and named by a rule, that are merged into a third."""
 
     merge: MergeSettings
     sources: tuple[Source, ...]
     ground_truth: Path
     pseudo: Path
     output: Path
+    case_id: str = "leaf"
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> FolderSettings:
@@ -151,20 +152,23 @@ class FolderSettings:
                 raise FlareError(f"{key}={cfg[key]}: no such folder")
             if root == output or root in output.parents:
                 raise FlareError(f"output={cfg.output}: expected a folder outside of {key}={cfg[key]}")
-        return cls(merge, read_sources(plain_config(cfg.data.sources), merge.classes), truth, pseudo, output)
+        sources = read_sources(plain_config(cfg.data.sources), merge.classes)
+        return cls(merge, sources, truth, pseudo, output, case_rule(cfg.data.case_id))
 
 
 def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
     """Merge two plain folders, matched by case id, into a third; only what is new or changed is done again.
 
     Raises:
-        FlareError: If both folders are empty, or another process writes to the output.
+        FlareError: If both folders are empty, another process writes to the output, or it holds files of
+            somebody else under the names of the results.
     """
     output = settings.output
     found = [find_images(root) for root in (settings.ground_truth, settings.pseudo)]
     names = [{strip_extension(path.name) for path in paths} for paths in found]
-    truths, bad_truths = unique_cases(found[0], known=names[1])
-    pseudos, bad_pseudos = unique_cases(found[1], known=names[0])
+    rule, roots = settings.case_id, (settings.ground_truth, settings.pseudo)
+    truths, bad_truths = unique_cases(found[0], known=names[1], rule=rule, root=roots[0])
+    pseudos, bad_pseudos = unique_cases(found[1], known=names[0] | truths.keys(), rule=rule, root=roots[1])
     refused = {case: f"pseudo: {reason}" for case, reason in bad_pseudos.items()}
     refused |= {case: f"ground_truth: {reason}" for case, reason in bad_truths.items()}
     if not truths and not pseudos and not refused:
@@ -182,10 +186,13 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
         }
         for case in sorted({*truths, *pseudos} - refused.keys())
     }
+    journal = Journal(output / "journal" / "merge.jsonl")
+    require_own(journal, {case: merged_files(output, case) for case in jobs})
     with lock(output):
         for case in refused:
             for path in merged_files(output, case).values():
-                path.unlink(missing_ok=True)
+                if not journal.is_foreign(case, path):
+                    path.unlink(missing_ok=True)
         write_classes(output, settings.merge.classes)
         done = resume_cases(
             merge_case,
@@ -193,7 +200,7 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
             inputs={c: {k: job[k] for k in ("truth", "pseudo") if job[k]} for c, job in jobs.items()},
             config=lambda case: {**settings.merge.identity(), "declared": jobs[case]["declared"]},
             outputs=lambda case: merged_files(output, case),
-            journal=Journal(output / "journal" / "merge.jsonl"),
+            journal=journal,
             executor=executor,
             description="merging labels",
             before=lambda _: remove_partial(output),

@@ -19,8 +19,19 @@ from flare.core.errors import FlareError, some
 from flare.core.files import read_json, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
+from flare.core.series import is_there
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.index import FAILED, OK, REFUSED, WARNING, Finding, Index, build_index, source_group
+from flare.prepare.index import (
+    FAILED,
+    OK,
+    REFUSED,
+    SKIPPED,
+    WARNING,
+    Finding,
+    Index,
+    build_index,
+    source_group,
+)
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, read_cases, read_header
 from flare.prepare.settings import CohortFiles, PrepareSettings, Values
@@ -135,7 +146,7 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
     known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
     # where a file has another place now, only that one counts
     wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
-    gone = sorted(path for path in wanted if not _is_there(Path(path)))
+    gone = sorted(path for path in wanted if not is_there(Path(path), os.R_OK))
     if gone and not accept_removed:
         raise FlareError(
             f"data: {len(gone)} files that the last start saw are gone or may not be read: "
@@ -145,17 +156,11 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
         )
     if gone:
         log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
-    there = {c: {role: p for role, p in paths.items() if _is_there(Path(p))} for c, paths in now.items()}
+    there = {
+        c: {role: p for role, p in paths.items() if is_there(Path(p), os.R_OK)} for c, paths in now.items()
+    }
     if there != known:
         write_json(seen, there)
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a file, or anything in a folder of slices, is there and may be read."""
-    try:
-        return any(os.access(p, os.R_OK) for p in (path.iterdir() if path.is_dir() else [path]))
-    except OSError:
-        return False
 
 
 def analyse(cfg: DictConfig) -> list[Case]:
@@ -209,6 +214,9 @@ def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
 def _list(files: CohortFiles) -> Index:
     """What is on disk; nothing at all is refused."""
     index = build_index(files)
+    if index.skipped:
+        cases = sorted({f.case for f in index.skipped})
+        log.warning("localizers and scouts are left out, see integrity.csv: %s", some(cases, NAMED))
     if not index.entries and not index.problems:
         raise FlareError(f"data.root: no image in any of the cohort's folders below {files.root}")
     idle = [n for n, source in enumerate(files.sources) if source_group(source) not in index.groups]
@@ -230,15 +238,19 @@ def _write_integrity(
 ) -> None:
     """Write `integrity.csv`: what became of every file that was found, the refused first."""
     images = {e.id: e.image for e in index.entries}
-    found = index.problems + [
-        Finding(f.case_id, images[f.case_id], f.error or "", FAILED if f.is_fault else REFUSED)
-        for f in failures
-        if f.case_id in images
-    ]
+    found = (
+        index.problems
+        + index.skipped
+        + [
+            Finding(f.case_id, images[f.case_id], f.error or "", FAILED if f.is_fault else REFUSED)
+            for f in failures
+            if f.case_id in images
+        ]
+    )
     for case in analysis.cases:
         reasons = dict.fromkeys([*values[case.id]["warnings"], *analysis.warnings.get(case.id, [])])
         found.append(Finding(case.id, case.image, "; ".join(reasons), WARNING if reasons else OK))
-    order = (REFUSED, FAILED, WARNING, OK)
+    order = (REFUSED, FAILED, WARNING, OK, SKIPPED)
     ranked = sorted(found, key=lambda f: (order.index(f.status), f.case, str(f.path)))
     write_csv(path, [vars(f) for f in ranked], COLUMNS)
 

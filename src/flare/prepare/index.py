@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flare.core.cases import UNDECLARED, Source, source_of
+from flare.core.cases import CASE_RULES, UNDECLARED, Source, source_of
 from flare.core.errors import FlareError
-from flare.core.volumes import case_id, find_images, spread_series
+from flare.core.files import glob_of
+from flare.core.series import is_there
+from flare.core.volumes import case_id, find_scans, spread_series, told_paths, way_out
 from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
 from flare.runs.work import Outcome, naming
 
-OK, WARNING, REFUSED, FAILED = "ok", "warning", "refused", "failed"
+OK, WARNING, REFUSED, FAILED, SKIPPED = "ok", "warning", "refused", "failed", "skipped"
+Found = Mapping[str, Mapping[Path, tuple[list[Path], dict[Path, str]]]]  # key -> folder -> as `find_scans`
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Finding:
     Args:
         path: Its image, or the file at fault.
         reason: What was found, empty if nothing.
-        status: `ok`, `warning` (used all the same), `refused`, or `failed` (by no fault of its files: it is
-            tried again).
+        status: `ok`, `warning` (used all the same), `refused`, `failed` (by no fault of its files: it is
+            tried again), or `skipped` (a localizer or scout, which is no case).
     """
 
     case: str
@@ -40,11 +43,13 @@ class Index:
     Args:
         entries: Cases that can be looked into.
         problems: Cases refused for their names alone.
+        skipped: Localizers and scouts.
         groups: Ids of the cases of each folder and declared source, by a name with its config key.
     """
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
+    skipped: list[Finding] = field(default_factory=list)
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     @property
@@ -65,11 +70,16 @@ def build_index(files: CohortFiles) -> Index:
         FlareError: If a required folder is missing, or a path of `data.cases`; if `data.split` names what it
             cannot.
     """
-    found = Index()
-    for group in FOLDERS:
-        _add_group(found, files, *group)
-    found.entries += _explicit(files)
-    _refuse_duplicates(found)
+    keys = [key for *pair, _ in FOLDERS for key in pair if key]
+    scans: Found = {key: {folder: find_scans(folder) for folder in files.existing(key)} for key in keys}
+    found, doubles = _name(files, scans)
+    if doubles:
+        others = [(rule, *_name(replace(files, case_id=rule), scans)) for rule in CASE_RULES]
+        free = sorted((len(other.problems), rule) for rule, other, twice in others if not twice)
+        hint = way_out(free[0][1] if free else None)
+        found.problems = [
+            replace(p, reason=f"{p.reason}; {hint}") if p in doubles else p for p in found.problems
+        ]
     with naming(found.failures):
         held_out = files.split.assign(found.entries, {p.case for p in found.problems})
     found.entries = [replace(e, split=held_out.get(e.id, e.split)) for e in found.entries]
@@ -77,6 +87,16 @@ def build_index(files: CohortFiles) -> Index:
     found.problems.sort(key=lambda p: p.case)
     _declare(found, files.sources)
     return found
+
+
+def _name(files: CohortFiles, scans: Found) -> tuple[Index, list[Finding]]:
+    """Cases by the rule of `data.case_id`, and the refusals of those that have one id."""
+    found = Index()
+    for group in FOLDERS:
+        _add_group(found, files, scans, *group)
+    found.entries += _explicit(files)
+    doubles = _refuse_duplicates(found)
+    return found, doubles
 
 
 def source_group(source: Source) -> str:
@@ -94,10 +114,12 @@ def _declare(found: Index, sources: Sequence[Source]) -> None:
             found.groups[source_group(source)].add(case)
 
 
-def _add_group(found: Index, files: CohortFiles, images_key: str, labels_key: str | None, split: str) -> None:
+def _add_group(
+    found: Index, files: CohortFiles, scans: Found, images_key: str, labels_key: str | None, split: str
+) -> None:
     """Add the images of one group, each with its label; several of one id become several entries."""
-    images = _collect(found, files, images_key)
-    labels = _collect(found, files, labels_key, images) if labels_key else {}
+    images = _collect(found, files, scans, images_key)
+    labels = _collect(found, files, scans, labels_key, images) if labels_key else {}
     for case, paths in images.items():
         targets = labels.get(case, [])
         if len(targets) > 1:
@@ -113,15 +135,19 @@ def _add_group(found: Index, files: CohortFiles, images_key: str, labels_key: st
 
 
 def _collect(
-    found: Index, files: CohortFiles, key: str, images: Collection[str] = ()
+    found: Index, files: CohortFiles, scans: Found, key: str, images: Collection[str] = ()
 ) -> dict[str, list[Path]]:
     """Paths below the folders of a key, by case id; a file reached twice counts once."""
     by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
-    for folder in files.existing(key):
-        for path in find_images(folder):
-            case = case_id(path, images)
+    for folder, (paths, skipped) in scans[key].items():
+        root = (glob_of(folder) or (folder,))[0]
+        for path in paths:
+            case = case_id(path, images, rule=files.case_id, root=root)
             by_id[case].setdefault(path.resolve(), path)
             found.groups[f"data.{key} ({folder})"].add(case)
+        for path, reason in skipped.items():
+            case = case_id(path, rule=files.case_id, root=root)
+            found.skipped.append(Finding(case, path, reason, SKIPPED))
     return {case: list(paths.values()) for case, paths in by_id.items()}
 
 
@@ -135,23 +161,26 @@ def _explicit(files: CohortFiles) -> Iterator[Entry]:
         for key in ("image", "label"):
             if given.get(key) is not None:
                 paths[key] = files.root / Path(str(given[key])).expanduser()
-                if not paths[key].exists():
+                if not is_there(paths[key]):
                     raise FlareError(f"data.cases.{case}.{key}: there is no {paths[key]}")
         if "image" not in paths:
             raise FlareError(f"data.cases.{case}.image: missing")
-        yield Entry(str(case), split, paths["image"], paths.get("label"))
+        yield Entry(case, split, paths["image"], paths.get("label"))
 
 
-def _refuse_duplicates(found: Index) -> None:
-    """Move every case whose id or series occurs twice, in any split, to the problems, all paths named."""
-    by_id: dict[str, list[Path]] = defaultdict(list)
-    for entry in found.entries:
-        by_id[entry.id].append(entry.image)
-    for case, paths in by_id.items():
-        if len(paths) > 1:
-            reason = f"{len(paths)} cases of the same id: {' and '.join(map(str, paths))}"
-            found.problems += [Finding(case, path, reason) for path in paths]
-    found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
+def _refuse_duplicates(found: Index) -> list[Finding]:
+    """Move every case whose series or id occurs twice, in any split, to the problems; give those of an id."""
     spread = spread_series(e.image for e in found.entries)
     found.problems += [Finding(e.id, e.image, spread[e.image]) for e in found.entries if e.image in spread]
     found.entries = [e for e in found.entries if e.image not in spread]
+    by_id: dict[str, list[Path]] = defaultdict(list)
+    for entry in found.entries:
+        by_id[entry.id].append(entry.image)
+    doubles = []
+    for case, paths in by_id.items():
+        if len(paths) > 1:
+            reason = f"{len(paths)} cases of the same id: {told_paths(paths)}"
+            doubles += [Finding(case, path, reason) for path in paths]
+    found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
+    found.problems += doubles
+    return doubles

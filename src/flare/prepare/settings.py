@@ -10,11 +10,22 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.cases import SPLITS, Case, Source, read_label_map, read_sources
+from flare.core.cases import SPLITS, Case, Source, case_rule, read_label_map, read_sources
 from flare.core.checks import Checks
 from flare.core.class_files import classes_at, own_classes, require_agreement
 from flare.core.classes import ClassList
-from flare.core.errors import FLAG, POSITIVE, FlareError, build_part, check_values, choice, limits, several
+from flare.core.errors import (
+    FLAG,
+    POSITIVE,
+    FlareError,
+    build_part,
+    check_values,
+    choice,
+    limits,
+    require_id,
+    several,
+)
+from flare.core.files import glob_of
 from flare.prepare.splits import NO_SPLIT, Split
 from flare.runs.folders import PreparedFolder, prepared_folder
 from flare.runs.work import Executor, build_executor, failed_share
@@ -82,6 +93,7 @@ class CohortFiles:
         cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
         sources: What the sources of labels annotate.
         split: Which labelled training cases are held out.
+        case_id: The rule by which scans are named.
         takes_unlabeled: Whether an image of `labeled_images` without a label is an unlabelled case.
     """
 
@@ -91,6 +103,7 @@ class CohortFiles:
     sources: tuple[Source, ...]
     split: Split = NO_SPLIT
     takes_unlabeled: bool = False
+    case_id: str = "leaf"
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
@@ -100,6 +113,7 @@ class CohortFiles:
         `missing_labels`.
         """
         root = Path(str(data.get("root") or ".")).expanduser().absolute()
+        cases = {require_id("data.cases", case): given for case, given in (data.get("cases") or {}).items()}
         folders = {}
         for key in [key for *keys, _ in FOLDERS for key in keys if key]:
             given = data.get(key) or ()
@@ -108,10 +122,11 @@ class CohortFiles:
         return cls(
             root,
             folders,
-            data.get("cases") or {},
+            cases,
             read_sources(data.get("sources"), classes),
             Split.from_config(data.get("split"), root),
             data.get("missing_labels") == "unlabeled",
+            case_rule(data.get("case_id", "leaf")),
         )
 
     @property
@@ -123,7 +138,7 @@ class CohortFiles:
         """The folders of a key that exist; those of a required key must."""
         found = []
         for folder in self.folders[key]:
-            if folder.is_dir():
+            if folder.is_dir() or glob_of(folder) is not None:
                 found.append(folder)
             elif key in REQUIRED:
                 raise FlareError(

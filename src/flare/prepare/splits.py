@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from flare.core.errors import FlareError, some
+from flare.core.errors import FlareError, require_id, some
 from flare.core.files import read_json
 
 NAMED = 5  # ids that a message names
@@ -74,8 +74,8 @@ class Split:
         for key, value in given.items():
             if key in HELD_OUT and isinstance(value, float) and 0 < value < 1:
                 shares[key] = value
-            elif key in HELD_OUT and isinstance(value, list) and all(type(v) in (str, int) for v in value):
-                lists[key] = [str(v) for v in value]
+            elif key in HELD_OUT and isinstance(value, list):
+                lists[key] = [require_id(f"data.split.{key}", case) for case in value]
             else:
                 raise FlareError(f"data.split.{key}={value}: {EXPECTED}")
         if sum(shares.values()) >= 1:
@@ -87,7 +87,7 @@ class Split:
         """One fold of `splits_final.json`: its `val` cases are for validation."""
         try:
             folds = read_json(path)
-            pairs = [(list(map(str, f["train"])), list(map(str, f["val"]))) for f in folds]
+            pairs = [[[require_id(key, c) for c in f[key]] for key in ("train", "val")] for f in folds]
         except OSError as error:
             raise FlareError(f"data.split: {path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError) as error:
@@ -122,7 +122,7 @@ class Split:
         if foreign:
             there = known.get(foreign[0])
             why = (
-                "the cohort has no such case (an id that looks like a number needs quotes)"
+                "the cohort has no such case"
                 if there is None
                 else "it has no label"
                 if there.label is None

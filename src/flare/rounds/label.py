@@ -24,7 +24,7 @@ from flare.rounds.graph import UNLABELED, read_teacher, require_teacher, teacher
 from flare.rounds.label_case import LabelJob, Labeller, label_case
 from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.folders import round_of
-from flare.runs.journal import Journal, Resumed, resume_cases
+from flare.runs.journal import Journal, Resumed, refuse_foreign, resume_cases
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, console, report_failures, stop_on_faults
 
@@ -94,6 +94,7 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
             job = replace(job, cached=settings.prepared.image(case.id), cached_sha256=digest)
         jobs[case.id] = job
     fresh = {case: job for case, job in jobs.items() if job.labeller and not job.is_predicted()}
+    refuse_foreign([j.prediction for c, j in fresh.items() if j.note.is_foreign(c, j.prediction)])
     one = _resume(settings, fresh, executor, is_fresh=True)
     other = _resume(settings, {c: jobs[c] for c in jobs if c not in fresh}, executor, is_fresh=False)
     values = one.values | other.values

@@ -100,6 +100,11 @@ class LabelJob:
         config = {"settings": self.settings.inference.identity(), "components": self.labeller.components}
         return inputs, config
 
+    @property
+    def prediction(self) -> Path:
+        """Where its prediction lies."""
+        return segmentation_path(self.folder.predictions, self.case.id)
+
     def is_predicted(self) -> bool:
         """Whether its prediction is there and current."""
         return self.note.is_current(self.case.id, *self.known)
@@ -136,15 +141,17 @@ def label_case(job: LabelJob) -> dict[str, Any]:
 def _pseudo_labels(job: LabelJob, labeller: Labeller) -> tuple[Volume, Row]:
     """A teacher's prediction: from its file where that is current, else made and noted."""
     case, journal, (inputs, config) = job.case.id, job.note, job.known
-    path = segmentation_path(job.folder.predictions, case)
+    path = job.prediction
     if job.is_predicted():
         return read_labels(path, job.settings.merge.classes, None, case), journal.values(case)
     predictor = load_predictor(labeller.checkpoint, labeller.digest, job.settings.inference)
+    journal.begin(case)
     try:
         found, row = segment_case(case, job.case.image, path, predictor, labeller.components, job.cached)
     except CaseError as error:
         if not isinstance(error, AwayError):  # else an earlier one may be as good as ever
             path.unlink(missing_ok=True)
+            journal.mark(case).unlink(missing_ok=True)
         raise
     journal.record(case, inputs, config, {"segmentation": path}, row)
     return found, row

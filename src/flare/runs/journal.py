@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flare.core.files import config_hash, sha256, stat_key, told_if_full
+from flare.core.errors import FlareError, some
+from flare.core.files import config_hash, is_whole, sha256, stat_key, told_if_full
 from flare.runs.work import Executor, Job, Outcome, run_cases
 
 Inputs = Mapping[str, "Path | str"]
+GUARDED = (".nii.gz", ".json")  # what people make or correct as well; what lies in a store is ours alone
+NAMED = 5  # files that a message names
 
 
 def _keys(inputs: Inputs) -> dict[str, Any]:
@@ -76,6 +79,30 @@ class Journal:
                     # a process killed in mid-line leaves no newline: ours must not be glued to its half line
                     line = line if stream.read() == b"\n" else f"\n{line}"
                 stream.write(line.encode())
+        self.mark(case_id).unlink(missing_ok=True)
+
+    def mark(self, case_id: str) -> Path:
+        """A file that is there while a case is worked on, and after that was killed until it is done."""
+        return self.path.with_name(f".{self.path.stem}-{config_hash(case_id)}.begun")
+
+    def begin(self, case_id: str) -> None:
+        """Note that a case is worked on: what lies under the names of its outputs from now on is ours."""
+        touch(self.mark(case_id))
+
+    def is_foreign(self, case_id: str, path: Path) -> bool:
+        """Whether somebody else made, or changed, what lies under the name of an output.
+
+        What this journal noted is ours, also copied; so is what was left by a process that was killed, and
+        what is damaged.
+        """
+        if not path.exists() or self.mark(case_id).exists():
+            return False
+        name = os.path.relpath(path, self.path.parent)
+        for noted in self._entries.get(case_id, {"outputs": {}})["outputs"].values():
+            if noted["path"] == name:
+                is_same = stat_key(path) == noted["stat"] or sha256(path) == noted["sha256"]
+                return not is_same and is_whole(path)
+        return True
 
     def _output(self, path: Path) -> dict[str, Any]:
         # relative, so that a run's folder can be moved
@@ -96,6 +123,49 @@ class Journal:
     def output_hash(self, case_id: str, name: str) -> str:
         """SHA-256 of a recorded output."""
         return self._entries[case_id]["outputs"][name]["sha256"]
+
+
+def touch(mark: Path) -> None:
+    """Make an empty file, and its folder."""
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def require_own(journal: Journal, outputs: Mapping[str, Mapping[str, Path]]) -> None:
+    """Refuse to overwrite what somebody else made or changed: segmentations and sidecars, by case id.
+
+    Raises:
+        FlareError: Naming the files.
+    """
+    paths = [(case, path) for case, files in outputs.items() for path in files.values()]
+    refuse_foreign([p for case, p in paths if p.name.endswith(GUARDED) and journal.is_foreign(case, p)])
+
+
+def refuse_foreign(paths: Sequence[Path]) -> None:
+    """Refuse to overwrite files, if there are any."""
+    if paths:
+        named = some([path.name for path in paths], NAMED)
+        raise FlareError(
+            f"{paths[0].parent}: holds {len(paths)} files that this step did not make, or that were changed "
+            f"since: {named}. None is overwritten: choose another folder (output=, name=), or move them away"
+        )
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A function of a case that makes a file, see `Journal.mark`, before it works."""
+
+    function: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        """Name of the function."""
+        return self.function.__name__
+
+    def __call__(self, mark: Path, job: Job) -> Any:
+        """Do the work of a case."""
+        touch(mark)
+        return self.function(**job)
 
 
 @dataclass(frozen=True)
@@ -143,6 +213,9 @@ def resume_cases(
         again: Cases to do although they are current.
         alone: Whether so many cases are done one at a time, see `Executor.alone`.
         before: Called once with the cases to do, if there are any.
+
+    Raises:
+        FlareError: Before any work, if a segmentation or sidecar would be overwritten that is not ours.
     """
     configs = {case: config(case) if callable(config) else config for case in jobs}
     todo = {
@@ -150,20 +223,23 @@ def resume_cases(
         for case, job in jobs.items()
         if case in again or not journal.is_current(case, inputs[case], configs[case])
     }
+    require_own(journal, {case: outputs(case) for case in todo})
     if todo and before is not None:
         before(todo.keys())
     failures: list[Outcome] = []
     if todo and alone is not None and alone(len(todo)):
         executor = executor.alone()
-    for outcome in run_cases(function, todo, executor=executor, description=description):
+    marked = {case: {"mark": journal.mark(case), "job": job} for case, job in todo.items()}
+    for outcome in run_cases(Marked(function), marked, executor=executor, description=description):
         case = outcome.case_id
         if outcome.error is None:
             journal.record(case, inputs[case], configs[case], outputs(case), outcome.value)
             continue
         failures.append(outcome)
-        if case in journal and not outcome.is_fault:
-            for path in outputs(case).values():
+        if not outcome.is_fault:
+            for path in outputs(case).values() if case in journal else ():
                 path.unlink(missing_ok=True)
+            journal.mark(case).unlink(missing_ok=True)
     failed = {outcome.case_id for outcome in failures}
     values = {case: journal.values(case) for case in jobs if case not in failed}
     return Resumed(values, [case for case in todo if case not in failed], failures)
