@@ -29,6 +29,7 @@ from flare.baselines.thresholds import (
 )
 from flare.core.cases import Case
 from flare.core.classes import ClassList
+from flare.core.errors import FlareError
 from flare.core.geometry import Geometry
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_image, write_image
@@ -206,6 +207,16 @@ def test_thresholds_are_fitted_once_for_all_cases_and_starts(
     (tmp_path / "thresholds" / "predictions" / "scan7.nii.gz").unlink()
     prepared("thresholds", again)
     assert again.seen == ["predict_by_thresholds"]
+
+
+def test_a_prediction_of_others_is_not_overwritten(prepared: Callable[..., Any], tmp_path: Path) -> None:
+    drawn = tmp_path / "atlas" / "predictions" / "scan7.nii.gz"
+    drawn.parent.mkdir(parents=True)
+    write_image(drawn, scan(7)[1], GEOMETRY)
+    before = drawn.read_bytes()
+    with pytest.raises(FlareError, match=r"predictions: holds 1 files .*scan7\.nii\.gz"):
+        prepared("atlas", Counted())
+    assert drawn.read_bytes() == before
 
 
 def test_thresholds_of_other_cases_are_fitted_anew(

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import warm
+from bad_files import write_series
 from flare.cli import infer_cases
 from flare.core.class_files import classes_at
 from flare.core.errors import FlareError
@@ -366,6 +367,105 @@ def test_a_single_image_goes_to_the_file_that_output_names(run, tmp_path):
     with pytest.raises(FlareError, match="no file is overwritten"):
         run(f"output={target}")
     assert target.read_bytes() == before
+
+
+def export(root):
+    """Two patients with a scan and slices for the bolus each, below studies of one name, and a localizer."""
+    like = {"shape": (24, 28), "spacing_xy": (2.75, 2.5)}
+    for patient, uid in (("p1", "1.2.1"), ("p2", "1.2.2")):
+        at = root / patient / "study"
+        write_series(at / "series", [(0, 0, 5 * z) for z in range(10)], uid=uid, **like)
+        write_series(at / "bolus", [(0, 0, 20)] * 3, uid=f"{uid}.7", **like)
+    topogram = {"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}
+    write_series(root / "p1" / "study" / "topo", [(0, 0, 0)], uid="1.2.1.9", **topogram)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("path", ["p1_study_series", "p2_study_series"]),
+        ("dicom_series_uid", ["1.2.1", "1.2.2"]),
+    ],
+)
+def test_an_export_of_patients_studies_and_series(run, tmp_path, caplog, rule, expected):
+    export(tmp_path / "in")
+    with pytest.raises(
+        FlareError, match=r"series: 2 files of this id: .*; data\.case_id=path tells them apart$"
+    ):
+        run()
+    caplog.clear()
+    assert [row["case"] for row in run(f"data.case_id={rule}")["cases"]] == expected
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == [f"{e}.nii.gz" for e in expected]
+    (told,) = [r.getMessage() for r in caplog.records if "localizers and scouts" in r.getMessage()]
+    names = {"path": ["p1_study_bolus", "p1_study_topo", "p2_study_bolus"]}
+    assert told.endswith(", ".join(names.get(rule, ["1.2.1.7", "1.2.1.9", "1.2.2.7"])))
+
+
+def test_an_export_in_one_folder_is_segmented_series_by_series(run, tmp_path):
+    for patient in sorted(export(tmp_path / "from").iterdir()):
+        for path in sorted(patient.rglob("*.dcm")):
+            (tmp_path / "in" / "flat").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "in" / "flat" / f"{patient.name}{path.parent.name}{path.name}")
+    first = run()["cases"]
+    assert len(first) == 2
+    assert all(row["case"].startswith("flat_") for row in first)
+    assert run()["cases"] == first
+    run(f"input={tmp_path / 'from' / 'p1' / 'study' / 'series'}", f"output={tmp_path / 'one'}")
+    one = (tmp_path / "one" / "series.nii.gz").read_bytes()
+    assert one in [(tmp_path / "out" / f"{row['case']}.nii.gz").read_bytes() for row in first]
+
+
+def test_folders_named_by_case_and_what_is_no_scan(run, tmp_path):
+    for case, seed in (("s0001", 0), ("s0002", 1)):
+        write_ct(tmp_path / "in" / case / "ct.nii.gz", seed)
+        write_ct(tmp_path / "in" / ".snapshots" / case / "ct.nii.gz", seed)
+    with pytest.raises(FlareError, match=r"data\.case_id=parent tells them apart$"):
+        run()
+    assert [r["case"] for r in run("data.case_id=parent")["cases"]] == ["s0001", "s0002"]
+    one = [
+        f"input={tmp_path / 'in' / 's0002'}",
+        f"output={tmp_path / 'one'}",
+    ]  # folder by folder, as in a loop
+    assert [r["case"] for r in run(*one, "data.case_id=parent")["cases"]] == ["s0002"]
+    write_ct(tmp_path / "in" / "s0001" / "mask.nii.gz")
+    wild = f"input={tmp_path}/in/s*/ct.nii.gz"
+    assert [r["case"] for r in run(wild, "data.case_id=parent")["cases"]] == ["s0001", "s0002"]
+    with pytest.raises(FlareError, match=r"^data.case_id=stem: expected one of leaf, parent, path"):
+        run("data.case_id=stem")
+    topogram = {"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}
+    write_series(tmp_path / "topo", [(0, 0, 0), (0, 0, 9)], **topogram)
+    with pytest.raises(FlareError, match=r"holds no image .* but localizers and scouts: topo$"):
+        run(f"input={tmp_path / 'topo'}")
+
+
+def test_labels_drawn_by_hand_are_not_overwritten(run, tmp_path):
+    drawn = write_ct(tmp_path / "labelsTr" / "a.nii.gz", 5)
+    before = drawn.read_bytes()
+    write_ct(tmp_path / "in" / "a_0000.nii.gz")
+    write_ct(tmp_path / "in" / "b_0000.nii.gz", 1)
+    with pytest.raises(
+        FlareError, match=r"labelsTr: holds 1 files .*: a\.nii\.gz.*choose another folder \(output="
+    ):
+        run(f"output={tmp_path / 'labelsTr'}")
+    assert drawn.read_bytes() == before
+    assert [p.name for p in (tmp_path / "labelsTr").iterdir()] == ["a.nii.gz"]
+
+
+def test_a_segmentation_corrected_by_hand_is_not_overwritten_and_a_damaged_one_is_made_again(run, tmp_path):
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    run()
+    result = tmp_path / "out" / "a.nii.gz"
+    made = result.read_bytes()
+    for damaged in (made[: len(made) // 2], b"", made[:40] + bytes([made[40] ^ 1]) + made[41:]):
+        result.write_bytes(damaged)
+        run()
+        assert result.read_bytes() == made
+    corrected = write_ct(result, 9).read_bytes()
+    for change in ("tta=tta4", "tta=none"):
+        with pytest.raises(FlareError, match="or that were changed since"):
+            run(change)
+        assert result.read_bytes() == corrected
 
 
 def test_several_images_do_not_go_to_one_file(run, tmp_path):

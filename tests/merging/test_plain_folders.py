@@ -209,6 +209,19 @@ def test_a_case_that_turns_bad_leaves_no_old_label(tmp_path: Path, folders: Any)
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == ["b.nii.gz"]
 
 
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.json", "twice.nii.gz"])
+def test_what_others_made_in_the_output_stays(tmp_path: Path, folders: Any, name: str) -> None:
+    for place in ("truth", "truth/again"):
+        put(tmp_path / place, "twice", volume(x0=1))
+    put(tmp_path / "pseudo", "a", volume(x0=1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"{}")
+    refusal = "1 failed" if name.startswith("twice") else r"out: holds 1 files that this step did not make"
+    with pytest.raises(FlareError, match=refusal):
+        folders()
+    assert (tmp_path / "out" / name).read_bytes() == b"{}"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

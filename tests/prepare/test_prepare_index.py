@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
@@ -158,3 +159,88 @@ def test_paths_are_absolute_so_that_the_index_holds_from_anywhere(
         files = CohortFiles.from_config({"root": root, "unlabeled_images": "un"}, labels)
         (entry,) = build_index(files).entries
         assert entry.image == tmp_path / "un/a_0000.nii.gz"
+
+
+# --- what names a case
+
+
+@pytest.mark.parametrize(
+    ("rule", "images", "labels_"),
+    [
+        ("parent", "s{n}/ct.nii.gz", "s{n}/segmentation.nii.gz"),
+        ("parent", "s{n}/ct.nii.gz", "s{n}.nii.gz"),
+        ("path", "p{n}/study/ct.nii.gz", "p{n}/study/ct.nii.gz"),
+        ("path", "p{n}/study/ct.nii.gz", "p{n}_study_ct.nii.gz"),
+    ],
+)
+def test_doubles_name_the_rule_by_which_images_and_labels_pair(
+    tmp_path: Path, labels: ClassList, rule: str, images: str, labels_: str
+) -> None:
+    touch(
+        tmp_path,
+        *(f"im/{images.format(n=n)}" for n in (1, 2)),
+        *(f"la/{labels_.format(n=n)}" for n in (1, 2)),
+    )
+    given = {"labeled_images": "im", "labels": "la"}
+    problems = build(tmp_path, labels, **given).problems
+    doubles = [p.reason for p in problems if "of the same id" in p.reason]
+    assert doubles
+    assert all(reason.endswith(f"; data.case_id={rule} tells them apart") for reason in doubles)
+    found = build(tmp_path, labels, **given, case_id=rule)
+    assert found.problems == []
+    assert [e.label and e.label.name for e in found.entries] == [
+        Path(labels_.format(n=n)).name for n in (1, 2)
+    ]
+    assert [f"/{images.format(n=n)}" in str(e.image) for n, e in enumerate(found.entries, 1)] == [True, True]
+
+
+def test_an_image_and_its_label_in_one_folder(tmp_path: Path, labels: ClassList) -> None:
+    """As KiTS has them."""
+    touch(tmp_path, *(f"case_{n}/{kind}.nii.gz" for n in (1, 2) for kind in ("imaging", "segmentation")))
+    given = {"labeled_images": "case_*/imaging.nii.gz", "labels": "case_*/segmentation.nii.gz"}
+    found = build(tmp_path, labels, **given, case_id="parent")
+    assert found.problems == []
+    assert [(e.id, e.image.name, e.label and e.label.name) for e in found.entries] == [
+        (f"case_{n}", "imaging.nii.gz", "segmentation.nii.gz") for n in (1, 2)
+    ]
+    with pytest.raises(FlareError, match=r"data\.labels: no folder .*seg\*\.nii\.gz"):
+        build(tmp_path, labels, labeled_images="case_*/imaging.nii.gz", labels="nowhere/seg*.nii.gz")
+
+
+def test_a_thousand_doubles_are_named_in_short(tmp_path: Path, labels: ClassList) -> None:
+    touch(tmp_path, *(f"un/s{n:04d}/ct.nii.gz" for n in range(300)))
+    problems = build(tmp_path, labels, unlabeled_images="un").problems
+    assert len({p.path for p in problems}) == 300
+    assert max(len(p.reason) for p in problems) < 10 * len(str(tmp_path)) + 400
+
+
+@pytest.mark.parametrize("case", [7, 8.5, True, None, "", "a/b", ".."])
+def test_an_id_that_is_no_text_or_no_name_is_refused(tmp_path: Path, labels: ClassList, case: Any) -> None:
+    """YAML reads 007 as 7, and yes as true."""
+    touch(tmp_path, "ct.nii.gz")
+    given = {"root": str(tmp_path), "cases": {case: {"image": "ct.nii.gz"}}}
+    with pytest.raises(
+        FlareError, match=r"^data\.cases: .*(needs quotes|expected what a file can be called)"
+    ):
+        CohortFiles.from_config(given, labels)
+
+
+def test_ids_of_a_yaml_file(tmp_path: Path, labels: ClassList) -> None:
+    touch(
+        tmp_path, "im/007_0000.nii.gz", "im/7_0000.nii.gz", "im/a_0000.nii.gz", "la/007.nii.gz", "la/7.nii.gz"
+    )
+    touch(tmp_path, "la/a.nii.gz")
+
+    def split(text: str) -> dict[str, str]:
+        given = OmegaConf.to_container(OmegaConf.create(f"split: {{validation: {text}}}"))
+        found = build(tmp_path, labels, labeled_images="im", labels="la", **given)
+        return {e.id: e.split for e in found.entries}
+
+    assert split('["007"]') == {"007": "validation", "7": "train", "a": "train"}
+    for text in ("[007]", "[7]", "[yes]", "[1e3]"):
+        with pytest.raises(FlareError, match=r"^data\.split\.validation: .* is no text.*needs quotes"):
+            split(text)
+    given = OmegaConf.to_container(OmegaConf.create('cases: {"007": {image: im/a_0000.nii.gz}}'))
+    assert [e.id for e in build(tmp_path, labels, **given).entries] == ["007"]
+    with pytest.raises(FlareError, match=r"^data\.sources\[0\]\.match: 7 is no text; it needs quotes"):
+        build(tmp_path, labels, sources=[{"match": 7, "annotates": ["liver"]}])

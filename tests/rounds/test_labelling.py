@@ -175,6 +175,20 @@ def test_a_prediction_outlives_a_merge_that_fails(
     assert len(predicted) == 6
 
 
+@pytest.mark.parametrize("place", ["predictions", "labels"])
+def test_labels_corrected_by_hand_stop_a_round_before_work(
+    tmp_path: Path, a_round: Any, predicted: list[str], place: str
+) -> None:
+    a_round()
+    corrected = tmp_path / "outputs" / "r" / "rounds" / "mot2" / place / "none.nii.gz"
+    write_labels(corrected, volume(x0=5), GRID)
+    kept, count = corrected.read_bytes(), len(predicted)
+    with pytest.raises(FlareError, match=rf"{place}: holds 1 files .*none\.nii\.gz.*None is overwritten"):
+        a_round("restore=nearest")
+    assert corrected.read_bytes() == kept
+    assert len(predicted) == count
+
+
 def test_cases_without_ground_truth_are_labelled_by_a_teacher_of_their_own(
     tmp_path: Path, a_round: Any, predicted: list[str]
 ) -> None:

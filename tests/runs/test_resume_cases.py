@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flare.core.errors import CaseError
+from flare.core.errors import CaseError, FlareError
 from flare.runs.journal import Journal, Resumed, resume_cases
 from flare.runs.work import LocalExecutor
 
@@ -21,14 +24,22 @@ def copy_upper(case: str, source: Path, target: Path) -> dict[str, Any]:
     if text == "fault":
         raise MemoryError("no room in memory")
     target.parent.mkdir(exist_ok=True)
-    target.write_text(text.upper())
+    target.write_bytes(packed(text.upper()) if target.suffix == ".gz" else json.dumps(text.upper()).encode())
+    if text == "killed":
+        raise KeyboardInterrupt
     return {"length": len(text)}
+
+
+def packed(text: str) -> bytes:
+    """The same bytes for the same text."""
+    return gzip.compress(text.encode(), mtime=0)
 
 
 class Step:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.seen: list[list[str]] = []
+        self.suffix = ".txt"
         for name in "abc":
             self.write(name, f"text of {name}")
 
@@ -36,7 +47,7 @@ class Step:
         (self.root / f"{case}.txt").write_text(text)
 
     def target(self, case: str) -> Path:
-        return self.root / "out" / f"{case}.txt"
+        return self.root / "out" / f"{case}{self.suffix}"
 
     def run(self, config: Any = None, again: Collection[str] = ()) -> Resumed:
         sources = {name: self.root / f"{name}.txt" for name in "abc"}
@@ -75,7 +86,7 @@ def test_only_what_changed_is_done_again(step: Step) -> None:
     step.write("b", "another text")
     step.target("c").unlink()
     assert step.run().processed == ["b", "c"]
-    assert step.target("b").read_text() == "ANOTHER TEXT"
+    assert step.target("b").read_text() == '"ANOTHER TEXT"'
     assert step.run(again=["a"]).processed == ["a"]
 
 
@@ -92,7 +103,7 @@ def test_a_refused_case_loses_what_it_had_and_a_fault_does_not(step: Step) -> No
     found = step.run()
     assert {f.case_id: f.is_fault for f in found.failures} == {"a": False, "b": True}
     assert not step.target("a").exists()
-    assert step.target("b").read_text() == "TEXT OF B"
+    assert step.target("b").read_text() == '"TEXT OF B"'
     assert (found.processed, list(found.values)) == ([], ["c"])
     step.write("a", "whole again")
     step.write("b", "text of b")
@@ -105,3 +116,78 @@ def test_a_stranger_under_the_name_of_an_output_is_not_deleted(step: Step) -> No
     step.target("a").write_text("drawn by hand")
     step.run()
     assert step.target("a").read_text() == "drawn by hand"
+
+
+# --- what people made or changed under the names of segmentations and sidecars
+
+
+@pytest.fixture(params=[".nii.gz", ".json"])
+def guarded(step: Step, request: pytest.FixtureRequest) -> Step:
+    step.suffix = request.param
+    return step
+
+
+def by_hand(step: Step, case: str) -> bytes:
+    """Put something sound under the name of an output, and give its bytes."""
+    target, text = step.target(case), "drawn by hand"
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(packed(text) if step.suffix == ".nii.gz" else json.dumps(text).encode())
+    return target.read_bytes()
+
+
+def test_a_strangers_file_stops_a_step_before_any_work(guarded: Step) -> None:
+    drawn = by_hand(guarded, "b")
+    for _ in range(2):
+        with pytest.raises(
+            FlareError, match=r"out: holds 1 files that this step did not make.*: b\..*output="
+        ):
+            guarded.run()
+    assert guarded.target("b").read_bytes() == drawn
+    assert not guarded.target("a").exists()
+    assert guarded.seen == []
+    guarded.target("b").unlink()
+    assert guarded.run().processed == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("again", [("a",), ()])
+def test_a_correction_by_hand_is_not_overwritten(guarded: Step, again: tuple[str, ...]) -> None:
+    guarded.run()
+    drawn = by_hand(guarded, "a")
+    with pytest.raises(FlareError, match="or that were changed since: a"):
+        guarded.run({"version": 2}, again)
+    assert guarded.target("a").read_bytes() == drawn
+
+
+def test_what_is_damaged_gone_or_copied_is_made_again(guarded: Step) -> None:
+    guarded.run()
+    whole = guarded.target("a").read_bytes()
+    for damaged in (whole[:-1], whole[:5], b"", whole[:-4] + b"\xff\xff\xff\xff"):
+        guarded.target("a").write_bytes(damaged)
+        assert guarded.run().processed == ["a"]
+        assert guarded.target("a").read_bytes() == whole
+    os.utime(guarded.target("b"), (1, 1))  # as a copy has it
+    assert guarded.run({"version": 2}).processed == ["a", "b", "c"]
+
+
+def test_a_step_that_was_killed_goes_on(guarded: Step) -> None:
+    """Between the last byte of a result and the line of the journal, new and made anew."""
+    for _ in range(2):
+        guarded.write("b", "killed")
+        with pytest.raises(KeyboardInterrupt):
+            guarded.run()
+        assert guarded.target("b").exists()
+        guarded.write("b", "text of b")
+        assert guarded.run().processed == ["b", "c"]
+        assert guarded.run().processed == []
+        guarded.target("c").unlink()
+    assert [p.name for p in (guarded.root / "journal").iterdir()] == ["step.jsonl"]
+
+
+def test_what_is_drawn_for_a_refused_case_is_not_overwritten(guarded: Step) -> None:
+    guarded.write("a", "")
+    assert [f.case_id for f in guarded.run().failures] == ["a"]
+    drawn = by_hand(guarded, "a")
+    guarded.write("a", "whole again")
+    with pytest.raises(FlareError, match="did not make"):
+        guarded.run()
+    assert guarded.target("a").read_bytes() == drawn

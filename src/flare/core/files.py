@@ -145,13 +145,15 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def glob_of(root: Path) -> tuple[Path, str] | None:
-    """The folder and the pattern of a path with `*` or `?` in it; None for one that is there as it is."""
+def searched(root: Path) -> tuple[Path, list[Path]]:
+    """Where a search begins, and the paths that it is for: `root`, or what `*` and `?` in it stand for."""
     is_wild = ["*" in part or "?" in part for part in root.parts]
     if not any(is_wild) or root.exists():
-        return None
+        return root, [root]
     first = is_wild.index(True)
-    return Path(*root.parts[:first]), str(Path(*root.parts[first:]))
+    top = Path(*root.parts[:first])
+    found = [p.relative_to(top) for p in sorted(top.glob(str(Path(*root.parts[first:]))))]
+    return top, [top / p for p in found if not any(part.startswith(".") for part in p.parts)]
 
 
 def remove_partial(folder: Path, *, below: bool = False) -> None:

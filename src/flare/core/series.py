@@ -251,7 +251,7 @@ def scan_files(path: Path) -> list[Path]:
 
 
 def is_there(path: Path, mode: int = os.F_OK) -> bool:
-    """Whether a file, anything in a folder, or one of several series in it is there, by default for anyone."""
+    """Whether a file, anything in a folder, or one of several series in it is there, and so accessible."""
     try:
         return any(os.access(p, mode) for p in scan_files(path))
     except OSError:
@@ -267,8 +267,12 @@ def series_uid(path: Path) -> str:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
     except OSError:
         return ""  # whoever reads the case says so
-    found = (Head.read(p) for p in files if may_be_slice(p) and not p.is_dir())
-    return next((head.series for head in found if head and head.series and not head.is_localizer), "")
+    localizer = ""
+    for head in (Head.read(p) for p in files if may_be_slice(p) and not p.is_dir()):
+        if head and head.series and not head.is_localizer:
+            return head.series
+        localizer = localizer or (head.series if head else "")
+    return localizer
 
 
 def digest(uid: str) -> str:

@@ -19,7 +19,7 @@ from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
 from flare.core.dicom import open_dicom, read_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
-from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, glob_of, printable, stand_in
+from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
 from flare.core.itk import open_nrrd, read_nrrd
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
@@ -145,8 +145,8 @@ def find_scans(root: Path) -> tuple[list[Path], dict[Path, str]]:
     if root.is_file() or named_series(root):
         return [root], {}
     skipped: dict[Path, str] = {}
-    if (searched := glob_of(root)) is not None:
-        parts = [find_scans(match) for match in sorted(searched[0].glob(searched[1]))]
+    if (places := searched(root)[1]) != [root]:
+        parts = [find_scans(place) for place in places]
         for _, of_part in parts:
             skipped |= of_part
         return [path for paths, _ in parts for path in paths], skipped

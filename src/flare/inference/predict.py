@@ -25,7 +25,7 @@ from flare.core.class_files import (
 )
 from flare.core.classes import ClassList
 from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several, some
-from flare.core.files import PARTIAL, glob_of, remove_partial, sha256, stand_in, write_csv
+from flare.core.files import PARTIAL, remove_partial, searched, sha256, stand_in, write_csv
 from flare.core.geometry import Volume
 from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed
@@ -244,7 +244,7 @@ class Request:
         check_values(cfg, {"data.spacing_mm": several(3, POSITIVE)})
         settings = InferenceSettings.from_config(cfg)
         source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
-        if not is_there(source) and not source.is_dir() and glob_of(source) is None:
+        if not (is_there(source) or source.is_dir()) and searched(source)[1] in ([], [source]):
             raise FlareError(f"input={cfg.input}: no such file or folder")
         if source.is_file() and not is_readable(source):
             unread = "is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha or DICOM"
@@ -327,7 +327,7 @@ def _infer(
     output, settings = request.output, request.settings
     found, skipped = find_scans(request.source)
     paths = [path for path in found if output not in path.resolve().parents]
-    root = (glob_of(request.source) or (request.source,))[0]
+    root = searched(request.source)[0]
     # a single scan has its folder's name, wherever the search began
     of = None if len(paths) == 1 and request.case_id == "parent" else root
     images, refused = unique_cases(paths, rule=request.case_id, root=of)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from flare.core.cases import CASE_RULES, UNDECLARED, Source, source_of
 from flare.core.errors import FlareError
-from flare.core.files import glob_of
+from flare.core.files import searched
 from flare.core.series import is_there
 from flare.core.volumes import case_id, find_scans, spread_series, told_paths, way_out
 from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
 from flare.runs.work import Outcome, naming
 
 OK, WARNING, REFUSED, FAILED, SKIPPED = "ok", "warning", "refused", "failed", "skipped"
+TWICE = "of the same id"
 Found = Mapping[str, Mapping[Path, tuple[list[Path], dict[Path, str]]]]  # key -> folder -> as `find_scans`
 
 
@@ -95,8 +96,8 @@ def _name(files: CohortFiles, scans: Found) -> tuple[Index, list[Finding]]:
     for group in FOLDERS:
         _add_group(found, files, scans, *group)
     found.entries += _explicit(files)
-    doubles = _refuse_duplicates(found)
-    return found, doubles
+    _refuse_duplicates(found)
+    return found, [p for p in found.problems if TWICE in p.reason]
 
 
 def source_group(source: Source) -> str:
@@ -123,7 +124,7 @@ def _add_group(
     for case, paths in images.items():
         targets = labels.get(case, [])
         if len(targets) > 1:
-            reason = f"two labels of the same id: {' and '.join(map(str, targets))}"
+            reason = f"{len(targets)} labels {TWICE}: {told_paths(targets)}"
             found.problems.append(Finding(case, targets[0], reason))
         elif images_key in REQUIRED and not (targets or files.takes_unlabeled) and len(paths) == 1:
             reason = "image without a label under data.labels; should it be under data.unlabeled_images?"
@@ -140,7 +141,7 @@ def _collect(
     """Paths below the folders of a key, by case id; a file reached twice counts once."""
     by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
     for folder, (paths, skipped) in scans[key].items():
-        root = (glob_of(folder) or (folder,))[0]
+        root = searched(folder)[0]
         for path in paths:
             case = case_id(path, images, rule=files.case_id, root=root)
             by_id[case].setdefault(path.resolve(), path)
@@ -168,19 +169,16 @@ def _explicit(files: CohortFiles) -> Iterator[Entry]:
         yield Entry(case, split, paths["image"], paths.get("label"))
 
 
-def _refuse_duplicates(found: Index) -> list[Finding]:
-    """Move every case whose series or id occurs twice, in any split, to the problems; give those of an id."""
+def _refuse_duplicates(found: Index) -> None:
+    """Move every case whose series or id occurs twice, in any split, to the problems, all paths named."""
     spread = spread_series(e.image for e in found.entries)
     found.problems += [Finding(e.id, e.image, spread[e.image]) for e in found.entries if e.image in spread]
     found.entries = [e for e in found.entries if e.image not in spread]
     by_id: dict[str, list[Path]] = defaultdict(list)
     for entry in found.entries:
         by_id[entry.id].append(entry.image)
-    doubles = []
     for case, paths in by_id.items():
         if len(paths) > 1:
-            reason = f"{len(paths)} cases of the same id: {told_paths(paths)}"
-            doubles += [Finding(case, path, reason) for path in paths]
+            reason = f"{len(paths)} cases {TWICE}: {told_paths(paths)}"
+            found.problems += [Finding(case, path, reason) for path in paths]
     found.entries = [e for e in found.entries if len(by_id[e.id]) == 1]
-    found.problems += doubles
-    return doubles

@@ -25,7 +25,7 @@ from flare.core.errors import (
     require_id,
     several,
 )
-from flare.core.files import glob_of
+from flare.core.files import searched
 from flare.prepare.splits import NO_SPLIT, Split
 from flare.runs.folders import PreparedFolder, prepared_folder
 from flare.runs.work import Executor, build_executor, failed_share
@@ -138,7 +138,7 @@ class CohortFiles:
         """The folders of a key that exist; those of a required key must."""
         found = []
         for folder in self.folders[key]:
-            if folder.is_dir() or glob_of(folder) is not None:
+            if folder.is_dir() or searched(folder)[1] not in ([], [folder]):
                 found.append(folder)
             elif key in REQUIRED:
                 raise FlareError(
