@@ -197,10 +197,15 @@ def test_air_is_background(segment: Callable, tmp_path: Path, caplog: pytest.Log
     assert "all of it becomes background" in caplog.text
 
 
-def test_a_scan_smaller_than_a_body_is_segmented(segment: Callable, tmp_path: Path) -> None:
-    put(tmp_path / "in" / "crop.nii.gz", image(0, (8, 12, 12)))  # 23 ml
+@pytest.mark.parametrize("shape", [(8, 12, 12), (2, 5, 6)])
+def test_a_scan_smaller_than_a_body_is_segmented(
+    segment: Callable, tmp_path: Path, shape: tuple[int, int, int]
+) -> None:
+    put(tmp_path / "in" / "crop.nii.gz", image(0, shape))  # 23 and 1 ml
     assert segment(tmp_path / "in")["crop"]["windows"] > 0
-    assert read_image(tmp_path / "out" / "crop.nii.gz").array.any()
+    found = read_image(tmp_path / "out" / "crop.nii.gz").array
+    assert found.shape == shape
+    assert found.any()
 
 
 def test_far_padding_and_many_slices_are_no_fault(segment: Callable, tmp_path: Path) -> None:

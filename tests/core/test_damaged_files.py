@@ -201,6 +201,23 @@ def test_compressed_slices_are_read(tmp_path: Path, compressor: str) -> None:
     assert read_image(tmp_path / "s").array[:, 0, 0].tolist() == [-100, -90, -80]
 
 
+@pytest.mark.parametrize("order", ["big", "little"])
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_both_byte_orders_are_read(tmp_path: Path, name: str, order: str) -> None:
+    """Written by hand: ITK writes the machine's order alone."""
+    sizes = "8 7 6"  # x, y, z
+    nrrd = f"NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: {sizes}\n"
+    nrrd += f"space directions: (1,0,0) (0,2,0) (0,0,3)\nencoding: raw\nendian: {order}\n\n"
+    mha = f"NDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = {order == 'big'}\nDimSize = {sizes}\n"
+    mha += "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 2 3\n"
+    mha += "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    voxels = HU.astype(">i2" if order == "big" else "<i2").tobytes()
+    (tmp_path / name).write_bytes((nrrd if name == "a.nrrd" else mha).encode() + voxels)
+    found = read_image(tmp_path / name)
+    np.testing.assert_array_equal(found.array, HU)
+    assert found.geometry.spacing_mm == (3, 2, 1)
+
+
 @pytest.mark.parametrize("fields", [b"data file: b.raw\n", b"datafile: b.raw\n"])
 def test_voxels_in_another_file(tmp_path: Path, fields: bytes) -> None:
     path = whole(tmp_path / "a.nrrd", compressed=False)

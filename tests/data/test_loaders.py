@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity
@@ -178,6 +178,20 @@ def test_workers_give_the_same_batches_in_the_same_order(dataset: PatchDataset) 
     assert all(equal(a, b) for a, b in zip(inside, outside, strict=True))
     assert tuple(inside[0]["image"].shape) == (2, 1, *PATCH)
     assert len(inside[0]["case"]) == 2
+
+
+def test_batches_in_flight_fit_the_shared_memory_of_a_container(
+    dataset: PatchDataset, config: Callable[..., DictConfig]
+) -> None:
+    """Workers hand batches over in /dev/shm, of which a container has 64 MiB unless it is given more."""
+    data = config("train", "data=flare23", "data.root=x").data  # the paper's patch
+    loader = StepLoader(dataset, sampler(), workers=data.workers, pin_memory=False).loader
+    patch = dataset[SampleKey(0, 0, 0)]
+    tensors = [value for value in patch.values() if isinstance(value, torch.Tensor)]
+    a_voxel = sum(t.nbytes for t in tensors) / np.prod(PATCH)
+    batches = data.workers * loader.prefetch_factor + 1  # one more is worked on
+    assert a_voxel >= 5  # float32 and uint8
+    assert batches * data.batch_size * np.prod(data.patch_size) * a_voxel < 64 * 2**20
 
 
 def test_a_patch_takes_one_thread_and_gives_the_others_back(dataset: PatchDataset) -> None:

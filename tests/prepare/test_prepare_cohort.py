@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig
 
+from bad_files import truncate, write_series
 from cohort_files import image_array, label_array, write, write_case, write_dicom
 from flare.core import volumes
 from flare.core.cases import Case, read_index, select_cases
@@ -140,6 +141,17 @@ def test_every_file_is_unpacked_once(tmp_path: Path, build: Build, monkeypatch: 
     assert read == {"labels/a.nii.gz": 1}
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_damaged_array_is_made_again(tmp_path: Path, build: Build, kept: float) -> None:
+    write_case(tmp_path, "a", 1, 14)
+    write_case(tmp_path, "b", 1, seed=1)
+    image = prepare(build()).folder.image("a")
+    whole = image.read_bytes()
+    truncate(image, kept)
+    assert prepare(build()).processed == ["a"]
+    assert image.read_bytes() == whole
+
+
 def test_settings_that_change_the_arrays_redo_them(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1)
     write(tmp_path / "vi/v_0000.nii.gz", image_array(4))
@@ -239,6 +251,39 @@ def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Build) -> None:
     assert np.array_equal(open_array(cohort.folder.image("patient1"))[:], array[:, ::-1, ::-1])
     # the label grid is flipped in y against the series: the same points in space
     assert np.array_equal(open_array(cohort.folder.labels("patient1"))[:], label_array(1)[:, ::-1, ::-1])
+
+
+def test_an_export_of_patients_studies_and_series(
+    tmp_path: Path, build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two labelled patients, whose studies have one name; others in one folder; a localizer and a bolus."""
+    grid = {"shape": (8, 10), "spacing_xy": (2.0, 2.0)}
+    stack = [(0, 0, 5 * z) for z in range(6)]
+    for number, patient in enumerate(("p1", "p2")):
+        write_series(tmp_path / "images" / patient / "study" / "ct", stack, uid=f"1.2.{number}", **grid)
+        write(tmp_path / "labels" / patient / "study" / "ct.nii.gz", label_array(1, 14))
+        write_series(tmp_path / "un" / "flat", stack, uid=f"1.3.{number}", prefix=patient, **grid)
+    topogram = {"t0008_0008": "ORIGINAL\\PRIMARY\\LOCALIZER"}
+    write_series(tmp_path / "images" / "p1" / "study" / "topo", stack[:2], uid="1.2.8", **topogram)
+    write_series(tmp_path / "images" / "p2" / "study" / "bolus", [stack[2]] * 4, uid="1.2.9", **grid)
+    folders = ("data.unlabeled_images=un", "data.intensity_check=off")
+    with pytest.raises(FlareError, match=r"ct: 2 .* of the same id: .*; data\.case_id=path tells them apart"):
+        prepare(build(*folders))
+    caplog.clear()
+    cohort = prepare(build(*folders, "data.case_id=path", "data.split.validation=[p2_study_ct]"))
+    ids = [c.id for c in cohort.cases]
+    assert ids[-1] == "p2_study_ct"
+    assert sorted(i for i in ids if not i.startswith("flat_")) == ["p1_study_ct", "p2_study_ct"]
+    assert len(set(ids)) == 4
+    rows = {r["case"]: (r["status"], r["reason"]) for r in read_csv(cohort.folder.integrity)}
+    assert rows["p1_study_topo"] == ("skipped", "2 localizers (ImageType)")
+    assert rows["p2_study_bolus"] == ("skipped", "slices in 1 places, beside a scan of the same study")
+    told = [r.getMessage() for r in caplog.records if "localizers and scouts" in r.getMessage()]
+    assert told == ["localizers and scouts are left out, see integrity.csv: p1_study_topo, p2_study_bolus"]
+    assert not prepare(build(*folders, "data.case_id=path", "data.split.validation=[p2_study_ct]")).processed
+    write_series(tmp_path / "un" / "flat", [*stack, (0, 0, 30)], uid="1.3.1", prefix="p2", **grid)
+    again = prepare(build(*folders, "data.case_id=path", "data.split.validation=[p2_study_ct]"))
+    assert len(again.processed) == 1  # of the series that has another slice
 
 
 @pytest.mark.slow

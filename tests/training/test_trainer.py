@@ -178,6 +178,21 @@ def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tm
     assert isinstance(built.strategy.checkpoint_io, AtomicCheckpointIO)
 
 
+@pytest.mark.parametrize("tasks", ["1", "4"])
+def test_a_training_in_a_batch_job_is_a_training(
+    tasks: str, config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Slurm's variables, which Lightning reads, make no other ranks out of one process."""
+    for name, value in {
+        **{"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": tasks, "NTASKS_PER_NODE": tasks},
+        **{"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "node[1-2]", "CPUS_PER_TASK": "4"},
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    settings = TrainingSettings.from_config(config("train", "trainer=cpu", "trainer.precision=32"))
+    built = build.build_trainer(settings, TrainingFolder(tmp_path), has_validation=False)
+    assert (built.world_size, built.global_rank, built.num_devices) == (1, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
