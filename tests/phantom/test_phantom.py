@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -326,6 +327,25 @@ def test_finished_cohort_is_left_alone_and_a_half_made_one_completed(tmp_path: P
     assert not (tmp_path / "imagesTr2200" / ".partial-x").exists()
     make(tmp_path, counts={"tumor": 1})
     assert sorted(stats()) == ["phantom_1001.nii.gz", "phantom_1001_0000.nii.gz"]
+
+
+def test_files_of_others_are_neither_overwritten_nor_deleted(tmp_path: Path) -> None:
+    """A folder with the challenge's names may be somebody's."""
+    drawn = tmp_path / "labelsTr2200" / "phantom_1001.nii.gz"
+    drawn.parent.mkdir()
+    drawn.write_bytes(b"drawn by hand")
+    with pytest.raises(
+        FlareError, match=r"labelsTr2200: holds 1 files .*phantom_1001\.nii\.gz. None is over"
+    ):
+        make(tmp_path, counts={"tumor": 1})
+    assert [p.name for p in tmp_path.rglob("*.nii.gz")] == [drawn.name]
+    drawn.unlink()
+    make(tmp_path, counts={"tumor": 2})
+    corrected = tmp_path / "labelsTr2200" / "phantom_1002.nii.gz"
+    shutil.copy(drawn, corrected)
+    kept = corrected.read_bytes()
+    make(tmp_path, counts={"tumor": 1})
+    assert corrected.read_bytes() == kept
 
 
 def test_recognising_a_finished_cohort_imports_no_array_library(cohort: Path) -> None:

@@ -225,6 +225,21 @@ def test_an_id_that_is_no_text_or_no_name_is_refused(tmp_path: Path, labels: Cla
         CohortFiles.from_config(given, labels)
 
 
+def test_ids_of_a_command_line(tmp_path: Path, labels: ClassList, config: Any) -> None:
+    touch(tmp_path, "im/007_0000.nii.gz", "im/8_0000.nii.gz", "la/007.nii.gz", "la/8.nii.gz")
+
+    def split(line: str) -> dict[str, str]:
+        given = OmegaConf.to_container(config("prepare", line).data.split)
+        found = build(tmp_path, labels, labeled_images="im", labels="la", split=given)
+        return {e.id: e.split for e in found.entries}
+
+    for quoted in ('["007"]', "[007]"):  # Hydra's own reading of 007 is text
+        assert split(f"data.split.validation={quoted}") == {"007": "validation", "8": "train"}
+    assert split('data.split.validation=["8"]') == {"007": "train", "8": "validation"}
+    with pytest.raises(FlareError, match=r"data\.split\.validation: 8 is no text"):
+        split("data.split.validation=[8]")
+
+
 def test_ids_of_a_yaml_file(tmp_path: Path, labels: ClassList) -> None:
     touch(
         tmp_path, "im/007_0000.nii.gz", "im/7_0000.nii.gz", "im/a_0000.nii.gz", "la/007.nii.gz", "la/7.nii.gz"

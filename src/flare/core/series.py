@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 from collections import defaultdict
@@ -158,14 +157,8 @@ class Head:
 
 def heads(folder: Path) -> Mapping[Path, Head]:
     """The slices in a folder, each with its head: every file that is not known to be anything else."""
-    state = []
-    for path in sorted(p for p in folder.iterdir() if not p.is_dir()):
-        try:
-            found = path.stat()
-            state.append((path, found.st_size, found.st_mtime_ns))
-        except OSError:
-            state.append((path, 0, 0))
-    return _heads(tuple(state))
+    files = sorted(p for p in folder.iterdir() if not p.is_dir())
+    return _heads(tuple((p, (state := p.lstat()).st_size, state.st_mtime_ns) for p in files))
 
 
 @lru_cache(maxsize=64)
@@ -253,7 +246,9 @@ def scan_files(path: Path) -> list[Path]:
 def is_there(path: Path, mode: int = os.F_OK) -> bool:
     """Whether a file, anything in a folder, or one of several series in it is there, and so accessible."""
     try:
-        return any(os.access(p, mode) for p in scan_files(path))
+        if path.is_dir():
+            return any(os.access(p, mode) for p in path.iterdir())
+        return any(os.access(p, mode) for p in (scan_files(path) if named_series(path) else [path]))
     except OSError:
         return False
 

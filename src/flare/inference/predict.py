@@ -30,14 +30,7 @@ from flare.core.geometry import Volume
 from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed
 from flare.core.series import is_there
-from flare.core.volumes import (
-    case_id,
-    find_scans,
-    is_readable,
-    read_scan,
-    unique_cases,
-    write_labels,
-)
+from flare.core.volumes import case_id, find_scans, is_readable, read_scan, unique_cases, write_labels
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run

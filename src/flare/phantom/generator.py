@@ -37,7 +37,8 @@ class Phantom:
         root, journal = str(self.root), Journal(self.root / "cohort.jsonl")
         for case_id in journal.cases() - self.plan.keys():
             for path in case_files(self.root, case_id, journal.values(case_id)["kind"]).values():
-                path.unlink(missing_ok=True)
+                if not journal.is_foreign(case_id, path):
+                    path.unlink(missing_ok=True)
         done = resume_cases(
             _generate,
             {case: {"root": root, "case_id": case, "spec": spec} for case, spec in self.plan.items()},

@@ -25,7 +25,7 @@ from flare.prepare.index import (
     FAILED,
     OK,
     REFUSED,
-    SKIPPED,
+    STATUSES,
     WARNING,
     Finding,
     Index,
@@ -250,8 +250,7 @@ def _write_integrity(
     for case in analysis.cases:
         reasons = dict.fromkeys([*values[case.id]["warnings"], *analysis.warnings.get(case.id, [])])
         found.append(Finding(case.id, case.image, "; ".join(reasons), WARNING if reasons else OK))
-    order = (REFUSED, FAILED, WARNING, OK, SKIPPED)
-    ranked = sorted(found, key=lambda f: (order.index(f.status), f.case, str(f.path)))
+    ranked = sorted(found, key=lambda f: (STATUSES.index(f.status), f.case, str(f.path)))
     write_csv(path, [vars(f) for f in ranked], COLUMNS)
 
 

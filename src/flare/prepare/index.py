@@ -15,7 +15,7 @@ from flare.core.volumes import case_id, find_scans, spread_series, told_paths, w
 from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
 from flare.runs.work import Outcome, naming
 
-OK, WARNING, REFUSED, FAILED, SKIPPED = "ok", "warning", "refused", "failed", "skipped"
+STATUSES = REFUSED, FAILED, WARNING, OK, SKIPPED = "refused", "failed", "warning", "ok", "skipped"
 TWICE = "of the same id"
 Found = Mapping[str, Mapping[Path, tuple[list[Path], dict[Path, str]]]]  # key -> folder -> as `find_scans`
 

@@ -21,7 +21,7 @@ from flare.merging.merge import merge_maps, merged_files, write_merged
 from flare.merging.settings import PseudoSource
 from flare.rounds.settings import LabelSettings
 from flare.runs.folders import RoundFolder
-from flare.runs.journal import Inputs, Journal
+from flare.runs.journal import Inputs, Journal, touch
 
 FORMAT = 2  # raised when what is made of a case changes, so that labels made before are redone
 
@@ -145,7 +145,7 @@ def _pseudo_labels(job: LabelJob, labeller: Labeller) -> tuple[Volume, Row]:
     if job.is_predicted():
         return read_labels(path, job.settings.merge.classes, None, case), journal.values(case)
     predictor = load_predictor(labeller.checkpoint, labeller.digest, job.settings.inference)
-    journal.begin(case)
+    touch(journal.mark(case))
     try:
         found, row = segment_case(case, job.case.image, path, predictor, labeller.components, job.cached)
     except CaseError as error:

@@ -82,12 +82,8 @@ class Journal:
         self.mark(case_id).unlink(missing_ok=True)
 
     def mark(self, case_id: str) -> Path:
-        """A file that is there while a case is worked on, and after that was killed until it is done."""
+        """A file that is there while a case is worked on, and once that was killed: what it left is ours."""
         return self.path.with_name(f".{self.path.stem}-{config_hash(case_id)}.begun")
-
-    def begin(self, case_id: str) -> None:
-        """Note that a case is worked on: what lies under the names of its outputs from now on is ours."""
-        touch(self.mark(case_id))
 
     def is_foreign(self, case_id: str, path: Path) -> bool:
         """Whether somebody else made, or changed, what lies under the name of an output.
