@@ -22,15 +22,17 @@ AUTHORS = {
     "name": "authors",
     "labels.rule": "gt_first",
     "data.interpolation": "nnunet",
+    "data.label_interpolation": "nnunet",
+    "inference.interpolation": "linear",
     "data.augmentation.label_interpolation": "linear",
     "data.augmentation.low_resolution.probability": 0.25,
     "data.augmentation.low_resolution.channel_probability": 0.5,
     "data.augmentation.low_resolution.zoom": [0.5, 1.0],
-    "inference.name": "flare22",
+    "inference.name": "paper",
     "inference.centre": "image",
     "inference.extend": False,
     "inference.average": "probabilities",
-    "inference.components": "organs",
+    "inference.components": "none",
     "restore": "nearest",
     "tta": "tta4",
     "trainer.max_epochs": 1500,
@@ -69,6 +71,13 @@ def test_the_rounds_of_a_whole_run() -> None:
     assert {r.name: r.unlabeled_teacher for r in rounds if r.unlabeled_teacher} == UNLABELED
 
 
+def test_all_labels_of_mot2_may_be_mots() -> None:
+    rounds = compose_rounds(list(TEACHERS), ["experiment=authors_copied"])
+    assert {r.name: r.teacher for r in rounds} == TEACHERS | {"mot2": "mot"}
+    assert [r.unlabeled_teacher for r in rounds] == [None] * 8
+    assert {r.labels.merge.rules.rule for r in rounds} == {"gt_first"}
+
+
 @pytest.mark.parametrize(
     ("name", "weights"),
     [("mot2", [8 / 15, 4 / 15, 2 / 15, 1 / 15]), ("mot3", [8 / 15, 4 / 15, 2 / 15, 1 / 15, 0])],
@@ -84,7 +93,7 @@ def test_every_script(config: Config, script: str) -> None:
     cfg = config(script, "experiment=authors")
     OmegaConf.to_container(cfg, resolve=True)
     assert {key: pick(cfg, key) for key in AUTHORS} == AUTHORS
-    assert InferenceSettings.from_config(cfg).components == "organs"
+    assert InferenceSettings.from_config(cfg).components == "none"
     if script == "merge_labels":
         assert cfg.rule == "gt_first"
 

@@ -21,8 +21,9 @@ DIFFERENT = {
     "data.interpolation": "nnunet",
     "data.augmentation.label_interpolation": "linear",
     "data.augmentation.low_resolution.probability": 0.25,
-    "inference.name": "flare22",
-    "inference.components": "organs",
+    "data.label_interpolation": "nnunet",
+    "inference.interpolation": "linear",
+    "inference.components": "none",
     "restore": "nearest",
 }
 IN_ROUND = {

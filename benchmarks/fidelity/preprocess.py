@@ -12,12 +12,21 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from peers import configuration, plans
 from rows import ABDOMEN, ABDOMEN_LABELS, NNUNET2, Row, counted, limited, stated
 
 from flare.core.geometry import Orientation, Volume
-from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
+from flare.core.preprocessing import (
+    Intensity,
+    normalise,
+    preprocess,
+    resample,
+    resample_classes,
+    resampled_shape,
+    separate_axis,
+)
 from flare.core.volumes import read_image, write_image
 from flare.prepare.intensity import foreground_histogram, intensity_of
 
@@ -31,6 +40,7 @@ def check() -> Iterator[Row]:
     yield _orders(volume)
     ours, rows = _statistics(volume.array, labels)
     yield from rows
+    yield _classes(labels, volume.geometry.spacing_mm)
     intensity = {
         "mean": ours.mean,
         "std": ours.std,
@@ -87,6 +97,17 @@ def _statistics(image: np.ndarray, labels: np.ndarray) -> tuple[Intensity, list[
     )
     rows.append(stated("all voxels instead of its sample of 10,000", NNUNET2, text))
     return ours, rows
+
+
+def _classes(labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> Row:
+    """Labels on the training grid, class by class."""
+    shape = resampled_shape(labels.shape, spacing_mm, SPACING)
+    theirs = resample_data_or_seg_to_shape(
+        labels[None], shape, spacing_mm, SPACING, is_seg=True, order=1, order_z=0, force_separate_z=None
+    )[0]
+    apart = separate_axis(spacing_mm, SPACING)
+    wrong = int(np.count_nonzero(resample_classes(labels, shape, separate_axis=apart) != theirs))
+    return counted("labels by class, linear in plane and nearest in z", NNUNET2, wrong, theirs.size)
 
 
 def _theirs(volume: Any, made: dict[str, Any], intensity: dict[str, float]) -> np.ndarray:

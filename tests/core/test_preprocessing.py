@@ -7,12 +7,13 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from flare.core.errors import FlareError
 from flare.core.geometry import Geometry, Volume
-from flare.core.preprocessing import Intensity, normalise, preprocess, separate_axis
+from flare.core.preprocessing import Intensity, normalise, preprocess, resample_classes, separate_axis
 
 TARGET = (4.0, 1.2, 1.2)
 SIGNED_PERMUTATIONS = [
@@ -58,6 +59,52 @@ def test_any_voxel_order_gives_the_same_array(matrix: np.ndarray, order: str) ->
     found = preprocess(Volume(stored, geometry), TARGET, order)
     np.testing.assert_array_equal(found.array, preprocess(ras, TARGET, order).array)
     np.testing.assert_array_equal(found.orientation.invert(ras.array), stored)
+
+
+def shares_by_scipy(labels: np.ndarray, shape: tuple[int, ...], apart: int | None) -> dict[int, np.ndarray]:
+    """Share of each class in each voxel, by SciPy's zoom on the grid of voxel extents as scikit-image has it.
+
+    It is nnU-Net 1.7's order: plane by plane, then the nearest plane.
+    """
+
+    def linear(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        factors = [new / old for new, old in zip(size, mask.shape, strict=True)]
+        return ndimage.zoom(mask.astype(float), factors, order=1, mode="nearest", grid_mode=True)
+
+    classes = sorted(set(labels.ravel().tolist()))
+    if apart is None:
+        return {value: linear(labels == value, shape) for value in classes}
+    planes = np.moveaxis(labels, apart, 0)
+    old, new = len(planes), shape[apart]
+    size = tuple(n for axis, n in enumerate(shape) if axis != apart)
+    nearest = [min(old - 1, int(np.floor((k + 0.5) * old / new))) for k in range(new)]
+    found = {value: np.stack([linear(plane == value, size) for plane in planes]) for value in classes}
+    return {value: np.moveaxis(share[nearest], 0, apart) for value, share in found.items()}
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 5), st.integers(2, 8), st.integers(2, 8)),
+    st.tuples(st.integers(1, 7), st.integers(1, 11), st.integers(1, 11)),
+    st.sampled_from([None, 0, 2]),
+)
+def test_labels_by_class_are_nnunets(
+    seed: int, shape: tuple[int, int, int], wanted: tuple[int, int, int], apart: int | None
+) -> None:
+    labels = np.random.default_rng(seed).choice([0, 1, 5, 14], shape).astype(np.uint8)
+    expected, is_tie = np.zeros(wanted, np.uint8), np.zeros(wanted, bool)
+    for value, share in shares_by_scipy(labels, wanted, apart).items():
+        expected[share >= 0.5] = value
+        is_tie |= np.abs(share - 0.5) < 1e-3  # what rounds to either side
+    found = resample_classes(labels, wanted, separate_axis=apart)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[~is_tie], expected[~is_tie])
+
+
+def test_of_two_classes_that_share_a_voxel_the_higher_stands() -> None:
+    labels = np.array([[[1, 14, 14, 0]]], np.uint8)
+    assert resample_classes(labels, (1, 1, 2)).tolist() == [[[14, 14]]]
 
 
 def test_half_voxels() -> None:

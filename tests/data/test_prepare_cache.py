@@ -127,6 +127,24 @@ def test_image_and_labels_are_cached_on_one_grid(tmp_path: Path) -> None:
     assert np.array_equal(target.foreground(3), np.argwhere(expected > 11))
 
 
+def test_labels_by_class_are_cached_with_the_ignored_voxels_of_the_nearest(tmp_path: Path) -> None:
+    """Half the voxel size along x; planes stay as they are, since z is the coarse axis."""
+    labels = np.array([[[1, 0, 2, 2]], [[0, 0, 0, 3]]], np.uint8)
+    fine = {"spacing_mm": (4.0, 1.2, 0.6), "interpolation": "linear", "case_id": "a"}
+    cache_image(volume(np.zeros((2, 1, 4), np.int16), (4.0, 1.2, 1.2)), tmp_path / "i", **fine)
+    ignore = np.zeros(labels.shape, bool)
+    ignore[1, 0, 0] = True
+    cache_labels(
+        volume(labels, (4.0, 1.2, 1.2)), tmp_path / "l", image=tmp_path / "i", case_id="a",
+        interpolation="nnunet", ignore=ignore,
+    )  # fmt: skip
+    # three quarters of a class or one quarter at the borders between voxels
+    assert open_array(tmp_path / "l")[:].tolist() == [
+        [[1, 1, 0, 0, 2, 2, 2, 2]],
+        [[255, 255, 0, 0, 0, 0, 3, 3]],
+    ]
+
+
 def test_labels_in_another_voxel_order_end_on_the_same_voxels(tmp_path: Path) -> None:
     hu = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     labels = (hu % 5).astype(np.uint8)

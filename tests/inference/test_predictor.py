@@ -10,6 +10,7 @@ from flare.core.classes import ClassList
 from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.cache import cache_image, read_preprocessed
+from flare.inference.predictor import Predictor
 from small_predictor import DENSE, PATCH, SPACING, predictor
 
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # x to the right and y to the front, in LPS
@@ -57,8 +58,8 @@ def test_a_one_hot_network_gives_the_classes_back_exactly(labels, shape, average
     assert prediction.segmentation.dtype == np.uint8
 
 
-@pytest.mark.parametrize(("components", "islands"), [("fitted", 2), ("organs", 1)])
-def test_the_authors_always_keep_the_largest_component_of_each_organ(labels, components, islands):
+@pytest.mark.parametrize(("components", "islands"), [("none", 2), ("fitted", 2), ("organs", 1)])
+def test_the_largest_component_of_each_organ_alone_is_kept_if_asked_for(labels, components, islands):
     truth = np.zeros((8, 16, 16), dtype=np.int16)
     truth[2:5, 2:6, 2:6], truth[2, 12, 12] = 1, 1
     truth[6, 2:4, 2], truth[6, 12, 12] = 14, 14  # tumors are never cleaned
@@ -184,6 +185,17 @@ def test_a_cached_case_is_segmented_as_its_file_to_the_bit(labels, tmp_path, res
     assert found.segmentation.shape == image.array.shape
     assert list(found.seconds) == list(expected.seconds)
     assert (found.windows, found.uncovered_body_vox) == (expected.windows, expected.uncovered_body_vox)
+
+
+@pytest.mark.parametrize(("chosen", "used"), [(None, "nnunet"), ("linear", "linear"), ("cubic", "cubic")])
+def test_images_are_resampled_as_for_the_training_or_as_chosen(labels, chosen, used):
+    carried = {
+        "classes": labels.to_config(), "targets": "organs", "spacing_mm": SPACING, "interpolation": "nnunet",
+        "intensity": Intensity(-150, 250, 20, 80).to_dict(), "patch_size": PATCH, "mirror_axes": (),
+    }  # fmt: skip
+    found = Predictor.from_carried(one_hot, carried, replace(DENSE, interpolation=chosen))
+    assert found.interpolation == used
+    assert found.settings.identity()["interpolation"] == chosen
 
 
 def test_bands_outside_the_papers_windows_are_background_and_counted(labels):

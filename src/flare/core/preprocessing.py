@@ -12,6 +12,7 @@ from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, o
 
 ORDERS = ("linear", "cubic", "nnunet", "nearest")
 ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
+ROUNDING = 1e-5  # a share of one half, in float32
 
 
 def _nearest(size: int, wanted: int) -> np.ndarray:
@@ -102,6 +103,23 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
         chosen = smooth[_nearest(array.shape[separate_axis], shape[separate_axis])]
         return np.ascontiguousarray(np.moveaxis(chosen, 0, separate_axis))
     return _cubic(array.astype(np.float32), shape)
+
+
+def resample_classes(labels: np.ndarray, shape: Shape, *, separate_axis: int | None = 0) -> np.ndarray:
+    """Resample a uint8 label map as nnU-Net does: each class linearly, set where it reaches one half.
+
+    Along the separate axis the nearest slice is taken; None interpolates along all three. Where two classes
+    reach one half the higher id stands, where none does there is background (`resize_segmentation` of order 1
+    and `order_z` 0 in nnU-Net 1.7).
+    """
+    if separate_axis is not None:
+        chosen = _nearest(labels.shape[separate_axis], shape[separate_axis])
+        labels = np.take(labels, chosen, axis=separate_axis)
+    found = np.zeros(shape, np.uint8)
+    for class_id in np.unique(labels):
+        share = resample((labels == class_id).astype(np.float32), shape, "linear")
+        found[share >= 0.5 - ROUNDING] = class_id
+    return found
 
 
 def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,7 +15,7 @@ from flare.core.classes import IGNORE
 from flare.core.errors import CaseError, NoRoomError
 from flare.core.files import atomic
 from flare.core.geometry import Geometry, Shape, Spacing, Volume, orientation_to, reorient_to_ras
-from flare.core.preprocessing import Preprocessed, preprocess, resample
+from flare.core.preprocessing import Preprocessed, preprocess, resample, resample_classes, separate_axis
 
 # blosc2 imports numexpr, which would tell the console how many threads it may use
 logging.getLogger("numexpr").setLevel(logging.WARNING)
@@ -167,28 +167,34 @@ def cache_labels(
     *,
     image: Path,
     case_id: str,
+    interpolation: str = "nearest",
     ignore: np.ndarray | None = None,
     samples: int = FOREGROUND_SAMPLES,
 ) -> None:
     """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
 
     The cached image, not the label file's header, decides the size, so that headers which differ in the
-    last digit cannot give arrays one voxel apart. `labels` are class ids in any voxel order; the boolean
-    `ignore` marks voxels that training leaves out. At most `samples` voxels are kept per class.
+    last digit cannot give arrays one voxel apart. `labels` are class ids in any voxel order; `interpolation`
+    is `nearest`, or `nnunet` as in `resample_classes`; the boolean `ignore` marks voxels that training leaves
+    out, a voxel of the grid by the nearest one. At most `samples` voxels are kept per class.
 
     Raises:
         CaseError: If the label map is not of the size of the image.
     """
     grid = open_array(image)
-    if ignore is not None:
-        labels = Volume(np.where(ignore, np.uint8(IGNORE), labels.array), labels.geometry)
-    ras, _ = reorient_to_ras(labels)
+    ras, order = reorient_to_ras(labels)
     own = _geometry(grid)
     expected = orientation_to(own).apply_geometry(own).shape
     if ras.array.shape != expected:
         given = f"labels of size {ras.array.shape} for an image of size {expected} (z, y, x, RAS)"
         raise CaseError(case_id, given)
-    array = resample(ras.array, grid.shape, "nearest").astype(np.uint8)
+    if interpolation == "nnunet":
+        apart = separate_axis(ras.geometry.spacing_mm, tuple(grid.meta["spacing_mm"]))
+        array = resample_classes(ras.array, grid.shape, separate_axis=apart)
+    else:
+        array = resample(ras.array, grid.shape, "nearest").astype(np.uint8)
+    if ignore is not None:
+        array[resample(order.apply(ignore), grid.shape, "nearest")] = IGNORE
     meta = {"case": case_id, "spacing_mm": grid.meta["spacing_mm"]}
     store_array(path, array, meta, sample_foreground(array, samples))
 

@@ -128,7 +128,7 @@ class Predictor:
             classes=classes,
             outputs=classes.outputs(carried["targets"]),
             spacing_mm=tuple(carried["spacing_mm"]),
-            interpolation=carried["interpolation"],
+            interpolation=settings.interpolation or carried["interpolation"],
             intensity=Intensity.from_dict(carried["intensity"]),
             patch_size=tuple(carried["patch_size"]),
             mirror_axes=tuple(carried["mirror_axes"]),

@@ -23,6 +23,7 @@ from flare.core.errors import (
     check_values,
     choice,
     number,
+    optional,
 )
 from flare.models.names import chosen_networks
 
@@ -57,7 +58,8 @@ RULES = {
     "inference.centre": choice("image", "body"),
     "inference.extend": FLAG,
     "inference.precision": choice("auto", "32", "bf16", "16"),
-    "inference.components": choice("fitted", "organs"),
+    "inference.interpolation": optional(choice("linear", "cubic", "nnunet")),
+    "inference.components": choice("fitted", "organs", "none"),
     "inference.memory_mb": POSITIVE,
     "inference.measure": FLAG,
     "inference.device": Rule(
@@ -108,8 +110,9 @@ class InferenceSettings:
         memory_mb: Bound on the working memory of the way back.
         precision: `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it.
         body: Thresholds of the body mask.
+        interpolation: How images are resampled: `linear`, `cubic` or `nnunet`; None as for the training.
         components: Whose largest component alone is kept: `fitted`, of the organs that a round's fit names,
-            and only in pseudo labels, or `organs`, of every organ always.
+            and only in pseudo labels, `organs`, of every organ always, or `none`, of none ever.
         measure: Whether the efficiency of each case is measured, one case at a time.
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
         networks: Dotted names that a checkpoint may build beside our networks and MONAI's.
@@ -130,6 +133,7 @@ class InferenceSettings:
     memory_mb: float = 1024
     precision: str = "auto"
     body: BodyRule = BodyRule()
+    interpolation: str | None = None
     components: str = "fitted"
     measure: bool = False
     device: str = "auto"

@@ -149,6 +149,7 @@ def read_case(
     outputs: Mapping[str, Path],
     spacing_mm: Spacing,
     interpolation: str,
+    label_interpolation: str,
 ) -> dict[str, Any]:
     """Read a case whole, with every check, count its labels and store what training reads of it.
 
@@ -180,7 +181,8 @@ def read_case(
             place = outputs["image"]
             cache_image(volume, place, spacing_mm=spacing_mm, interpolation=interpolation, case_id=case)
             if target is not None:
-                cache_labels(target, outputs["labels"], image=place, case_id=case)
+                how = label_interpolation
+                cache_labels(target, outputs["labels"], image=place, case_id=case, interpolation=how)
                 write_histogram(outputs["histogram"], foreground_histogram(volume.array, target.array))
     return {**counts, "warnings": warnings}
 
@@ -240,6 +242,7 @@ def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     found = Resumed({}, [], [])
     same: dict[str, Any] = {"classes": settings.classes, "label_map": settings.label_map}
     same |= {"spacing_mm": settings.folder.spacing_mm, "interpolation": settings.interpolation}
+    same |= {"label_interpolation": settings.label_interpolation}
     for is_cached, chosen, journal, config in _steps(settings, entries):
         outputs = {c: _outputs(settings.folder, e) if is_cached else {} for c, e in chosen.items()}
         done = resume_cases(

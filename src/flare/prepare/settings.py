@@ -37,6 +37,7 @@ RULES = {
     "data.accept_removed": FLAG,
     "data.spacing_mm": several(3, POSITIVE),
     "data.interpolation": choice("linear", "cubic", "nnunet"),
+    "data.label_interpolation": choice("nearest", "nnunet"),
     "data.percentiles": limits(0, 100, apart=True),
     "data.scoring.split": choice(*SPLITS),
     "data.missing_labels": choice("refuse", "unlabeled"),
@@ -168,6 +169,7 @@ class PrepareSettings:
     checks: Checks
     folder: PreparedFolder
     interpolation: str
+    label_interpolation: str
     percentiles: tuple[float, float]
     accept_removed: bool
     generator: Generator | None
@@ -203,6 +205,7 @@ class PrepareSettings:
             checks=Checks.from_config(cfg),
             folder=prepared_folder(cfg),
             interpolation=data["interpolation"],
+            label_interpolation=data["label_interpolation"],
             percentiles=(lower, upper),
             accept_removed=bool(data.get("accept_removed")),
             generator=generator,
@@ -216,4 +219,5 @@ class PrepareSettings:
         found["checks"] = asdict(self.checks)
         if is_cached:
             found |= {"spacing_mm": self.folder.spacing_mm, "interpolation": self.interpolation}
+            found["label_interpolation"] = self.label_interpolation
         return {**found, "format": STORE_FORMAT}

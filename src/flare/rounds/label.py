@@ -141,7 +141,9 @@ def _assign(settings: RoundSettings, cases: Sequence[Case]) -> list[tuple[Case, 
     teachers = teachers_of(settings)
     for teacher in teachers:
         digest = sha256(teacher.checkpoint)
-        fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
+        fitted: Sequence[int] = ()
+        if settings.labels.inference.components == "fitted":
+            fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
         labeller = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
         found += [
             (c, labeller) for c in cases if len(teachers) == 1 or c.is_labeled == (teacher.key != UNLABELED)

@@ -82,7 +82,8 @@ class LabelJob:
     @property
     def config(self) -> dict[str, Any]:
         """What else decides the labels."""
-        own = {"select": self.settings.select, "declared": self.case.annotated, "label_format": FORMAT}
+        own: dict[str, Any] = {"select": self.settings.select, "declared": self.case.annotated}
+        own |= {"label_format": FORMAT, "label_interpolation": self.settings.interpolation}
         if self.labeller is not None:
             own |= {**self.known[1], "teacher": self.labeller.source.to_config()}
         return {**self.settings.merge.identity(), **own}
@@ -133,7 +134,9 @@ def label_case(job: LabelJob) -> dict[str, Any]:
     if job.cached is not None:
         from flare.data.cache import cache_labels  # the store: only where there is work
 
-        cache_labels(labels, job.outputs["cached"], image=job.cached, case_id=case, ignore=ignore)
+        how = job.settings.interpolation
+        place = job.outputs["cached"]
+        cache_labels(labels, place, image=job.cached, case_id=case, interpolation=how, ignore=ignore)
     ignored = 0 if ignore is None else int(ignore.sum())
     return {"weight": weight, "ignored": ignored, "prediction": row, "cached": job.cached is not None}
 

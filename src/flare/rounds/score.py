@@ -50,7 +50,8 @@ def finish_round(settings: RoundSettings, cases: Sequence[Case], executor: Execu
     stop_on_faults(refused, step, [c.id for c in chosen], settings.max_failed)
     folder = settings.folder.root / "validation"
     _, failures = score_split(settings, chosen, folder, executor, refused)
-    if set(settings.classes.organs) & set(settings.classes.outputs(settings.labels.targets)):
+    learnt = set(settings.classes.outputs(settings.labels.targets))
+    if settings.labels.inference.components == "fitted" and learnt & set(settings.classes.organs):
         failures += _fit(settings, _without(chosen, failures), executor)
     return failures
 

@@ -47,12 +47,14 @@ class LabelSettings:
     Args:
         source: `ground_truth` as it is, or `hybrid`: merged with a teacher's pseudo labels.
         cases: Which training cases, see `select_cases`.
+        interpolation: How labels get to the training grid: `nearest`, or `nnunet` as in `resample_classes`.
         inference: How teachers predict.
         select: What weighs, drops or masks the labels of cases, a section with a `_target_`; None keeps all.
     """
 
     source: str
     cases: str
+    interpolation: str
     merge: MergeSettings
     inference: InferenceSettings
     select: dict[str, Any] | None
@@ -117,6 +119,7 @@ class RoundSettings:
             labels=LabelSettings(
                 source=labels.source,
                 cases=labels.cases,
+                interpolation=cfg.data.label_interpolation,
                 merge=MergeSettings.from_config(cfg, labels if rules is None else rules),
                 # what a teacher costs is not measured: that takes one case at a time, from its file
                 inference=replace(training.inference, measure=False),
