@@ -72,7 +72,7 @@ COMMON = {
     "data.augmentation.gamma.range": [0.7, 1.5],
     "data.augmentation.mirror.probability": 0.5,
     "data.augmentation.mirror.axes": ["z", "y", "x"],
-    # section 2.3: inference with body-prior windows and four flips
+    # section 2.2: body-prior windows; section 2.3: four flips
     "tta": "tta4",
     "inference.name": "paper",
     "inference.overlap": 0.5,

@@ -97,7 +97,7 @@ def flips(variant: str, mirror_axes: Axes) -> tuple[Axes, ...]:
     `tta4` flips along each axis alone, `tta8` along every combination of axes, none but those along which the
     network was trained to be flipped.
 
-    Reference: paper, section 2.4 (four maps); nnU-Net (eight maps).
+    Reference: paper, section 2.3 (four maps); nnU-Net (eight maps).
     """
     most = {"none": 0, "tta4": 1, "tta8": len(mirror_axes)}[variant]
     counts = range(min(most, len(mirror_axes)) + 1)

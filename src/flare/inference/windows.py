@@ -101,7 +101,7 @@ def plane_starts(size: int, patch: int, interval: tuple[int, int] | None = None)
     Every window lies inside the axis; equal starts appear once. The interval, first voxel and the voxel after
     the last, counts as the axis instead (the body); it is widened to a patch if smaller.
 
-    Reference: paper, section 2.4 (fast sliding window); the interval: ours.
+    Reference: paper, section 2.2 (sliding window strategy); the interval: ours.
     """
     lower, upper = interval or (0, size)
     width = min(max(upper - lower, patch), size)
@@ -138,7 +138,7 @@ def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, bod
     Returns:
         Rows of starts; in `paper`, `flare22` and `fast` the central window of a row stands first.
 
-    Reference: paper, section 2.4; `fast`: ours.
+    Reference: paper, section 2.2; `fast`: ours.
     """
     z_starts, *others = (even_starts(n, p, settings.overlap) for n, p in zip(shape, patch, strict=True))
     if settings.name == "dense":

@@ -1,6 +1,6 @@
 """Soft Dice and cross entropy over the deep-supervision outputs of the network.
 
-Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper, section 3.2.
+Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper, section 2.2.
 """
 
 from __future__ import annotations
