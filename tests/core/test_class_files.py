@@ -130,6 +130,14 @@ def test_who_names_no_list_chose_none(config: Any) -> None:
     assert are_chosen(changed)
 
 
+@pytest.mark.parametrize("root", ["null", "???"])
+def test_a_dataset_without_its_folder_is_refused(config: Any, root: str) -> None:
+    with pytest.raises(FlareError, match=r"^data\.root: not given; .*data\.dataset=dataset\.json$"):
+        own_classes(config("prepare", "data=nnunet", f"data.root={root}"))
+    with pytest.raises(FlareError, match="data.root: not given"):
+        own_classes(config("iterate", "data=nnunet"))
+
+
 def test_a_map_merges_classes_of_the_dataset(config: Any, tmp_path: Path) -> None:
     dataset(tmp_path / "Dataset007_Mine")
     line = ["data=nnunet", f"data.root={tmp_path / 'Dataset007_Mine'}"]

@@ -203,8 +203,11 @@ def own_classes(cfg: DictConfig) -> DictConfig:
         FlareError: If the file cannot be read, or contradicts a chosen list that no `label_map` explains.
     """
     data = cfg.data
-    if not data.get("dataset") or OmegaConf.is_missing(data, "root"):
+    if not data.get("dataset"):
         return cfg
+    # `???` of a preset does not replace the null that it inherits
+    if OmegaConf.is_missing(data, "root") or data.root is None:
+        raise FlareError(f"data.root: not given; expected the folder that holds data.dataset={data.dataset}")
     root = Path(str(data.root)).expanduser().absolute()
     path = root / str(data.dataset)
     dataset = Dataset.read(path)
