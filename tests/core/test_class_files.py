@@ -134,7 +134,7 @@ def test_who_names_no_list_chose_none(config: Any) -> None:
 def test_a_dataset_without_its_folder_is_refused(config: Any, root: str) -> None:
     with pytest.raises(FlareError, match=r"^data\.root: not given; .*data\.dataset=dataset\.json$"):
         own_classes(config("prepare", "data=nnunet", f"data.root={root}"))
-    with pytest.raises(FlareError, match="data.root: not given"):
+    with pytest.raises(FlareError, match=r"data\.root: not given"):
         own_classes(config("iterate", "data=nnunet"))
 
 
