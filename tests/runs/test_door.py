@@ -167,7 +167,7 @@ def test_a_training_stops_after_a_step_and_goes_on_as_if_it_had_not(tmp_path: Pa
     done = script("train", *training(whole, *own), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     process = run("train", *training(stopped, *own), cwd=tmp_path)
-    wait_until(process, lambda: list(stopped.rglob("training.csv")))
+    wait_until(process, (stopped / "demo" / "rounds" / "mo" / "training.csv").exists)
     code, told, output = stop(process, signal.SIGINT)
     assert code == 130
     assert "stopped by SIGINT in round mo, " in told
@@ -190,7 +190,7 @@ def test_a_sweep_stops_with_its_job(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     line = [*training(outputs, "trainer.max_epochs=2"), "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     process = run("train", "-m", *line, cwd=tmp_path)
-    wait_until(process, lambda: list(tmp_path.rglob("training.csv")))
+    wait_until(process, (tmp_path / "sweep" / "0" / "rounds" / "mo" / "training.csv").exists)
     code, told, _ = stop(process, signal.SIGTERM)
     assert code == 143
     assert told.endswith(f"go on with: python -m flare.sweeps sweep={tmp_path / 'sweep'} rerun=true")
