@@ -22,7 +22,7 @@ from flare.models.names import describe_network
 from flare.models.zoo import Adapted, check_network, load_network
 from flare.runs.checkpoints import KEY
 from flare.training import build
-from flare.training.build import check_teacher, start_from_teacher
+from flare.training.build import check_architecture, start_from_teacher
 from flare.training.settings import TrainingSettings
 from tiny_round import SMALL_DYNUNET
 
@@ -162,7 +162,7 @@ def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, lab
     start_from_teacher(tumor, checkpoint, classes=labels, targets="tumor")  # the background's row alone
     wider = build_network(small(name, "labels.targets=organs", f"{INNER}.in_channels=2"))
     with pytest.raises(FlareError, match="another architecture"):
-        check_teacher(wider, checkpoint, classes=labels, targets="organs")
+        check_architecture(wider, checkpoint.state_dict, "the teacher")
 
 
 def test_rows_go_by_class_also_where_teacher_and_pupil_have_as_many(tmp_path: Path) -> None:
