@@ -165,18 +165,19 @@ def test_a_training_step_a_checkpoint_and_a_pupil(name: str, tmp_path: Path, lab
         check_architecture(wider, checkpoint.state_dict, "the teacher")
 
 
-def test_rows_go_by_class_also_where_teacher_and_pupil_have_as_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["liver", "heart"])
+def test_rows_go_by_class_also_where_teacher_and_pupil_have_as_many(tmp_path: Path, name: str) -> None:
     path, module = saved(plain("labels.targets=organs"), tmp_path / "last.ckpt")
     cfg = plain("labels.targets=organs")
     classes = OmegaConf.to_container(cfg.classes)
-    classes["liver"]["id"] = 20  # the first class becomes another, the last one
+    classes[name] = {**classes.pop("liver"), "id": 20}  # the first class becomes the last one, or another
     pupil = Adapted(classes, "organs", network=cfg.model.net.network, outputs_as="channels")
     fresh = pupil.network.last.weight.clone()
     checkpoint = load_network(path, ["mine.Plain"])[1]
     start_from_teacher(pupil, checkpoint, classes=ClassList.from_config(classes), targets="organs")
     taught = module.net.network.last.weight
     assert torch.equal(pupil.network.last.weight[:13], taught[[0, *range(2, 14)]])
-    assert torch.equal(pupil.network.last.weight[13], fresh[13])
+    assert torch.equal(pupil.network.last.weight[13], taught[1] if name == "liver" else fresh[13])
 
 
 @pytest.mark.parametrize("form", ["tensor", "list", "tuple", "stack"])
