@@ -141,6 +141,7 @@ def test_the_window_of_pieces_is_that_of_the_whole(pieces: list[np.ndarray]) -> 
         assert np.mean(whole < value - 1 / 32) < percent / 100 <= np.mean(whole <= value + 1 / 32)
 
 
+@pytest.mark.slow
 def test_the_fit_is_that_of_all_cases_at_once_with_one_in_memory(
     tmp_path: Path, labels: ClassList, alive: list[int]
 ) -> None:
@@ -248,6 +249,7 @@ def test_a_fit_that_fails_predicts_nothing_and_is_tried_again(
     assert (len(found), failures) == (2, [])
 
 
+@pytest.mark.slow
 def test_atlases_vote_as_before_with_one_in_memory(prepared: Callable[..., Any], alive: list[int]) -> None:
     found, _ = prepared("atlas", Counted())
     most = max(alive)

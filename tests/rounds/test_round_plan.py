@@ -35,6 +35,7 @@ def test_nothing_is_said_of_rounds_that_start_fresh() -> None:
     assert tell_starts([row("mo", None, "fresh"), row("mo1", "mo", "fresh")]) == ""
 
 
+@pytest.mark.slow
 def test_the_demo_says_how_long_each_round_was_trained_and_the_paper_nothing(
     config: Callable[..., DictConfig],
 ) -> None:
