@@ -61,7 +61,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     from flare.evaluation.rendering import show
     from flare.report.comparison import mean_table, publish_table
     from flare.report.facts import ReportSettings
-    from flare.report.page import write_report
+    from flare.report.page import explain_report, write_report
     from flare.rounds.iterate import iterate
     from flare.rounds.score import write_ablation
 
@@ -79,7 +79,12 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
             show(mean_table(results.table, settings.classes, settings.data))
         return results
 
-    return iterate(cfg, overrides, finish)
+    def explain(trained: Trained) -> str:
+        as_started = cfg.copy()
+        as_started.dry_run = False
+        return explain_report(ReportSettings.from_config(as_started), trained)
+
+    return iterate(cfg, overrides, finish, explain)
 
 
 def run(script: str) -> Any:

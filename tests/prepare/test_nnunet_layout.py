@@ -59,7 +59,8 @@ def test_classes_cases_and_splits_come_from_the_dataset(tmp_path: Path, compose:
     assert carried is not None
     assert carried[1].names == ("bladder", "prostate", "rectum", "tumor")
     columns = list(read_csv(cohort.folder.label_analysis)[0])
-    assert columns[3:] == ["bladder_ml", "prostate_ml", "rectum_ml", "tumor_ml"]
+    volumes = ["bladder_ml", "prostate_ml", "rectum_ml", "tumor_ml"]
+    assert columns[3:] == [*volumes, "source", "contradiction"]
     assert {c.image.parent.parent for c in cohort.cases} == {root}
 
 
@@ -91,7 +92,7 @@ def test_cases_are_held_out_by_list_without_moving_files(tmp_path: Path, compose
     assert splits(prepare_cohort(given).cases) == {
         **dict.fromkeys("235", "train"), **held_out, "7": "test",
     }  # fmt: skip
-    assert splits(analyse(compose("data.split.validation=[mine_005]")))["5"] == "validation"
+    assert splits(analyse(compose("data.split.validation=[mine_005]")).cases)["5"] == "validation"
     assert splits(prepare_cohort(compose()).cases)["1"] == "train"  # and back
 
 

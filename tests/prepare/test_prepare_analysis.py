@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.files import read_csv
 from flare.prepare.analysis import (
+    SOURCE_COLUMNS,
     Analysis,
     analyse_labels,
     class_counts,
     kind_counts,
     kind_of,
+    print_sources,
     write_label_analysis,
 )
 from flare.prepare.read import count_labels
@@ -90,10 +93,75 @@ def test_a_source_says_that_an_absent_organ_was_looked_for(tmp_path: Path, label
     ]
 
 
+def test_each_source_says_what_it_declares_and_its_labels_what_they_show(
+    tmp_path: Path, labels: ClassList
+) -> None:
+    """Hospital b declares liver, spleen and aorta; the folder without a declaration contradicts nothing."""
+    declared = (1, 3, 5)
+    own = [
+        ("b0", (1, 3), declared, "data.sources[0]"),
+        ("b1", (1, 2), declared, "data.sources[0]"),
+        ("b2", (1,), declared, "data.sources[0]"),
+        ("c0", (1, 14), None, "data.labels"),
+    ]
+    entries = [
+        replace(
+            entry(tmp_path, case, *ids, annotates=told),
+            source=source,
+            split="test" if case == "b2" else "train",
+        )
+        for case, ids, told, source in own
+    ]
+    found = analyse(labels, *entries, Entry("u", "train", tmp_path / "u.nii.gz"))
+    write_label_analysis(tmp_path / "label_analysis.csv", found, labels)
+    rows = read_csv(tmp_path / "label_sources.csv")
+    assert len(rows) == 2 * 14
+    shown = {(r["source"], r["class"]): (r["declared"], r["present"], r["cases"]) for r in rows}
+    assert shown["data.sources[0]", "liver"] == ("yes", "3", "3")
+    assert shown["data.sources[0]", "spleen"] == ("yes", "1", "3")
+    assert shown["data.sources[0]", "aorta"] == ("yes", "0", "3")
+    assert shown["data.sources[0]", "right_kidney"] == ("no", "1", "3")
+    assert shown["data.sources[0]", "tumor"] == ("no", "0", "3")
+    assert shown["data.labels", "tumor"] == ("inferred", "1", "1")
+    assert shown["data.labels", "aorta"] == ("inferred", "0", "1")
+    assert {r["class"]: r["contradiction"] for r in rows if r["contradiction"]} == {
+        "aorta": "declared, present in no case",
+        "right_kidney": "not declared, present in b1",
+    }
+    assert found.doubts == [
+        "data.sources[0]: does not declare right_kidney, present in 1 of its 3 cases: b1",
+        "data.sources[0]: declares aorta, present in none of its 3 cases",
+    ]
+    cases = {r["case"]: (r["source"], r["contradiction"]) for r in read_csv(tmp_path / "label_analysis.csv")}
+    assert cases["b0"] == ("data.sources[0]", "")
+    assert cases["b1"] == (
+        "data.sources[0]",
+        "has classes that data.sources[0] does not declare: right_kidney",
+    )
+    assert cases["u"] == ("", "")
+
+
+def test_the_console_shows_sources_beside_each_other_and_marks_what_contradicts(
+    labels: ClassList, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(source: str, name: str, declared: str, present: int, doubt: str = "") -> dict[str, str]:
+        return dict(zip(SOURCE_COLUMNS, (source, name, declared, "12", str(present), doubt), strict=True))
+
+    first = [row("data.sources[0]", "liver", "yes", 12), row("data.sources[0]", "tumor", "yes", 0, "no case")]
+    print_sources(
+        [*first, row("data.labels", "liver", "inferred", 9), row("data.labels", "tumor", "inferred", 0)]
+    )
+    told = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    assert "│ liver │ declared 12/12 │ 9/12 │" in told
+    assert "│ tumor │ ! declared 0/12 │ 0/12 │" in told
+    assert any("data.sources[0] ┃ data.labels" in line for line in told)
+
+
 def test_a_class_beyond_the_source_is_kept_and_warned_of(tmp_path: Path, labels: ClassList) -> None:
-    found = analyse(labels, entry(tmp_path, "a", 1, 14, annotates=(1,)))
+    declared = replace(entry(tmp_path, "a", 1, 14, annotates=(1,)), source="data.sources[2]")
+    found = analyse(labels, declared)
     assert found.cases[0].annotated == (1, 14)
-    assert "tumor" in found.warnings["a"][0]
+    assert found.contradictions == {"a": "has classes that data.sources[2] does not declare: tumor"}
 
 
 def test_an_empty_label_is_partial_with_a_warning_whatever_its_source(

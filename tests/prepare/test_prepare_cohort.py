@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,10 +135,10 @@ def test_every_file_is_unpacked_once(tmp_path: Path, build: Build, monkeypatch: 
     images = ["images/a_0000.nii.gz", "vi/v_0000.nii.gz"]
     assert read == dict.fromkeys([*images, "labels/a.nii.gz", "vl/v.nii.gz"], 1)
     read.clear()
-    assert analyse(cfg) == cases
+    assert analyse(cfg).cases == cases
     assert read == {}
     write(tmp_path / "labels/a.nii.gz", label_array(1, 2, 3))
-    assert [c.kind for c in analyse(cfg)] == ["partial", "partial"]
+    assert [c.kind for c in analyse(cfg).cases] == ["partial", "partial"]
     assert read == {"labels/a.nii.gz": 1}
 
 
@@ -192,11 +193,14 @@ def test_what_a_source_declares_is_read_anew_without_reading_images(tmp_path: Pa
         ),
         (
             "[{match: a, annotates: [liver]}, {match: '*', annotates: [liver, spleen]}]",
-            ["data.sources: 1 cases have classes that it does not declare: a"],
+            ["data.sources[0]: does not declare spleen, present in 1 of its 1 cases: a"],
         ),
         (
             "[{match: '*', annotates: [liver, spleen, aorta, tumor]}]",
-            ["data.sources: declares as annotated what no label of the source has: aorta, tumor"],
+            [
+                "data.sources[0]: declares aorta, present in none of its 2 cases",
+                "data.sources[0]: declares tumor, present in none of its 2 cases",
+            ],
         ),
     ],
 )
@@ -303,7 +307,7 @@ def test_worker_processes_give_what_one_process_gives(tmp_path: Path, build: Bui
 def test_analysis_needs_no_readable_image_and_writes_nothing(tmp_path: Path, build: Build) -> None:
     write_case(tmp_path, "a", 1, 14)
     (tmp_path / "images/a_0000.nii.gz").write_bytes(b"")
-    cases = analyse(build())
+    cases = analyse(build()).cases
     assert [(c.id, c.kind) for c in cases] == [("a", "tumor")]
     assert len(select_cases(cases, "tumor")) == 1
     assert not (tmp_path / "cache").exists()
@@ -419,7 +423,7 @@ def test_four_thousand_cases_are_analysed_in_a_minute(tmp_path: Path, config: Bu
         number += 1
     cases = analyse(
         config("prepare", "data=flare23", f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}")
-    )
+    ).cases
     counts = [len(select_cases(cases, which)) for which in ("organs_complete", "labeled", "tumor", "all")]
     assert counts == [222, 2200, 1497, 4000]
 
@@ -487,10 +491,69 @@ def test_analysis_names_what_it_leaves_out(
     write_case(tmp_path, "a", 1)
     write_case(tmp_path, "b", 1, 77)
     write(tmp_path / "images/c_0000.nii.gz", image_array())
-    assert [c.id for c in analyse(build())] == ["a"]
+    assert [c.id for c in analyse(build()).cases] == ["a"]
     told = " ".join(capsys.readouterr().err.split())
     assert "case b is left out" in told
     assert "case c is left out: image without a label" in told
+
+
+def test_the_label_analysis_names_the_source_or_folder_of_each_label(tmp_path: Path, build: Build) -> None:
+    for case in "abc":
+        write_case(tmp_path, case, 1)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "labels" / "b.nii.gz").rename(tmp_path / "more" / "b.nii.gz")
+    cohort = prepare(build("data.labels=[labels,more]", "data.sources=[{match: a, annotates: [liver]}]"))
+    rows = read_csv(cohort.folder.label_analysis)
+    assert [row["source"] for row in rows] == ["data.sources[0]", "data.labels[1]", "data.labels[0]"]
+    shown = {
+        (r["source"], r["declared"]): r["present"]
+        for r in read_csv(cohort.folder.label_sources)
+        if r["class"] == "liver"
+    }
+    assert shown == {
+        ("data.labels[0]", "inferred"): "1",
+        ("data.labels[1]", "inferred"): "1",
+        ("data.sources[0]", "yes"): "1",
+    }
+
+
+def test_what_a_start_will_read_again_is_known_before_and_nothing_is_written(
+    tmp_path: Path, build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    for case in "ab":
+        write_case(tmp_path, case, 1)
+    write_case(tmp_path, "bad", 77)
+    with pytest.raises(FlareError, match="bad"):
+        prepare(build())
+    found = analyse(build())
+    assert (found.pending, found.members, found.tried, found.statistics) == ({}, [], ["bad"], "")
+    write_case(tmp_path, "c", 1)
+    os.utime(tmp_path / "images/a_0000.nii.gz", ns=(1, 1))
+    for path in ("images/b_0000.nii.gz", "labels/b.nii.gz"):
+        (tmp_path / path).unlink()
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    with pytest.raises(
+        FlareError, match=r"2 files that the last start saw are gone.*data\.accept_removed=true"
+    ):
+        analyse(build())
+    removed = build("data.accept_removed=true")
+    found = analyse(removed)
+    assert [case.id for case in found.cases] == ["a", "c"]
+    assert found.pending == {"a": "its image changed", "c": "added to the cohort"}
+    assert found.members == ["b removed", "c added"]
+    assert found.statistics == "b removed; c added; a: its image changed"
+    other = analyse(build("data.accept_removed=true", "data.interpolation=cubic"))
+    assert other.pending["a"] == "data.interpolation: linear -> cubic; its image changed"
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+    caplog.set_level("INFO")
+    with pytest.raises(FlareError, match="bad"):
+        prepare(removed)
+    assert [m for m in caplog.messages if "cohort:" in m] == [
+        "cohort: b removed since the last start",
+        "cohort: c added since the last start",
+    ]
+    (told,) = (m for m in caplog.messages if m.startswith("check and cache again: "))
+    assert "(a): its image changed" in told
 
 
 class Maker:
@@ -513,7 +576,7 @@ def test_a_generator_makes_the_cohort_before_it_is_listed_and_plans_it_without(
     given = {"_target_": f"{__name__}.Maker", "root": str(tmp_path), "cases": 2}
     cfg = build()
     cfg.data.generator = given
-    assert [c.id for c in analyse(cfg)] == ["made0", "made1"]
+    assert [c.id for c in analyse(cfg).cases] == ["made0", "made1"]
     assert list(tmp_path.iterdir()) == []
     assert [c.id for c in prepare(cfg).cases] == ["made0", "made1"]
     cfg.data.generator = {**given, "size": 3}

@@ -119,11 +119,83 @@ def test_a_second_start_does_nothing_and_imports_nothing_heavy(finished: Path) -
     assert changed(before, times(finished, *WORK, "*.html", "*.png")) == set()
 
 
-def test_another_merge_setting_redoes_the_merge_and_what_follows(again: Callable[..., set[str]]) -> None:
+def test_another_merge_setting_redoes_the_merge_and_what_follows_and_says_why(
+    again: Callable[..., set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     redone = again("labels.dilation_mm=60")
+    told = [message for message in caplog.messages if " again: " in message]
+    assert told[0] == "round mo1: merge labels again: all 4 cases: labels.dilation_mm: 3 -> 60"
+    assert re.fullmatch(r"round mo1: train again: case .*phantom_1001.* changed", told[1])
+    weights = "the network's weights changed"
+    assert f"round mo1: predict again: 1 of 1 cases (phantom_5001): {weights}" in told
+    assert any(line.startswith(f"round mo1: fit components again: {weights}") for line in told)
+    assert told[-1].startswith("report again: labels.dilation_mm: 3 -> 60; ")
+    assert not [line for line in told if line.startswith("round mo:")]
     assert "demo/rounds/mo1/labels/phantom_1001.nii.gz" in redone
     assert not [name for name in redone if "/mo/" in name or "/mo1/predictions/" in name]
     assert again("labels.dilation_mm=60") == set()
+
+
+def test_a_dry_run_of_a_finished_run_says_what_a_changed_key_redoes_and_loads_no_network(
+    again: Callable[..., set[str]],
+) -> None:
+    finished: Path = again.outputs  # type: ignore[attr-defined]
+    before = times(finished, *WORK, "*.html", "*.csv")
+    code = (
+        "import sys; sys.argv[0] = 'iterate.py'\n"
+        "from flare.cli import iterate; iterate()\n"
+        "print([m for m in ('torch', 'pytorch_lightning', 'monai') if m in sys.modules])\n"
+    )
+    line = given(finished, TWO, "dry_run=true", "labels.dilation_mm=60", "freeze=[mo]")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line],
+        cwd=finished.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    told = [[cell.strip() for cell in row.strip("│").split("│")] for row in done.stderr.splitlines()]
+    assert ["mo", "train", "frozen", ""] in told
+    assert ["mo1", "infer", "done", ""] in told
+    assert ["", "merge", "again", "all 4 cases: labels.dilation_mm: 3 -> 60"] in told
+    assert ["", "report", "again", "what is done above"] in told
+    after = times(finished, *WORK, "*.html", "*.csv")
+    assert changed(before, after) == {"demo/plan.csv"}
+
+
+def test_of_a_finished_run_a_dry_run_says_that_everything_is_done(again: Callable[..., set[str]]) -> None:
+    outputs: Path = again.outputs  # type: ignore[attr-defined]
+    steps = run_iterate(outputs, TWO, "dry_run=true")["steps"]
+    assert [(s.round, s.name) for s in steps] == [
+        ("", "prepare"), ("mo", "train"), ("mo", "evaluate"),
+        ("mo1", "infer"), ("mo1", "merge"), ("mo1", "train"), ("mo1", "evaluate"), ("", "report"),
+    ]  # fmt: skip
+    assert {(s.state, s.why) for s in steps} == {("done", "")}
+    named = {"data.scoring.protocol=flare23": "score test: data.scoring.protocol: present -> flare23"}
+    named["restore=nearest"] = "predict test: 1 of 1 cases (phantom_5001): restore: trilinear -> nearest"
+    for key, why in named.items():
+        (own,) = (
+            s
+            for s in run_iterate(outputs, TWO, "dry_run=true", key)["steps"]
+            if (s.round, s.name) == ("mo", "evaluate")
+        )
+        assert own.state == "again"
+        assert why in own.why
+
+
+def test_a_frozen_run_stands_whatever_is_changed_and_the_report_says_so(
+    again: Callable[..., set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs: Path = again.outputs  # type: ignore[attr-defined]
+    caplog.set_level("INFO")
+    redone = again("freeze=[mo,mo1]", "optimizer.lr=0.02", "labels.dilation_mm=60")
+    assert {name for name in redone if not name.startswith("demo/journal/")} == set()
+    assert [m for m in caplog.messages if "frozen" in m] == [
+        f"round {name} is frozen: it stays as it was trained" for name in ("mo", "mo1")
+    ]
+    assert [row["frozen"] for row in read_csv(outputs / "demo" / "plan.csv")] == ["yes", "yes"]
+    for name in ("report.html", "table5.md"):
+        assert "Frozen (freeze): MO, MO1, with the weights" in (outputs / "demo" / name).read_text()
 
 
 def test_an_inference_setting_redoes_predictions_but_no_teacher(again: Callable[..., set[str]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Step:
     def target(self, case: str) -> Path:
         return self.root / "out" / f"{case}{self.suffix}"
 
-    def run(self, config: Any = None, again: Collection[str] = ()) -> Resumed:
+    def run(self, config: Any = None, again: Mapping[str, str] | None = None) -> Resumed:
         sources = {name: self.root / f"{name}.txt" for name in "abc"}
         jobs: Mapping[str, dict[str, Any]] = {
             n: {"case": n, "source": p, "target": self.target(n)} for n, p in sources.items()
@@ -81,13 +81,28 @@ def test_a_second_call_does_nothing_and_knows_everything(step: Step) -> None:
     assert step.seen == [["a", "b", "c"]]
 
 
+def test_what_is_done_again_is_told_in_a_line_and_the_first_time_is_not(
+    step: Step, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    step.run()
+    step.run()
+    assert caplog.messages == []
+    step.write("b", "another text")
+    step.run({"version": 2})
+    assert caplog.messages == [
+        "step again: 2 of 3 cases (a, c): flare's own format changed; "
+        "1 of 3 cases (b): flare's own format changed; source changed"
+    ]
+
+
 def test_only_what_changed_is_done_again(step: Step) -> None:
     step.run()
     step.write("b", "another text")
     step.target("c").unlink()
     assert step.run().processed == ["b", "c"]
     assert step.target("b").read_text() == '"ANOTHER TEXT"'
-    assert step.run(again=["a"]).processed == ["a"]
+    assert step.run(again={"a": "asked for"}).processed == ["a"]
 
 
 def test_a_configuration_may_be_of_each_case(step: Step) -> None:

@@ -34,7 +34,7 @@ from flare.core.volumes import case_id, find_scans, is_readable, read_scan, uniq
 from flare.inference.measure import ResourceSampler
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run
-from flare.runs.journal import Journal, require_own, resume_cases
+from flare.runs.journal import Inputs, Journal, require_own, resume_cases
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, report_failures
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
 
 Row = dict[str, Any]
+UNMEASURED = "what it costs was not measured"
 log = logging.getLogger(__name__)
 
 
@@ -138,6 +139,14 @@ def segmentation_path(output: Path, case: str) -> Path:
     return output / f"{case}.nii.gz"
 
 
+def made_from(
+    image: Path, digest: str, settings: InferenceSettings, components: Sequence[int]
+) -> tuple[Inputs, dict[str, Any]]:
+    """What a segmentation is made from, and what else decides it, as journals have it."""
+    inputs: Inputs = {"image": image, "checkpoint": digest}
+    return inputs, {"settings": settings.identity(), "components": sorted(components)}
+
+
 def predict_cases(
     checkpoint: Path,
     images: Mapping[str, Path],
@@ -165,19 +174,20 @@ def predict_cases(
         raise FlareError(f"checkpoint={checkpoint}: no such file")
     digest = sha256(checkpoint)
     shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
+    inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
     known = [case for case in images if case in journal]
     targets = {case: segmentation_path(output, case) for case in images}
     write_classes(output, classes)
     done = resume_cases(
         predict_case,
         {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images},
-        inputs={case: {"image": image, "checkpoint": digest} for case, image in images.items()},
-        config={"settings": settings.identity(), "components": sorted(components)},
+        inputs=inputs,
+        config=made_from(checkpoint, digest, settings, components)[1],
         outputs=lambda case: {"segmentation": targets[case]},
         journal=journal,
         executor=executor,
         description="predict",
-        again=[case for case in known if settings.measure and "time_s" not in journal.values(case)],
+        again={c: UNMEASURED for c in known if settings.measure and "time_s" not in journal.values(c)},
         alone=lambda count: count == 1 or one_by_one(settings),
         before=lambda _: remove_partial(output),
     )

@@ -43,7 +43,7 @@ class Phantom:
             _generate,
             {case: {"root": root, "case_id": case, "spec": spec} for case, spec in self.plan.items()},
             inputs={case: {} for case in self.plan},
-            config=lambda case: {**self.plan[case], "version": VERSION},
+            config=self._config,
             outputs=lambda case: case_files(self.root, case, self.plan[case]["kind"]),
             journal=journal,
             executor=executor,
@@ -56,6 +56,12 @@ class Phantom:
         if not path.exists() or read_json(path) != summary:
             write_json(path, summary)
 
+    def explain(self) -> dict[str, str]:
+        """Say which of the cases that are there `make` makes again, and why."""
+        journal = Journal(self.root / "cohort.jsonl")
+        known = [case for case in self.plan if case in journal]
+        return {case: why for case in known if (why := journal.why(case, {}, self._config(case)))}
+
     def planned_cases(self) -> list[Case]:
         """List the cases that `make` makes, without making them; their classes are not known before."""
         cases = []
@@ -65,6 +71,10 @@ class Phantom:
             kind = spec["kind"] if split == "train" else "organs_complete"
             cases.append(Case(case_id, files["image"], files.get("label"), split, kind, (), ()))
         return cases
+
+    def _config(self, case: str) -> dict[str, Any]:
+        """What decides a case."""
+        return {**self.plan[case], "version": VERSION}
 
     def _remove_partial(self, _: Collection[str]) -> None:
         """Remove what a killed start left half written."""

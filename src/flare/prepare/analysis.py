@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,14 @@ import numpy as np
 
 from flare.core.cases import KINDS, Case
 from flare.core.classes import ClassList
+from flare.core.errors import some
 from flare.core.files import atomic, write_csv
 from flare.prepare.settings import Entry, Values
 from flare.runs.work import console
 
 NAMED = 10  # cases that a message names
+YES, NO, INFERRED = "yes", "no", "inferred"  # does a source declare that it annotates a class?
+SOURCE_COLUMNS = ("source", "class", "declared", "cases", "present", "contradiction")
 
 
 @dataclass
@@ -25,13 +28,17 @@ class Analysis:
     Args:
         cases: Every case that can be used.
         volumes_ml: Case id to class id to millilitres, for labelled cases; classes with no voxel are absent.
-        warnings: Case id to what does not fit what its source declares.
-        doubts: What contradicts `data.sources` as a whole, a line each.
+        sources: Case id to its source, for labelled cases.
+        contradictions: Case id to what contradicts its source's declaration.
+        table: A row a source and class, see `source_table`.
+        doubts: What contradicts `data.sources`, a line a source and class.
     """
 
     cases: list[Case] = field(default_factory=list)
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
-    warnings: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    contradictions: dict[str, str] = field(default_factory=dict)
+    table: list[dict[str, str]] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
 
@@ -51,7 +58,7 @@ def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList
 def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList) -> Analysis:
     """Say how complete the labels are of each case that can be used: that has values."""
     found = Analysis()
-    shown: dict[tuple[int, ...], set[int]] = {}  # what a source declares -> what its labels have
+    declares: dict[str, tuple[int, ...] | None] = {}
     for entry in entries:
         if entry.id not in values:
             continue
@@ -63,36 +70,63 @@ def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList)
         kind = "unlabeled" if entry.label is None else kind_of(present, annotated, classes)
         ids = (tuple(sorted(present)), tuple(sorted(annotated)))
         found.cases.append(Case(entry.id, entry.image, entry.label, entry.split, kind, *ids))
-        if entry.label is not None:
-            found.volumes_ml[entry.id] = {k: n * counted["voxel_ml"] for k, n in voxels.items()}
-        if entry.annotates is not None and entry.label is not None:
-            shown.setdefault(entry.annotates, set()).update(present)
+        if entry.label is None:
+            continue
+        found.volumes_ml[entry.id] = {k: n * counted["voxel_ml"] for k, n in voxels.items()}
+        found.sources[entry.id] = entry.source
+        declares[entry.source] = entry.annotates
         if entry.annotates is not None and present - declared:
             names = ", ".join(classes.name_of(c) for c in sorted(present - declared))
-            found.warnings[entry.id] = [f"has classes that data.sources does not declare for it: {names}"]
-    if found.warnings:
-        told = ", ".join(list(found.warnings)[:NAMED]) + (", ..." if len(found.warnings) > NAMED else "")
-        number = len(found.warnings)
-        found.doubts.append(f"data.sources: {number} cases have classes that it does not declare: {told}")
-    absent = {c for declared, present in shown.items() for c in set(declared) - present}
-    if absent:
-        names = ", ".join(classes.name_of(c) for c in sorted(absent))
-        found.doubts.append(f"data.sources: declares as annotated what no label of the source has: {names}")
+            found.contradictions[entry.id] = f"has classes that {entry.source} does not declare: {names}"
+    _compare(found, declares, classes)
     return found
+
+
+def _compare(found: Analysis, declares: Mapping[str, tuple[int, ...] | None], classes: ClassList) -> None:
+    """Hold what each source declares against what its labels show: the rows of the table, and the doubts.
+
+    Where nothing is declared, a class counts as annotated in the cases that show it, so nothing contradicts.
+    """
+    shown: dict[str, list[Case]] = defaultdict(list)
+    for case in found.cases:
+        if case.id in found.sources:
+            shown[found.sources[case.id]].append(case)
+    for source in sorted(shown):
+        declared = declares[source]
+        for c in classes.ids:
+            name, cases = classes.name_of(c), [case.id for case in shown[source] if c in case.present]
+            told, doubt = INFERRED if declared is None else YES if c in declared else NO, ""
+            of = len(shown[source])
+            if told == YES and not cases:
+                doubt = "declared, present in no case"
+                found.doubts.append(f"{source}: declares {name}, present in none of its {of} cases")
+            if told == NO and cases:
+                doubt = f"not declared, present in {some(cases, NAMED)}"
+                count = f"{len(cases)} of its {of} cases: {some(cases, NAMED)}"
+                found.doubts.append(f"{source}: does not declare {name}, present in {count}")
+            numbers = str(of), str(len(cases))
+            found.table.append(dict(zip(SOURCE_COLUMNS, (source, name, told, *numbers, doubt), strict=True)))
 
 
 def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> None:
     """Write `label_analysis.csv`, one row a case, and beside it, as `.png`, the plot of the training cases.
 
-    A class has its volume in ml, 0 where the source annotates it and the patient lacks it, and an empty
-    cell where nothing says that it was annotated. What is unchanged is not written again.
+    In the first, a class has its volume in ml, 0 where the source annotates it and the patient lacks it, and
+    an empty cell where nothing says that it was annotated. `label_sources.csv` beside has a row a source and
+    class: whether the source declares the class, and how many of its labelled cases, of all splits, show it.
+    What is unchanged is not written again.
     """
     rows = []
     for case in analysis.cases:
         volumes = analysis.volumes_ml.get(case.id, {})
         found = {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
-        rows.append({"case": case.id, "split": case.split, "kind": case.kind, **found})
-    columns = ["case", "split", "kind", *(f"{name}_ml" for name in classes.names)]
+        told = {
+            "source": analysis.sources.get(case.id),
+            "contradiction": analysis.contradictions.get(case.id),
+        }
+        rows.append({"case": case.id, "split": case.split, "kind": case.kind, **found, **told})
+    columns = ["case", "split", "kind", *(f"{name}_ml" for name in classes.names), "source", "contradiction"]
+    write_csv(path.with_name("label_sources.csv"), analysis.table, SOURCE_COLUMNS)
     plot = path.with_suffix(".png")
     before = path.read_bytes() if path.exists() and plot.exists() else None
     write_csv(path, rows, columns)
@@ -141,8 +175,10 @@ def plot_label_analysis(path: Path, cases: Sequence[Case], classes: ClassList) -
         figure.savefig(temporary, dpi=150)
 
 
-def print_label_analysis(cases: Sequence[Case], classes: ClassList) -> None:
-    """Show the counts of the training cases on the console, classes by kind."""
+def print_label_analysis(
+    cases: Sequence[Case], classes: ClassList, sources: Sequence[Mapping[str, str]]
+) -> None:
+    """Show the counts of the training cases on the console, classes by kind, and those of the sources."""
     from rich.table import Table
 
     totals = kind_counts(cases)
@@ -157,3 +193,25 @@ def print_label_analysis(cases: Sequence[Case], classes: ClassList) -> None:
     others = {s: sum(kind_counts(cases, s).values()) for s in ("validation", "test")}
     table.caption = ", ".join(f"{n} {split} cases" for split, n in others.items())
     console.print(table)
+    print_sources(sources)
+
+
+def print_sources(rows: Sequence[Mapping[str, str]]) -> None:
+    """Show, classes by source, what is declared, in how many cases it is present, and what contradicts."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(row["source"] for row in rows))
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        told = {YES: "declared ", NO: "", INFERRED: ""}[row["declared"]]
+        mark = "! " if row["contradiction"] else ""
+        cells[row["class"]][row["source"]] = f"{mark}{told}{row['present']}/{row['cases']}"
+    table = Table(title="Classes by source of labels: labelled cases that show them, of all")
+    table.add_column("class")
+    for name in names:
+        table.add_column(name.replace("[", "\\["), justify="right")
+    for label, found in cells.items():
+        table.add_row(label.replace("_", " "), *(found[name] for name in names))
+    table.caption = "declared: annotated as data.sources says, whether shown or not; ! contradicts it"
+    if rows:
+        console.print(table)

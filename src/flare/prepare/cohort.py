@@ -6,17 +6,17 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import Case, write_index
+from flare.core.cases import Case, read_index, write_index
 from flare.core.class_files import own_classes, write_classes
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, some
-from flare.core.files import read_json, write_csv, write_json
+from flare.core.files import read_csv, read_json, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
 from flare.core.series import is_there
@@ -33,8 +33,9 @@ from flare.prepare.index import (
     source_group,
 )
 from flare.prepare.intensity import pool, write_statistics
-from flare.prepare.read import count_cases, read_cases, read_header
-from flare.prepare.settings import CohortFiles, PrepareSettings, Values
+from flare.prepare.read import count_cases, explain_cases, read_cases, read_header
+from flare.prepare.settings import CohortFiles, Entry, PrepareSettings, Values
+from flare.runs.changes import NEW, members_told
 from flare.runs.folders import PreparedFolder
 from flare.runs.locks import lock
 from flare.runs.work import Outcome, console, naming, report_failures, run_cases, stop_on_faults
@@ -79,7 +80,8 @@ def prepare(cfg: DictConfig) -> Cohort:
     cfg = own_classes(cfg)
     cohort = prepare_cohort(cfg)
     if not cohort.processed:
-        print_label_analysis(cohort.cases, ClassList.from_config(cfg.classes))
+        sources = read_csv(cohort.folder.label_sources)
+        print_label_analysis(cohort.cases, ClassList.from_config(cfg.classes), sources)
     report_failures(cohort.failures, "prepare")
     return cohort
 
@@ -119,12 +121,16 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
         chosen = [e.id for e in index.entries if (e.split == "train") == is_trained]
         stop_on_faults(failures, f"prepare, {step}", chosen, settings.max_failed, index.groups)
     write_classes(folder.root, settings.classes)
+    if folder.index.exists():
+        before = [case.id for case in read_index(folder.index)]
+        for told in _members(before, [case.id for case in analysis.cases]):
+            log.info("cohort: %s since the last start", told)
     write_index(folder.index, analysis.cases)
     write_label_analysis(folder.label_analysis, analysis, settings.classes)
     intensity = _statistics(settings, analysis.cases, failures)
     tried = sorted([*read.processed, *(f.case_id for f in read.failures)])
     if tried:
-        print_label_analysis(analysis.cases, settings.classes)
+        print_label_analysis(analysis.cases, settings.classes, analysis.table)
     return Cohort(folder, analysis.cases, failures, intensity, tried)
 
 
@@ -136,11 +142,11 @@ def _make(settings: PrepareSettings) -> None:
             write_classes(place, settings.classes)
 
 
-def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
+def _require_present(index: Index, seen: Path, *, accept_removed: bool, is_dry: bool = False) -> None:
     """Refuse a cohort of which files are gone since the last start, which `seen` notes; note what is there.
 
     A case that the configuration no longer names is not gone, nor is one that was moved. After a refusal the
-    note stays as it was, so that the next start refuses as well.
+    note stays as it was, so that the next start refuses as well; a start that is dry notes nothing.
     """
     now = {e.id: {role: str(path) for role, path in e.files.items()} for e in index.entries}
     known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
@@ -159,22 +165,52 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool) -> None:
     there = {
         c: {role: p for role, p in paths.items() if is_there(Path(p), os.R_OK)} for c, paths in now.items()
     }
-    if there != known:
+    if there != known and not is_dry:
         write_json(seen, there)
 
 
-def analyse(cfg: DictConfig) -> list[Case]:
-    """List the cases whose labels, if any, can be used, with their kinds, without a look at images.
+@dataclass(frozen=True)
+class Foreseen:
+    """What a start will find of a cohort.
+
+    Args:
+        cases: The cases whose labels, if any, can be used, with their kinds.
+        pending: Cases that are read again, and why.
+        members: Which cases were added and removed since the last start, a line each.
+        tried: Cases that the last start refused: each start tries them again, rounds go without.
+        statistics: Why the intensity statistics are made anew; empty if they stand.
+    """
+
+    cases: list[Case]
+    pending: dict[str, str] = field(default_factory=dict)
+    members: list[str] = field(default_factory=list)
+    tried: list[str] = field(default_factory=list)
+    statistics: str = ""
+
+
+def analyse(cfg: DictConfig) -> Foreseen:
+    """List the cases of a cohort without a look at images, and say what a start will read again, and why.
 
     Writes nothing. A cohort that is generated is told from its plan, whether it is made or not.
+
+    Raises:
+        FlareError: As a start does: if a configuration cannot be, or files are gone.
     """
     settings = PrepareSettings.from_config(cfg)
     if settings.generator is not None:
-        cases = settings.generator.planned_cases()
-        held_out = settings.files.split.assign(cases)
-        return [replace(case, split=held_out.get(case.id, case.split)) for case in cases]
+        planned = settings.generator.planned_cases()
+        held_out = settings.files.split.assign(planned)
+        planned = [replace(case, split=held_out.get(case.id, case.split)) for case in planned]
+        entries = [Entry(case.id, case.split, case.image, case.label) for case in planned]
+        # a generator may tell, but need not, which cases it makes again
+        pending = explain_cases(settings, entries) | getattr(settings.generator, "explain", dict)()
+        if settings.folder.index.exists():  # classes of what is made are known, a plan has none
+            known = {case.id: case for case in read_index(settings.folder.index) if case.id not in pending}
+            planned = [replace(known.get(case.id, case), split=case.split) for case in planned]
+        return _foresee(settings.folder, planned, pending)
     try:
         index = _list(settings.files)
+        _require_present(index, settings.folder.seen, accept_removed=settings.accept_removed, is_dry=True)
         values, failures = count_cases(settings, index.entries)
     finally:
         settings.executor.close()
@@ -183,8 +219,43 @@ def analyse(cfg: DictConfig) -> list[Case]:
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
     analysis = analyse_labels(index.entries, values, settings.classes)
     _tell(analysis)
-    print_label_analysis(analysis.cases, settings.classes)
-    return analysis.cases
+    print_label_analysis(analysis.cases, settings.classes, analysis.table)
+    return _foresee(settings.folder, analysis.cases, explain_cases(settings, index.entries))
+
+
+def _foresee(folder: PreparedFolder, cases: list[Case], pending: dict[str, str]) -> Foreseen:
+    """Compare the cases that are there with those of the last start."""
+    if not folder.index.exists():
+        return Foreseen(cases, pending, statistics="" if folder.statistics.exists() else NEW)
+    before = {case.id: case for case in read_index(folder.index)}
+    rows = read_csv(folder.integrity) if folder.integrity.exists() else []
+    refused = {row["case"] for row in rows if row["status"] in (REFUSED, FAILED)} - before.keys()
+    tried = [case for case in pending if case in refused]
+    added = {case.id for case in cases} - before.keys()
+    pending = {
+        case: "added to the cohort" if case in added and why == NEW else why
+        for case, why in pending.items()
+        if case not in refused
+    }
+    cases = [case for case in cases if case.id not in refused]
+    learned = [
+        [c.id for c in some_cases if c.split == "train" and c.is_labeled]
+        for some_cases in (before.values(), cases)
+    ]
+    statistics = _members(*learned)
+    statistics += [f"{case}: {why}" for case, why in pending.items() if case in learned[1] and case in before]
+    return Foreseen(
+        cases,
+        pending,
+        _members(list(before), [case.id for case in cases]),
+        tried,
+        "; ".join(statistics[:NAMED]),
+    )
+
+
+def _members(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Say which cases were added and removed."""
+    return members_told(dict.fromkeys(before, 0), dict.fromkeys(now, 0))
 
 
 def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
@@ -248,7 +319,8 @@ def _write_integrity(
         ]
     )
     for case in analysis.cases:
-        reasons = dict.fromkeys([*values[case.id]["warnings"], *analysis.warnings.get(case.id, [])])
+        doubt = analysis.contradictions.get(case.id)
+        reasons = dict.fromkeys([*values[case.id]["warnings"], *([doubt] if doubt else [])])
         found.append(Finding(case.id, case.image, "; ".join(reasons), WARNING if reasons else OK))
     ranked = sorted(found, key=lambda f: (STATUSES.index(f.status), f.case, str(f.path)))
     write_csv(path, [vars(f) for f in ranked], COLUMNS)

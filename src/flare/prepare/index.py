@@ -86,7 +86,7 @@ def build_index(files: CohortFiles) -> Index:
     found.entries = [replace(e, split=held_out.get(e.id, e.split)) for e in found.entries]
     found.entries.sort(key=lambda e: (e.split != "train", e.split, e.id))
     found.problems.sort(key=lambda p: p.case)
-    _declare(found, files.sources)
+    _declare(found, files)
     return found
 
 
@@ -105,10 +105,16 @@ def source_group(source: Source) -> str:
     return f"data.sources ({source.match})"
 
 
-def _declare(found: Index, sources: Sequence[Source]) -> None:
-    """Give each case what its source declares, and each source its cases, the refused ones included."""
+def _declare(found: Index, files: CohortFiles) -> None:
+    """Give each case its source and what that declares, and each source its cases, the refused included."""
+    sources = files.sources
     declared = {e.id: source_of(sources, e.id, e.files.values()) for e in found.entries}
-    found.entries = [replace(e, annotates=declared[e.id].annotates) for e in found.entries]
+    for number, e in enumerate(found.entries):
+        source = declared[e.id]
+        name = "" if e.label is None else files.source_of(e.label)
+        if source is not UNDECLARED:
+            name = f"data.sources[{sources.index(source)}]"
+        found.entries[number] = replace(e, annotates=source.annotates, source=name)
     refused = [(p.case, source_of(sources, p.case, [p.path])) for p in found.problems]
     for case, source in [*declared.items(), *refused]:
         if source is not UNDECLARED:

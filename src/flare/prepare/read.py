@@ -265,6 +265,16 @@ def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     return found
 
 
+def explain_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> dict[str, str]:
+    """Say why cases will be read again, by id; those that are unchanged are left out. Nothing is read."""
+    return {
+        case: why
+        for _, chosen, journal, config in _steps(settings, entries)
+        for case, entry in chosen.items()
+        if (why := journal.why(case, entry.files, config))
+    }
+
+
 def count_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> tuple[Values, list[Outcome]]:
     """Count the labels of a cohort without reading an image or writing anything.
 

@@ -70,6 +70,7 @@ class Entry:
     Args:
         image: File, or DICOM series folder.
         annotates: Class ids that its source declares to annotate; None where no source says.
+        source: Where its label comes from: the key of its source in `data.sources`, else of its folder.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Entry:
     image: Path
     label: Path | None = None
     annotates: tuple[int, ...] | None = None
+    source: str = ""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -134,6 +136,14 @@ class CohortFiles:
     def label_folders(self) -> list[tuple[str, Path]]:
         """The folders of labels that are there, each with its config key."""
         return [(key, f) for _, key, _ in FOLDERS if key for f in self.folders[key] if f.is_dir()]
+
+    def source_of(self, label: Path) -> str:
+        """The key of the folder that holds a label, with a number where the key has several."""
+        for key, folder in self.label_folders:
+            if folder in label.parents:
+                several = len(self.folders[key]) > 1
+                return f"data.{key}" + (f"[{self.folders[key].index(folder)}]" if several else "")
+        return "data.cases"
 
     def existing(self, key: str) -> list[Path]:
         """The folders of a key that exist; those of a required key must."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from flare.core.cases import KINDS, SPLITS
 from flare.core.classes import ClassList
-from flare.core.files import config_hash, sha256, stat_key, write_text
+from flare.core.files import config_hash, read_csv, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.summary import Row
@@ -27,32 +28,51 @@ from flare.report.agreement import COMPARISONS, SAMPLE, label_quality, parts, ps
 from flare.report.examples import show_cases, viewer_json
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
 from flare.report.figures import render
-from flare.rounds.graph import tell_starts
+from flare.rounds.graph import tell_frozen, tell_starts
 from flare.rounds.score import Results, Trained
 from flare.runs.folders import public_config
-from flare.runs.journal import Journal
+from flare.runs.journal import Journal, tell_again
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
-FORMAT = 6  # raised when the page changes, so that pages made before are made again
+FORMAT = 7  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(settings: ReportSettings, trained: Trained, results: Results) -> Path:
     """Make `report.html` and `figures/` in the run's folder, or find them made; returns the page."""
     root = trained.run.root
     outputs = {"page": root / "report.html", "overview": root / "figures" / "overview.png"}
-    journal = Journal(root / "journal" / "report.jsonl")
-    inputs: dict[str, Path | str] = {"run": config_hash(_state(settings, trained))}
+    journal = _journal(trained)
+    inputs, config = _basis(settings, trained, sorted((f.case_id, str(f.error)) for f in results.failures))
+    if why := journal.why("report", inputs, config):
+        tell_again("report", why if "report" in journal else "")
+        build_report(settings, trained, results, **outputs)
+        journal.record("report", inputs, config, outputs)
+    return outputs["page"]
+
+
+def explain_report(settings: ReportSettings, trained: Trained) -> str:
+    """Say why the page of a run whose rounds all stand is made again; empty if it is not."""
+    journal = _journal(trained)
+    before = (journal.config("report") if "report" in journal else None) or {}
+    return journal.why("report", *_basis(settings, trained, before.get("failed", [])))
+
+
+def _journal(trained: Trained) -> Journal:
+    return Journal(trained.run.root / "journal" / "report.jsonl")
+
+
+def _basis(
+    settings: ReportSettings, trained: Trained, failed: Sequence[Any]
+) -> tuple[dict[str, Path | str], dict[str, Any]]:
+    """What the page is made from, and what else decides it."""
     config = {
         "format": FORMAT,
         "config": settings.public,
         "rounds": [public_config(r.config) for r in trained.rounds],
-        "failed": sorted((f.case_id, str(f.error)) for f in results.failures),
+        "failed": failed,
     }
-    if not journal.is_current("report", inputs, config):
-        build_report(settings, trained, results, **outputs)
-        journal.record("report", inputs, config, outputs)
-    return outputs["page"]
+    return {"run": config_hash(_state(settings, trained))}, config
 
 
 def _state(settings: ReportSettings, trained: Trained) -> dict[str, Any]:
@@ -68,7 +88,7 @@ def _state(settings: ReportSettings, trained: Trained) -> dict[str, Any]:
     run, truth = trained.run, settings.truth
     paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
     paths += [p for r in trained.rounds for name in patterns for p in sorted(r.folder.root.glob(name))]
-    paths.append(trained.cohort.folder.index)
+    paths += [trained.cohort.folder.index, trained.cohort.folder.label_sources]
     found: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
     return found | ({} if truth is None else {str(truth): stat_key(truth)})
 
@@ -99,7 +119,9 @@ def build_report(
         "classes": [(c, title(c), colours[c.id]) for c in classes.entries],
         "completeness": _label_analysis(facts),
         "curves": charts.learning_curves(rounds),
+        "sources": source_rows(trained.cohort.folder.label_sources),
         "starts": tell_starts([r.plan for r in rounds]),
+        "frozen": tell_frozen([r.plan for r in rounds]),
         "trend": charts.trend(facts),
         "ablation": [(m, ablation_table(facts, m)) for m in MEASURES] if facts.table else [],
         "boxes": charts.class_boxes(facts.last, classes) if facts.ranked else None,
@@ -127,6 +149,14 @@ def _label_analysis(facts: Facts) -> bytes:
         path = Path(folder) / "labels.svg"
         plot_label_analysis(path, facts.cases, facts.classes)
         return path.read_bytes()
+
+
+def source_rows(path: Path) -> dict[str, dict[str, Row]]:
+    """The label analysis by class and source, as prepare has written it."""
+    found: dict[str, dict[str, Row]] = defaultdict(dict)
+    for row in read_csv(path) if path.exists() else []:
+        found[row["class"].replace("_", " ")][row["source"]] = row
+    return found
 
 
 def headline(facts: Facts) -> list[tuple[str, float]]:

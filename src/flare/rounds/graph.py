@@ -38,13 +38,9 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     Raises:
         FlareError: If a name is no round, or rounds teach each other in a circle.
     """
-    names = [names] if isinstance(names, str) else list(names)
+    names = require_rounds("rounds", names)
     own = set(OmegaConf.load(CONF / "iterate.yaml")) - {"defaults"}  # unknown to train
     forwarded = [o for o in overrides if o.lstrip("+~").split("=")[0] not in own]
-    known = sorted({p.stem for p in (CONF / "round").glob("*.yaml")} - {"all"})  # which names no round
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise FlareError(f"rounds: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
     is_within = GlobalHydra.instance().is_initialized()  # a Hydra application runs
     with nullcontext() if is_within else initialize_config_dir(str(CONF), version_base="1.3"):
         composed = {n: compose("train", [*forwarded, f"round={n}"]) for n in names}
@@ -68,6 +64,16 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
     for name in rounds:
         visit(name, ())
     return ordered
+
+
+def require_rounds(key: str, names: str | Sequence[str]) -> list[str]:
+    """The rounds that a key lists, or the one that it names; a name that is no round is refused."""
+    names = [names] if isinstance(names, str) else list(names)
+    known = sorted({p.stem for p in (CONF / "round").glob("*.yaml")} - {"all"})  # which names no round
+    unknown = [str(name) for name in names if name not in known]
+    if unknown:
+        raise FlareError(f"{key}: no round is named {', '.join(unknown)}; known: {', '.join(known)}")
+    return names
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,13 @@ def check_rounds(rounds: Sequence[RoundSettings]) -> None:
     if not rounds:
         raise FlareError("rounds: expected at least one, given none")
     for number, item in enumerate(rounds):
-        require_teacher(item, [str(r.name) for r in rounds[:number]])
+        if not item.is_frozen:
+            require_teacher(item, list(planned_before(rounds, number)))
+
+
+def planned_before(rounds: Sequence[RoundSettings], number: int) -> dict[str, RoundSettings]:
+    """The rounds that run before one and may come out anew; a frozen one is judged as it is."""
+    return {str(r.name): r for r in rounds[:number] if not r.is_frozen}
 
 
 def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[Row]:
@@ -180,7 +192,7 @@ def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[
     return [
         {
             "round": r.name,
-            "cases": len(select_cases(cases, r.labels.cases)),
+            "cases": r.trained_cases or len(select_cases(cases, r.labels.cases)),
             "of": r.labels.cases,
             "labels": r.labels.source,
             "teacher": r.teacher,
@@ -195,6 +207,7 @@ def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[
             "inference": r.training.inference.name,
             "tta": r.training.inference.tta,
             "restore": r.training.inference.restore,
+            "frozen": "yes" if r.is_frozen else None,
         }
         for r in rounds
     ]
@@ -227,11 +240,21 @@ def tell_starts(plan: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def tell_frozen(plan: Sequence[Mapping[str, Any]]) -> str:
+    """Say, for a table of scores, which rounds are as they were trained; empty if none is frozen."""
+    frozen = [row["round"].upper() for row in plan if row["frozen"]]
+    if not frozen:
+        return ""
+    return (
+        f"Frozen (freeze): {', '.join(frozen)}, with the weights and labels of an earlier training, whatever "
+        "settings and cases are now; scored as the others."
+    )
+
+
 def print_plan(plan: Sequence[Row]) -> None:
     """Show the plan."""
     hidden = ["network", "iterations", "patch", "restore"]
-    if not any(row["unlabeled_teacher"] for row in plan):
-        hidden.append("unlabeled_teacher")
+    hidden += [key for key in ("unlabeled_teacher", "frozen") if not any(row[key] for row in plan)]
     table = Table(title="rounds", title_justify="left")
     shown = [c for c in plan[0] if c not in hidden] if plan else []
     for c in shown:

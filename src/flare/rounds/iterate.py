@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -15,18 +15,34 @@ from flare.core.class_files import own_classes
 from flare.core.errors import FLAG
 from flare.core.files import remove_partial, write_csv
 from flare.core.paths import settle_paths
-from flare.prepare.cohort import Cohort, analyse, prepare_cohort
+from flare.prepare.cohort import Cohort, Foreseen, analyse, prepare_cohort
 from flare.prepare.settings import PrepareSettings
-from flare.rounds.graph import check_rounds, compose_rounds, plan_rounds, present_teachers, print_plan
+from flare.rounds.explain import AGAIN, DONE, OPEN, TODO, Step, explain_run, print_steps
+from flare.rounds.freeze import freeze_rounds
+from flare.rounds.graph import (
+    check_rounds,
+    compose_rounds,
+    plan_rounds,
+    planned_before,
+    present_teachers,
+    print_plan,
+)
 from flare.rounds.label import build_training_set
 from flare.rounds.score import Results, Trained, finish_round, write_ablation
 from flare.rounds.settings import RoundSettings
 from flare.runs.door import place
 from flare.runs.folders import RunFolder, plain_config, record_environment, run_folder
-from flare.runs.journal import Journal
+from flare.runs.journal import Journal, tell_again
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, naming, report_failures
-from flare.training.resuming import find_training, is_trained, make_current, training_key
+from flare.training.resuming import (
+    find_training,
+    is_trained,
+    make_current,
+    training_key,
+    whole_training,
+    why_again,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +75,17 @@ def iterate(
     cfg: DictConfig,
     overrides: Sequence[str] | None = None,
     finish: Callable[[Trained], Results] = write_ablation,
+    explain_finish: Callable[[Trained], str] | None = None,
 ) -> dict[str, Any]:
     """Run the rounds of a configuration of `iterate`, each resumed where it stopped.
 
     The command line, by default Hydra's, is forwarded to each round as `overrides`. `finish` is done once all
-    rounds are trained, the run still locked.
+    rounds are trained, the run still locked; `explain_finish` says of a run whose rounds all stand why it is
+    done again. Rounds of `freeze` are kept as they were trained.
 
     Returns:
-        `plan`, one row a round, and unless `dry_run` `table`, one row a name of the ablation table.
+        `plan`, one row a round, and `table`, one row a name of the ablation table; of a `dry_run` `steps`
+        instead, see `explain_run`.
 
     Raises:
         FlareError: Before any work if a round cannot be run; before a training if a step failed in
@@ -75,17 +94,17 @@ def iterate(
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     settle_paths(cfg)
     cfg = own_classes(cfg)
-    rounds = compose_rounds(cfg.rounds or [], list(given))
+    composed = compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
     FLAG.require("dry_run", cfg.dry_run)
+    kept = freeze_rounds(cfg.freeze or [], composed, run)
+    rounds = [kept.get(str(r.name), r) for r in composed]
     check_rounds(rounds)
     PrepareSettings.from_config(cfg)
     if cfg.dry_run:
-        plan = plan_rounds(rounds, analyse(cfg))
-        print_plan(plan)
+        foreseen = analyse(cfg)
         with lock(run.root):  # another start's plan stays while that start runs
-            write_csv(run.root / "plan.csv", plan)
-        return {"plan": plan}
+            return _explain(cfg, foreseen, composed, kept, run, explain_finish)
     journal = Journal(run.root / "journal" / "configurations.jsonl")
     sound = _check(rounds, journal)
     with lock(run.root):
@@ -97,11 +116,38 @@ def iterate(
         return _run(cfg, rounds, run, finish)
 
 
+def _explain(
+    cfg: DictConfig,
+    foreseen: Foreseen,
+    composed: Sequence[RoundSettings],
+    kept: Mapping[str, RoundSettings],
+    run: RunFolder,
+    explain_finish: Callable[[Trained], str] | None,
+) -> dict[str, Any]:
+    """Show the plan of each round, and what a start would do, and why."""
+    rounds = [kept.get(str(r.name), r) for r in composed]
+    plan = plan_rounds(rounds, foreseen.cases)
+    print_plan(plan)
+    write_csv(run.root / "plan.csv", plan)
+    steps = explain_run(composed, foreseen, kept)
+    report = AGAIN if (run.root / "report.html").exists() else TODO
+    why = "what is done above" if any(s.state in OPEN for s in steps) else ""
+    if not why and explain_finish is not None:
+        cohort = Cohort(rounds[0].prepared, foreseen.cases, [], None, [])
+        with closing(build_executor(cfg)) as executor:
+            why = explain_finish(Trained(rounds, cohort, run, executor))
+    steps.append(Step("", "report", report if why else DONE, why))
+    print_steps(steps)
+    return {"plan": plan, "steps": steps}
+
+
 def _check(rounds: Sequence[RoundSettings], journal: Journal) -> list[tuple]:
     """Refuse rounds that cannot be trained; returns what to note of those that can, each looked into once."""
     sound: list[tuple] = []
     for number, item in enumerate(rounds):
-        planned = {str(r.name): r for r in rounds[:number]}
+        if item.is_frozen:
+            continue
+        planned = planned_before(rounds, number)
         inputs = {t.key: t.checkpoint for t in present_teachers(item, list(planned))}
         models = {name: plain_config(r.config.model) for name, r in planned.items()}
         known = str(item.name), inputs, {**plain_config(item.config), "planned": models}
@@ -155,6 +201,11 @@ def run_round(
     with lock(folder.root) if is_first else nullcontext(), place(lambda: f"round {settings.name or 'all'}"):
         if not is_alone:
             remove_partial(folder.root, below=True)
+        whole = whole_training(folder)
+        if settings.is_frozen and whole is not None:
+            log.info("round %s is frozen: it stays as it was trained", settings.name)
+            make_current(whole)
+            return finish_round(settings, cohort.cases, executor)
         training = build_training_set(settings, cohort.cases, executor)
         known = None if is_alone else find_training(folder, training_key(settings.training, training.key))
         if known is not None and is_trained(known):
@@ -162,6 +213,8 @@ def run_round(
         else:
             from flare.rounds.train import train_round  # torch, Lightning: only where there is work
 
+            if whole is not None:
+                tell_again("train", why_again(whole, settings.training, training.parts))
             executor.close()  # its processes would wait through the whole training, with their memory
             train_round(settings, training, cohort.cases, intensity)
         finished = finish_round(settings, cohort.cases, executor) if is_first else []

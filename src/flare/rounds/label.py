@@ -20,7 +20,7 @@ from flare.inference.components import fitted_classes
 from flare.inference.predict import one_by_one, report_coverage
 from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders
 from flare.merging.provenance import TABLE
-from flare.rounds.graph import UNLABELED, read_teacher, require_teacher, teachers_of
+from flare.rounds.graph import UNLABELED, Teacher, read_teacher, require_teacher, teachers_of
 from flare.rounds.label_case import LabelJob, Labeller, label_case
 from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.folders import round_of
@@ -38,29 +38,50 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
     Raises:
         FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases away.
     """
-    name, prepared = settings.name, settings.prepared
     chosen = select_cases(cases, settings.labels.cases)
     if not chosen:
         raise FlareError(
-            f"round={name}: no training case is {settings.labels.cases!r} (labels.cases); "
+            f"round={settings.name}: no training case is {settings.labels.cases!r} (labels.cases); "
             "see the label analysis of the cohort"
         )
     require_teacher(settings)
+    if not makes_labels(settings):
+        return training_set(settings, chosen, None, [])
+    done = label_cases(settings, chosen, executor).done
+    moved = [Outcome(c, error=CHANGED, is_fault=True) for c, v in done.values.items() if not v["cached"]]
+    return training_set(settings, chosen, done.values, [*done.failures, *moved])
+
+
+def makes_labels(settings: RoundSettings) -> bool:
+    """Whether a round has labels of its own, not the ground truth as it is cached."""
+    return settings.is_hybrid or settings.labels.select is not None
+
+
+def training_set(
+    settings: RoundSettings,
+    cases: Sequence[Case],
+    values: Mapping[str, Mapping[str, Any]] | None,
+    failures: list[Outcome],
+) -> TrainingSet:
+    """What a round trains on, once its labels are made.
+
+    `values` are what `label_case` gave of each case; None where the ground truth is taken as it is.
+
+    Raises:
+        FlareError: If no case is left.
+    """
+    prepared = settings.prepared
     images = Journal(prepared.journal("cache"))
-    failures: list[Outcome] = []
-    if settings.is_hybrid or settings.labels.select is not None:
-        done = label_cases(settings, chosen, executor).done
-        weights = {case: values["weight"] for case, values in done.values.items() if values["cached"]}
-        moved = [Outcome(c, error=CHANGED, is_fault=True) for c in done.values if c not in weights]
-        failures = [*done.failures, *moved]
-        journal, step, place = Journal(settings.folder.journal("label")), "cached", settings.folder.cached
-    else:
-        weights = dict.fromkeys((case.id for case in chosen), 1.0)
+    if values is None:
+        weights = dict.fromkeys((case.id for case in cases), 1.0)
         journal, step, place = images, "labels", prepared.labels
-    weights = {c.id: weights[c.id] for c in chosen if weights.get(c.id, 0) > 0}  # in index order
+    else:
+        weights = {case: v["weight"] for case, v in values.items() if v["cached"]}
+        journal, step, place = Journal(settings.folder.journal("label")), "cached", settings.folder.cached
+    weights = {c.id: weights[c.id] for c in cases if weights.get(c.id, 0) > 0}  # in index order
     if not weights:
         why = failures[0].error if failures else "labels.select drops every case"
-        raise FlareError(f"round={name}: no training case could be labelled: {why}")
+        raise FlareError(f"round={settings.name}: no training case could be labelled: {why}")
     items = {case: (prepared.image(case), place(case), weight) for case, weight in weights.items()}
     parts = [
         (case, images.output_hash(case, "image"), journal.output_hash(case, step), weight)
@@ -69,8 +90,9 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
     # the teacher also decides where the weights start, and statistics how images are normalised
     teachers = teachers_of(settings) if settings.training.init == "teacher" else []
     start = sha256(teachers[0].checkpoint) if teachers else None
-    key = config_hash([parts, start, sha256(prepared.statistics)])
-    return TrainingSet(items, key, failures)
+    statistics = sha256(prepared.statistics)
+    told = {"start": start, "statistics": statistics, "cases": {p[0]: config_hash(p) for p in parts}}
+    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told)
 
 
 def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:
@@ -82,21 +104,15 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
     Raises:
         FlareError: If the step failed in general, see `stop_on_faults`.
     """
-    images = Journal(settings.prepared.journal("cache"))
     folder = settings.folder
     for place in (folder.labels, folder.training_labels, *([folder.predictions] * settings.is_hybrid)):
         write_classes(place, settings.classes)
-    jobs: dict[str, LabelJob] = {}
-    for case, labeller in _assign(settings, cases):
-        job = LabelJob(case, None, "", labeller, settings.labels, settings.folder)
-        if images.is_current(case.id, job.files, None):
-            digest = images.output_hash(case.id, "image")
-            job = replace(job, cached=settings.prepared.image(case.id), cached_sha256=digest)
-        jobs[case.id] = job
-    fresh = {case: job for case, job in jobs.items() if job.labeller and not job.is_predicted()}
-    refuse_foreign([j.prediction for c, j in fresh.items() if j.note.is_foreign(c, j.prediction)])
-    one = _resume(settings, fresh, executor, is_fresh=True)
-    other = _resume(settings, {c: jobs[c] for c in jobs if c not in fresh}, executor, is_fresh=False)
+    jobs = label_jobs(settings, cases)
+    fresh = {case: why for case, job in jobs.items() if job.labeller and (why := job.why_predict())}
+    predicted = {case: jobs[case].prediction for case in fresh}
+    refuse_foreign([path for c, path in predicted.items() if jobs[c].note.is_foreign(c, path)])
+    one = _resume(settings, {case: jobs[case] for case in fresh}, executor, fresh)
+    other = _resume(settings, {c: jobs[c] for c in jobs if c not in fresh}, executor, {})
     values = one.values | other.values
     done = Resumed(
         {case.id: values[case.id] for case in cases if case.id in values},
@@ -113,10 +129,48 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
     return MergedFolder.told(settings.folder.labels, done, settings.classes)
 
 
+def label_jobs(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, LabelJob]:
+    """What labelling each case takes, the cases of one teacher together so that its network stays loaded."""
+    images = Journal(settings.prepared.journal("cache"))
+    jobs: dict[str, LabelJob] = {}
+    for teacher, own in by_teacher(settings, cases):
+        labeller = None
+        if teacher is not None:
+            digest = sha256(teacher.checkpoint)
+            fitted: Sequence[int] = ()
+            if settings.labels.inference.components == "fitted":
+                fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
+            labeller = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
+        for case in own:
+            job = LabelJob(case, None, "", labeller, settings.labels, settings.folder)
+            if images.is_current(case.id, job.files, None):
+                digest = images.output_hash(case.id, "image")
+                job = replace(job, cached=settings.prepared.image(case.id), cached_sha256=digest)
+            jobs[case.id] = job
+    return jobs
+
+
+def by_teacher(settings: RoundSettings, cases: Sequence[Case]) -> list[tuple[Teacher | None, list[Case]]]:
+    """Share out cases to the teachers that have any; None takes the ground truth alone."""
+    teachers = teachers_of(settings) if settings.is_hybrid else [None]
+    shares = [
+        (
+            t,
+            [
+                c
+                for c in cases
+                if len(teachers) == 1 or c.is_labeled == (t is not None and t.key != UNLABELED)
+            ],
+        )
+        for t in teachers
+    ]
+    return [(teacher, own) for teacher, own in shares if own]
+
+
 def _resume(
-    settings: RoundSettings, jobs: Mapping[str, LabelJob], executor: Executor, *, is_fresh: bool
+    settings: RoundSettings, jobs: Mapping[str, LabelJob], executor: Executor, fresh: Mapping[str, str]
 ) -> Resumed:
-    """Do what is new or changed among cases of which all need the network, or none."""
+    """Do what is new or changed among cases of which all need the network, `fresh` with why, or none."""
     return resume_cases(
         label_case,
         {case: {"job": job} for case, job in jobs.items()},
@@ -125,30 +179,12 @@ def _resume(
         outputs=lambda case: jobs[case].outputs,
         journal=Journal(settings.folder.journal("label")),
         executor=executor,
-        description="label",
-        again=jobs if is_fresh else (),
+        description="infer and merge labels" if fresh else "merge labels",
+        again=fresh,
         # without a network, cases are done side by side on a machine with a GPU as well
-        alone=lambda count: is_fresh and (count == 1 or one_by_one(settings.labels.inference)),
+        alone=lambda count: bool(fresh) and (count == 1 or one_by_one(settings.labels.inference)),
         before=lambda _: remove_partial(settings.folder.root, below=True),
     )
-
-
-def _assign(settings: RoundSettings, cases: Sequence[Case]) -> list[tuple[Case, Labeller | None]]:
-    """Give each case to its teacher, the cases of one teacher together so that its network stays loaded."""
-    if not settings.is_hybrid:
-        return [(case, None) for case in cases]
-    found: list[tuple[Case, Labeller | None]] = []
-    teachers = teachers_of(settings)
-    for teacher in teachers:
-        digest = sha256(teacher.checkpoint)
-        fitted: Sequence[int] = ()
-        if settings.labels.inference.components == "fitted":
-            fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
-        labeller = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
-        found += [
-            (c, labeller) for c in cases if len(teachers) == 1 or c.is_labeled == (teacher.key != UNLABELED)
-        ]
-    return found
 
 
 def merge(cfg: DictConfig) -> dict[str, Any]:

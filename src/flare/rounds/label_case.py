@@ -16,7 +16,7 @@ from flare.core.cases import Case
 from flare.core.errors import AwayError, CaseError, FlareError, build_part
 from flare.core.geometry import Volume
 from flare.core.volumes import read_labels
-from flare.inference.predict import Row, load_predictor, segment_case, segmentation_path
+from flare.inference.predict import Row, load_predictor, made_from, segment_case, segmentation_path
 from flare.merging.merge import merge_maps, merged_files, write_merged
 from flare.merging.settings import PseudoSource
 from flare.rounds.settings import LabelSettings
@@ -97,18 +97,17 @@ class LabelJob:
     def known(self) -> tuple[Inputs, dict[str, Any]]:
         """What a prediction is made from, and what else decides it."""
         assert self.labeller is not None
-        inputs: Inputs = {"image": self.case.image, "checkpoint": self.labeller.digest}
-        config = {"settings": self.settings.inference.identity(), "components": self.labeller.components}
-        return inputs, config
+        own = self.labeller
+        return made_from(self.case.image, own.digest, self.settings.inference, own.components)
 
     @property
     def prediction(self) -> Path:
         """Where its prediction lies."""
         return segmentation_path(self.folder.predictions, self.case.id)
 
-    def is_predicted(self) -> bool:
-        """Whether its prediction is there and current."""
-        return self.note.is_current(self.case.id, *self.known)
+    def why_predict(self) -> str:
+        """Say why its prediction must be made: it is not there, or not current; empty if it is."""
+        return self.note.why(self.case.id, *self.known)
 
 
 def label_case(job: LabelJob) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def _pseudo_labels(job: LabelJob, labeller: Labeller) -> tuple[Volume, Row]:
     """A teacher's prediction: from its file where that is current, else made and noted."""
     case, journal, (inputs, config) = job.case.id, job.note, job.known
     path = job.prediction
-    if job.is_predicted():
+    if not job.why_predict():
         return read_labels(path, job.settings.merge.classes, None, case), journal.values(case)
     predictor = load_predictor(labeller.checkpoint, labeller.digest, job.settings.inference)
     touch(journal.mark(case))

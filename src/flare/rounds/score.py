@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from flare.evaluation.scores import failed_cases, score_folder
 from flare.evaluation.summary import read_scores, summarise
 from flare.evaluation.tables import AblationRow, table5, write_round_tables
 from flare.inference.components import fit_components, write_fit
-from flare.inference.predict import Predicted, predict_cases, segmentation_path
+from flare.inference.predict import Predicted, made_from, predict_cases, segmentation_path
 from flare.prepare.cohort import Cohort
-from flare.rounds.graph import plan_rounds, tell_starts
+from flare.rounds.graph import plan_rounds, tell_frozen, tell_starts
 from flare.rounds.settings import RoundSettings
+from flare.runs.changes import cases_told, joined
+from flare.runs.door import place
 from flare.runs.folders import RunFolder
-from flare.runs.journal import Journal
+from flare.runs.journal import Journal, tell_again
 from flare.runs.work import Executor, Outcome, stop_on_faults
 
 log = logging.getLogger(__name__)
@@ -50,9 +53,9 @@ def finish_round(settings: RoundSettings, cases: Sequence[Case], executor: Execu
     stop_on_faults(refused, step, [c.id for c in chosen], settings.max_failed)
     folder = settings.folder.root / "validation"
     _, failures = score_split(settings, chosen, folder, executor, refused)
-    learnt = set(settings.classes.outputs(settings.labels.targets))
-    if settings.labels.inference.components == "fitted" and learnt & set(settings.classes.organs):
-        failures += _fit(settings, _without(chosen, failures), executor)
+    config = fit_config(settings, sha256(settings.folder.last))
+    if config is not None:
+        failures += _fit(settings, _without(chosen, failures), executor, config)
     return failures
 
 
@@ -98,7 +101,8 @@ def score_split(
     config = settings.score.identity()
     journal = Journal(folder / "journal.jsonl")
     outputs = {"metrics": folder / "metrics.csv", "summary": folder / "summary.json"}
-    if not journal.is_current("score", inputs, config):
+    if why := journal.why("score", inputs, config):
+        tell_again(f"score {folder.name}", why if "score" in journal else "")
         predictions = folder / "predictions"
         found = score_folder(
             predictions, references, output=folder, settings=settings.score, executor=executor
@@ -117,26 +121,70 @@ def _compared(cases: Sequence[Case], folder: Path) -> tuple[dict[str, Path], dic
     return references, {**references, "predictions": digest}
 
 
-def _fit(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> list[Outcome]:
+def _fit(
+    settings: RoundSettings, cases: Sequence[Case], executor: Executor, config: Mapping[str, Any]
+) -> list[Outcome]:
     """Decide for which organs the largest component helps, if anything changed; returns what failed."""
     classes, label_map, folder = settings.classes, settings.labels.merge.label_map, settings.folder
     validation = folder.root / "validation"
     references, inputs = _compared(cases, validation)
-    checkpoint = sha256(folder.last)
-    config = {"classes": classes.to_config(), "label_map": label_map, "checkpoint": checkpoint}
     journal = Journal(folder.journal("components"))
-    if journal.is_current("components", inputs, config):
+    why = journal.why("components", inputs, config)
+    if not why:
         return []
+    tell_again("fit components", why if "components" in journal else "")
     pairs = {
         case: (segmentation_path(validation / "predictions", case), label)
         for case, label in references.items()
     }
     fit, failures = fit_components(pairs, classes=classes, label_map=label_map, executor=executor)
     stop_on_faults(failures, f"round={settings.name}, fitting components", pairs, settings.max_failed)
-    write_fit(folder.components, fit, checkpoint)
+    write_fit(folder.components, fit, config["checkpoint"])
     if not failures:
         journal.record("components", inputs, config, {"components": folder.components})
     return failures
+
+
+def fit_config(settings: RoundSettings, checkpoint: str) -> dict[str, Any] | None:
+    """What decides, beside predictions and annotations, of which organs the largest component is kept.
+
+    None if there is no fit to make: none is used, no organ is learned, or the round is frozen with the fit of
+    its weights, the hash of which is `checkpoint`: its pupils' labels are made with it.
+    """
+    classes, path = settings.classes, settings.folder.components
+    if settings.labels.inference.components != "fitted":
+        return None
+    if settings.is_frozen and path.exists() and read_json(path).get("checkpoint") == checkpoint:
+        return None
+    if not set(classes.organs) & set(classes.outputs(settings.labels.targets)):
+        return None
+    label_map = settings.labels.merge.label_map
+    return {"classes": classes.to_config(), "label_map": label_map, "checkpoint": checkpoint}
+
+
+def explain_scores(settings: RoundSettings, cases: Sequence[Case], checkpoint: Path) -> tuple[str, str]:
+    """Say why held-out cases are predicted or scored again by a checkpoint, and why its fit is made anew.
+
+    Nothing is done. What stands has no reason.
+    """
+    folder, told, fit = settings.folder, [], ""
+    digest = sha256(checkpoint)
+    config = fit_config(settings, digest)
+    for split in dict.fromkeys(("validation", settings.split)):
+        chosen = held_out(cases, split)
+        journal = Journal(folder.journal(f"predict-{split}"))
+        made = {c.id: made_from(c.image, digest, settings.training.inference, ()) for c in chosen}
+        again = {case: why for case, basis in made.items() if (why := journal.why(case, *basis))}
+        _, inputs = _compared([c for c in chosen if c.id not in again], folder.root / split)
+        noted = Journal(folder.root / split / "journal.jsonl")
+        if again:
+            told.append(f"predict {split}: {cases_told(again, len(chosen))}")
+        elif chosen and (why := noted.why("score", inputs, settings.score.identity())):
+            told.append(f"score {split}: {why}")
+        if chosen and split == "validation" and config is not None:
+            noted = Journal(folder.journal("components"))
+            fit = "of predictions made again" if again else noted.why("components", inputs, config)
+    return joined(told), fit
 
 
 @dataclass(frozen=True)
@@ -180,8 +228,9 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
     failures: list[Outcome] = []
     for item in rounds:
         name, folder = str(item.name), item.folder.root / split
-        predicted = predict_split(item, cases, split, executor)
-        failures += score_split(item, cases, folder, executor, predicted.failures)[1]
+        with place(partial(str, f"round {name}")):
+            predicted = predict_split(item, cases, split, executor)
+            failures += score_split(item, cases, folder, executor, predicted.failures)[1]
         scores[name] = read_scores(folder / "metrics.csv")
     write_round_tables(
         run.root,
@@ -193,16 +242,16 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
         has_paper=last.score.has_paper,
     )
     for name, predict in (baselines or {}).items():
-        place = run.root / "baselines" / name
-        failures += score_split(last, cases, place, executor, predict(cases, place))[1]
-        scores[name] = read_scores(place / "metrics.csv")
+        beside = run.root / "baselines" / name
+        failures += score_split(last, cases, beside, executor, predict(cases, beside))[1]
+        scores[name] = read_scores(beside / "metrics.csv")
     common = common_cases(scores)
     told = f"mean over {len(common)} cases"
     if len(common) < len(cases):
         told += f" of {len(cases)}, those that every row has"
         log.warning("table 5: %s; the others failed in some row", told)
     plan = plan_rounds(rounds, trained.cohort.cases)
-    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan)]
+    notes = [f"{told[0].upper()}{told[1:]}.", tell_starts(plan), tell_frozen(plan)]
     if last.config.data.name == PHANTOM:
         notes.append("These are phantoms, not patients.")
     known = {row["round"]: {key: row[key] for key in ("cases", "targets")} for row in plan}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,8 @@ class RoundSettings:
         split: The held-out cases of the ablation table.
         max_failed: Share of a step's cases that may fail by no fault of their files.
         config: The whole configuration, for records.
+        is_frozen: Whether it is kept as it was trained; then its other settings are those of that time.
+        trained_cases: How many cases a frozen round was trained on, if that is known.
     """
 
     name: str | None
@@ -95,6 +97,8 @@ class RoundSettings:
     score: ScoreSettings
     max_failed: float
     config: DictConfig
+    is_frozen: bool = False
+    trained_cases: int | None = None
 
     @classmethod
     def from_config(cls, cfg: DictConfig, rules: DictConfig | None = None) -> RoundSettings:
@@ -166,8 +170,10 @@ class TrainingSet:
         items: Case id -> cached image, cached labels and how often it is drawn; in index order.
         key: Digest of all of it: equal keys train equal networks.
         failures: Cases that could not be labelled.
+        parts: What the key is made of, to tell later what has changed: `cases`, `start` and `statistics`.
     """
 
     items: dict[str, tuple[Path, Path, float]]
     key: str
     failures: list[Outcome]
+    parts: dict[str, Any] = field(default_factory=dict)

@@ -174,7 +174,7 @@ def train_round(
         with told_if_full(folder.root):
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         if is_first():
-            mark_trained(start.training)
+            mark_trained(start.training, {"config": own.public, "parts": training.parts})
     return tell_training(folder, own.objective)
 
 

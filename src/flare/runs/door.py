@@ -56,7 +56,7 @@ class _Watch:
     since: float = 0
     is_waiting: bool = False
     places: list[Callable[[], str]] = field(default_factory=list)
-    stopped_in: list[str] = field(default_factory=list)
+    stopped_in: str = ""
     again: str = ""
 
 
@@ -125,7 +125,7 @@ def _on_signal(number: int, _: Any) -> None:
     now = time.monotonic()
     if _watch.number is None:
         _watch.number, _watch.since = number, now
-        _watch.stopped_in = [tell() for tell in _watch.places]
+        _watch.stopped_in = where()
         if not _watch.is_waiting:
             stop()
     elif now - _watch.since > INSISTS_S:
@@ -159,6 +159,11 @@ def place(tell: Callable[[], str]) -> Iterator[None]:
         _watch.places.remove(tell)
 
 
+def where() -> str:
+    """What is being done, outermost first; empty if nobody says."""
+    return ", ".join(tell() for tell in _watch.places)
+
+
 def go_on_with(line: str) -> None:
     """Name the command that goes on after a stop, where that is not the same one."""
     _watch.again = line
@@ -170,8 +175,8 @@ def _end(stopped: Stopped) -> None:
     for child in multiprocessing.active_children():
         child.join(max(deadline - time.monotonic(), 0))
         child.kill()
-    where = f" in {', '.join(_watch.stopped_in)}" if _watch.stopped_in else ""
-    sys.stderr.write(f"stopped by {stopped.signal}{where}; go on with: {_watch.again or _same(sys.argv)}\n")
+    told = f" in {_watch.stopped_in}" if _watch.stopped_in else ""
+    sys.stderr.write(f"stopped by {stopped.signal}{told}; go on with: {_watch.again or _same(sys.argv)}\n")
     raise SystemExit(stopped.code)
 
 

@@ -122,6 +122,7 @@ class PreparedFolder:
     index = Place("index.csv")  # the cases that can be used
     integrity = Place("integrity.csv")  # what was found wrong with which file
     label_analysis = Place("label_analysis.csv")  # kinds and volumes by case; a plot has the suffix .png
+    label_sources = Place("label_sources.csv")  # by source and class: what is declared, and what is present
     statistics = Place("statistics.json")  # intensities of the training cohort
     seen = Place("journal/paths.json")  # the paths that the last start saw
 

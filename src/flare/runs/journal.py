@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -12,8 +13,11 @@ from typing import Any
 
 from flare.core.errors import FlareError, some
 from flare.core.files import config_hash, is_whole, sha256, stat_key, told_if_full
+from flare.runs.changes import NEW, cases_told, joined, members_told, settings_told
+from flare.runs.door import where
 from flare.runs.work import Executor, Job, Outcome, run_cases
 
+log = logging.getLogger(__name__)
 Inputs = Mapping[str, "Path | str"]
 GUARDED = (".nii.gz", ".json")  # what people make or correct as well; what lies in a store is ours alone
 NAMED = 5  # files that a message names
@@ -29,27 +33,49 @@ class Journal:
 
     One JSON line a case in `path`, the last line of a case wins; a truncated last line (a killed process)
     is ignored. Recorded are the inputs (a `Path`: size and time; a `str`: the hash of an output of ours),
-    a digest of the config, the outputs with their hash, size and time, and free values.
+    a digest of the config, the outputs with their hash, size and time, and free values. The first line of a
+    config holds it whole, so that it can be told later what has changed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._entries: dict[str, dict[str, Any]] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 with suppress(json.JSONDecodeError):
                     entry = json.loads(line)
                     self._entries[entry["case"]] = entry
+                    if "whole_config" in entry:
+                        self._configs[entry["config"]] = entry.pop("whole_config")
 
     def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any] | None) -> bool:
         """Whether the case was done from exactly these inputs (and config), and its outputs still stand."""
+        return not self.why(case_id, inputs, config)
+
+    def why(self, case_id: str, inputs: Inputs, config: Mapping[str, Any] | None) -> str:
+        """Say why a case must be done: what differs from what is noted; empty if nothing does."""
         entry = self._entries.get(case_id)
-        if entry is None or (config is not None and entry["config"] != config_hash(config)):
-            return False
+        if entry is None:
+            return NEW
+        told: list[str] = []
+        if config is not None and entry["config"] != config_hash(config):
+            before = self.config(case_id)
+            told += ["the settings changed"] if before is None else settings_told(before, config)
+        now: dict[str, Any] = dict.fromkeys(inputs)
+        for name, given in inputs.items():
+            with suppress(OSError):
+                now |= _keys({name: given})
+        told += members_told(entry["inputs"], now)
+        if not told:
+            left = [name for name, output in entry["outputs"].items() if not self._stands(output)]
+            told += [f"what it left is gone or was changed: {', '.join(left)}"] if left else []
+        return joined(told)
+
+    def _stands(self, output: Mapping[str, Any]) -> bool:
+        """Whether an output is as it was recorded."""
         try:
-            if entry["inputs"] != _keys(inputs):
-                return False
-            return all(stat_key(self.path.parent / o["path"]) == o["stat"] for o in entry["outputs"].values())
+            return stat_key(self.path.parent / output["path"]) == output["stat"]
         except OSError:
             return False
 
@@ -62,7 +88,7 @@ class Journal:
         values: Mapping[str, Any] | None = None,
     ) -> None:
         """Note that the case is done. Call after its outputs have their final names."""
-        entry = {
+        entry: dict[str, Any] = {
             "case": case_id,
             "config": config_hash(config),
             "inputs": _keys(inputs),
@@ -70,6 +96,9 @@ class Journal:
             "values": dict(values or {}),
         }
         self._entries[case_id] = entry
+        if entry["config"] not in self._configs:
+            self._configs[entry["config"]] = json.loads(json.dumps(config, default=str))
+            entry = {**entry, "whole_config": self._configs[entry["config"]]}
         with told_if_full(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as stream:
@@ -111,6 +140,10 @@ class Journal:
     def cases(self) -> set[str]:
         """Every case that was ever noted."""
         return set(self._entries)
+
+    def config(self, case_id: str) -> dict[str, Any] | None:
+        """The config that a case was done with; None where a version that did not keep it has noted it."""
+        return self._configs.get(self._entries[case_id]["config"])
 
     def values(self, case_id: str) -> dict[str, Any]:
         """The values recorded with a case."""
@@ -178,6 +211,13 @@ class Resumed:
     failures: list[Outcome]
 
 
+def tell_again(step: str, why: str) -> None:
+    """Say in the log that a step is done again, and why, unless there is no reason."""
+    if why:
+        place = where()
+        log.info("%s again: %s", f"{place}: {step}" if place else step, why)
+
+
 def resume_cases(
     function: Callable[..., Mapping[str, Any] | None],
     jobs: Mapping[str, Job],
@@ -188,7 +228,7 @@ def resume_cases(
     journal: Journal,
     executor: Executor,
     description: str,
-    again: Collection[str] = (),
+    again: Mapping[str, str] | None = None,
     alone: Callable[[int], bool] | None = None,
     before: Callable[[Collection[str]], None] | None = None,
 ) -> Resumed:
@@ -206,7 +246,7 @@ def resume_cases(
         journal: What is done.
         executor: Where the cases are worked on.
         description: Of the progress bar.
-        again: Cases to do although they are current.
+        again: Cases to do although they are current, and why.
         alone: Whether so many cases are done one at a time, see `Executor.alone`.
         before: Called once with the cases to do, if there are any.
 
@@ -214,12 +254,12 @@ def resume_cases(
         FlareError: Before any work, if a segmentation or sidecar would be overwritten that is not ours.
     """
     configs = {case: config(case) if callable(config) else config for case in jobs}
-    todo = {
-        case: job
-        for case, job in jobs.items()
-        if case in again or not journal.is_current(case, inputs[case], configs[case])
-    }
+    again = again or {}
+    why = {case: again.get(case) or journal.why(case, inputs[case], configs[case]) for case in jobs}
+    todo = {case: jobs[case] for case, reason in why.items() if reason}
     require_own(journal, {case: outputs(case) for case in todo})
+    if any(case in journal for case in jobs):
+        tell_again(description, cases_told({case: why[case] for case in todo}, len(jobs)))
     if todo and before is not None:
         before(todo.keys())
     failures: list[Outcome] = []

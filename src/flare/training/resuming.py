@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, is_same_file, name_file, remove_partial, sha256
+from flare.runs.changes import joined, members_told, settings_told
 from flare.runs.folders import RoundFolder, TrainingFolder
 from flare.runs.journal import Journal
 from flare.training.settings import TrainingSettings
@@ -35,14 +38,18 @@ def training_key(settings: TrainingSettings, data_key: str) -> str:
 
     `data_key` is that of the images and labels, see `rounds.settings.TrainingSet`.
     """
-    config = settings.public
+    return config_hash([*decisive(settings.public).values(), data_key])
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the weights in a public configuration, by key, beside images and labels."""
     trainer = {name: value for name, value in config["trainer"].items() if name not in NOT_IDENTITY}
-    # which checkpoint teaches reaches the weights by labels and start alone, which are in `data_key`
+    # which checkpoint teaches reaches the weights by labels and start alone, which are in the data's key
     by_data = ("unlabeled_teacher", "teacher_kind")
     own = {name: value for name, value in config["round"].items() if name not in by_data}
     whole = ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
-    decisive = [config[name] for name in whole]
-    return config_hash([*decisive, own, config["labels"]["targets"], trainer, data_key])
+    parts = {name: config[name] for name in whole}  # in the order of the key
+    return {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
 
 
 @dataclass(frozen=True)
@@ -165,9 +172,41 @@ def make_current(training: TrainingFolder) -> None:
             name.unlink(missing_ok=True)  # a name alone: the file is in the folder of its training
 
 
-def mark_trained(training: TrainingFolder) -> None:
-    """Note that a training is complete, and what it left."""
-    _journal(training).record("train", {}, {}, {"checkpoint": training.last})
+def mark_trained(training: TrainingFolder, made_from: Mapping[str, Any] | None = None) -> None:
+    """Note that a training is complete, what it left, and what it was made from, see `made_from`."""
+    _journal(training).record("train", {}, {}, {"checkpoint": training.last}, made_from)
+
+
+def made_from(training: TrainingFolder) -> dict[str, Any]:
+    """What a complete training was made from: its public `config`, and the `parts` of its training set.
+
+    One of an earlier version noted nothing; its checkpoint holds the configuration alone.
+    """
+    noted = _journal(training).values("train")
+    if noted:
+        return noted
+    from flare.runs.checkpoints import load_checkpoint  # torch: only for a training that is noted so
+
+    return {"config": load_checkpoint(training.last).config}
+
+
+def why_again(training: TrainingFolder, settings: TrainingSettings, parts: Mapping[str, Any]) -> str:
+    """Say what a complete training was made from that is another now: the keys, and the cases."""
+    before = made_from(training)
+    told = settings_told(decisive(before["config"]), decisive(settings.public))
+    if "parts" not in before:
+        return joined(told) or "its cases or their labels changed"
+    old, now = ({k: v for k, v in given.items() if k != "cases"} for given in (before["parts"], parts))
+    told += [f"case {line}" for line in members_told(before["parts"]["cases"], parts["cases"])]
+    return joined(told + settings_told(old, now))
+
+
+def whole_training(folder: RoundFolder) -> TrainingFolder | None:
+    """The complete training that a round's names lead to, or else the latest complete one; None without."""
+    complete = [training for training in _trainings(folder) if is_trained(training)]
+    current = [training for training in complete if is_same_file(folder.last, training.last)]
+    latest = max(complete, key=lambda training: training.last.stat().st_mtime_ns, default=None)
+    return current[0] if current else latest
 
 
 def is_trained(training: TrainingFolder) -> bool:
