@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flare.core.classes import ClassList
-from flare.core.files import write_csv, write_text
+from flare.core.files import read_csv, write_csv, write_text
 from flare.core.volumes import read_image, write_labels
 from flare.report.examples import Shown, named_ranks, viewer_json
 from flare.report.facts import Facts, ReportSettings, gather
@@ -48,20 +48,43 @@ def test_the_page_has_every_section_and_the_contents_name_them(page: str) -> Non
 
 
 @pytest.mark.slow
-def test_the_page_says_beside_the_table_which_rounds_go_on_from_their_teachers(tmp_path: Path) -> None:
+def test_the_page_says_which_rounds_go_on_from_their_teachers_or_are_frozen_and_what_contradicts_a_source(
+    tmp_path: Path,
+) -> None:
     made = make_run(tmp_path)
     page = write_report(*made.arguments()).read_text(encoding="utf-8")
     scores = page[page.index('<section id="scores"') :].split("</section>")[0]
     assert {r.training.init for r in made.rounds} == {"fresh"}
     assert "from the teacher" not in scores
     assert "mean over 1 validation cases of" in scores
+    assert "Frozen" not in scores
+    assert ">! " not in page
     made.rounds = [replace(item, training=replace(item.training, init="teacher")) for item in made.rounds]
+    made.rounds[0] = replace(made.rounds[0], is_frozen=True)
+    sources = made.cohort.folder.label_sources
+    rows = read_csv(sources)
+    rows[13] |= {"declared": "yes", "contradiction": "declared, present in no case"}
+    write_csv(sources, rows)
     plan = plan_rounds(made.rounds, made.cohort.cases)
     write_csv(made.run.root / "plan.csv", plan)
     warm = write_report(*made.arguments()).read_text(encoding="utf-8")
     scores = html.unescape(warm[warm.index('<section id="scores"') :].split("</section>")[0])
     assert tell_starts(plan)
     assert tell_starts(plan) in scores
+    assert "Frozen (freeze): MOT, with the weights and labels of an earlier training" in scores
+    assert re.search(
+        r'<td>tumor</td><td class="n" title="declared, present in no case">! declared 3/3</td>', warm
+    )
+
+
+def test_the_label_analysis_is_shown_by_class_and_source(page: str) -> None:
+    """Three training cases and one for validation, each with liver, spleen and tumor, declared nowhere."""
+    section = page[page.index('<section id="completeness"') :].split("</section>")[0]
+    assert re.findall(r'<th class="n">(.*?)</th>', section) == ["data.labels", "data.validation_labels"]
+    rows = dict(re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", section))
+    assert re.findall(r">([^<]+)</td>", rows["liver"]) == ["3/3", "1/1"]
+    assert re.findall(r">([^<]+)</td>", rows["left kidney"]) == ["0/3", "0/1"]
+    assert len(rows) == 14
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:

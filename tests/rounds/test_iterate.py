@@ -163,9 +163,10 @@ def test_a_dry_run_of_a_finished_run_says_what_a_changed_key_redoes_and_loads_no
     assert changed(before, after) == {"demo/plan.csv"}
 
 
-def test_of_a_finished_run_a_dry_run_says_that_everything_is_done(again: Callable[..., set[str]]) -> None:
-    outputs: Path = again.outputs  # type: ignore[attr-defined]
-    steps = run_iterate(outputs, TWO, "dry_run=true")["steps"]
+def test_of_a_finished_run_a_dry_run_says_that_everything_is_done(
+    finished: Path, again: Callable[..., set[str]]
+) -> None:
+    steps = run_iterate(finished, TWO, "dry_run=true")["steps"]
     assert [(s.round, s.name) for s in steps] == [
         ("", "prepare"), ("mo", "train"), ("mo", "evaluate"),
         ("mo1", "infer"), ("mo1", "merge"), ("mo1", "train"), ("mo1", "evaluate"), ("", "report"),
@@ -173,6 +174,7 @@ def test_of_a_finished_run_a_dry_run_says_that_everything_is_done(again: Callabl
     assert {(s.state, s.why) for s in steps} == {("done", "")}
     named = {"data.scoring.protocol=flare23": "score test: data.scoring.protocol: present -> flare23"}
     named["restore=nearest"] = "predict test: 1 of 1 cases (phantom_5001): restore: trilinear -> nearest"
+    outputs: Path = again.outputs  # type: ignore[attr-defined]
     for key, why in named.items():
         (own,) = (
             s

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from hydra.utils import get_method
@@ -188,5 +188,9 @@ class InferenceSettings:
 
     def identity(self) -> dict[str, Any]:
         """Give what decides the result, as plain values: all but place, memory, costs and trust."""
+        return dict(self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
         outside = ("memory_mb", "device", "measure", "networks")
         return {key: value for key, value in asdict(self).items() if key not in outside}

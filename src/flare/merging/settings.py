@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig
@@ -90,6 +91,10 @@ class MergeSettings:
 
     def identity(self) -> dict[str, Any]:
         """What decides, beside the maps, what a merge gives."""
+        return dict(self._identity)
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
         return {
             "classes": self.classes.to_config(),
             "label_map": self.label_map,
