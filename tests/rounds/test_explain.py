@@ -90,11 +90,12 @@ class Run:
         mark_trained(training, {"config": item.training.public, "parts": made.parts})
 
     def explain(self, *overrides: str, freeze: tuple[str, ...] = (), cohort: Foreseen | None = None) -> Told:
-        """State and reason of each step that is not done, by round and step."""
+        """State and reason of each step of rounds, and of the cohort, that is not done."""
         rounds = self.rounds(*overrides)
         kept = freeze_rounds(freeze, rounds, rounds[0].run)
         steps = explain_run(rounds, cohort or Foreseen(self.cases), kept)
-        return {(s.round, s.name): (s.state, s.why) for s in steps if s.state != "done"}
+        assert [s.name for s in steps][:: len(steps) - 1] == ["prepare", "report"]
+        return {(s.round, s.name): (s.state, s.why) for s in steps[:-1] if s.state != "done"}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,18 @@ def test_of_a_finished_run_everything_is_done(run: Run) -> None:
     files = {path: path.stat().st_mtime_ns for path in run.root.rglob("*")}
     assert run.explain() == {}
     assert files == {path: path.stat().st_mtime_ns for path in run.root.rglob("*")}
+
+
+def test_the_report_follows_the_rounds_and_else_says_its_own_reason(run: Run) -> None:
+    def report(key: str = "", finish: str = "", **given: str) -> tuple[str, str]:
+        rounds = run.rounds(*([key] if key else []))
+        last = explain_run(rounds, Foreseen(run.cases, **given), {}, lambda: finish)[-1]
+        return last.state, last.why
+
+    assert report() == ("done", "")
+    assert report(finish="seed: 0 -> 1") == ("again", "seed: 0 -> 1")
+    assert report("optimizer.lr=0.02", "seed: 0 -> 1") == ("again", "what is done above")
+    assert report(statistics="c3 removed") == ("perhaps", "what is done above")
 
 
 def test_a_key_of_the_labels_is_named_and_what_follows_from_it(run: Run) -> None:
@@ -155,6 +168,9 @@ def test_a_case_that_each_start_tries_makes_nothing_sure(run: Run) -> None:
     assert told["", "prepare"] == ("again", "1 of 5 cases (bad): refused at the last start, tried again")
     assert told["mo1", "train"] == ("perhaps", "its labels: 1 of 5 cases (c8): not done before")
     assert ("mo", "train") not in told
+    known = Foreseen([*run.cases, failing])
+    told = run.explain("optimizer.lr=0.02", freeze=("mo",), cohort=known)
+    assert told["mo1", "train"][0] == "again"  # for a reason of its own
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -14,14 +14,13 @@ from flare.rounds.graph import Teacher, teachers_of
 from flare.rounds.label import by_teacher, label_jobs, makes_labels, training_set
 from flare.rounds.score import explain_scores
 from flare.rounds.settings import RoundSettings
-from flare.runs.changes import cases_told, joined, settings_told
+from flare.runs.changes import cases_told, joined
 from flare.runs.journal import Journal
 from flare.runs.work import console
 from flare.training.resuming import (
-    decisive,
     find_training,
     is_trained,
-    made_from,
+    keys_told,
     training_key,
     whole_training,
     why_again,
@@ -51,19 +50,27 @@ class Outlook:
 
 
 def explain_run(
-    rounds: Sequence[RoundSettings], cohort: Foreseen, frozen: Mapping[str, RoundSettings]
+    rounds: Sequence[RoundSettings],
+    cohort: Foreseen,
+    frozen: Mapping[str, RoundSettings],
+    finish: Callable[[], str] = str,
 ) -> list[Step]:
-    """Explain the rounds of a run in turn, as they are configured; `frozen` are some as they are kept."""
+    """Explain the rounds of a run in turn, as they are configured; `frozen` are some as they are kept.
+
+    `finish` says why the report of a run whose rounds all stand is made again.
+    """
     pending = {**cohort.pending, **dict.fromkeys(cohort.tried, "refused at the last start, tried again")}
     told = [*cohort.members, *([cases_told(pending, len(cohort.cases))] if pending else [])]
-    state = DONE if not told else AGAIN if rounds and rounds[0].prepared.index.exists() else TODO
-    steps = [Step("", "prepare", state, joined(told))]
+    has_before = rounds[0].prepared.index.exists()
+    steps = [Step("", "prepare", DONE if not told else AGAIN if has_before else TODO, joined(told))]
     known: dict[str, Outlook] = {}
     for item in rounds:
         name = str(item.name)
         known[name] = explain_round(item, cohort, known, frozen.get(name))
         steps += known[name].steps.values()
-    return steps
+    first = next((s for s in (AGAIN, TODO, PERHAPS) if s in {step.state for step in steps[1:]}), DONE)
+    why = finish() if first == DONE else "what is done above"
+    return [*steps, Step("", "report", first if first != DONE else AGAIN if why else DONE, why)]
 
 
 def explain_round(
@@ -73,10 +80,8 @@ def explain_round(
     name, chosen = str(item.name), select_cases(cohort.cases, item.labels.cases)
     before = whole_training(item.folder)
     if not chosen and frozen is None:
-        nothing = Step(
-            name, "train", TODO, f"no training case is {item.labels.cases!r} (labels.cases): refused"
-        )
-        return Outlook({"train": nothing})
+        why = f"no training case is {item.labels.cases!r} (labels.cases): refused"
+        return Outlook({"train": Step(name, "train", TODO, why)})
     steps, news = {}, ""
     if makes_labels(item):
         steps = _labels(item, chosen, cohort, known)
@@ -111,21 +116,17 @@ def _kept(step: Step) -> Step:
     return Step(step.round, step.name, FROZEN, why)
 
 
-def _upstream(teachers: Iterable[Teacher | None], known: Mapping[str, Outlook]) -> tuple[str, str]:
-    """What of teachers is surely made before a round, and what perhaps comes out new."""
-    surely, perhaps = [], []
-    for teacher in teachers:
-        outlook = None if teacher is None else known.get(str(teacher.round))
-        if outlook is None or teacher is None:
-            continue
-        state = outlook.steps["train"].state
-        if state in OPEN:
-            surely.append(f"round {teacher.round} is trained {'again' if state == AGAIN else 'before'}")
-        elif state == PERHAPS:
-            perhaps.append(f"round {teacher.round} is perhaps trained again")
-        elif outlook.news:
-            perhaps.append(f"round {teacher.round}: {outlook.news}")
-    return joined(surely), joined(perhaps)
+def _upstream(teacher: Teacher | None, known: Mapping[str, Outlook]) -> tuple[str, str]:
+    """What of a round's teacher is surely made before, and what perhaps comes out new."""
+    outlook = None if teacher is None else known.get(str(teacher.round))
+    if teacher is None or outlook is None:
+        return "", ""
+    state, name = outlook.steps["train"].state, f"round {teacher.round}"
+    if state in OPEN:
+        return f"{name} is trained {'again' if state == AGAIN else 'before'}", ""
+    if state == PERHAPS:
+        return "", f"{name} is perhaps trained again"
+    return "", f"{name}: {outlook.news}" if outlook.news else ""
 
 
 def _labels(
@@ -137,7 +138,7 @@ def _labels(
     maybe = []
     journal = Journal(item.folder.journal("label"))
     for teacher, own in by_teacher(item, chosen):
-        surely, perhaps = _upstream([teacher], known)
+        surely, perhaps = _upstream(teacher, known)
         maybe += [perhaps] * bool(perhaps)
         if teacher is not None and not surely and not teacher.checkpoint.is_file():  # of a frozen round
             surely = f"{teacher.checkpoint.name} of its teacher is not there"
@@ -155,10 +156,9 @@ def _labels(
     for step, reasons in (("infer", infer), ("merge", merge)):
         is_again = any(case in journal for case in reasons)
         state = AGAIN if is_again else TODO if reasons else PERHAPS if maybe else DONE
+        why = cases_told(reasons, len(chosen)) or joined(maybe)
         if step == "merge" or item.is_hybrid:
-            steps[step] = Step(
-                name, step, state, cases_told(reasons, len(chosen)) if reasons else joined(maybe)
-            )
+            steps[step] = Step(name, step, state, why)
     return steps
 
 
@@ -171,26 +171,24 @@ def _training(
 ) -> Step:
     """Explain the training of a round, whose labels are explained."""
     name, before = str(item.name), whole_training(item.folder)
-    is_warm = item.training.init == "teacher"
-    surely, maybe = _upstream(teachers_of(item)[:1] if is_warm else [], known)
-    told = [surely] * bool(surely)
+    warm = next(iter(teachers_of(item)), None) if item.training.init == "teacher" else None
+    surely, maybe = _upstream(warm, known)
     pending = {case.id: cohort.pending[case.id] for case in chosen if case.id in cohort.pending}
-    if labels and labels["merge"].state == TODO and before is not None and not (told or pending):
-        # cases that were never labelled failed before, or are new: they are tried, and the rest stands
-        return Step(name, "train", PERHAPS, f"its labels: {labels['merge'].why}")
-    if labels and labels["merge"].state in OPEN:
-        told.append(f"its labels: {labels['merge'].why}")
-    elif not labels and pending:
+    merge = labels.get("merge")
+    told = [surely] * bool(surely)
+    if merge is not None and merge.state in OPEN:
+        told.append(f"its labels: {merge.why}")
+    elif merge is None and pending:
         told.append(cases_told(pending, len(chosen)))
     if told or not item.prepared.statistics.exists():
-        config = (
-            []
-            if before is None
-            else settings_told(decisive(made_from(before)["config"]), decisive(item.training.public))
-        )
-        return Step(name, "train", TODO if before is None else AGAIN, joined(config + told))
+        if before is None:
+            return Step(name, "train", TODO, joined(told))
+        keys = keys_told(before, item.training)
+        # cases that were never labelled failed before or are new: they are tried, and the rest may stand
+        is_tried = merge is not None and merge.state == TODO and not (surely or pending or keys)
+        return Step(name, "train", PERHAPS if is_tried else AGAIN, joined(keys + told))
     journal = Journal(item.folder.journal("label"))
-    values = {case.id: journal.values(case.id) for case in chosen} if labels else None
+    values = None if merge is None else {case.id: journal.values(case.id) for case in chosen}
     training = training_set(item, chosen, values, [])
     found = find_training(item.folder, training_key(item.training, training.key))
     if found is None or not is_trained(found):
@@ -200,15 +198,13 @@ def _training(
         return Step(name, "train", AGAIN, f"{why}{'; goes on where it stopped' if found else ''}")
     perhaps = [f"intensity statistics are made anew: {cohort.statistics}"] * bool(cohort.statistics)
     perhaps += [maybe] * bool(maybe)
-    perhaps += [step.why for step in labels.values() if step.name == "merge" and step.state == PERHAPS]
+    perhaps += [merge.why] if merge is not None and merge.state == PERHAPS else []
     return Step(name, "train", PERHAPS if perhaps else DONE, joined(perhaps))
 
 
 def print_steps(steps: Sequence[Step]) -> None:
     """Show what is done, and what will be done and why."""
-    table = Table(
-        title="what a start does: what comes out as it was redoes nothing after it", title_justify="left"
-    )
+    table = Table(title="what a start does, and why", title_justify="left")
     for column in ("round", "step", "state", "why"):
         table.add_column(column)
     for number, step in enumerate(steps):

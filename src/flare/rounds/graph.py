@@ -68,7 +68,7 @@ def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list
 
 def require_rounds(key: str, names: str | Sequence[str]) -> list[str]:
     """The rounds that a key lists, or the one that it names; a name that is no round is refused."""
-    names = [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) or not isinstance(names, Sequence) else list(names)
     known = sorted({p.stem for p in (CONF / "round").glob("*.yaml")} - {"all"})  # which names no round
     unknown = [str(name) for name in names if name not in known]
     if unknown:

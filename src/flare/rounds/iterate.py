@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,9 +16,9 @@ from flare.core.class_files import own_classes
 from flare.core.errors import FLAG
 from flare.core.files import remove_partial, write_csv
 from flare.core.paths import settle_paths
-from flare.prepare.cohort import Cohort, Foreseen, analyse, prepare_cohort
+from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.settings import PrepareSettings
-from flare.rounds.explain import AGAIN, DONE, OPEN, TODO, Step, explain_run, print_steps
+from flare.rounds.explain import explain_run, print_steps
 from flare.rounds.freeze import freeze_rounds
 from flare.rounds.graph import (
     check_rounds,
@@ -75,7 +76,7 @@ def iterate(
     cfg: DictConfig,
     overrides: Sequence[str] | None = None,
     finish: Callable[[Trained], Results] = write_ablation,
-    explain_finish: Callable[[Trained], str] | None = None,
+    explain_finish: Callable[[Trained], str] = lambda _: "",
 ) -> dict[str, Any]:
     """Run the rounds of a configuration of `iterate`, each resumed where it stopped.
 
@@ -104,7 +105,14 @@ def iterate(
     if cfg.dry_run:
         foreseen = analyse(cfg)
         with lock(run.root):  # another start's plan stays while that start runs
-            return _explain(cfg, foreseen, composed, kept, run, explain_finish)
+            plan = plan_rounds(rounds, foreseen.cases)
+            print_plan(plan)
+            write_csv(run.root / "plan.csv", plan)
+            cohort = Cohort(rounds[0].prepared, foreseen.cases, [], None, [])
+            trained = Trained(rounds, cohort, run, build_executor(cfg))
+            steps = explain_run(composed, foreseen, kept, partial(explain_finish, trained))
+        print_steps(steps)
+        return {"plan": plan, "steps": steps}
     journal = Journal(run.root / "journal" / "configurations.jsonl")
     sound = _check(rounds, journal)
     with lock(run.root):
@@ -114,31 +122,6 @@ def iterate(
         remove_partial(run.root / "baselines", below=True)
         record_environment(run.root, cfg)
         return _run(cfg, rounds, run, finish)
-
-
-def _explain(
-    cfg: DictConfig,
-    foreseen: Foreseen,
-    composed: Sequence[RoundSettings],
-    kept: Mapping[str, RoundSettings],
-    run: RunFolder,
-    explain_finish: Callable[[Trained], str] | None,
-) -> dict[str, Any]:
-    """Show the plan of each round, and what a start would do, and why."""
-    rounds = [kept.get(str(r.name), r) for r in composed]
-    plan = plan_rounds(rounds, foreseen.cases)
-    print_plan(plan)
-    write_csv(run.root / "plan.csv", plan)
-    steps = explain_run(composed, foreseen, kept)
-    report = AGAIN if (run.root / "report.html").exists() else TODO
-    why = "what is done above" if any(s.state in OPEN for s in steps) else ""
-    if not why and explain_finish is not None:
-        cohort = Cohort(rounds[0].prepared, foreseen.cases, [], None, [])
-        with closing(build_executor(cfg)) as executor:
-            why = explain_finish(Trained(rounds, cohort, run, executor))
-    steps.append(Step("", "report", report if why else DONE, why))
-    print_steps(steps)
-    return {"plan": plan, "steps": steps}
 
 
 def _check(rounds: Sequence[RoundSettings], journal: Journal) -> list[tuple]:

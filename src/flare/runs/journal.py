@@ -61,7 +61,7 @@ class Journal:
         told: list[str] = []
         if config is not None and entry["config"] != config_hash(config):
             before = self.config(case_id)
-            told += ["the settings changed"] if before is None else settings_told(before, config)
+            told += ([] if before is None else settings_told(before, config)) or ["the settings changed"]
         now: dict[str, Any] = dict.fromkeys(inputs)
         for name, given in inputs.items():
             with suppress(OSError):
@@ -258,8 +258,7 @@ def resume_cases(
     why = {case: again.get(case) or journal.why(case, inputs[case], configs[case]) for case in jobs}
     todo = {case: jobs[case] for case, reason in why.items() if reason}
     require_own(journal, {case: outputs(case) for case in todo})
-    if any(case in journal for case in jobs):
-        tell_again(description, cases_told({case: why[case] for case in todo}, len(jobs)))
+    tell_again(description, cases_told({case: why[case] for case in todo if case in journal}, len(jobs)))
     if todo and before is not None:
         before(todo.keys())
     failures: list[Outcome] = []

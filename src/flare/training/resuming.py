@@ -190,14 +190,22 @@ def made_from(training: TrainingFolder) -> dict[str, Any]:
     return {"config": load_checkpoint(training.last).config}
 
 
+def keys_told(training: TrainingFolder, settings: TrainingSettings) -> list[str]:
+    """Name the keys that a complete training was made with another value of."""
+    before, now = (
+        {**decisive(config), **{f"labels.{key}": config["labels"][key] for key in ("source", "cases")}}
+        for config in (made_from(training)["config"], settings.public)
+    )
+    return settings_told(before, now)
+
+
 def why_again(training: TrainingFolder, settings: TrainingSettings, parts: Mapping[str, Any]) -> str:
     """Say what a complete training was made from that is another now: the keys, and the cases."""
-    before = made_from(training)
-    told = settings_told(decisive(before["config"]), decisive(settings.public))
-    if "parts" not in before:
+    told, before = keys_told(training, settings), made_from(training).get("parts")
+    if before is None:
         return joined(told) or "its cases or their labels changed"
-    old, now = ({k: v for k, v in given.items() if k != "cases"} for given in (before["parts"], parts))
-    told += [f"case {line}" for line in members_told(before["parts"]["cases"], parts["cases"])]
+    old, now = ({k: v for k, v in given.items() if k != "cases"} for given in (before, parts))
+    told += [f"case {line}" for line in members_told(before["cases"], parts["cases"])]
     return joined(told + settings_told(old, now))
 
 
