@@ -164,8 +164,8 @@ def test_a_strangers_file_stops_a_step_before_any_work(guarded: Step) -> None:
     assert guarded.run().processed == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("again", [("a",), ()])
-def test_a_correction_by_hand_is_not_overwritten(guarded: Step, again: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("again", [{"a": "asked for"}, {}])
+def test_a_correction_by_hand_is_not_overwritten(guarded: Step, again: dict[str, str]) -> None:
     guarded.run()
     drawn = by_hand(guarded, "a")
     with pytest.raises(FlareError, match="or that were changed since: a"):
