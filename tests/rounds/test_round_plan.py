@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 from omegaconf import DictConfig
 
 from flare.rounds.graph import compose_rounds, iterations_behind, plan_rounds, tell_starts
