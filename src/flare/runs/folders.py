@@ -8,13 +8,15 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.files import write_json, write_text
-from flare.core.geometry import Spacing
+
+if TYPE_CHECKING:  # a complete cohort is recognised without arrays
+    from flare.core.geometry import Spacing
 
 
 class Place:
