@@ -256,6 +256,20 @@ def test_scripts_answer_without_heavy_imports() -> None:
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("script", ["train", "iterate"])
+def test_a_wrong_value_is_told_before_torch_is_imported(script: str) -> None:
+    code = (
+        "import atexit, sys\n"
+        f"sys.argv = ['{script}', 'optimizer.lr=-1']\n"
+        "heavy = ('torch', 'pytorch_lightning', 'monai', 'torchio', 'matplotlib')\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules]))\n"
+        f"from flare.cli import {script}; {script}()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "[]\n"), done.stderr
+    assert done.stderr.strip() == "optimizer.lr=-1: expected a number, 0 or more"
+
+
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
 def test_files_say_what_they_are(group: str, option: str) -> None:
     """No resolver but interpolation, one level of inheritance at most."""

@@ -58,12 +58,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         FlareError: Before any work if the configuration cannot be trained; before the training if a step
             failed in general, see `stop_on_faults`; after it if cases were refused, with their reasons.
     """
-    from flare.rounds.train import check_configuration, is_first, tell_training
-
     settle_paths(cfg)
     cfg = own_classes(cfg)
     settings = RoundSettings.from_config(cfg)
     PrepareSettings.from_config(cfg)
+    # torch and Lightning take seconds: a wrong value is told before
+    from flare.rounds.train import check_configuration, is_first, tell_training
+
     check_configuration(settings)
     cohort = prepare_cohort(cfg)
     with closing(build_executor(cfg)) as executor, naming(cohort.failures):
