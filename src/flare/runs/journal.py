@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flare.core.class_files import CLASSES
 from flare.core.errors import FlareError, some
 from flare.core.files import config_hash, is_whole, sha256, stat_key, told_if_full
 from flare.runs.changes import NEW, cases_told, joined, members_told, settings_told
@@ -166,7 +167,8 @@ def require_own(journal: Journal, outputs: Mapping[str, Mapping[str, Path]]) -> 
     Raises:
         FlareError: Naming the files.
     """
-    paths = [(case, path) for case, files in outputs.items() for path in files.values()]
+    # a case with the class list's name is refused alone, where its sidecar would be written
+    paths = [(c, p) for c, files in outputs.items() for p in files.values() if p.name != CLASSES]
     refuse_foreign([p for case, p in paths if p.name.endswith(GUARDED) and journal.is_foreign(case, p)])
 
 
