@@ -7,11 +7,11 @@ PEERS  := .venv-peers
 
 # Where several processes share the cores, threads that wait sleep; the demo's spin a little before they sleep,
 # which is faster alone and does not stall beside other work (see docs/benchmarks.md)
-test test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive
+test test-all test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive
 demo: export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast fidelity bench-infer check house format clean
+.PHONY: help demo test test-all test-fast fidelity bench-infer check house format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: $(READY) ## the whole test suite
 	$(PYTEST)
+
+test-all: $(READY) ## the same with many more random cases and kills (an hour)
+	$(PYTEST) --thorough
 
 test-fast: $(READY) ## the tests that take no more than seconds
 	$(PYTEST) -m "not slow and not gpu"

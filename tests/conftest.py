@@ -21,6 +21,18 @@ settings.register_profile("flare", deadline=None)
 settings.load_profile("flare")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="many more random cases and kills: make test-all"
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    """Whether a test may take minutes."""
+    return bool(pytestconfig.getoption("--thorough"))
+
+
 @pytest.fixture(scope="session")
 def labels() -> ClassList:
     return ClassList.from_config(OmegaConf.load(CONF / "classes" / "flare23.yaml"))

@@ -352,7 +352,7 @@ def test_no_half_file_is_left_when_the_disk_is_full(tmp_path: Path, checkpoint: 
 
 
 def test_killed_at_random_moments_prepare_and_infer_end_as_if_nothing_had_been(
-    tmp_path: Path, checkpoint: Path
+    tmp_path: Path, checkpoint: Path, thorough: bool
 ) -> None:
     for number in range(16):
         put(tmp_path / "images" / f"case{number:02d}_0000.nii.gz", image(number, (40, 60, 60)))
@@ -366,8 +366,8 @@ def test_killed_at_random_moments_prepare_and_infer_end_as_if_nothing_had_been(
         scans = [f"input={tmp_path / 'images'}", f"output={outputs / 'segmented'}"]
         return [*scans, f"checkpoint={checkpoint}", f"executor.workers={workers}", "tta=none"]
 
-    for name, work, latest_s in (("prepare", prepare, 3), ("infer", infer, 7)):
-        for _ in range(2):
+    for name, work, latest_s in (("prepare", prepare, 2), ("infer", infer, 6)):
+        for _ in range(10 if thorough else 1):
             process = start(name, *line(name, tmp_path / "killed", 2), cwd=tmp_path)
             time.sleep(moments.uniform(1, latest_s))
             process.send_signal(signal.SIGKILL)

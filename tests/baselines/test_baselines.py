@@ -162,13 +162,13 @@ def test_a_fit_without_all_its_cases_is_none(tmp_path: Path, labels: ClassList) 
 
 @pytest.fixture
 def prepared(tmp_path: Path, config: Callable[..., DictConfig]) -> Callable[..., Any]:
-    """Five annotated training cases in the cache, two scans to segment; predict them with a baseline."""
+    """Three annotated training cases in the cache, two scans to segment; predict them with a baseline."""
     cfg = config(
         "train", "data=phantom", f"data.cache={tmp_path / 'cache'}", f"data.spacing_mm={list(SPACING)}"
     )
     folder = prepared_folder(cfg)
-    known = [Case(f"case{n}", tmp_path, tmp_path, "train", "organs_complete", (1,), (1,)) for n in range(5)]
-    for case, (image, labels) in zip(known, remember(tmp_path / "made", range(5)).values(), strict=True):
+    known = [Case(f"case{n}", tmp_path, tmp_path, "train", "organs_complete", (1,), (1,)) for n in range(3)]
+    for case, (image, labels) in zip(known, remember(tmp_path / "made", range(3)).values(), strict=True):
         paths = {"image": folder.image(case.id), "labels": folder.labels(case.id)}
         for path, made in zip(paths.values(), (image, labels), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,9 +195,9 @@ def test_thresholds_are_fitted_once_for_all_cases_and_starts(
 ) -> None:
     executor = Counted()
     found, _ = prepared("thresholds", executor)
-    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [5, 2]
+    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [3, 2]
     fits = read_priors(tmp_path / "thresholds" / "priors.json")
-    assert set(fits) == set(whole_fit(range(5), labels.ids))
+    assert set(fits) == set(whole_fit(range(3), labels.ids))
     for seed, array in zip((7, 8), found, strict=True):
         assert np.array_equal(array, segment_by_thresholds(scan(seed)[0], fits, SPACING))
         assert {1, 3} <= set(np.unique(array))
@@ -233,7 +233,7 @@ def test_thresholds_of_other_cases_are_fitted_anew(
     Journal(folder.journal("cache")).record("case0", {}, {}, paths)
     executor = Counted()
     prepared("thresholds", executor)
-    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [5, 2]
+    assert [executor.seen.count(n) for n in ("measure_case", "predict_by_thresholds")] == [3, 2]
     assert (tmp_path / "thresholds" / "priors.json").read_text() != before
 
 
@@ -254,7 +254,7 @@ def test_atlases_vote_as_before_with_one_in_memory(prepared: Callable[..., Any],
     found, _ = prepared("atlas", Counted())
     most = max(alive)
     for seed, array in zip((7, 8), found, strict=True):
-        assert np.array_equal(array, vote(scan(seed)[0], [scan(n) for n in range(5)], SPACING))
+        assert np.array_equal(array, vote(scan(seed)[0], [scan(n) for n in range(3)], SPACING))
         assert {1, 3} <= set(np.unique(array))
     assert most <= 4  # the atlas that was carried and the next: image and labels each
 

@@ -1,4 +1,4 @@
-"""Scores of one case: hand values, the challenge's special rules, and 200 random pairs against an oracle."""
+"""Scores of one case: hand values, the challenge's special rules, and random pairs against an oracle."""
 
 import numpy as np
 import pytest
@@ -154,10 +154,12 @@ def test_threads_change_nothing(labels: ClassList) -> None:
 
 
 @pytest.mark.slow
-def test_200_random_pairs_agree_with_the_challenges_rules_to_four_digits(labels: ClassList) -> None:
+def test_random_pairs_agree_with_the_challenges_rules_to_four_digits(
+    labels: ClassList, thorough: bool
+) -> None:
     tolerances = [c.tolerance_mm for c in labels.entries]
     kinds = {"absent": 0, "scored": 0, "below": 0}
-    for seed in range(200):
+    for seed in range(200 if thorough else 100):
         reference, prediction, spacing = random_pair(seed)
         ours = score(labels, reference, prediction, spacing_mm=spacing)
         theirs = challenge_scores(reference.T, prediction.T, spacing[::-1], tolerances)
@@ -167,4 +169,4 @@ def test_200_random_pairs_agree_with_the_challenges_rules_to_four_digits(labels:
         kinds["absent"] += sum(t in ((0, 0), (1, 1)) for t in theirs)
         kinds["below"] += sum(t[0] > 0 and t[1] == 0 for t in theirs)
         kinds["scored"] += sum(0 < t[1] < 1 for t in theirs)
-    assert min(kinds.values()) > 50, kinds
+    assert min(kinds.values()) > 25, kinds

@@ -452,13 +452,15 @@ def test_all_rounds_and_baselines_fill_the_table(tmp_path: Path) -> None:
     assert changed(before, times(outputs, *WORK)) == set()
 
 
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
+    finished: Path, tmp_path: Path, thorough: bool
+) -> None:
     outputs = tmp_path / "outputs"
     line = given(outputs, TWO, "executor.workers=1")
     moments = random.Random(4)
-    for _ in range(5):
+    for _ in range(20 if thorough else 3):
         process = start("iterate", *line, cwd=tmp_path)
-        time.sleep(moments.uniform(2, 10))
+        time.sleep(moments.uniform(1, 8))
         os.killpg(process.pid, 0)
         process.send_signal(signal.SIGKILL)  # its workers are left to notice
         process.communicate()

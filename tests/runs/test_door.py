@@ -153,7 +153,7 @@ def test_workers_end_with_a_stopped_command(tmp_path: Path, number: int, whole_g
 
 
 def training(outputs: Path, *own: str) -> list[str]:
-    return [*SETTINGS, FEW, "round=mo", f"paths.outputs={outputs}", "trainer.limit_train_batches=60", *own]
+    return [*SETTINGS, FEW, "round=mo", f"paths.outputs={outputs}", "trainer.limit_train_batches=30", *own]
 
 
 def last(outputs: Path) -> dict:
@@ -171,13 +171,13 @@ def test_a_training_stops_after_a_step_and_goes_on_as_if_it_had_not(tmp_path: Pa
     code, told, output = stop(process, signal.SIGINT)
     assert code == 130
     assert "stopped by SIGINT in round mo, " in told
-    assert re.search(r"train, \d+ of 120 done, epoch [12] of 2; go on with: python ", told)
+    assert re.search(r"train, \d+ of 60 done, epoch [12] of 2; go on with: python ", told)
     saved = last(stopped)["global_step"]
-    assert 60 < saved < 120
+    assert 30 < saved < 60
     assert any(f"saved a checkpoint of step {saved}" in line for line in output)
     done = script("train", *training(stopped, *own), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert last(stopped)["global_step"] == last(whole)["global_step"] == 120
+    assert last(stopped)["global_step"] == last(whole)["global_step"] == 60
     one, other = last(stopped)["state_dict"], last(whole)["state_dict"]
     assert all(torch.equal(one[key], other[key]) for key in other)
     tables = [read_csv(next(outputs.rglob("mo/training.csv"))) for outputs in (stopped, whole)]
