@@ -7,11 +7,11 @@ PEERS  := .venv-peers
 
 # Where several processes share the cores, threads that wait sleep; the demo's spin a little before they sleep,
 # which is faster alone and does not stall beside other work (see docs/benchmarks.md)
-test test-all test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive
+test test-long test-all test-fast fidelity bench-infer: export OMP_WAIT_POLICY ?= passive
 demo: export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast fidelity bench-infer check house format clean
+.PHONY: help demo test test-long test-all test-fast fidelity bench-infer check house format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,14 +28,17 @@ demo: $(READY) ## all eight rounds on the embedded cohort: outputs/demo/report.h
 # files are shared out whole: their runs and cohorts are made once
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: $(READY) ## the whole test suite
-	$(PYTEST)
+test: $(READY) ## the test suite without its sixteen longest tests (about ten minutes on 2 cores)
+	$(PYTEST) -m "not long"
 
-test-all: $(READY) ## the same with many more random cases and kills (an hour)
+test-long: $(READY) ## those: whole runs, kills, several processes
+	$(PYTEST) -m long
+
+test-all: $(READY) ## everything, with many more random cases and kills
 	$(PYTEST) --thorough
 
 test-fast: $(READY) ## the tests that take no more than seconds
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not long and not gpu"
 
 # Implementations by others break torch and Lightning with what they bring, so they live apart, see peers.txt
 $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt

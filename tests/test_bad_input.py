@@ -351,6 +351,7 @@ def test_no_half_file_is_left_when_the_disk_is_full(tmp_path: Path, checkpoint: 
     assert not list(tmp_path.rglob(".partial-*"))
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_prepare_and_infer_end_as_if_nothing_had_been(
     tmp_path: Path, checkpoint: Path, thorough: bool
 ) -> None:

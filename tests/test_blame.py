@@ -161,6 +161,7 @@ def test_a_text_that_names_such_a_file_can_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "told.txt").read_text() == "caf\\udce9 is refused"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_infer_goes_on_past_names_and_stand_ins(tmp_path: Path) -> None:
     folder = tmp_path / "in"

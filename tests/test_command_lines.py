@@ -116,6 +116,7 @@ def test_wandb_without_a_login_is_refused_before_the_cohort_is_prepared(
     assert not list(tmp_path.rglob("*.nii.gz"))  # the phantom is not even made
 
 
+@pytest.mark.long
 def test_two_processes_log_a_line_an_epoch(tmp_path: Path) -> None:
     line = [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'out'}", "round=mo", "trainer.max_epochs=2"]
     pair = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

@@ -71,6 +71,7 @@ def scores_by_hand(reference: Path, prediction: Path, class_id: int) -> tuple[fl
     return dsc, nsd(r, p, spacing, 3.0) if dsc >= 0.2 else 0.0  # the challenge's rule for hopeless classes
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_ten_commands_lead_from_nnunet_files_to_a_scored_test_set(tmp_path: Path) -> None:
     root = tmp_path / "data" / "Dataset123_Mine"

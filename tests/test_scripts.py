@@ -80,6 +80,7 @@ def test_a_class_list_of_ones_own_is_a_config(tmp_path: Path) -> None:
     assert_no_paths(logs, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_figure_of_the_paper_stands_beside_other_classes(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
@@ -109,6 +110,7 @@ def test_the_papers_figures_asked_for_beside_other_classes_are_refused_before_an
     assert not list(tmp_path.rglob("*.nii.gz"))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_cases_whose_ids_end_as_image_names_do_go_through_all_steps(tmp_path: Path) -> None:
     made = configuration("prepare", [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'made'}"])

@@ -249,6 +249,7 @@ def test_a_fit_that_fails_predicts_nothing_and_is_tried_again(
     assert (len(found), failures) == (2, [])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_atlases_vote_as_before_with_one_in_memory(prepared: Callable[..., Any], alive: list[int]) -> None:
     found, _ = prepared("atlas", Counted())

@@ -329,6 +329,7 @@ def test_a_job_of_a_sweep_takes_the_checkpoint_of_the_named_run(run, checkpoint,
     assert (tmp_path / "out" / "a.nii.gz").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_script_exits_with_one_and_one_line_and_works_in_processes(checkpoint, tmp_path):
     write_ct(tmp_path / "in" / "a.nii.gz")

@@ -432,6 +432,7 @@ def write_challenge(root: Path, labels: ClassList) -> None:
                 os.link(label, root / "labelsTr2200" / f"{case}.nii.gz")
 
 
+@pytest.mark.long
 def test_all_rounds_and_baselines_fill_the_table(tmp_path: Path) -> None:
     cohort = counts(organs_complete=2, tumor=2, partial=1, unlabeled=1, validation=1, test=1)
     outputs = tmp_path / "outputs"
@@ -452,6 +453,7 @@ def test_all_rounds_and_baselines_fill_the_table(tmp_path: Path) -> None:
     assert changed(before, times(outputs, *WORK)) == set()
 
 
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     finished: Path, tmp_path: Path, thorough: bool
 ) -> None:
@@ -485,6 +487,7 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert one == two
 
 
+@pytest.mark.long
 def test_rounds_trained_one_by_one_are_those_of_iterate(finished: Path, tmp_path: Path) -> None:
     for name in ("mo", "mo1"):
         line = [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'outputs'}", f"round={name}", "model=tiny"]

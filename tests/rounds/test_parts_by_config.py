@@ -148,6 +148,7 @@ def test_a_schedule_that_waits_for_a_plateau_is_given_the_loss(cohort: Cohort, t
     assert rates == pytest.approx([0.01, 0.01, 0.001])  # nothing is better by so much
 
 
+@pytest.mark.long
 def test_monais_network_goes_through_the_scripts(tmp_path: Path) -> None:
     ours = [o for o in SETTINGS if o not in NETWORK]
     line = [*ours, *OTHERS, FEW, "baselines=[]", f"paths.outputs={tmp_path}", "trainer.max_epochs=2"]

@@ -210,6 +210,7 @@ def start_process(cohort: Cohort, outputs: Path, *overrides: str) -> subprocess.
     return subprocess.Popen([sys.executable, str(script), *map(str, arguments)])
 
 
+@pytest.mark.long
 def test_a_killed_process_resumes_to_the_same_bits_with_workers(
     trained: Trained, cohort: Cohort, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def wait_for_lock(folder: RoundFolder) -> None:
             time.sleep(0.5)
 
 
+@pytest.mark.long
 def test_two_processes_share_the_global_batch(cohort: Cohort, tmp_path: Path) -> None:
     # with cross entropy alone the mean over both halves is the mean over the whole
     common = ("loss.dice_weight=0", "data.oversample_foreground=1")

@@ -186,6 +186,7 @@ def test_a_training_stops_after_a_step_and_goes_on_as_if_it_had_not(tmp_path: Pa
     ]
 
 
+@pytest.mark.long
 def test_a_sweep_stops_with_its_job(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     line = [*training(outputs, "trainer.max_epochs=2"), "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]

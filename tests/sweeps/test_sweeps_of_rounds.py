@@ -60,6 +60,7 @@ def test_a_failed_job_runs_again_alone(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "0" / "job.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("package", "launcher"),
     [
