@@ -33,6 +33,7 @@ def assert_no_paths(logs: list[Path], *folders: Path) -> None:
         assert ".nii" not in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_jobs_of_a_sweep_have_folders_of_their_own_and_a_refused_one_ends_no_other(tmp_path: Path) -> None:
     line = [*SETTINGS, FEW, f"paths.outputs={tmp_path / 'outputs'}"]

@@ -141,6 +141,7 @@ def test_the_window_of_pieces_is_that_of_the_whole(pieces: list[np.ndarray]) -> 
         assert np.mean(whole < value - 1 / 32) < percent / 100 <= np.mean(whole <= value + 1 / 32)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_fit_is_that_of_all_cases_at_once_with_one_in_memory(
     tmp_path: Path, labels: ClassList, alive: list[int]

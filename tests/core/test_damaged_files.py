@@ -50,6 +50,7 @@ def test_damaged_files_are_read_or_refused() -> None:
         assert of_format["read"] + len(of_format["refused"]) == 16
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_thousands_of_damaged_files(thorough: bool) -> None:
     for of_format in read_apart(1000, 500 if thorough else 100, *FORMATS, *SERIES).values():

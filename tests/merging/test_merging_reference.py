@@ -90,6 +90,7 @@ def test_equals_the_reference(first: int) -> None:
         check(seed)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_equals_the_reference_on_thousands_of_cases(thorough: bool) -> None:
     for seed in range(1000, 11_000 if thorough else 2000):

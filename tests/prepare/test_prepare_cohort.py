@@ -402,6 +402,7 @@ def test_what_a_killed_preparation_left_is_removed_and_the_rest_kept(tmp_path: P
     assert prepare(build()).processed == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_four_thousand_cases_are_analysed_in_a_minute(tmp_path: Path, config: Build) -> None:
     """The challenge's counts, from label files alone; the images are empty files."""

@@ -75,6 +75,7 @@ def test_a_class_can_be_hidden(page: Page) -> None:
         page.evaluate(f"{liver}.click()")
 
 
+@pytest.mark.long
 def test_of_a_hidden_class_nothing_is_left(page: Page) -> None:
     """Neither its surface nor a rim of its colour on the tumor within."""
     liver = "[...document.querySelectorAll('#viewer-classes button')].find(b => b.textContent === 'liver')"

@@ -200,6 +200,7 @@ def test_a_frozen_run_stands_whatever_is_changed_and_the_report_says_so(
         assert "Frozen (freeze): MO, MO1, with the weights" in (outputs / "demo" / name).read_text()
 
 
+@pytest.mark.long
 def test_an_inference_setting_redoes_predictions_but_no_teacher(again: Callable[..., set[str]]) -> None:
     redone = again("restore=nearest")
     assert "demo/rounds/mo1/predictions/phantom_1001.nii.gz" in redone
@@ -275,6 +276,7 @@ def test_weights_of_a_planned_teacher_of_another_architecture_are_refused_before
     iterate._check([teacher, pupil], Journal(tmp_path / "configurations.jsonl"))
 
 
+@pytest.mark.long
 def test_no_round_is_trained_while_a_disk_is_away_and_a_lone_failure_stops_none(
     again: Callable[..., set[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +392,7 @@ PAPER = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_challenges_cohort_gives_each_round_the_papers_cases(tmp_path: Path, labels: ClassList) -> None:
     root = tmp_path / "FLARE23"
     write_challenge(root, labels)

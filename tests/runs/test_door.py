@@ -161,6 +161,7 @@ def last(outputs: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.long
 def test_a_training_stops_after_a_step_and_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     own = ["trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2", "data.workers=1"]

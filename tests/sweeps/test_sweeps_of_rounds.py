@@ -43,6 +43,7 @@ def test_two_rounds_are_compared(root: Path, tmp_path: Path) -> None:
     assert float(first["objective"]) == pytest.approx(float(first["val/dsc_mean"]))
 
 
+@pytest.mark.long
 def test_a_failed_job_runs_again_alone(root: Path, tmp_path: Path) -> None:
     # the second has no teacher yet
     done = sweep(root, tmp_path, "round=mo,mo1")
