@@ -6,7 +6,6 @@ processor's time instead of 8 s. What is about the start of a command itself is 
 
 from __future__ import annotations
 
-import array
 import atexit
 import gc
 import importlib
@@ -145,13 +144,12 @@ def _serve() -> str:
 
 def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Read a request and the two ends of its output."""
-    message, ends = b"", array.array("i")
+    message, ends = b"", []
     while not message.endswith(b"\n"):
-        part, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(2 * ends.itemsize))
+        part, came, _, _ = socket.recv_fds(connection, 65536, 2)
         message += part
-        for _, _, data in ancillary:
-            ends.frombytes(data)
-    return json.loads(message), list(ends)
+        ends += came
+    return json.loads(message), ends
 
 
 def _listen(address: str) -> dict[str, Any]:
