@@ -241,8 +241,7 @@ def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     """
     found = Resumed({}, [], [])
     same: dict[str, Any] = {"classes": settings.classes, "label_map": settings.label_map}
-    same |= {"spacing_mm": settings.folder.spacing_mm, "interpolation": settings.interpolation}
-    same |= {"label_interpolation": settings.label_interpolation}
+    same |= settings.resampling
     for is_cached, chosen, journal, config in _steps(settings, entries):
         outputs = {c: _outputs(settings.folder, e) if is_cached else {} for c, e in chosen.items()}
         done = resume_cases(

@@ -223,11 +223,19 @@ class PrepareSettings:
             max_failed=failed_share(cfg),
         )
 
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """How images and labels come to the training grid, as `read_case` takes it."""
+        return {
+            "spacing_mm": self.folder.spacing_mm,
+            "interpolation": self.interpolation,
+            "label_interpolation": self.label_interpolation,
+        }
+
     def decisive(self, *, is_cached: bool) -> dict[str, Any]:
         """What decides, beside the files, what a case comes to, and what is cached of it."""
         found: dict[str, Any] = {"classes": self.classes.ids, "label_map": self.label_map}
         found["checks"] = asdict(self.checks)
         if is_cached:
-            found |= {"spacing_mm": self.folder.spacing_mm, "interpolation": self.interpolation}
-            found["label_interpolation"] = self.label_interpolation
+            found |= self.resampling
         return {**found, "format": STORE_FORMAT}
