@@ -16,6 +16,8 @@ from hydra import compose, initialize_config_dir
 
 from flare import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = cli.CONF.parent
 COMMANDS = {f"flare-{script.replace('_', '-')}": script for script in cli.WORK}
 

@@ -256,6 +256,7 @@ def test_scripts_answer_without_heavy_imports() -> None:
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train", "iterate"])
 def test_a_wrong_value_is_told_before_torch_is_imported(script: str) -> None:
     code = (

@@ -14,6 +14,8 @@ import yaml
 
 from flare.cli import CONF
 
+pytestmark = pytest.mark.slow
+
 ROOT = CONF.parent
 ROUNDS = ["mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3"]
 OVERRIDES = ["experiment=flare23", "data.root=/x"]

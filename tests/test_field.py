@@ -30,6 +30,8 @@ from flare.training.module import segment_case
 from flare.training.settings import TrainingSettings
 from tiny_run import NETWORK, configuration
 
+pytestmark = pytest.mark.slow
+
 NET = [
     "model=tiny",
     *NETWORK,

@@ -8,6 +8,8 @@ from pathlib import Path
 import house
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "__init__.py": '"""Toy."""\n',
     "cli.py": '"""Command."""\n',

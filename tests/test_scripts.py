@@ -16,6 +16,8 @@ from flare.prepare.settings import PrepareSettings
 from flare.runs.checkpoints import load_checkpoint
 from tiny_run import FEW, NETWORK, SETTINGS, configuration, run_iterate, script
 
+pytestmark = pytest.mark.slow
+
 HOSPITAL = """
 bladder: {id: 1, short: Bladder, role: organ, tolerance_mm: 2, slice_range: false}
 prostate: {id: 2, short: Prostate, role: organ, tolerance_mm: 2, slice_range: false}

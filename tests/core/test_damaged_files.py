@@ -23,6 +23,8 @@ from flare.core.errors import CaseError
 from flare.core.volumes import read_image
 from flare.runs.work import LocalExecutor
 
+pytestmark = pytest.mark.slow
+
 MOST = 64 << 20  # bytes that reading files of some kilobytes may take
 
 

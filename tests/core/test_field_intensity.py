@@ -11,6 +11,8 @@ from flare.core.checks import Checks, unlikely_cause
 from flare.core.errors import CaseError
 from flare.core.volumes import read_image
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 
 

@@ -25,7 +25,7 @@ from flare.data.augment import Augmentation, draw_augmentation
 from flare.data.loaders import CaseArrays, FlareDataModule
 from flare.data.settings import PatchSettings
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
 
 
 class Recorder(pl.LightningModule):

@@ -21,6 +21,8 @@ from flare.inference.predict import predict_cases
 from flare.inference.settings import InferenceSettings, _say
 from flare.runs.journal import Journal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CLASSES = [
     "model.net.features=[4,8]",

@@ -14,6 +14,8 @@ from flare.inference.predict import infer
 from flare.inference.predictor import Predictor
 from tiny_round import LIVER, SHAPE, write_case
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "tests" / "data" / "checkpoint_0_1.ckpt"
 SEGMENTATION = "71504a16758a2ede593bb6b3c9dccff5c064dcb634cf3bc69267f143a8be18e3"

@@ -13,6 +13,8 @@ from flare.core.volumes import read_labels
 from flare.merging.rules import Merged, merge_labels
 from flare.merging.settings import MergeRules
 
+pytestmark = pytest.mark.slow
+
 AMOS = {1: 3, 2: 2, 3: 13, 4: 9, 5: 10, 6: 1, 7: 11, 8: 5, 9: 6, 10: 4, 11: 7, 12: 8, 13: 12, "rest": 0}
 SPACING_MM = (5.0, 3.1, 3.1)
 

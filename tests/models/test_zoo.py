@@ -26,6 +26,8 @@ from flare.training.build import check_architecture, start_from_teacher
 from flare.training.settings import TrainingSettings
 from tiny_round import SMALL_DYNUNET
 
+pytestmark = pytest.mark.slow
+
 INNER = "model.net.network"
 SMALL = {  # overrides of few weights, the patch that suits them, and the number of resolutions in training
     "dynunet": (SMALL_DYNUNET, (8, 16, 16), 2),

@@ -19,6 +19,8 @@ from flare.core.volumes import find_images, read_image
 from flare.prepare.cohort import prepare, prepare_cohort
 from flare.runs.folders import prepared_folder
 
+pytestmark = pytest.mark.slow
+
 CASES = [f"c{number}" for number in range(8)]
 
 Build = Callable[..., DictConfig]

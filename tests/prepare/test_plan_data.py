@@ -24,6 +24,8 @@ from flare.training import build
 from flare.training.settings import TrainingSettings
 from tiny_run import ROOT, SETTINGS, counts
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (12, 24, 28)
 Compose = Callable[..., DictConfig]
 

@@ -28,7 +28,7 @@ from flare.runs.work import Executor
 Build = Callable[..., DictConfig]
 ORGANS = tuple(range(1, 14))
 
-pytestmark = pytest.mark.usefixtures("no_drawing")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_drawing")]
 
 
 def test_a_cohort_of_all_kinds_and_splits(tmp_path: Path, build: Build) -> None:

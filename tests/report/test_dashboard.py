@@ -23,6 +23,8 @@ from flare.report.figures import to_svg
 from flare.runs.folders import record_environment
 from flare.sweeps.jobs import COMPLETED, Job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(config: Callable[..., DictConfig], tmp_path: Path) -> Path:

@@ -13,6 +13,8 @@ from flare.report.page import ablation_table, efficiency_row, headline, provenan
 from flare.rounds.score import Results
 from report_run import make_run
 
+pytestmark = pytest.mark.slow
+
 PLAN = {"cases": "2", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
 
 

@@ -21,6 +21,8 @@ from flare.runs.work import Outcome
 from report_run import Made, make_run
 from tiny_round import LIVER, TUMOR
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:

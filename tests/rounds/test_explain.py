@@ -27,6 +27,8 @@ from flare.runs.folders import PreparedFolder, RunFolder, TrainingFolder
 from flare.runs.journal import Journal
 from flare.training.resuming import make_current, mark_trained, training_key
 
+pytestmark = pytest.mark.slow
+
 ORGANS = tuple(range(1, 14))
 Told = dict[tuple[str, str], tuple[str, str]]
 

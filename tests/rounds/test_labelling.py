@@ -29,6 +29,8 @@ from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.work import LocalExecutor
 from tiny_round import LIVER, TINY, TUMOR, configuration, write_cohort
 
+pytestmark = pytest.mark.slow
+
 GRID = Geometry((3, 4, 5), (5.0, 0.8, 0.7), (10.0, -20.0, 30.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 HERE = LocalExecutor(workers=0, retries=0)
 

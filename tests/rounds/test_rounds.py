@@ -16,6 +16,8 @@ from flare.core.errors import FlareError
 from flare.rounds.graph import check_rounds, compose_rounds, plan_rounds, print_plan
 from flare.rounds.settings import RoundSettings
 
+pytestmark = pytest.mark.slow
+
 ALL = ["mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3"]
 # who teaches whom: paper, section 2.2 and Table 5
 TEACHERS = {

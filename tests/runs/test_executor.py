@@ -24,6 +24,8 @@ from flare.runs.work import (
     stop_on_faults,
 )
 
+pytestmark = pytest.mark.slow
+
 ALWAYS = 10**6
 
 

@@ -18,6 +18,8 @@ from flare.training import build
 from flare.training.callbacks import AtomicCheckpointIO, Checkpoints, EpochProgress, Throughput, TrainingTable
 from flare.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
