@@ -1,85 +1,97 @@
-"""What a case costs: sampled curves, and the figures taken from them."""
+"""What a case costs, by the challenge's own formulas; a measured case has a process of its own."""
 
 import mmap
 import os
-import subprocess
-import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from flare.inference import measure as sampler
-from flare.inference.measure import ResourceSampler, Sample
+from flare.core.errors import CaseError
+from flare.inference import measure
+from flare.inference.measure import ResourceSampler, Sample, measured
 
-WAIT = "import sys; block = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
 
-
-def test_figures_of_a_known_curve(monkeypatch):
-    monkeypatch.setattr(sampler.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    watch = ResourceSampler(gpu=True)
-    watch.samples = [
-        Sample(10.0, 5.0, 100.0, 0.0),
-        Sample(10.1, 5.1, 300.0, 2000.0),  # one of two cores
-        Sample(10.2, 5.3, 300.0, 1000.0),  # both
-    ]
+def test_figures_of_known_samples():
+    watch = ResourceSampler(gpu=0)
+    watch.time_s = 0.4567
+    watch.samples = [Sample(10.0, 100.0, 500.0), Sample(90.0, 300.0, 2000.0), Sample(20.0, 200.0, 2000.0)]
     assert watch.usage() == {
-        "time_s": 0.2,
+        "time_s": 0.46,
         "max_gpu_mb": 2000.0,
-        "gpu_auc": 250.0,  # 0.1 * 1000 + 0.1 * 1500
-        "cpu_percent": 100.0,
-        "cpu_auc": 15.0,  # 0.1 * 50 + 0.1 * 100
+        "gpu_auc": 450.0,  # (500 + 2000 + 2000) * 0.1
+        "cpu_percent": 90.0,
+        "cpu_auc": 12.0,
         "ram_mb": 300.0,
-        "ram_auc": 50.0,  # 0.1 * 200 + 0.1 * 300
+        "ram_auc": 60.0,
     }
 
 
-def test_the_last_moment_is_too_short_to_be_the_peak(monkeypatch):
-    monkeypatch.setattr(sampler.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    watch = ResourceSampler(gpu=False)
-    watch.samples = [Sample(0.0, 0.0, 1.0, None), Sample(0.1, 0.1, 1.0, None), Sample(0.101, 0.11, 1.0, None)]
-    assert watch.usage()["cpu_percent"] == 50.0
-    assert watch.usage()["cpu_auc"] == 5.5
+@pytest.mark.parametrize(("others", "peak"), [(48, 3000.0), (49, 1000.0)])
+def test_a_peak_of_gpu_memory_is_more_than_two_percent_of_the_samples(others, peak):
+    watch = ResourceSampler(gpu=0)
+    watch.time_s = 1.0
+    watch.samples = [Sample(0.0, 1.0, 1000.0)] * others + [Sample(0.0, 1.0, 3000.0)]
+    assert watch.usage()["max_gpu_mb"] == peak  # 1 of 49 samples is 2.04 %, 1 of 50 is 2 %
 
 
-def test_work_and_memory_of_this_process_are_seen():
-    with ResourceSampler(gpu=False, interval_s=0.02) as watch:
-        block = mmap.mmap(-1, 100 << 20)  # pages that nobody had before
-        block.write(bytes(100 << 20))
-        spent, until = time.process_time(), time.perf_counter() + 0.4
-        while time.perf_counter() < until:
-            sum(range(1000))
-        spent = time.process_time() - spent
-        block.close()
+def test_a_gpu_of_no_lasting_level_has_its_peak_all_the_same():
+    watch = ResourceSampler(gpu=0)
+    watch.time_s = 1.0
+    watch.samples = [Sample(0.0, 1.0, float(level)) for level in range(60)]
+    assert watch.usage()["max_gpu_mb"] == 59.0
+
+
+def test_the_share_of_cpu_time_has_the_challenges_guard(monkeypatch):
+    times = iter([(1.0, 1.0, 8.0, 5.0), (1.5, 1.1, 8.3, 9.0), (1.5, 1.1, 8.5, 9.0)])
+    monkeypatch.setattr(measure.psutil, "cpu_times", lambda: SimpleNamespace(**dict(zip(
+        ("user", "system", "idle", "iowait"), next(times), strict=True))))  # fmt: skip
+    watch = ResourceSampler(gpu=None, interval_s=60)
+    with watch:
+        while not watch.samples:
+            time.sleep(0.01)
+    # 0.5 s of users and 0.1 s of the system against 0.3 s idle: 100 - 100 * 0.3 / (0.9 + 0.1)
+    assert watch.samples[0].cpu_percent == pytest.approx(70)
+    assert watch.samples[0].gpu_mb is None
+    assert watch.usage()["max_gpu_mb"] is watch.usage()["gpu_auc"] is None
+
+
+def test_the_whole_machine_is_seen():
+    with ResourceSampler(gpu=None, interval_s=0.02) as watch:
+        before = watch.samples[0].ram_mb if watch.samples else None
+        while before is None:
+            before = watch.samples[0].ram_mb if watch.samples else None
+        block = mmap.mmap(-1, 400 << 20)  # pages that nobody had before
+        block.write(bytes(400 << 20))
         time.sleep(0.1)
-    usage = watch.usage()
-    assert 0.5 <= usage["time_s"] < 30
-    assert len(watch.samples) >= 5
-    assert usage["ram_mb"] - watch.samples[0].ram_mb > 90
-    cores = len(os.sched_getaffinity(0))
-    assert usage["cpu_auc"] == pytest.approx(100 * spent / cores, rel=0.5, abs=10)
-    assert 0 < usage["cpu_percent"] <= 100
-    assert usage["max_gpu_mb"] is usage["gpu_auc"] is None
-
-
-def test_only_processes_started_meanwhile_count():
-    def start():
-        child = subprocess.Popen([sys.executable, "-c", WAIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        child.stdout.readline()  # the block is there
-        return child
-
-    with start() as earlier:
-        with ResourceSampler(gpu=False, interval_s=0.02) as watch, start() as own:
-            time.sleep(0.1)
-            own.communicate()
-        earlier.communicate()
-    added = watch.usage()["ram_mb"] - watch.samples[0].ram_mb
-    assert 64 <= added < 120
+        block.close()
+    assert watch.usage()["ram_mb"] - before > 300
+    assert len(watch.samples) >= 4
 
 
 def test_an_error_inside_ends_the_sampling():
-    watch = ResourceSampler(gpu=False, interval_s=0.01)
+    watch = ResourceSampler(gpu=None, interval_s=0.01)
     with pytest.raises(KeyError), watch:
         raise KeyError
     count = len(watch.samples)
     time.sleep(0.05)
     assert len(watch.samples) == count
+
+
+def process(case: str) -> dict[str, object]:
+    """Say in which process a case is worked on; refuse the case `bad`."""
+    if case == "bad":
+        raise CaseError("bad", "not readable")
+    return {"case": case, "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def test_a_measured_case_has_a_process_of_its_own_with_all_cores():
+    rows = [measured(process, {"case": case}, gpu=None) for case in ("a", "b")]
+    assert len({os.getpid(), *(row["process"] for row in rows)}) == 3
+    assert {row["threads"] for row in rows} == {str(len(os.sched_getaffinity(0)))}
+    assert all(row["time_s"] > 0 and row["ram_mb"] > 10 for row in rows)
+
+
+def test_a_refused_case_is_refused_in_its_own_words():
+    with pytest.raises(CaseError, match="case bad: not readable"):
+        measured(process, {"case": "bad"}, gpu=None)

@@ -1,18 +1,25 @@
-"""What a case costs: time by stage, and as the challenge samples it time, GPU memory, CPU and RAM."""
+"""What a case costs: time by stage, and as the challenge measures it time, GPU memory, CPU and RAM."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
+import multiprocessing
 import os
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 
+from flare.runs.work import prepare_worker
+
 INTERVAL_S = 0.1  # the challenge's
+GUARD_S = 0.1  # what its script adds to the CPU time between two samples
+RARE = 0.02  # a level of GPU memory that no more of the samples have is no peak to the challenge
 MB = 2**20
 
 
@@ -31,84 +38,99 @@ class Stopwatch:
 
 
 class Sample(NamedTuple):
-    """One look: the clock and the CPU time spent so far, in seconds, and memory in MB; None without a GPU."""
+    """One look at the machine: share of CPU time used (%), memory in MB; None without a GPU."""
 
-    at_s: float
-    cpu_s: float
+    cpu_percent: float
     ram_mb: float
     gpu_mb: float | None
 
 
 class ResourceSampler:
-    """Samples this process and what it starts in a thread, for as long as the `with` block runs.
+    """Samples the whole machine in a thread, for as long as the `with` block runs, as the challenge does.
 
-    The challenge looks at the whole machine. Here CPU and RAM are those of the process tree, so that nothing
-    else on the machine counts; GPU memory is all that is taken on the current CUDA device, as there.
+    So whatever else runs on the machine counts as well. The share of CPU time is `100 - 100 idle / (total +
+    0.1)` over user, system and idle seconds of all cores since the last sample. The 0.1 is the challenge's
+    guard; on few cores it makes an idle machine look busy (a third of two cores).
 
-    Reference: FLARE challenge, `Efficiency.py` and `load_json.py`.
+    Args:
+        gpu: Number of the CUDA device whose memory is sampled, of all its processes; None for none.
+
+    Reference: FLARE23, `Efficiency.py` and `load_json.py`.
     """
 
-    def __init__(self, *, gpu: bool, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, *, gpu: int | None, interval_s: float = INTERVAL_S) -> None:
         self.gpu, self.interval_s = gpu, interval_s
         self.samples: list[Sample] = []
-        self._others: set[psutil.Process] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> ResourceSampler:
-        # workers that wait for other work are none of this case's
-        self._others = set(psutil.Process().children(recursive=True))
-        self._look()
+        self.started = time.perf_counter()
+        self._before = _cpu_times()
         self._thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.time_s = time.perf_counter() - self.started
         self._stop.set()
         self._thread.join()
-        self._look()
 
     def _run(self) -> None:
-        while not self._stop.wait(self.interval_s):
-            self._look()
+        while True:
+            self.samples.append(self._look())
+            if self._stop.wait(self.interval_s):
+                return
 
-    def _look(self) -> None:
-        me = psutil.Process()
-        cpu_s = ram_mb = 0.0
-        for process in {me, *me.children(recursive=True)} - self._others:
-            with contextlib.suppress(psutil.Error), process.oneshot():  # it may have ended meanwhile
-                times = process.cpu_times()
-                cpu_s, ram_mb = cpu_s + times.user + times.system, ram_mb + process.memory_info().rss / MB
-        self.samples.append(Sample(time.perf_counter(), cpu_s, ram_mb, _gpu_mb() if self.gpu else None))
+    def _look(self) -> Sample:
+        now = _cpu_times()
+        spent = [after - before for after, before in zip(now, self._before, strict=True)]
+        self._before = now
+        used = 100 - 100 * spent[-1] / (sum(spent) + GUARD_S)
+        ram_mb = psutil.virtual_memory().used / MB
+        return Sample(used, ram_mb, None if self.gpu is None else _gpu_mb(self.gpu))
 
     def usage(self) -> dict[str, float | None]:
         """Give what the challenge reports, by the columns of the tables of efficiency; None without a GPU.
 
-        The share of all cores that the process may use, RAM and GPU memory are each the highest. The areas
-        under the curves are in MB s and % s.
+        CPU use and RAM are the highest of all samples, GPU memory the highest that more than 2 % of the
+        samples have. An area under a curve is the sum of the samples times 0.1 s, in % s and MB s.
         """
-        from scipy.integrate import trapezoid  # only where something was measured
-
-        at_s, cpu_s, ram_mb, gpu_mb = np.array(self.samples, dtype=float).T  # NaN without a GPU
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        length, spent = np.diff([at_s, cpu_s])[:, np.diff(at_s) > 0]
-        percent = 100 * spent.clip(0) / length / cores
-        # the system counts in hundredths of a second, too coarse for the last moment
-        whole = percent[length >= self.interval_s / 2] if (length >= self.interval_s / 2).any() else percent
-        usage = {
-            "time_s": at_s[-1] - at_s[0],
-            "max_gpu_mb": gpu_mb.max(),
-            "gpu_auc": trapezoid(gpu_mb, at_s),
-            "cpu_percent": min(whole.max(), 100) if whole.size else np.nan,
-            "cpu_auc": (length * percent).sum(),
-            "ram_mb": ram_mb.max(),
-            "ram_auc": trapezoid(ram_mb, at_s),
-        }
-        return {key: None if np.isnan(value) else round(float(value), 2) for key, value in usage.items()}
+        cpu, ram, gpu = zip(*self.samples, strict=True)
+        usage: dict[str, float | None] = {"time_s": self.time_s, "max_gpu_mb": None, "gpu_auc": None}
+        if self.gpu is not None:
+            counts = Counter(gpu)
+            lasting = [level for level, count in counts.items() if count > RARE * len(gpu)]
+            usage |= {"max_gpu_mb": max(lasting or gpu), "gpu_auc": sum(gpu) * self.interval_s}
+        usage |= {"cpu_percent": max(cpu), "cpu_auc": sum(cpu) * self.interval_s}
+        usage |= {"ram_mb": max(ram), "ram_auc": sum(ram) * self.interval_s}
+        return {key: None if value is None else round(value, 2) for key, value in usage.items()}
 
 
-def _gpu_mb() -> float:
-    """MB in use on the current CUDA device, by whomever."""
+def measured(
+    function: Callable[..., dict[str, Any]], job: dict[str, Any], *, gpu: int | None
+) -> dict[str, Any]:
+    """Run `function(**job)` in a Python of its own, from its start to its end, with all cores; add its usage.
+
+    As in the challenge, where a container is started for each case, nothing is warm: start of Python, imports
+    and the network's loading count. `function` is importable.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    how = cores, logging.getLogger().getEffectiveLevel()
+    cold = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=cold, initializer=prepare_worker, initargs=how)
+    with ResourceSampler(gpu=gpu) as sampler, pool:  # the process ends before the sampling
+        row = pool.submit(function, **job).result()
+    return row | sampler.usage()
+
+
+def _cpu_times() -> tuple[float, float, float]:
+    """Seconds that all cores have spent on users' and the system's work, and idle, in that order."""
+    now = psutil.cpu_times()
+    return now.user, now.system, now.idle
+
+
+def _gpu_mb(device: int) -> float:
+    """MB in use on a CUDA device, by whomever; asked of the driver, which takes no memory there."""
     import torch
 
-    free, total = torch.cuda.mem_get_info()
-    return (total - free) / MB
+    return torch.cuda.device_memory_used(device) / MB

@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from flare.core.cases import case_rule
+from flare.core.checks import current_checks
 from flare.core.class_files import (
     are_chosen,
     carried_classes,
@@ -31,12 +31,12 @@ from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed
 from flare.core.series import is_there
 from flare.core.volumes import case_id, find_scans, is_readable, read_scan, unique_cases, write_labels
-from flare.inference.measure import ResourceSampler
+from flare.inference.measure import measured
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run
 from flare.runs.journal import Inputs, Journal, require_own, resume_cases
 from flare.runs.locks import lock
-from flare.runs.work import Executor, Outcome, build_executor, report_failures
+from flare.runs.work import Checked, Executor, Outcome, build_executor, report_failures
 
 if TYPE_CHECKING:
     from flare.inference.predictor import Predictor
@@ -58,18 +58,19 @@ def predict_case(
 ) -> Row:
     """Read, segment and write one case.
 
-    With `settings.measure` the network is loaded anew, as in the challenge, where every case starts a
-    container; the start of Python and the imports are not counted.
+    With `settings.measure` a process of its own does it and is measured, see `measured`.
 
     Returns:
         What `inference.csv` says of the case.
     """
     if settings.measure:
-        load_predictor.cache_clear()
-    with ResourceSampler(gpu=_is_on_gpu(settings)) if settings.measure else nullcontext() as sampler:
-        predictor = load_predictor(checkpoint, digest, settings)
-        row = segment_case(case, image, target, predictor, components)[1]
-    return row if sampler is None else row | sampler.usage()
+        plain = replace(settings, measure=False)
+        job = {"case": case, "image": image, "target": target, "checkpoint": checkpoint, "digest": digest}
+        job |= {"settings": plain, "components": components}
+        gpu = choose_gpu(settings)
+        return measured(Checked(predict_case, current_checks()), job, gpu=gpu)
+    predictor = load_predictor(checkpoint, digest, settings)
+    return segment_case(case, image, target, predictor, components)[1]
 
 
 def segment_case(
@@ -198,13 +199,15 @@ def predict_cases(
 
 def one_by_one(settings: InferenceSettings) -> bool:
     """Whether cases must not run side by side: on a GPU, and to measure."""
-    return settings.measure or _is_on_gpu(settings)
+    return settings.measure or choose_gpu(settings) is not None
 
 
-def _is_on_gpu(settings: InferenceSettings) -> bool:
+def choose_gpu(settings: InferenceSettings) -> int | None:
+    """The number of the CUDA device that segments; None without one."""
     from flare.inference.engines import choose_device  # torch: only once there is work
 
-    return choose_device(settings.device).type == "cuda"
+    device = choose_device(settings.device)
+    return (device.index or 0) if device.type == "cuda" else None
 
 
 def report_coverage(rows: list[Row]) -> None:

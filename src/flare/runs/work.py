@@ -216,7 +216,7 @@ class LocalExecutor:
             self._pool = ProcessPoolExecutor(
                 self.workers,
                 mp_context=multiprocessing.get_context("spawn"),  # forking a process with threads hangs
-                initializer=_limit_threads,
+                initializer=prepare_worker,
                 initargs=(threads, logging.getLogger().getEffectiveLevel()),
             )
         return self._pool.submit(attempt, case_id, function, job)
@@ -241,8 +241,8 @@ class LocalExecutor:
                 yield Outcome(case_id, error=DIED, is_fault=True, kind=DIED)
 
 
-def _limit_threads(threads: int, level: int) -> None:
-    """Prepare a worker: its share of the cores, before any numerical library is loaded."""
+def prepare_worker(threads: int, level: int) -> None:
+    """Prepare a worker process: its share of the cores, before any numerical library is loaded."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"):
         os.environ[name] = str(threads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
