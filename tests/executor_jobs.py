@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -73,3 +74,14 @@ def die_later(after_s: float) -> str:
 
 def threads() -> str:
     return os.environ["OMP_NUM_THREADS"]
+
+
+LOADED = set(sys.modules)  # when a worker imports this file
+
+
+def look(name: str) -> dict[str, object]:
+    """Say whether a worker had a module when it started, how many threads it may have, and its parent."""
+    import torch
+
+    said = {key: os.environ[key] for key in ("OMP_NUM_THREADS", "BLOSC_NTHREADS")}
+    return {"loaded": name in LOADED, "threads": torch.get_num_threads(), **said, "parent": os.getppid()}

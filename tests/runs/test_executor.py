@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import executor_jobs
 from executor_jobs import die, die_later, double, fail_at, misbehave, threads
 from flare.core.errors import FlareError, NoRoomError
 from flare.runs.work import (
@@ -78,6 +82,31 @@ def test_without_workers_all_runs_here(tmp_path: Path) -> None:
 def test_nothing_to_do_starts_nothing(pool: LocalExecutor) -> None:
     assert collect(pool, double, {}) == {}
     assert pool._pool is None
+
+
+def test_workers_are_forked_from_a_process_that_has_imported_what_they_need():
+    code = (
+        "import json, os, sys\n"
+        f"sys.path.insert(0, {str(Path(executor_jobs.__file__).parent)!r})\n"
+        "import executor_jobs\n"
+        "from flare.runs.work import LocalExecutor, run_cases\n"
+        "if __name__ == '__main__':\n"
+        "    executor = LocalExecutor(2, 0)\n"
+        "    jobs = {n: {'name': 'torch'} for n in 'ab'}\n"
+        "    found = run_cases(executor_jobs.look, jobs, executor=executor, description='')\n"
+        "    found = [outcome.value for outcome in found]\n"
+        "    executor.close()\n"
+        "    print(json.dumps({'found': found, 'own': os.getpid(), 'here': 'torch' in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    each = max(1, len(os.sched_getaffinity(0)) // 2)
+    for worker in told["found"]:
+        assert worker["loaded"]
+        assert worker["parent"] != told["own"]  # the process that imported
+        assert worker["threads"] == int(worker["OMP_NUM_THREADS"]) == int(worker["BLOSC_NTHREADS"]) == each
+    assert len(told["found"]) == 2
+    assert not told["here"]  # what workers need, the process that waits for them does not load
 
 
 def test_a_worker_that_dies_costs_its_case_a_retry(

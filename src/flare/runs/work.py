@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,16 @@ log = logging.getLogger(__name__)
 Job = dict[str, Any]
 MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
 FEW = 3  # fewer cases never stop a run, however small the cohort (ours)
+# what tells numerical libraries, when they are loaded, how many threads they may have
+THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLOSC_NTHREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+# libraries that take seconds to import: workers are forked from one process that has them
+HEAVY = ["blosc2", "nibabel", "scipy.ndimage", "SimpleITK", "torch"]
 DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
 
 
@@ -215,7 +226,7 @@ class LocalExecutor:
             threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
             self._pool = ProcessPoolExecutor(
                 self.workers,
-                mp_context=multiprocessing.get_context("spawn"),  # forking a process with threads hangs
+                mp_context=_context(threads),
                 initializer=prepare_worker,
                 initargs=(threads, logging.getLogger().getEffectiveLevel()),
             )
@@ -241,11 +252,36 @@ class LocalExecutor:
                 yield Outcome(case_id, error=DIED, is_fault=True, kind=DIED)
 
 
+def _context(threads: int) -> BaseContext:
+    """How worker processes start: forked from a process without threads, or anew where none can fork."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")  # forking a process with threads hangs
+    from multiprocessing import forkserver  # not on every system
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    with _environment(threads):
+        forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def _environment(threads: int) -> Iterator[None]:
+    """Let a process that is started in the block load its numerical libraries with so many threads."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def prepare_worker(threads: int, level: int) -> None:
-    """Prepare a worker process: its share of the cores, before any numerical library is loaded."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"):
-        os.environ[name] = str(threads)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+    """Prepare a worker process: its share of the cores, also for libraries that are yet to be loaded."""
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
     logging.basicConfig(level=level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all: the parent ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
