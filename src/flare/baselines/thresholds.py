@@ -38,16 +38,12 @@ def read_window(histogram: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Prior:
-    """What the annotated training cases tell of a class.
-
-    Args:
-        box: Extent along Z, Y, X as fractions of the body's box, over all cases.
-        voxels: Mean size, to paint small classes over large ones.
-    """
+    """What the annotated training cases tell of a class."""
 
     window_hu: tuple[float, float]
+    # extent along Z, Y, X as fractions of the body's box, over all cases
     box: tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
-    voxels: float
+    voxels: float  # mean size, to paint small classes over large ones
 
 
 def body_box(image: np.ndarray, spacing_mm: Spacing) -> list[tuple[int, int]]:

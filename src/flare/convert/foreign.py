@@ -62,19 +62,15 @@ RULES = {
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """What `conf/convert.yaml` and the command line say of a conversion.
+    """What `conf/convert.yaml` and the command line say of a conversion."""
 
-    Args:
-        classes: The class list, for networks that come in.
-        targets: What the outputs are, or None to tell by their number. If given, names in the source need
-            not be those of the classes.
-        values: What the source does not say, or says wrongly: see `VALUES`.
-    """
-
-    classes: ClassList
+    classes: ClassList  # the class list, for networks that come in
+    # what the outputs are, or None to tell by their number. If given, names in the source need not be those
+    # of the classes
     targets: str | None = None
     round: str | None = None
     fold: str | int | None = None
+    # what the source does not say, or says wrongly: see `VALUES`
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

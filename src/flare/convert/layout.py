@@ -40,19 +40,12 @@ OURS = {
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network read from another project's files.
+    """A network read from another project's files."""
 
-    Args:
-        weights: By our names, float32.
-        origin: Its source, as plain values: program, trainer, hash of the file.
-        values: Those of `foreign.VALUES` that its files say.
-        channel_names: Names of its outputs, background first, where its files have them.
-    """
-
-    weights: Weights
-    origin: dict[str, Any]
-    values: dict[str, Any]
-    channel_names: tuple[str, ...] = ()
+    weights: Weights  # by our names, float32
+    origin: dict[str, Any]  # its source, as plain values: program, trainer, hash of the file
+    values: dict[str, Any]  # those of `foreign.VALUES` that its files say
+    channel_names: tuple[str, ...] = ()  # names of its outputs, background first, where its files have them
 
 
 def from_nnunet(state: Mapping[str, Tensor]) -> Weights:

@@ -35,15 +35,11 @@ PLACE = {
 
 @dataclass(frozen=True)
 class _Slice:
-    """A DICOM file of one frame or several, whose header was read and which holds what it claims.
-
-    Args:
-        absent: What it does not say about its place, by DICOM's keywords.
-    """
+    """A DICOM file of one frame or several, whose header was read and which holds what it claims."""
 
     path: Path
     reader: sitk.ImageFileReader
-    absent: frozenset[str]
+    absent: frozenset[str]  # what it does not say about its place, by DICOM's keywords
 
     @classmethod
     def read(cls, path: Path) -> _Slice:

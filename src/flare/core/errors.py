@@ -60,15 +60,10 @@ def some(names: Sequence[str], most: int) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be.
+    """What a value may be."""
 
-    Args:
-        holds: Whether a value, of any type, is such.
-        expected: The end of the sentence "expected ...".
-    """
-
-    holds: Callable[[Any], bool]
-    expected: str
+    holds: Callable[[Any], bool]  # whether a value, of any type, is such
+    expected: str  # the end of the sentence "expected ..."
 
     def require(self, key: str, value: Any) -> None:
         """Refuse a value of a config key that is not such, with what was expected."""

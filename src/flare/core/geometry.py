@@ -30,20 +30,13 @@ SNAP = 1e-3  # how far a direction may be from orthonormal (interface: bad input
 
 @dataclass(frozen=True)
 class Geometry:
-    """A voxel grid in space.
+    """A voxel grid in space."""
 
-    Args:
-        shape: Voxels along Z, Y, X.
-        spacing_mm: Voxel size along Z, Y, X.
-        origin_mm: Centre of the first voxel, (x, y, z), LPS.
-        direction: Nine numbers, row-major; column i is the direction of index axis i (i, j, k = X, Y, Z).
-        forms: How the NIfTI header that it was read from states it, see `nifti`; empty for other formats.
-    """
-
-    shape: Shape
-    spacing_mm: Spacing
-    origin_mm: tuple[float, float, float]
-    direction: tuple[float, ...]
+    shape: Shape  # voxels along Z, Y, X
+    spacing_mm: Spacing  # voxel size along Z, Y, X
+    origin_mm: tuple[float, float, float]  # centre of the first voxel, (x, y, z), LPS
+    direction: tuple[float, ...]  # nine, row-major; column i is that of index axis i (i, j, k = X, Y, Z)
+    # how the NIfTI header that it was read from states it, see `nifti`; empty for other formats
     forms: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
     @property

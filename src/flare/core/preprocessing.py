@@ -22,21 +22,13 @@ def _nearest(size: int, wanted: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Axis:
-    """How the wanted voxels along an axis lie among those of a box of maps.
+    """How the wanted voxels along an axis lie among those of a box of maps."""
 
-    Attributes:
-        span: The wanted voxels whose nearest voxel lies in the box.
-        lower: For each of them the voxel of the box before it.
-        upper: The one after it; the same one where nothing is interpolated.
-        weight: The upper voxel's weight, float32.
-        nearest: The nearest voxel of the box.
-    """
-
-    span: slice
-    lower: np.ndarray
-    upper: np.ndarray
-    weight: np.ndarray
-    nearest: np.ndarray
+    span: slice  # the wanted voxels whose nearest voxel lies in the box
+    lower: np.ndarray  # for each of them the voxel of the box before it
+    upper: np.ndarray  # the one after it; the same one where nothing is interpolated
+    weight: np.ndarray  # the upper voxel's weight, float32
+    nearest: np.ndarray  # the nearest voxel of the box
 
     @classmethod
     def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> Axis:
@@ -135,19 +127,12 @@ def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Intensity:
-    """Foreground statistics of the training cohort, in HU (paper section 2.1).
+    """Foreground statistics of the training cohort, in HU (paper section 2.1)."""
 
-    Args:
-        lower: 0.5 percentile; what lies below is clipped.
-        upper: 99.5 percentile.
-        mean: Mean before clipping.
-        std: Standard deviation (ddof 0) before clipping.
-    """
-
-    lower: float
-    upper: float
-    mean: float
-    std: float
+    lower: float  # 0.5 percentile; what lies below is clipped
+    upper: float  # 99.5 percentile
+    mean: float  # mean before clipping
+    std: float  # standard deviation (ddof 0) before clipping
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> Intensity:
@@ -161,15 +146,10 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """A case on the network's grid, and the way back.
+    """A case on the network's grid, and the way back."""
 
-    Args:
-        array: `(Z, Y, X)` int16, whole HU, RAS voxel order, at the training spacing.
-        geometry: The case's own grid, in the file's voxel order.
-    """
-
-    array: np.ndarray
-    geometry: Geometry
+    array: np.ndarray  # `(Z, Y, X)` int16, whole HU, RAS voxel order, at the training spacing
+    geometry: Geometry  # the case's own grid, in the file's voxel order
 
     @property
     def orientation(self) -> Orientation:

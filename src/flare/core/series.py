@@ -170,21 +170,13 @@ def _heads(state: tuple[tuple[Path, int, int], ...]) -> Mapping[Path, Head]:
 
 @dataclass(frozen=True)
 class Series:
-    """The slices of one series in one folder.
+    """The slices of one series in one folder."""
 
-    Args:
-        path: The folder, or the name of the series in it where it is one of several, see `SERIES`.
-        uid: Empty where none of its slices states it.
-        study: UID of its study, or the folder where none is stated.
-        files: Its slices, and those that do not say whose they are.
-        places: In how many places they lie.
-    """
-
-    path: Path
-    uid: str
-    study: str
-    files: tuple[Path, ...]
-    places: int
+    path: Path  # the folder, or the name of the series in it where it is one of several, see `SERIES`
+    uid: str  # empty where none of its slices states it
+    study: str  # UID of its study, or the folder where none is stated
+    files: tuple[Path, ...]  # its slices, and those that do not say whose they are
+    places: int  # in how many places they lie
 
 
 def series_in(folder: Path) -> tuple[list[Series], dict[Path, str]]:

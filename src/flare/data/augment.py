@@ -44,26 +44,18 @@ class Noise:
 
 @dataclass(frozen=True)
 class Augmentation(Move):
-    """What happens to one patch; `None` or empty where nothing does.
-
-    Args:
-        blur: Sigma of a Gaussian, voxels.
-        contrast: Factor on the distance from the mean.
-        zoom: Share of the voxels per axis that the patch is reduced to and enlarged from again.
-        gamma_inverted: Exponent applied to the negated image.
-        mirror: Axes to flip, 0 is z.
-        extra: Seed of the transforms of `data.augmentation.extra`.
-    """
+    """What happens to one patch; `None` or empty where nothing does."""
 
     noise: Noise | None = None
-    blur: float | None = None
+    blur: float | None = None  # sigma of a Gaussian, voxels
     brightness: float | None = None
-    contrast: float | None = None
+    contrast: float | None = None  # factor on the distance from the mean
+    # share of the voxels per axis that the patch is reduced to and enlarged from again
     zoom: float | None = None
-    gamma_inverted: float | None = None
+    gamma_inverted: float | None = None  # exponent applied to the negated image
     gamma: float | None = None
-    mirror: tuple[int, ...] = ()
-    extra: int | None = None
+    mirror: tuple[int, ...] = ()  # axes to flip, 0 is z
+    extra: int | None = None  # seed of the transforms of `data.augmentation.extra`
 
 
 def draw_augmentation(rng: Generator, settings: Mapping[str, Any]) -> Augmentation:

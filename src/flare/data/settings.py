@@ -60,23 +60,18 @@ class PatchSettings:
     """How the training patches of a round are chosen and augmented.
 
     Patch size and spacing are along Z, Y, X.
-
-    Args:
-        batch_size: Patches of a batch, in each process.
-        oversample_foreground: Share of a batch centred on foreground; nnU-Net 0.33.
-        tumor_fraction: Share of those centred on the tumor where the case has one (ours; 0 treats the tumor
-            as one class among others).
-        workers: Processes that prepare patches; with 0 the training does it itself.
-        outputs: Class id of each output of the network, 0 first; other classes become background.
     """
 
     patch_size: Shape
     spacing_mm: Spacing
-    batch_size: int
-    oversample_foreground: float
+    batch_size: int  # patches of a batch, in each process
+    oversample_foreground: float  # share of a batch centred on foreground; nnU-Net 0.33
+    # share of those centred on the tumor where the case has one (ours; 0 treats the tumor as one class among
+    # others)
     tumor_fraction: float
-    workers: int
+    workers: int  # processes that prepare patches; with 0 the training does it itself
     augmentation: Mapping[str, Any]
+    # class id of each output of the network, 0 first; other classes become background
     outputs: tuple[int, ...]
     tumor: int | None
     seed: int

@@ -29,17 +29,11 @@ class Elastic:
 
 @dataclass(frozen=True)
 class Move:
-    """How the coordinates of a patch are moved; `None` where they are not.
+    """How the coordinates of a patch are moved; `None` where they are not."""
 
-    Args:
-        rotation: Degrees about z, y and x.
-        scale: Factor on the coordinates; above 1 the anatomy shrinks.
-        elastic: Displacement of the coordinates.
-    """
-
-    rotation: tuple[float, float, float] | None = None
-    scale: float | None = None
-    elastic: Elastic | None = None
+    rotation: tuple[float, float, float] | None = None  # degrees about z, y and x
+    scale: float | None = None  # factor on the coordinates; above 1 the anatomy shrinks
+    elastic: Elastic | None = None  # displacement of the coordinates
 
 
 def sampling_grid(drawn: Move, patch_size: Shape, *, dummy_2d: bool) -> Tensor | None:

@@ -51,23 +51,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One person's organs and the body around them, in millimetres (z, y, x) of the label map (RAS).
+    """One person's organs and the body around them, in millimetres (z, y, x) of the label map (RAS)."""
 
-    Args:
-        shapes: Signed distance to each organ's surface, positive inside, float32, in a box of the map.
-        top_mm: Upper end of the map, above which nothing is known.
-        crest_mm: Height of the iliac crest.
-        spine: `(n, 2)` centre (y, x) of the vertebral bodies, every `STEP_MM` of z from 0.
-        half: `(n, 3)` half-axes of the skin (lateral, anterior, posterior) about a centre before the spine.
-        roof: Height of the highest organ in each column (y, x); below it there is no lung.
-    """
-
-    shapes: Mapping[str, Field]
-    top_mm: float
-    crest_mm: float
-    spine: np.ndarray
-    half: np.ndarray
-    roof: Field
+    shapes: Mapping[str, Field]  # signed distance to an organ's surface, positive inside, float32, in a box
+    top_mm: float  # upper end of the map, above which nothing is known
+    crest_mm: float  # height of the iliac crest
+    spine: np.ndarray  # `(n, 2)` centre (y, x) of the vertebral bodies, every `STEP_MM` of z from 0
+    half: np.ndarray  # `(n, 3)` half-axes of the skin (lateral, front, back) about a centre before the spine
+    roof: Field  # height of the highest organ in each column (y, x); below it there is no lung
 
     @property
     def lowest_mm(self) -> float:

@@ -23,22 +23,16 @@ SOURCE_COLUMNS = ("source", "class", "declared", "cases", "present", "contradict
 
 @dataclass
 class Analysis:
-    """What the label files of a cohort hold.
+    """What the label files of a cohort hold."""
 
-    Args:
-        cases: Every case that can be used.
-        volumes_ml: Case id to class id to millilitres, for labelled cases; classes with no voxel are absent.
-        sources: Case id to its source, for labelled cases.
-        contradictions: Case id to what contradicts its source's declaration.
-        table: A row a source and class, see `source_table`.
-        doubts: What contradicts `data.sources`, a line a source and class.
-    """
-
-    cases: list[Case] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)  # every case that can be used
+    # case id to class id to millilitres, for labelled cases; classes with no voxel are absent
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)  # case id to its source, for labelled cases
+    # case id to what contradicts its source's declaration
     contradictions: dict[str, str] = field(default_factory=dict)
-    table: list[dict[str, str]] = field(default_factory=list)
+    table: list[dict[str, str]] = field(default_factory=list)  # a row a source and class, see `source_table`
+    # what contradicts `data.sources`, a line a source and class
     doubts: list[str] = field(default_factory=list)
 
 

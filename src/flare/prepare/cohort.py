@@ -47,20 +47,13 @@ COLUMNS = ("case", "path", "status", "reason")
 
 @dataclass(frozen=True)
 class Cohort:
-    """A prepared cohort.
-
-    Args:
-        cases: The cases that can be used, by split and id.
-        failures: The cases that were refused or failed, and why.
-        intensity: Statistics of the labelled training cases; None without any.
-        processed: Ids of the cases that were read in this call; the others were unchanged.
-    """
+    """A prepared cohort."""
 
     folder: PreparedFolder
-    cases: list[Case]
-    failures: list[Outcome]
-    intensity: Intensity | None
-    processed: list[str]
+    cases: list[Case]  # the cases that can be used, by split and id
+    failures: list[Outcome]  # the cases that were refused or failed, and why
+    intensity: Intensity | None  # statistics of the labelled training cases; None without any
+    processed: list[str]  # ids of the cases that were read in this call; the others were unchanged
 
     def require_intensity(self) -> Intensity:
         """The statistics, or a refusal that names the cases that failed, which may be why there are none."""
@@ -171,21 +164,15 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool, is_dry: 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What a start will find of a cohort.
+    """What a start will find of a cohort."""
 
-    Args:
-        cases: The cases whose labels, if any, can be used, with their kinds.
-        pending: Cases that are read again, and why.
-        members: Which cases were added and removed since the last start, a line each.
-        tried: Cases that the last start refused: each start tries them again, rounds go without.
-        statistics: Why the intensity statistics are made anew; empty if they stand.
-    """
-
-    cases: list[Case]
-    pending: dict[str, str] = field(default_factory=dict)
+    cases: list[Case]  # the cases whose labels, if any, can be used, with their kinds
+    pending: dict[str, str] = field(default_factory=dict)  # cases that are read again, and why
+    # which cases were added and removed since the last start, a line each
     members: list[str] = field(default_factory=list)
+    # cases that the last start refused: each start tries them again, rounds go without
     tried: list[str] = field(default_factory=list)
-    statistics: str = ""
+    statistics: str = ""  # why the intensity statistics are made anew; empty if they stand
 
 
 def analyse(cfg: DictConfig) -> Foreseen:

@@ -22,35 +22,24 @@ Found = Mapping[str, Mapping[Path, tuple[list[Path], dict[Path, str]]]]  # key -
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a case: one row of `integrity.csv`.
-
-    Args:
-        path: Its image, or the file at fault.
-        reason: What was found, empty if nothing.
-        status: `ok`, `warning` (used all the same), `refused`, `failed` (by no fault of its files: it is
-            tried again), or `skipped` (a localizer or scout, which is no case).
-    """
+    """What became of a case: one row of `integrity.csv`."""
 
     case: str
-    path: Path
-    reason: str = ""
+    path: Path  # its image, or the file at fault
+    reason: str = ""  # what was found, empty if nothing
+    # `ok`, `warning` (used all the same), `refused`, `failed` (by no fault of its files: it is tried again),
+    # or `skipped` (a localizer or scout, which is no case)
     status: str = REFUSED
 
 
 @dataclass
 class Index:
-    """What was found.
+    """What was found."""
 
-    Args:
-        entries: Cases that can be looked into.
-        problems: Cases refused for their names alone.
-        skipped: Localizers and scouts.
-        groups: Ids of the cases of each folder and declared source, by a name with its config key.
-    """
-
-    entries: list[Entry] = field(default_factory=list)
-    problems: list[Finding] = field(default_factory=list)
-    skipped: list[Finding] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)  # cases that can be looked into
+    problems: list[Finding] = field(default_factory=list)  # cases refused for their names alone
+    skipped: list[Finding] = field(default_factory=list)  # localizers and scouts
+    # ids of the cases of each folder and declared source, by a name with its config key
     groups: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     @property

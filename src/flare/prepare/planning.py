@@ -32,17 +32,11 @@ Axes = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Topology:
-    """The stages of a U-Net for a patch, highest resolution first; axes as those of the patch.
+    """The stages of a U-Net for a patch, highest resolution first; axes as those of the patch."""
 
-    Args:
-        patch_size: The patch, made larger until the network divides it.
-        strides: Step into each stage.
-        kernels: Of each stage of the encoder.
-    """
-
-    patch_size: Axes
-    strides: tuple[Axes, ...]
-    kernels: tuple[Axes, ...]
+    patch_size: Axes  # the patch, made larger until the network divides it
+    strides: tuple[Axes, ...]  # step into each stage
+    kernels: tuple[Axes, ...]  # of each stage of the encoder
 
     @property
     def divisors(self) -> Axes:
@@ -68,25 +62,17 @@ class Topology:
 
 @dataclass(frozen=True)
 class Plan:
-    """A proposal; everything runs along Z, Y, X.
+    """A proposal; everything runs along Z, Y, X."""
 
-    Args:
-        cases: Cases that it was made from.
-        coarse_axis: The axis whose spacing is the low percentile, not the median; None where all are medians.
-        median_shape: Voxels of the median case at this spacing.
-        topology: The network, and the patch.
-        by_memory: Batch size that memory leaves room for; the share of the cohort may allow less.
-        in_plane: Whether a patch is so flat that spatial augmentation is better done slice by slice.
-    """
-
-    cases: int
+    cases: int  # cases that it was made from
     spacing_mm: Spacing
+    # the axis whose spacing is the low percentile, not the median; None where all are medians
     coarse_axis: int | None
-    median_shape: tuple[float, float, float]
-    topology: Topology
+    median_shape: tuple[float, float, float]  # voxels of the median case at this spacing
+    topology: Topology  # the network, and the patch
     batch_size: int
-    by_memory: int
-    in_plane: bool
+    by_memory: int  # batch size that memory leaves room for; the share of the cohort may allow less
+    in_plane: bool  # whether a patch is so flat that spatial augmentation is better done slice by slice
 
 
 def plan_cohort(headers: Iterable[Mapping[str, Any]], *, outputs: int, memory_gb: float) -> Plan:

@@ -65,19 +65,15 @@ class Generator(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A case as found on disk, nothing opened yet.
-
-    Args:
-        image: File, or DICOM series folder.
-        annotates: Class ids that its source declares to annotate; None where no source says.
-        source: Where its label comes from: the key of its source in `data.sources`, else of its folder.
-    """
+    """A case as found on disk, nothing opened yet."""
 
     id: str
     split: str
-    image: Path
+    image: Path  # file, or DICOM series folder
     label: Path | None = None
+    # class ids that its source declares to annotate; None where no source says
     annotates: tuple[int, ...] | None = None
+    # where its label comes from: the key of its source in `data.sources`, else of its folder
     source: str = ""
 
     @property
@@ -88,25 +84,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class CohortFiles:
-    """Where the files of a cohort are.
+    """Where the files of a cohort are."""
 
-    Args:
-        root: What relative paths start from.
-        folders: Config key of `FOLDERS` -> folders that are searched recursively.
-        cases: Case id -> {image, label, split}, for files that no folder and name rule can pair.
-        sources: What the sources of labels annotate.
-        split: Which labelled training cases are held out.
-        case_id: The rule by which scans are named.
-        takes_unlabeled: Whether an image of `labeled_images` without a label is an unlabelled case.
-    """
-
-    root: Path
+    root: Path  # what relative paths start from
+    # config key of `FOLDERS` -> folders that are searched recursively
     folders: Mapping[str, tuple[Path, ...]]
+    # case id -> {image, label, split}, for files that no folder and name rule can pair
     cases: Mapping[str, Mapping[str, Any]]
-    sources: tuple[Source, ...]
-    split: Split = NO_SPLIT
+    sources: tuple[Source, ...]  # what the sources of labels annotate
+    split: Split = NO_SPLIT  # which labelled training cases are held out
+    # whether an image of `labeled_images` without a label is an unlabelled case
     takes_unlabeled: bool = False
-    case_id: str = "leaf"
+    case_id: str = "leaf"  # the rule by which scans are named
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
@@ -162,29 +151,20 @@ class CohortFiles:
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """Settings of one preparation.
-
-    Args:
-        label_map: Renumbering of foreign label files.
-        checks: What becomes of doubtful files.
-        percentiles: Of foreground intensities, lower and upper, in percent.
-        accept_removed: Whether files that the last start saw were removed on purpose.
-        generator: Makes the files; None where they are given.
-        max_failed: Share of a step's cases that may fail by no fault of their files.
-    """
+    """Settings of one preparation."""
 
     files: CohortFiles
     classes: ClassList
-    label_map: dict[str, int] | None
-    checks: Checks
+    label_map: dict[str, int] | None  # renumbering of foreign label files
+    checks: Checks  # what becomes of doubtful files
     folder: PreparedFolder
     interpolation: str
     label_interpolation: str
-    percentiles: tuple[float, float]
-    accept_removed: bool
-    generator: Generator | None
+    percentiles: tuple[float, float]  # of foreground intensities, lower and upper, in percent
+    accept_removed: bool  # whether files that the last start saw were removed on purpose
+    generator: Generator | None  # makes the files; None where they are given
     executor: Executor
-    max_failed: float
+    max_failed: float  # share of a step's cases that may fail by no fault of their files
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> PrepareSettings:

@@ -37,21 +37,16 @@ class Listed(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Which labelled training cases are held out, of `data.split`.
+    """Which labelled training cases are held out, of `data.split`."""
 
-    Args:
-        lists: Split -> case ids.
-        shares: Split -> share of the labelled training cases, drawn by a hash of `seed` and id: so a case
-            that joins or leaves the cohort moves no other but at the border.
-        whole: Ids that must be all the labelled training cases; None where the others stay in training.
-        origin: What names the ids, for messages.
-    """
-
-    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lists: Mapping[str, Sequence[str]] = field(default_factory=dict)  # split -> case ids
+    # split -> share of the labelled training cases, drawn by a hash of `seed` and id: so a case that joins or
+    # leaves the cohort moves no other but at the border
     shares: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    # ids that must be all the labelled training cases; None where the others stay in training
     whole: frozenset[str] | None = None
-    origin: str = "data.split"
+    origin: str = "data.split"  # what names the ids, for messages
 
     @classmethod
     def from_config(cls, given: Any, root: Path) -> Split:

@@ -31,18 +31,12 @@ COMPARISONS = ("previous", "pseudo", "merged")
 
 @dataclass(frozen=True)
 class Quality:
-    """Pseudo-label quality of one round.
-
-    Args:
-        teacher: Who made its pseudo labels, one round or two.
-        of: Training cases of the round; `SAMPLE` of them at most are compared.
-        compared: Comparison -> Dice by class id of each case that could be compared, of classes that its
-            reference has.
-    """
+    """Pseudo-label quality of one round."""
 
     round: str
-    teacher: str
-    of: int
+    teacher: str  # who made its pseudo labels, one round or two
+    of: int  # training cases of the round; `SAMPLE` of them at most are compared
+    # comparison -> Dice by class id of each case that could be compared, of classes that its reference has
     compared: dict[str, list[dict[int, float]]]
 
     def percent(self, comparison: str, ids: Iterable[int]) -> float | None:

@@ -31,15 +31,11 @@ LAST = ", last"  # behind the title of a panel of last values
 
 
 class Panel(NamedTuple):
-    """One picture: `lines` over steps, `bars` of last values, `pictures` or a table of `cases`.
-
-    Args:
-        key: As logged, see docs/logging.md.
-    """
+    """One picture: `lines` over steps, `bars` of last values, `pictures` or a table of `cases`."""
 
     kind: str
     title: str
-    key: str
+    key: str  # as logged, see docs/logging.md
 
     @property
     def is_drawn(self) -> bool:
@@ -49,22 +45,15 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trainings to compare, or jobs that trained nothing.
+    """Trainings to compare, or jobs that trained nothing."""
 
-    Args:
-        name: The experiment, which is the group of its runs on W&B.
-        entity: Team or user there; None is the account's default.
-        curves: Training -> its rows of `training.csv`, without empty cells; or job -> a row of its measures.
-        tables: What compares them; empty if there is none yet.
-        measures: What is shown of jobs that trained nothing; None for trainings.
-    """
-
-    name: str
+    name: str  # the experiment, which is the group of its runs on W&B
     project: str
-    entity: str | None
+    entity: str | None  # team or user there; None is the account's default
+    # training -> its rows of `training.csv`, without empty cells; or job -> a row of its measures
     curves: dict[str, Rows]
-    tables: list[Table]
-    measures: list[str] | None = None
+    tables: list[Table]  # what compares them; empty if there is none yet
+    measures: list[str] | None = None  # what is shown of jobs that trained nothing; None for trainings
 
     @property
     def title(self) -> str:

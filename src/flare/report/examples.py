@@ -32,25 +32,17 @@ ALL_LARGE = 8  # up to so many cases, each is shown in three planes
 
 @dataclass(frozen=True)
 class Shown:
-    """A case on the page.
-
-    Args:
-        rank: `best`, `median`, `worst` or nothing.
-        large: Whether it is shown in three planes.
-        scores: `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn.
-        mean: Mean DSC over its scored classes.
-        pictures: `reference` and `prediction`, WebP.
-        missed: How many of its tumors no voxel of the prediction's tumor meets.
-        volumes: What `pack_case` gives, of a case with a rank or a missed tumor.
-    """
+    """A case on the page."""
 
     case: str
-    rank: str
-    large: bool
+    rank: str  # `best`, `median`, `worst` or nothing
+    large: bool  # whether it is shown in three planes
+    # `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn
     scores: Mapping[str, Any]
-    mean: float
-    pictures: Mapping[str, bytes]
-    missed: int = 0
+    mean: float  # mean DSC over its scored classes
+    pictures: Mapping[str, bytes]  # `reference` and `prediction`, WebP
+    missed: int = 0  # how many of its tumors no voxel of the prediction's tumor meets
+    # what `pack_case` gives, of a case with a rank or a missed tumor
     volumes: Mapping[str, str] = field(default_factory=dict)
 
     @property

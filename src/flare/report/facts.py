@@ -23,26 +23,21 @@ from flare.runs.journal import Journal
 
 @dataclass(frozen=True)
 class RoundFacts:
-    """What one round came to.
-
-    Args:
-        teacher: The round that made its pseudo labels, if it has any.
-        plan: Its row of `plan.csv`.
-        curve: Rows of `training.csv`, one an epoch; numbers, None where there is none.
-        scores: Rows of the scored split's `metrics.csv`, one a case; None for classes that it does not learn.
-        provenance: Rows of `provenance.csv`, one a case; none for a round on ground truth.
-        seconds: What the journal of prediction says, one row a held-out case.
-        unlabeled_teacher: The round that labelled its cases without ground truth, where that is another one.
-    """
+    """What one round came to."""
 
     name: str
-    teacher: str | None
-    plan: dict[str, str]
+    teacher: str | None  # the round that made its pseudo labels, if it has any
+    plan: dict[str, str]  # its row of `plan.csv`
+    # rows of `training.csv`, one an epoch; numbers, None where there is none
     curve: list[dict[str, float | None]] = field(default_factory=list)
+    # rows of the scored split's `metrics.csv`, one a case; None for classes that it does not learn
     scores: list[Row] = field(default_factory=list)
+    # rows of `provenance.csv`, one a case; none for a round on ground truth
     provenance: list[dict[str, str]] = field(default_factory=list)
+    # what the journal of prediction says, one row a held-out case
     seconds: list[Row] = field(default_factory=list)
     revision: str = "unknown"
+    # the round that labelled its cases without ground truth, where that is another one
     unlabeled_teacher: str | None = None
 
     @property
@@ -53,26 +48,18 @@ class RoundFacts:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What the page tells of the configuration, and needs of it.
-
-    Args:
-        split: The split that is scored, by `protocol`.
-        label_map: Renumbering of the annotations' ids.
-        truth: Folder of complete labels of the training cases, which only a made-up cohort has; never
-            trained on.
-        public: The configuration, without a path of the machine.
-        has_paper: Whether the paper's figures stand beside those of the run.
-    """
+    """What the page tells of the configuration, and needs of it."""
 
     name: str
     data: str
-    split: str
+    split: str  # the split that is scored, by `protocol`
     protocol: str
     classes: ClassList
-    label_map: dict[Any, int] | None
+    label_map: dict[Any, int] | None  # renumbering of the annotations' ids
+    # folder of complete labels of the training cases, which only a made-up cohort has; never trained on
     truth: Path | None
-    public: dict[str, Any]
-    has_paper: bool = True
+    public: dict[str, Any]  # the configuration, without a path of the machine
+    has_paper: bool = True  # whether the paper's figures stand beside those of the run
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> ReportSettings:
@@ -95,20 +82,14 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the page tells, less pictures.
-
-    Args:
-        cases: The prepared cohort.
-        rounds: In the order in which they ran.
-        environment: `environment.json`.
-    """
+    """Everything the page tells, less pictures."""
 
     settings: ReportSettings
-    cases: list[Case]
+    cases: list[Case]  # the prepared cohort
     scored: list[Case]
-    rounds: list[RoundFacts]
+    rounds: list[RoundFacts]  # in the order in which they ran
     results: Results
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)  # `environment.json`
 
     @property
     def last(self) -> RoundFacts:

@@ -22,34 +22,20 @@ KEY = "flare"  # entry of a Lightning checkpoint that holds what inference needs
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network with everything that inference needs; plain values and tensors only.
-
-    Args:
-        sha256: Hash of the file: the provenance of pseudo labels names it.
-        state_dict: Of the bare network.
-        classes: The class list, as `ClassList.to_config` gives it.
-        targets: `organs`, `tumor` or `organs_tumor`.
-        spacing_mm: Training grid along Z, Y, X.
-        interpolation: How images were resampled.
-        intensity: The cohort's foreground statistics in HU.
-        patch_size: Training patch along Z, Y, X.
-        mirror_axes: Axes (0 = Z, 1 = Y, 2 = X) along which patches were flipped in training.
-        round: Name of the round, None for `round=all`.
-        config: The run's configuration as plain values.
-    """
+    """A trained network with everything that inference needs; plain values and tensors only."""
 
     path: Path
-    sha256: str
-    state_dict: dict[str, torch.Tensor]
-    classes: dict[str, dict[str, Any]]
-    targets: str
-    spacing_mm: tuple[float, float, float]
-    interpolation: str
-    intensity: dict[str, float]
-    patch_size: tuple[int, int, int]
-    mirror_axes: tuple[int, ...]
-    round: str | None
-    config: dict[str, Any]
+    sha256: str  # hash of the file: the provenance of pseudo labels names it
+    state_dict: dict[str, torch.Tensor]  # of the bare network
+    classes: dict[str, dict[str, Any]]  # the class list, as `ClassList.to_config` gives it
+    targets: str  # `organs`, `tumor` or `organs_tumor`
+    spacing_mm: tuple[float, float, float]  # training grid along Z, Y, X
+    interpolation: str  # how images were resampled
+    intensity: dict[str, float]  # the cohort's foreground statistics in HU
+    patch_size: tuple[int, int, int]  # training patch along Z, Y, X
+    mirror_axes: tuple[int, ...]  # axes (0 = Z, 1 = Y, 2 = X) along which patches were flipped in training
+    round: str | None  # name of the round, None for `round=all`
+    config: dict[str, Any]  # the run's configuration as plain values
     git_revision: str
 
     @property

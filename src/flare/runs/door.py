@@ -41,23 +41,14 @@ class Stopped(SystemExit):
 
 @dataclass
 class _Watch:
-    """What is known of signals in this process.
+    """What is known of signals in this process."""
 
-    Args:
-        number: The signal that came.
-        since: When it came, monotonic seconds.
-        is_waiting: Whether the work stops by itself, at the end of a step.
-        places: Tell what is being done, outermost first.
-        stopped_in: What they told when the signal came.
-        again: The command that goes on; empty for the same one.
-    """
-
-    number: int | None = None
-    since: float = 0
-    is_waiting: bool = False
-    places: list[Callable[[], str]] = field(default_factory=list)
-    stopped_in: str = ""
-    again: str = ""
+    number: int | None = None  # the signal that came
+    since: float = 0  # when it came, monotonic seconds
+    is_waiting: bool = False  # whether the work stops by itself, at the end of a step
+    places: list[Callable[[], str]] = field(default_factory=list)  # tell what is being done, outermost first
+    stopped_in: str = ""  # what they told when the signal came
+    again: str = ""  # the command that goes on; empty for the same one
 
 
 _watch = _Watch()

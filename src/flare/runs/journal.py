@@ -201,15 +201,11 @@ class Marked:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a step came to.
+    """What a step came to."""
 
-    Args:
-        values: Case id -> what the function returned, for every case that is done, now or earlier.
-        processed: Cases that were done in this call; the others were unchanged.
-    """
-
+    # case id -> what the function returned, for every case that is done, now or earlier
     values: dict[str, dict[str, Any]]
-    processed: list[str]
+    processed: list[str]  # cases that were done in this call; the others were unchanged
     failures: list[Outcome]
 
 

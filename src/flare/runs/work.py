@@ -46,23 +46,16 @@ DIED = "its worker process died, alone as well (out of memory? fewer executor.wo
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
-
-    Args:
-        value: What the function returned.
-        error: Why there is no value.
-        is_fault: Whether the case may be sound: the machine or the program failed, not the content of its
-            files. It is tried again at the next start, and nothing made from it is removed.
-        is_general: Whether others will meet the same: a disk that is away, a wrong setting.
-        kind: What cases that failed for one reason share, whatever the numbers and paths in `error`.
-    """
+    """What became of one case."""
 
     case_id: str
-    value: Any = None
-    error: str | None = None
+    value: Any = None  # what the function returned
+    error: str | None = None  # why there is no value
+    # whether the case may be sound: the machine or the program failed, not the content of its files. It is
+    # tried again at the next start, and nothing made from it is removed
     is_fault: bool = False
-    is_general: bool = False
-    kind: str = ""
+    is_general: bool = False  # whether others will meet the same: a disk that is away, a wrong setting
+    kind: str = ""  # what cases that failed for one reason share, whatever the numbers and paths in `error`
 
 
 class Executor(Protocol):

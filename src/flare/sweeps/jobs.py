@@ -29,24 +29,16 @@ CLASSES = re.compile(r"(^|/)(classes/.*|val/dsc/.*|\w+_DSC)$")
 
 @dataclass(frozen=True)
 class Job:
-    """What a job was asked to do and what came of it.
+    """What a job was asked to do and what came of it."""
 
-    Args:
-        folder: Its name in the sweep's folder.
-        script: `train`, `infer`, ...
-        overrides: Its command line; None of a planned trial: the search chooses it as the trial begins.
-        status: `planned`, `running` (or killed while it ran), `completed` or `failed`.
-        error: Why it failed, in one line.
-        measures: What `measure` gives.
-    """
-
-    folder: str
-    script: str
+    folder: str  # its name in the sweep's folder
+    script: str  # `train`, `infer`, ...
+    # its command line; None of a planned trial: the search chooses it as the trial begins
     overrides: list[str] | None
-    status: str = RUNNING
+    status: str = RUNNING  # `planned`, `running` (or killed while it ran), `completed` or `failed`
     seconds: float | None = None
-    error: str | None = None
-    measures: dict[str, float] = field(default_factory=dict)
+    error: str | None = None  # why it failed, in one line
+    measures: dict[str, float] = field(default_factory=dict)  # what `measure` gives
 
     @property
     def choices(self) -> dict[str, str]:
