@@ -41,7 +41,7 @@ def test_the_patients_right_is_on_the_left_and_anterior_is_up(labels: ClassList)
     shown[7, 7, 7] = LIVER  # superior, anterior, right: the last voxel of each axis in RAS order
     ct = volume(np.zeros((8, 8, 8), np.int16))
     whole = (slice(0, 8), slice(0, 8), slice(0, 8))
-    axial, coronal, sagittal = _planes(ct, shown, (7, 7, 7), whole, (0, 1, 2), 0.5, labels)
+    axial, coronal, sagittal = _planes(ct, shown, ((7, 7, 7), whole), (0, 1, 2), 0.5, labels)
     colour = rgb(class_colours(labels)[LIVER])
     # axial: anterior and right; coronal: superior and right; sagittal: superior and anterior
     for plane in (axial, coronal, sagittal):

@@ -25,10 +25,7 @@ SOFT_HU = (-100, 200)
 MODES = choice("refuse", "warn")
 INTENSITY = "data.intensity_check"
 RULES = {
-    "data.checks.forms": MODES,
-    "data.checks.direction": MODES,
-    "data.checks.size": MODES,
-    "data.checks.labels": MODES,
+    **{f"data.checks.{name}": MODES for name in ("forms", "direction", "size", "labels")},
     "data.checks.tolerance_mm": NOT_NEGATIVE,
     # YAML reads a bare `off` as false
     INTENSITY: Rule(
@@ -47,23 +44,14 @@ class DoubtfulFileError(BadFileError):
 
 @dataclass(frozen=True)
 class Checks:
-    """What becomes of a file that is doubtful: `refuse`, or `warn` and go on (all of it ours).
+    """What becomes of a file that is doubtful: `refuse`, or `warn` and go on (all of it ours)."""
 
-    Args:
-        forms: A NIfTI header whose sform, qform and pixdim differ; with `warn` the sform counts.
-        direction: A header that does not say how its axes lie in the patient; with `warn` they are ITK's.
-        size: Voxels or extents that no CT of a human has; with `warn` a wrong unit is taken as millimetres.
-        labels: Label values within 1e-3 of whole numbers; with `warn` they are rounded.
-        tolerance_mm: How far the corner voxels of one grid may be from those of another that counts as equal.
-        intensity: Values that are no HU; `off` as well.
-    """
-
-    forms: str = "refuse"
-    direction: str = "refuse"
-    size: str = "refuse"
-    labels: str = "warn"
-    tolerance_mm: float = 1e-3
-    intensity: str = "warn"
+    forms: str = "refuse"  # a NIfTI header whose sform, qform and pixdim differ; with `warn` the sform counts
+    direction: str = "refuse"  # a header silent on how its axes lie in the body; with `warn` they are ITK's
+    size: str = "refuse"  # voxels or extents of no human CT; with `warn` a wrong unit is taken as millimetres
+    labels: str = "warn"  # label values within 1e-3 of whole numbers; with `warn` they are rounded
+    tolerance_mm: float = 1e-3  # how far corner voxels of two grids that count as equal may be apart
+    intensity: str = "warn"  # values that are no HU; `off` as well
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> Checks:

@@ -16,7 +16,7 @@ from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
 from flare.core.files import require_held, stand_in
 from flare.core.geometry import SNAP, Geometry, checked_grid
-from flare.core.itk import judge_direction, opened, stated_grid, voxels
+from flare.core.itk import Reader, judge_direction, opened, stated_grid
 from flare.core.series import BIG_ENDIAN, COMPRESSED, PIXELS, scan_files, series_in
 from flare.core.slices import check_elements
 
@@ -40,6 +40,10 @@ class _Slice:
     path: Path
     reader: sitk.ImageFileReader
     absent: frozenset[str]  # what it does not say about its place, by DICOM's keywords
+    frames: int
+    series: str  # UID; empty if it states none
+    origin: np.ndarray  # place of its first voxel (mm)
+    axes: np.ndarray  # directions of its rows and columns, `(3, 2)`
 
     @classmethod
     def read(cls, path: Path) -> _Slice:
@@ -47,10 +51,13 @@ class _Slice:
         content = path.read_bytes()
         syntax, held = check_elements(content), len(content)
         reader = opened(path, "GDCMImageIO")
-        bits = reader.GetMetaData("0028|0100") if reader.HasMetaDataKey("0028|0100") else ""
+
+        def stated(key: str) -> str:
+            return reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
+
         columns, rows, frames = (*reader.GetSize(), 1)[:3]
         if not syntax.startswith(COMPRESSED):
-            require_held(columns * rows * frames * (2 if bits == "16" else 1), held)
+            require_held(columns * rows * frames * (2 if stated("0028|0100") == "16" else 1), held)
         elif columns * rows > MOST_PIXELS or frames * FRAME_BYTES > held:
             raise BadFileError(
                 f"claims {frames} compressed frames of {columns} x {rows} pixels in {held} bytes; "
@@ -64,41 +71,18 @@ class _Slice:
         # anywhere before the pixels: a file of frames has them inside sequences, which ITK does not show
         header = content[: content.rfind(raw(PIXELS))]
         absent = (word for word, tags in PLACE.items() if not any(raw(tag) in header for tag in tags))
-        return cls(path, reader, frozenset(absent))
-
-    @property
-    def frames(self) -> int:
-        """Its number of frames."""
-        return (*self.reader.GetSize(), 1)[2]
-
-    @property
-    def series(self) -> str:
-        """UID of its series; empty if it states none."""
-        key = "0020|000e"
-        return self.reader.GetMetaData(key) if self.reader.HasMetaDataKey(key) else ""
-
-    @property
-    def origin(self) -> np.ndarray:
-        """Place of its first voxel (mm)."""
-        return np.asarray(self.reader.GetOrigin()[:3])
-
-    @property
-    def axes(self) -> np.ndarray:
-        """Directions of its rows and columns, `(3, 2)`."""
-        return np.asarray(self.reader.GetDirection()).reshape(len(self.reader.GetSize()), -1)[:3, :2]
+        origin = np.asarray(reader.GetOrigin()[:3])
+        axes = np.asarray(reader.GetDirection()).reshape(len(reader.GetSize()), -1)[:3, :2]
+        return cls(path, reader, frozenset(absent), frames, stated("0020|000e"), origin, axes)
 
 
-def read_dicom(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
-    """Voxels `(Z, Y, X)` after DICOM's rescaling, and the grid: of a file of frames, or of a folder's scan.
+def open_dicom(path: Path, case: str) -> tuple[Reader, Geometry]:
+    """A reader of the voxels after DICOM's rescaling, and the grid: of a file of frames, or a folder's scan.
 
-    Localizers and scouts beside it are left out; one of several scans has the name of its series. Whatever is
-    damaged, and a slice that is missing or does not fit the others, is a `BadFileError`.
+    The headers of all slices are checked. Localizers and scouts beside it are left out; one of several scans
+    has the name of its series. Whatever is damaged, and a slice that is missing or does not fit the others,
+    is a `BadFileError`.
     """
-    return voxels(*open_dicom(path, case))
-
-
-def open_dicom(path: Path, case: str) -> tuple[sitk.ImageFileReader | sitk.ImageSeriesReader, Geometry]:
-    """A reader of the voxels, and the grid, after all checks of the headers of every slice."""
     is_file = path.is_file()
     slices = [_Slice.read(path)] if is_file else _slices(path)
     if len({s.series for s in slices}) > 1:
@@ -120,14 +104,9 @@ def open_dicom(path: Path, case: str) -> tuple[sitk.ImageFileReader | sitk.Image
     normal = np.cross(*axes.T)
     slices.sort(key=lambda s: float(s.origin @ normal))
     gap, normal = _slice_gap(slices, case)
-    size, spacing = slices[0].reader.GetSize(), slices[0].reader.GetSpacing()
-    geometry = checked_grid(
-        (*size[:2], len(slices)),
-        (*spacing[:2], gap),
-        slices[0].origin,
-        np.column_stack([axes, normal]),
-        case,
-    )
+    size = (*slices[0].reader.GetSize()[:2], len(slices))
+    spacing = (*slices[0].reader.GetSpacing()[:2], gap)
+    geometry = checked_grid(size, spacing, slices[0].origin, np.column_stack([axes, normal]), case)
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")  # else a name or a lacking preamble decides who reads
     reader.SetFileNames([str(s.path) for s in slices])
@@ -153,10 +132,8 @@ def _slices(place: Path) -> list[_Slice]:
         except BadFileError as error:
             unread[path.name] = stand_in(path) or str(error)
     if unread:
-        name = min(unread)
-        raise BadFileError(
-            f"has slices that cannot be read: {', '.join(sorted(unread)[:5])} ({unread[name]})"
-        )
+        names = sorted(unread)
+        raise BadFileError(f"has slices that cannot be read: {', '.join(names[:5])} ({unread[names[0]]})")
     return slices
 
 
@@ -172,17 +149,14 @@ def _require_alike(slices: list[_Slice]) -> None:
         names = sorted(map(sitk.GetPixelIDValueAsString, kinds))
         raise BadFileError(f"has slices of different types of numbers, {', '.join(names)}")
     for s in slices[1:]:
+        pair = f"({first.path.name}, {s.path.name})"
         spacings = [np.asarray(one.reader.GetSpacing()[:2]) for one in (first, s)]
         if (np.abs(spacings[0] - spacings[1]) * first.reader.GetSize()[:2]).max() > tolerance_mm:
             told = " and ".join(f"{x:.6g} x {y:.6g} mm" for x, y in spacings)
-            raise BadFileError(
-                f"has slices of different voxel size, {told} ({first.path.name}, {s.path.name})"
-            )
+            raise BadFileError(f"has slices of different voxel size, {told} {pair}")
         if np.abs(s.axes - first.axes).max() > SNAP:
             told = " and ".join(str(one.axes.T.ravel().round(4).tolist()) for one in (first, s))
-            raise BadFileError(
-                f"has slices of different orientation, {told} ({first.path.name}, {s.path.name})"
-            )
+            raise BadFileError(f"has slices of different orientation, {told} {pair}")
 
 
 def _slice_gap(slices: list[_Slice], case: str) -> tuple[float, np.ndarray]:

@@ -191,8 +191,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a csv file with a header."""
+def read_csv(path: Path, *, may_lack: bool = False) -> list[dict[str, str]]:
+    """Read a csv file with a header; one that `may_lack` has no rows where it is absent."""
+    if may_lack and not path.exists():
+        return []
     with Path(path).open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,6 +20,7 @@ from flare.core.geometry import Geometry, checked_grid, require_scalar
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings name files on the console; ours name cases
 
+Reader: TypeAlias = sitk.ImageFileReader | sitk.ImageSeriesReader
 KINDS = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
 HEADER_BYTES = 1 << 20  # at most (ours)
 # lengths in millimetres by the names that NRRD and MetaImage have for them
@@ -27,13 +28,11 @@ UNITS_MM = {"um": 1e-3, "\u00b5m": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 
 UNITS_MM |= {"micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter": 1000.0, "metre": 1000.0}
 
 
-def read_nrrd(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
-    """Voxels `(Z, Y, X)` as stored, and the grid; a damaged file, or another kind, is a `BadFileError`."""
-    return voxels(*open_nrrd(path, case))
-
-
 def open_nrrd(path: Path, case: str) -> tuple[sitk.ImageFileReader, Geometry]:
-    """A reader of the voxels, and the grid, after all checks of the header."""
+    """A reader of the voxels as stored, and the grid, after all checks of the header.
+
+    A damaged file, or one of another kind, is a `BadFileError`.
+    """
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise BadFileError(
@@ -48,9 +47,8 @@ def open_nrrd(path: Path, case: str) -> tuple[sitk.ImageFileReader, Geometry]:
             raise BadFileError("has its voxels in another file; expected them in the same")
         reader = opened(path, kind)
         voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
-        _require_voxels(
-            stream, fields, path.stat().st_size - stream.tell(), math.prod(reader.GetSize()), voxel_bytes
-        )
+        held = path.stat().st_size - stream.tell()
+        _require_voxels(stream, fields, held, math.prod(reader.GetSize()), voxel_bytes)
         if not {"space directions", "transformmatrix", "rotation", "orientation"} & fields.keys():
             judge_direction(case, "does not state its directions")
         return reader, stated_grid(reader, case, _unit_mm(fields, reader, case))
@@ -92,12 +90,10 @@ def stated_grid(reader: sitk.ImageFileReader, case: str, unit_mm: float = 1.0) -
     return checked_grid(size, spacing, origin, directions, case)
 
 
-def voxels(
-    reader: sitk.ImageFileReader | sitk.ImageSeriesReader, geometry: Geometry
-) -> tuple[np.ndarray, Geometry]:
-    """Read the voxels `(Z, Y, X)` of a grid."""
+def read_voxels(reader: Reader) -> np.ndarray:
+    """Read the voxels `(Z, Y, X)` of a file that was opened."""
     with itk_errors():
-        return sitk.GetArrayFromImage(reader.Execute()), geometry
+        return sitk.GetArrayFromImage(reader.Execute())
 
 
 @contextmanager

@@ -168,7 +168,8 @@ def _grid(header: Nifti1Header, dtype: np.dtype, case: str) -> Geometry:
         problem = "does not state its directions: sform_code and qform_code are 0"
         checks.judge("direction", case, problem, "x runs to the left, y to the back, z to the head")
     directions, origin, norms = sform or (*(qform or (np.eye(3), np.zeros(3))), None)
-    grid = replace(checked_grid(size, spacing, origin, directions, case), forms=_forms(header))
+    forms = tuple(float(number) for field in FORM_FIELDS for number in np.ravel(header[field]))
+    grid = replace(checked_grid(size, spacing, origin, directions, case), forms=forms)
     return grid if norms is None else _agreed(grid, norms, qform, checks, case)
 
 
@@ -188,11 +189,6 @@ def _agreed(grid: Geometry, norms: np.ndarray, qform: Form | None, checks: Check
     names = "an sform and a pixdim" if qform is None else "an sform and a qform with pixdim"
     checks.judge("forms", case, f"has {names} that differ: {'; '.join(found)}", "the sform counts")
     return by_sform
-
-
-def _forms(header: Nifti1Header) -> tuple[float, ...]:
-    """The fields of a header that say where its voxels lie, as they are."""
-    return tuple(float(number) for name in FORM_FIELDS for number in np.ravel(header[name]))
 
 
 def _sform(header: Nifti1Header, unit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

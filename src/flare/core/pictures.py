@@ -13,6 +13,7 @@ from flare.core.classes import ClassList, LabelClass
 from flare.core.geometry import Box, Volume, bounding_box
 
 Colour = tuple[int, int, int]
+View = tuple[tuple[int, int, int], Box]  # where slices along Z, Y, X cut, and what of them is shown
 Stroke = tuple[str, str, str]  # `#rrggbb`, dashes for matplotlib and for CSS
 WINDOW_HU = (-160.0, 240.0)  # soft tissue (ours)
 PIXELS_PER_MM = 1.5
@@ -68,25 +69,23 @@ def title(c: LabelClass) -> str:
 def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, small: bool) -> dict[str, bytes]:
     """Draw the reference and the prediction of a case, from `read_compared`, on the same slices.
 
-    They are three planes, or with `small` one axial slice at a lower resolution.
-
-    Returns:
-        `reference` and `prediction`: WebP pictures of one size.
+    They are three planes, or with `small` one axial slice at a lower resolution. Returns `reference` and
+    `prediction`, WebP pictures of one size.
     """
     from PIL import Image
 
     ct, truth, ours = volumes
-    centre, box = find_view(truth, ours.array, classes)
+    view = find_view(truth, ours.array, classes)
     axes, scale = ((0,), SMALL_PIXELS_PER_MM) if small else ((0, 1, 2), PIXELS_PER_MM)
     pictures = {}
     for name, shown in (("reference", truth), ("prediction", ours)):
-        sheet, buffer = _sheet(_planes(ct, shown.array, centre, box, axes, scale, classes)), io.BytesIO()
+        sheet, buffer = _sheet(_planes(ct, shown.array, view, axes, scale, classes)), io.BytesIO()
         Image.fromarray(sheet).save(buffer, format="WEBP", quality=QUALITY, method=4)
         pictures[name] = buffer.getvalue()
     return pictures
 
 
-def find_view(truth: Volume, prediction: np.ndarray, classes: ClassList) -> tuple[tuple[int, int, int], Box]:
+def find_view(truth: Volume, prediction: np.ndarray, classes: ClassList) -> View:
     """Where to cut maps in RAS voxel order: in the middle of the tumor if there is one, around all labels.
 
     Returns:
@@ -103,16 +102,10 @@ def find_view(truth: Volume, prediction: np.ndarray, classes: ClassList) -> tupl
 
 
 def _planes(
-    ct: Volume,
-    shown: np.ndarray,
-    centre: Sequence[int],
-    box: Box,
-    axes: Sequence[int],
-    scale: float,
-    classes: ClassList,
+    ct: Volume, shown: np.ndarray, view: View, axes: Sequence[int], scale: float, classes: ClassList
 ) -> list[np.ndarray]:
     """Coloured slices across `axes`, in the radiologist's view: the patient's right is on the left."""
-    planes = []
+    (centre, box), planes = view, []
     for axis in axes:
         index: list[Any] = list(box)
         index[axis] = centre[axis]
@@ -127,10 +120,8 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
     """Zoom into a slice, by pixels a voxel, and lay class colours over it, plain along their borders.
 
     Inside, the image makes a colour lighter or darker and nothing else: whatever lies below, a class looks
-    more like its own swatch than like another's (CIEDE2000), which no mixture with grey does.
-
-    Returns:
-        `(rows, columns, 3)` uint8.
+    more like its own swatch than like another's (CIEDE2000), which no mixture with grey does. The result is
+    `(rows, columns, 3)` uint8.
     """
     from PIL import Image
     from scipy import ndimage

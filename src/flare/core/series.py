@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -52,12 +51,8 @@ STATED = {
 def may_be_slice(path: Path) -> bool:
     """Whether a file beside slices is not known to be anything else."""
     name, suffix = path.name, path.suffix.lower()
-    if (
-        name.startswith(".")
-        or name in NO_SLICE_NAMES
-        or suffix in NO_SLICE
-        or name.lower().endswith(".nii.gz")
-    ):
+    is_other = name.startswith(".") or name in NO_SLICE_NAMES or suffix in NO_SLICE
+    if is_other or name.lower().endswith(".nii.gz"):
         return False
     if suffix in (".img", ".raw", ".gz") and any(
         path.with_name(name.split(".")[0] + header).exists() for header in (".hdr", ".mhd", ".nhdr")
@@ -206,11 +201,7 @@ def series_in(folder: Path) -> tuple[list[Series], dict[Path, str]]:
 
 
 def without_scouts(series: Sequence[Series]) -> tuple[list[Series], dict[Path, str]]:
-    """Tell scans from scouts: series of a few places beside a scan of the same study, as of bolus tracking.
-
-    Returns:
-        The scans, and why others are none, by path.
-    """
+    """Give the scans, and by path why others are none: a few places beside a scan, as of bolus tracking."""
     places: dict[str, int] = defaultdict(int)  # the slices of one series may lie in many folders
     for s in series:
         places[s.uid or str(s.path)] += s.places
@@ -261,8 +252,3 @@ def series_uid(path: Path) -> str:
             return head.series
         localizer = localizer or (head.series if head else "")
     return localizer
-
-
-def digest(uid: str) -> str:
-    """What tells series of one folder apart in case ids, which must not have a header's text."""
-    return hashlib.sha256(uid.encode()).hexdigest()[:8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import zlib
@@ -17,13 +18,13 @@ import SimpleITK as sitk
 from flare.core.cases import CASE_RULES
 from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import ClassList
-from flare.core.dicom import open_dicom, read_dicom
+from flare.core.dicom import open_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
 from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
-from flare.core.itk import open_nrrd, read_nrrd
+from flare.core.itk import Reader, open_nrrd, read_voxels
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
-from flare.core.series import Series, digest, is_there, named_series, series_in, series_uid, without_scouts
+from flare.core.series import Series, is_there, named_series, series_in, series_uid, without_scouts
 from flare.core.slices import is_dicom
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,9 @@ def case_id(path: Path, known: Collection[str] = (), *, rule: str = "leaf", root
         name = printable(place.parent.name)
     elif rule == "path" and top is not None and top in place.parents:
         name = "_".join([*map(printable, place.parent.relative_to(top).parts), name])
-    return f"{name}_{digest(uid)}" if uid else name
+    if uid:  # a header's text must not be in an id
+        return f"{name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+    return name
 
 
 def unique_cases(
@@ -73,8 +76,7 @@ def unique_cases(
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Name by `case_id` the cases that files hold; all files of one id, or one series, are refused.
 
-    Returns:
-        Case id to path, and case id to the reason of a refusal, which names a rule that tells them apart.
+    Returns case id to path, and case id to the reason of a refusal, which names a rule that tells them apart.
     """
     paths = list(paths)
     spread = spread_series(paths)
@@ -101,9 +103,8 @@ def _by_id(
 
 def told_paths(paths: Sequence[Path]) -> str:
     """A few of many paths."""
-    return (
-        " and ".join(map(str, paths)) if len(paths) <= NAMED else some([str(path) for path in paths], NAMED)
-    )
+    names = [str(path) for path in paths]
+    return " and ".join(names) if len(names) <= NAMED else some(names, NAMED)
 
 
 def way_out(rule: str | None) -> str:
@@ -208,8 +209,11 @@ def read_image(path: Path, case: str | None = None) -> Volume:
     path = Path(path)
     case = case or case_id(path)
     with _one_file(path, case):
-        read = read_dicom if _is_scan(path) else read_nifti if is_nifti(path) else read_nrrd
-        array, geometry = read(path, case)
+        if path.is_file() and is_nifti(path):
+            array, geometry = read_nifti(path, case)
+        else:
+            reader, geometry = _open(path, case)
+            array = read_voxels(reader)
     if tuple(array.shape) != geometry.shape:
         raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
     if np.issubdtype(array.dtype, np.integer):
@@ -229,17 +233,15 @@ def read_grid(path: Path, case: str) -> Geometry:
         CaseError: As `read_scan`, for what header and size of the file can show.
     """
     with _one_file(path, case):
-        if _is_scan(path):
-            grid = open_dicom(path, case)[1]
-        else:
-            grid = nifti_grid(path, case) if is_nifti(path) else open_nrrd(path, case)[1]
+        is_one = path.is_file() and is_nifti(path)
+        grid = nifti_grid(path, case) if is_one else _open(path, case)[1]
         current_checks().require_size(grid.shape[::-1], grid.spacing_mm[::-1], case)
     return grid
 
 
-def _is_scan(path: Path) -> bool:
-    """Whether a path is read as DICOM."""
-    return not path.is_file() or (not is_nifti(path) and is_dicom(path))
+def _open(path: Path, case: str) -> tuple[Reader, Geometry]:
+    """A reader of the voxels, and the grid, of what is no NIfTI file."""
+    return (open_nrrd if path.is_file() and not is_dicom(path) else open_dicom)(path, case)
 
 
 @contextmanager
