@@ -36,7 +36,7 @@ from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run
 from flare.runs.journal import Inputs, Journal, require_own, resume_cases
 from flare.runs.locks import lock
-from flare.runs.work import Checked, Executor, Outcome, build_executor, report_failures
+from flare.runs.work import Executor, Outcome, around, build_executor, report_failures, under_checks
 
 if TYPE_CHECKING:
     from flare.inference.predictor import Predictor
@@ -68,7 +68,7 @@ def predict_case(
         job = {"case": case, "image": image, "target": target, "checkpoint": checkpoint, "digest": digest}
         job |= {"settings": plain, "components": components}
         gpu = choose_gpu(settings)
-        return measured(Checked(predict_case, current_checks()), job, gpu=gpu)
+        return measured(around(predict_case, under_checks, current_checks()), job, gpu=gpu)
     predictor = load_predictor(checkpoint, digest, settings)
     return segment_case(case, image, target, predictor, components)[1]
 

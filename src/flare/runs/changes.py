@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from flare.core.errors import some
+from flare.core.files import read_csv
 from flare.runs.folders import is_public
 
 NEW = "not done before"
@@ -16,43 +18,11 @@ LONGEST = 60  # characters of a value
 ABSENT = "none"
 CHOICES = ("data.checks.", "data.scoring.")  # of `data`, what has words for values that name no file
 
-# what the journals call a setting -> its key in the configuration; of several that fit the longest counts
-KEYS = {
-    "label_map": "data.label_map",
-    "checks": "data.checks",
-    "spacing_mm": "data.spacing_mm",
-    "interpolation": "data.interpolation",
-    "declared": "data.sources",
-    "rules": "labels",
-    "select": "labels.select",
-    "protocol": "data.scoring.protocol",
-    "extra": "evaluation.extra",
-    "settings": "inference",
-    "settings.name": "inference",
-    "settings.tta": "tta",
-    "settings.restore": "restore",
-    "settings.engine": "engine",
-    "settings.checks": "data.checks",
-    "config": "",
-    "rounds": "",
-}
-# what has no key, or a digest for a value
-SPOKEN = {
-    "image": "its image",
-    "label": "its label",
-    "cached": "its cached image",
-    "checkpoint": "the network's weights",
-    "teacher": "the teacher's weights",
-    "components": "the fit of largest components",
-    "predictions": "the predictions",
-    "statistics": "the cohort's intensity statistics",
-    "start": "the weights that it starts from",
-    "format": "flare's own format",
-    "label_format": "flare's own format",
-    "version": "flare's own format",
-    "failed": "which cases failed",
-    "run": "what it shows",
-}
+# what the journals call a setting, with its key in the configuration, or in words where it has no key, or a
+# digest for a value; of several keys that fit the longest counts
+NOTED = read_csv(Path(__file__).with_name("noted.csv"))
+KEYS = {row["noted"]: row["key"] for row in NOTED if not row["told"]}
+SPOKEN = {row["noted"]: row["told"] for row in NOTED if row["told"]}
 
 
 def differing(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -110,10 +80,7 @@ def _text(value: Any) -> str:
 
 
 def members_told(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what was added, removed or changed of files or cases, by name -> what it was and is.
-
-    None stands for what is not there.
-    """
+    """Name what was added, removed (None) or changed of files or cases, by name -> what it was and is."""
     verbs: dict[str, list[str]] = defaultdict(list)
     for name in dict.fromkeys([*before, *now]):
         if name not in now or now[name] is None:

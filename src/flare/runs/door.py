@@ -80,13 +80,10 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def entry(script: str, module: str, function: str, chosen: str | None = None) -> Any:
-    """Compose `conf/<script>.yaml` with the command line and do the work of a script or command.
+    """Compose `conf/<script>.yaml` with the command line and call a function of a module with it.
 
-    Args:
-        script: Its name.
-        module: What is imported as the work begins: `--help` is to come at once.
-        function: In that module, takes the configuration.
-        chosen: Key of its result that a sweep optimises; None hands on the whole result.
+    The module is imported as the work begins: `--help` is to come at once. A sweep optimises what is `chosen`
+    of the result; None hands on all of it.
     """
 
     def work(cfg: DictConfig) -> Any:

@@ -158,15 +158,8 @@ def prepared_folder(cfg: DictConfig) -> PreparedFolder:
 
 
 LIBRARIES = (
-    "torch",
-    "pytorch-lightning",
-    "hydra-core",
-    "monai",
-    "torchio",
-    "SimpleITK",
-    "numpy",
-    "scipy",
-    "blosc2",
+    *("torch", "pytorch-lightning", "hydra-core", "monai", "torchio"),
+    *("SimpleITK", "numpy", "scipy", "blosc2"),
 )
 
 
@@ -190,15 +183,8 @@ def plain_config(cfg: Any) -> Any:
 
 # everything of `data` that is a number or a choice; folders, sources and file names stay on the machine
 PUBLIC_DATA = (
-    "name",
-    "spacing_mm",
-    "interpolation",
-    "percentiles",
-    "patch_size",
-    "batch_size",
-    "oversample_foreground",
-    "tumor_fraction",
-    "augmentation",
+    *("name", "spacing_mm", "interpolation", "percentiles", "patch_size", "batch_size"),
+    *("oversample_foreground", "tumor_fraction", "augmentation"),
 )
 # keys that name files or folders, whatever their values look like
 FILE_KEY = re.compile(

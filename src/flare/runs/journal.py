@@ -16,7 +16,7 @@ from flare.core.errors import FlareError, some
 from flare.core.files import config_hash, is_whole, sha256, stat_key, told_if_full
 from flare.runs.changes import NEW, cases_told, joined, members_told, settings_told
 from flare.runs.door import where
-from flare.runs.work import Executor, Job, Outcome, run_cases
+from flare.runs.work import Executor, Job, Outcome, around, run_cases
 
 log = logging.getLogger(__name__)
 Inputs = Mapping[str, "Path | str"]
@@ -182,29 +182,17 @@ def refuse_foreign(paths: Sequence[Path]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Marked:
-    """A function of a case that makes a file, see `Journal.mark`, before it works."""
-
-    function: Callable[..., Any]
-
-    @property
-    def __name__(self) -> str:
-        """Name of the function."""
-        return self.function.__name__
-
-    def __call__(self, mark: Path, job: Job) -> Any:
-        """Do the work of a case."""
-        touch(mark)
-        return self.function(**job)
+def _marked(function: Callable[..., Any], mark: Path, job: Job) -> Any:
+    """Make a file, see `Journal.mark`, and do the work of a case."""
+    touch(mark)
+    return function(**job)
 
 
 @dataclass(frozen=True)
 class Resumed:
     """What a step came to."""
 
-    # case id -> what the function returned, for every case that is done, now or earlier
-    values: dict[str, dict[str, Any]]
+    values: dict[str, dict[str, Any]]  # case id -> what the function returned, now or earlier
     processed: list[str]  # cases that were done in this call; the others were unchanged
     failures: list[Outcome]
 
@@ -263,7 +251,7 @@ def resume_cases(
     if todo and alone is not None and alone(len(todo)):
         executor = executor.alone()
     marked = {case: {"mark": journal.mark(case), "job": job} for case, job in todo.items()}
-    for outcome in run_cases(Marked(function), marked, executor=executor, description=description):
+    for outcome in run_cases(around(function, _marked), marked, executor=executor, description=description):
         case = outcome.case_id
         if outcome.error is None:
             journal.record(case, inputs[case], configs[case], outputs(case), outcome.value)

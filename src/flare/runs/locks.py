@@ -9,7 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -84,11 +84,9 @@ class _Lock:
     def holder(self) -> str:
         """Who holds it, as it says itself."""
         self.stream.seek(0)
-        try:
-            text = self.mark.read_text(errors="replace") if self.is_marked else self.stream.read()
-        except FileNotFoundError:  # let go since
-            text = ""
-        return text.strip()
+        with suppress(FileNotFoundError):  # let go since
+            return (self.mark.read_text(errors="replace") if self.is_marked else self.stream.read()).strip()
+        return ""
 
 
 def _take(held: _Lock, *, wait: bool) -> bool:

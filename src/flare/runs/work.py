@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
@@ -68,19 +69,15 @@ class Executor(Protocol):
     @property
     def workers(self) -> int:
         """Cases that are worked on at the same time; 0 in this process, one after the other."""
-        ...
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """Yield one outcome a case, as they complete; only a `NoRoomError` of one case ends the others."""
-        ...
 
     def alone(self) -> Executor:
         """Give an executor that works on one case at a time, which then has all cores and the GPU."""
-        ...
 
     def close(self) -> None:
         """Let go of the workers; a later `run` takes new ones."""
-        ...
 
 
 def build_executor(cfg: DictConfig) -> Executor:
@@ -107,7 +104,7 @@ class CheckedExecutor:
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """See `Executor`."""
-        return self.inner.run(Checked(function, self.checks), jobs)
+        return self.inner.run(around(function, under_checks, self.checks), jobs)
 
     def alone(self) -> CheckedExecutor:
         """See `Executor`."""
@@ -118,22 +115,15 @@ class CheckedExecutor:
         self.inner.close()
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A function of a case that reads files under these checks, in whichever process it is called."""
+def around(function: Callable[..., Any], outer: Callable[..., Any], *given: Any) -> Callable[..., Any]:
+    """Put `outer(function, *given, **job)` around an importable function of a case, under its name."""
+    return update_wrapper(partial(outer, function, *given), function, assigned=("__name__",), updated=())
 
-    function: Callable[..., Any]
-    checks: Checks
 
-    @property
-    def __name__(self) -> str:
-        """Name of the function, as an executor may tell it."""
-        return self.function.__name__
-
-    def __call__(self, **job: Any) -> Any:
-        """Do the work of a case."""
-        with reading(self.checks):
-            return self.function(**job)
+def under_checks(function: Callable[..., Any], checks: Checks, /, **job: Any) -> Any:
+    """Do the work of a case, which reads files under these checks, in whichever process it is called."""
+    with reading(checks):
+        return function(**job)
 
 
 def failed_share(cfg: DictConfig) -> float:
@@ -341,10 +331,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[bars.Progr
 
 
 def report_failures(failures: Sequence[Outcome], what: str) -> None:
-    """Name the cases that failed and why, after everything else is done, in a `FlareError`: exit code 1.
-
-    Each is named once: what fails in one step may do so in the next.
-    """
+    """Name the cases that failed, once each, and why, after all else is done: a `FlareError`, exit code 1."""
     if failures:
         last = {f.case_id: f for f in failures}
         faults = sum(f.is_fault for f in last.values())
