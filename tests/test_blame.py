@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ LATIN1 = os.fsdecode(b"caf\xe9")  # what an older system left
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plot takes longer than all the rest."""
-    monkeypatch.setattr(analysis, "plot_label_analysis", lambda path, *_: path.write_bytes(b""))
+    drawn = SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b""))
+    monkeypatch.setattr(analysis, "draw_label_analysis", lambda *_: drawn)
 
 
 # --- stand-ins

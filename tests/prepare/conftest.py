@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +13,8 @@ from flare.prepare import analysis as analysis_report
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plot has tests of its own, and takes longer than all the rest."""
-    monkeypatch.setattr(analysis_report, "plot_label_analysis", lambda path, *_: path.write_bytes(b""))
+    drawn = SimpleNamespace(savefig=lambda path, **_: path.write_bytes(b""))
+    monkeypatch.setattr(analysis_report, "draw_label_analysis", lambda *_: drawn)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from cohort_files import label_array, write
+from flare.core.cases import Entry
 from flare.core.classes import ClassList
 from flare.core.errors import CaseError
 from flare.core.files import read_csv
@@ -19,7 +20,6 @@ from flare.prepare.analysis import (
     write_label_analysis,
 )
 from flare.prepare.read import count_labels
-from flare.prepare.settings import Entry
 
 ORGANS = tuple(range(1, 14))
 

@@ -16,41 +16,43 @@ SPLITS = ("train", "validation", "test")
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
 SELECTIONS = ("organs_complete", "tumor", "labeled", "all")  # labeled: every case with an annotation
 SOURCES = "[{match: <glob>, annotates: [<class>, ...]}, ...]"
-CASE_RULES = (
-    "leaf",
-    "parent",
-    "path",
-    "dicom_series_uid",
-)  # of `data.case_id`; `file` is another word for leaf
+CASE_RULES = ("leaf", "parent", "path", "dicom_series_uid")  # of `data.case_id`; `file` stands for leaf
 COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One CT scan.
+    """One CT scan."""
 
-    Args:
-        id: Unique in the cohort.
-        image: Image file or DICOM folder.
-        label: Its annotation, if it has one.
-        split: `train`, `validation` (model selection, component fit) or `test` (scored once, at the end).
-        kind: Label completeness, see method section 2.
-        present: Class ids with at least one annotated voxel.
-        annotated: Class ids that its annotation covers: `present`, or what its source declares.
-    """
-
-    id: str
-    image: Path
-    label: Path | None
-    split: str
-    kind: str
-    present: tuple[int, ...]
-    annotated: tuple[int, ...]
+    id: str  # unique in the cohort
+    image: Path  # image file or DICOM folder
+    label: Path | None  # its annotation, if it has one
+    split: str  # `train`, `validation` (model selection, component fit) or `test` (scored once, at the end)
+    kind: str  # label completeness, see method section 2
+    present: tuple[int, ...]  # class ids with at least one annotated voxel
+    annotated: tuple[int, ...]  # class ids that its annotation covers: `present`, or what its source declares
 
     @property
     def is_labeled(self) -> bool:
         """Whether it has an annotation file."""
         return self.label is not None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case as found on disk, nothing opened yet."""
+
+    id: str
+    split: str
+    image: Path  # file, or DICOM series folder
+    label: Path | None = None
+    annotates: tuple[int, ...] | None = None  # class ids that its source declares; None where no source says
+    source: str = ""  # of its label: the key of its source in `data.sources`, else of its folder
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What a cohort's journal calls the files: `image`, and `label` if there is one."""
+        return {"image": self.image} if self.label is None else {"image": self.image, "label": self.label}
 
 
 def write_index(path: Path, cases: Sequence[Case]) -> None:
@@ -102,15 +104,11 @@ def case_rule(given: Any) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where labels come from.
+    """Where labels come from."""
 
-    Args:
-        match: Glob that a case id or one of the case's paths matches.
-        annotates: Ids of the classes that this source annotates wherever they exist, so that an absent
-            one is absent from the patient; None where nothing is declared.
-    """
-
-    match: str
+    match: str  # glob that a case id or one of the case's paths matches
+    # ids of the classes that this source annotates wherever they exist, so that an absent one is absent from
+    # the patient; None where nothing is declared
     annotates: tuple[int, ...] | None
 
 

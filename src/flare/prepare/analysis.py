@@ -6,15 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flare.core.cases import KINDS, Case
+from flare.core.cases import KINDS, Case, Entry
 from flare.core.classes import ClassList
 from flare.core.errors import some
 from flare.core.files import atomic, write_csv
-from flare.prepare.settings import Entry, Values
+from flare.prepare.settings import Values
 from flare.runs.work import console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMED = 10  # cases that a message names
 YES, NO, INFERRED = "yes", "no", "inferred"  # does a source declare that it annotates a class?
@@ -29,11 +33,9 @@ class Analysis:
     # case id to class id to millilitres, for labelled cases; classes with no voxel are absent
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)  # case id to its source, for labelled cases
-    # case id to what contradicts its source's declaration
-    contradictions: dict[str, str] = field(default_factory=dict)
+    contradictions: dict[str, str] = field(default_factory=dict)  # case id to what contradicts its source
     table: list[dict[str, str]] = field(default_factory=list)  # a row a source and class, see `source_table`
-    # what contradicts `data.sources`, a line a source and class
-    doubts: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # what contradicts `data.sources`, by source and class
 
 
 def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
@@ -125,7 +127,8 @@ def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> 
     before = path.read_bytes() if path.exists() and plot.exists() else None
     write_csv(path, rows, columns)
     if path.read_bytes() != before:
-        plot_label_analysis(plot, analysis.cases, classes)
+        with atomic(plot) as temporary:
+            draw_label_analysis(analysis.cases, classes).savefig(temporary, dpi=150)
 
 
 def class_counts(cases: Sequence[Case], classes: ClassList) -> np.ndarray:
@@ -140,8 +143,8 @@ def kind_counts(cases: Sequence[Case], split: str = "train") -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
-def plot_label_analysis(path: Path, cases: Sequence[Case], classes: ClassList) -> None:
-    """Draw how many training cases of each kind show each class, into a `.png`."""
+def draw_label_analysis(cases: Sequence[Case], classes: ClassList) -> Figure:
+    """Draw how many training cases of each kind show each class."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
@@ -165,8 +168,7 @@ def plot_label_analysis(path: Path, cases: Sequence[Case], classes: ClassList) -
         text = str(count) if count else "\N{MIDDLE DOT}"
         axes.text(column, row, text, ha="center", va="center", color="white" if light else "#22313f")
     axes.set_title(f"Training cases in which each class is labelled ({sum(totals.values())} cases)", pad=14)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    return figure
 
 
 def print_label_analysis(

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import Case, read_index, write_index
+from flare.core.cases import Case, Entry, read_index, write_index
 from flare.core.class_files import own_classes, write_classes
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, some
@@ -34,7 +34,7 @@ from flare.prepare.index import (
 )
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, explain_cases, read_cases, read_header
-from flare.prepare.settings import CohortFiles, Entry, PrepareSettings, Values
+from flare.prepare.settings import CohortFiles, PrepareSettings, Values
 from flare.runs.changes import NEW, members_told
 from flare.runs.folders import PreparedFolder
 from flare.runs.locks import lock
@@ -80,10 +80,7 @@ def prepare(cfg: DictConfig) -> Cohort:
 
 
 def prepare_cohort(cfg: DictConfig) -> Cohort:
-    """Index, analyse, check and cache a cohort; only what is new or changed is read.
-
-    Returns:
-        The cohort; refused cases are in `failures`, the rest is complete.
+    """Index, analyse, check and cache a cohort, all but its `failures`; only what is new or changed is read.
 
     Raises:
         FlareError: If a configuration cannot be; if files are gone that the last start saw; or if a step
@@ -145,7 +142,9 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool, is_dry: 
     known: dict[str, dict[str, str]] = read_json(seen) if seen.exists() else {}
     # where a file has another place now, only that one counts
     wanted = {now.get(case, {}).get(role, p) for case, paths in known.items() for role, p in paths.items()}
-    gone = sorted(path for path in wanted if not is_there(Path(path), os.R_OK))
+    asked = wanted.union(*(paths.values() for paths in now.values()))
+    there = {path for path in asked if is_there(Path(path), os.R_OK)}
+    gone = sorted(wanted - there)
     if gone and not accept_removed:
         raise FlareError(
             f"data: {len(gone)} files that the last start saw are gone or may not be read: "
@@ -155,11 +154,9 @@ def _require_present(index: Index, seen: Path, *, accept_removed: bool, is_dry: 
         )
     if gone:
         log.warning("%d files are gone since the last start, and the cohort goes without them", len(gone))
-    there = {
-        c: {role: p for role, p in paths.items() if is_there(Path(p), os.R_OK)} for c, paths in now.items()
-    }
-    if there != known and not is_dry:
-        write_json(seen, there)
+    noted = {case: {role: p for role, p in paths.items() if p in there} for case, paths in now.items()}
+    if noted != known and not is_dry:
+        write_json(seen, noted)
 
 
 @dataclass(frozen=True)
@@ -168,8 +165,7 @@ class Foreseen:
 
     cases: list[Case]  # the cases whose labels, if any, can be used, with their kinds
     pending: dict[str, str] = field(default_factory=dict)  # cases that are read again, and why
-    # which cases were added and removed since the last start, a line each
-    members: list[str] = field(default_factory=list)
+    members: list[str] = field(default_factory=list)  # what was added and removed since the last start
     # cases that the last start refused: each start tries them again, rounds go without
     tried: list[str] = field(default_factory=list)
     statistics: str = ""  # why the intensity statistics are made anew; empty if they stand
@@ -215,7 +211,7 @@ def _foresee(folder: PreparedFolder, cases: list[Case], pending: dict[str, str])
     if not folder.index.exists():
         return Foreseen(cases, pending, statistics="" if folder.statistics.exists() else NEW)
     before = {case.id: case for case in read_index(folder.index)}
-    rows = read_csv(folder.integrity) if folder.integrity.exists() else []
+    rows = read_csv(folder.integrity, may_lack=True)
     refused = {row["case"] for row in rows if row["status"] in (REFUSED, FAILED)} - before.keys()
     tried = [case for case in pending if case in refused]
     added = {case.id for case in cases} - before.keys()
@@ -231,13 +227,8 @@ def _foresee(folder: PreparedFolder, cases: list[Case], pending: dict[str, str])
     ]
     statistics = _members(*learned)
     statistics += [f"{case}: {why}" for case, why in pending.items() if case in learned[1] and case in before]
-    return Foreseen(
-        cases,
-        pending,
-        _members(list(before), [case.id for case in cases]),
-        tried,
-        "; ".join(statistics[:NAMED]),
-    )
+    members = _members(list(before), [case.id for case in cases])
+    return Foreseen(cases, pending, members, tried, "; ".join(statistics[:NAMED]))
 
 
 def _members(before: Sequence[str], now: Sequence[str]) -> list[str]:
@@ -296,15 +287,11 @@ def _write_integrity(
 ) -> None:
     """Write `integrity.csv`: what became of every file that was found, the refused first."""
     images = {e.id: e.image for e in index.entries}
-    found = (
-        index.problems
-        + index.skipped
-        + [
-            Finding(f.case_id, images[f.case_id], f.error or "", FAILED if f.is_fault else REFUSED)
-            for f in failures
-            if f.case_id in images
-        ]
-    )
+    found = index.problems + index.skipped
+    for f in failures:
+        if f.case_id in images:
+            status = FAILED if f.is_fault else REFUSED
+            found.append(Finding(f.case_id, images[f.case_id], f.error or "", status))
     for case in analysis.cases:
         doubt = analysis.contradictions.get(case.id)
         reasons = dict.fromkeys([*values[case.id]["warnings"], *([doubt] if doubt else [])])

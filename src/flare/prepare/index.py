@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flare.core.cases import CASE_RULES, UNDECLARED, Source, source_of
+from flare.core.cases import CASE_RULES, UNDECLARED, Entry, Source, source_of
 from flare.core.errors import FlareError
 from flare.core.files import searched
 from flare.core.series import is_there
 from flare.core.volumes import case_id, find_scans, spread_series, told_paths, way_out
-from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles, Entry
+from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
 from flare.runs.work import Outcome, naming
 
 STATUSES = REFUSED, FAILED, WARNING, OK, SKIPPED = "refused", "failed", "warning", "ok", "skipped"

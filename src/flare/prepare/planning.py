@@ -66,8 +66,7 @@ class Plan:
 
     cases: int  # cases that it was made from
     spacing_mm: Spacing
-    # the axis whose spacing is the low percentile, not the median; None where all are medians
-    coarse_axis: int | None
+    coarse_axis: int | None  # whose spacing is the low percentile, not the median; None where all are medians
     median_shape: tuple[float, float, float]  # voxels of the median case at this spacing
     topology: Topology  # the network, and the patch
     batch_size: int
@@ -116,8 +115,7 @@ def plan_cohort(headers: Iterable[Mapping[str, Any]], *, outputs: int, memory_gb
 def target_spacing(spacings: Sequence[Spacing], shapes: Sequence[Shape]) -> tuple[Spacing, int | None]:
     """Choose the voxel size: the median, or of one much coarser and shorter axis a low percentile.
 
-    Returns:
-        The size along the axes as given, and that axis; None where there is none.
+    Returns the size along the axes as given, and that axis; None where there is none.
     """
     target, size = np.percentile(spacings, 50, axis=0), np.percentile(shapes, 50, axis=0)
     worst = int(np.argmax(target))

@@ -29,37 +29,7 @@ from flare.runs.work import report_failures
 log = logging.getLogger(__name__)
 # keys that are not repeated for the scripts that take a plan
 OWN = ("gpu_memory_gb", "output", "overwrite", "round")
-EXPERIMENT = """\
-# @package _global_
-# Proposed by `python -m flare.plan_data` for {cohort}, from the headers of its training cases ({cases}):
-# what nnU-Net v2's planner would for 3d_fullres and {memory:g} GB of GPU memory. Change what you know better.
-# Every round trains the one network. Taken by: --config-dir <the folder above> experiment={cohort}_plan
-defaults:
-  - override /model: {cohort}_plan
-name: "{cohort}"
-data:
-  spacing_mm: {spacing}   # z, y, x; {why_spacing}
-  patch_size: {patch}   # z, y, x; {why_patch}
-  batch_size: {batch}   # {why_batch}
-  augmentation:
-    dummy_2d: {in_plane}   # true where a side of the patch is over {ratio} times its slices (nnU-Net)
-"""
-MODEL = """\
-# Proposed by `python -m flare.plan_data` for {cohort}: nnU-Net v2's PlainConvUNet for patches of
-# {patch_told} voxels of {spacing_told} mm (z, y, x).
-defaults: [default, _self_]
-name: {cohort}_plan
-net:
-  features: {features}   # doubled from stage to stage, {most} at most (nnU-Net v2)
-  convolutions_per_stage: {convolutions}   # (nnU-Net)
-  # into each stage: 2 where an axis keeps {edge} voxels and its voxels are not {coarser} times the finest's
-  strides: {strides}
-  # 1 along an axis until its voxels are less than {coarser} times as large as the finest's
-  encoder_kernels: {kernels}
-  decoder_kernels: {upward}   # the encoder's
-  transposed_bias: true          # as nnU-Net v2
-  head_bias: true                # as nnU-Net v2
-"""
+TEMPLATES = Path(__file__).with_name("templates")  # of the files, filled by `to_text`
 
 
 def main(cfg: DictConfig) -> Plan:
@@ -95,11 +65,11 @@ def write_plan(output: Path, plan: Plan, *, cohort: str, memory_gb: float, overw
     Raises:
         FlareError: If one of the files is another already and may not be overwritten; nothing is written.
     """
-    given = to_text(plan, memory_gb) | {"cohort": cohort}
-    texts = {
-        output / group / f"{cohort}_plan.yaml": text.format_map(given)
-        for group, text in (("model", MODEL), ("experiment", EXPERIMENT))
-    }
+    given = to_text(plan) | {"cohort": cohort, "memory_gb": memory_gb}
+    texts = {}
+    for group in ("model", "experiment"):
+        template = (TEMPLATES / f"{group}.yaml").read_text(encoding="utf-8")
+        texts[output / group / f"{cohort}_plan.yaml"] = template.format_map(given)
     for path, text in texts.items():
         if not overwrite and path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
             raise FlareError(
@@ -114,7 +84,7 @@ def write_plan(output: Path, plan: Plan, *, cohort: str, memory_gb: float, overw
             log.info(line.strip())
 
 
-def to_text(plan: Plan, memory_gb: float) -> dict[str, Any]:
+def to_text(plan: Plan) -> dict[str, Any]:
     """What the files say of a plan, with where each number comes from."""
     topology, stages = plan.topology, len(plan.topology.strides)
     why = "the medians"
@@ -130,23 +100,17 @@ def to_text(plan: Plan, memory_gb: float) -> dict[str, Any]:
     if plan.batch_size == plan.by_memory:
         batch = "what the memory holds"
     return {
-        "cases": plan.cases,
-        "memory": memory_gb,
+        "plan": plan,
+        "planning": planning,  # its numbers
         "spacing": [round(step, 6) for step in plan.spacing_mm],
         "spacing_told": spacing,
         "why_spacing": why,
         "patch": list(topology.patch_size),
         "patch_told": patch,
         "why_patch": f"as much of the median case, {shape} voxels, as memory holds; multiples of {divisors}",
-        "batch": plan.batch_size,
         "why_batch": batch,
         "in_plane": str(plan.in_plane).lower(),
-        "ratio": planning.ANISOTROPY,
         "features": list(topology.features),
-        "most": planning.MOST_FEATURES,
-        "convolutions": planning.CONVOLUTIONS,
-        "edge": planning.MIN_EDGE,
-        "coarser": planning.COARSER,
         "strides": [list(stride) for stride in topology.strides],
         "kernels": [list(kernel) for kernel in topology.kernels],
         "upward": [list(kernel) for kernel in topology.kernels[: stages - 1]],

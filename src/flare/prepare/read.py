@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.cases import Entry
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, stat_key
 from flare.core.geometry import Spacing, Volume, orientation_to
 from flare.core.volumes import match_grid, read_grid, read_labels, read_scan
-from flare.prepare.settings import Entry, PrepareSettings, Values
+from flare.prepare.settings import PrepareSettings, Values
 from flare.runs.folders import PreparedFolder
 from flare.runs.journal import Journal, Resumed, resume_cases
 from flare.runs.work import Outcome, run_cases
@@ -207,12 +208,8 @@ def _steps(
     """
     for is_cached, name in ((True, "cache"), (False, "check")):
         chosen = {e.id: e for e in entries if (e.split == "train") == is_cached}
-        yield (
-            is_cached,
-            chosen,
-            Journal(settings.folder.journal(name)),
-            settings.decisive(is_cached=is_cached),
-        )
+        journal = Journal(settings.folder.journal(name))
+        yield is_cached, chosen, journal, settings.decisive(is_cached=is_cached)
 
 
 def _outputs(folder: PreparedFolder, entry: Entry) -> dict[str, Path]:
@@ -226,9 +223,8 @@ def _make_room(
 ) -> None:
     """Say what the work will take, refuse it where the disk cannot hold it, clear what was left half."""
     folder, images = settings.folder, [entries[case].image for case in todo]
-    require_room(
-        folder.root, estimate(images, folder.spacing_mm, settings.executor.workers, is_cached=is_cached)
-    )
+    needed = estimate(images, folder.spacing_mm, settings.executor.workers, is_cached=is_cached)
+    require_room(folder.root, needed)
     for path in (folder.image(""), folder.labels(""), folder.histogram("")):
         remove_partial(path.parent)
 
@@ -244,12 +240,10 @@ def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     same |= settings.resampling
     for is_cached, chosen, journal, config in _steps(settings, entries):
         outputs = {c: _outputs(settings.folder, e) if is_cached else {} for c, e in chosen.items()}
+        files = {c: {"image": e.image, "label": e.label, "outputs": outputs[c]} for c, e in chosen.items()}
         done = resume_cases(
             read_case,
-            {
-                case: {"case": case, "image": e.image, "label": e.label, "outputs": outputs[case], **same}
-                for case, e in chosen.items()
-            },
+            {case: {"case": case, **own, **same} for case, own in files.items()},
             inputs={case: e.files for case, e in chosen.items()},
             config=config,
             outputs=outputs.__getitem__,
@@ -277,8 +271,7 @@ def explain_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> dict[s
 def count_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> tuple[Values, list[Outcome]]:
     """Count the labels of a cohort without reading an image or writing anything.
 
-    Returns:
-        What was noted before, where the files are unchanged, or is counted now; and the cases that failed.
+    Returns what was noted before, where the files are unchanged, or is counted now; and who failed.
     """
     values: dict[str, dict[str, Any]] = {}
     jobs, failures = {}, []

@@ -64,37 +64,15 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A case as found on disk, nothing opened yet."""
-
-    id: str
-    split: str
-    image: Path  # file, or DICOM series folder
-    label: Path | None = None
-    # class ids that its source declares to annotate; None where no source says
-    annotates: tuple[int, ...] | None = None
-    # where its label comes from: the key of its source in `data.sources`, else of its folder
-    source: str = ""
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """What a cohort's journal calls the files: `image`, and `label` if there is one."""
-        return {"image": self.image} if self.label is None else {"image": self.image, "label": self.label}
-
-
-@dataclass(frozen=True)
 class CohortFiles:
     """Where the files of a cohort are."""
 
     root: Path  # what relative paths start from
-    # config key of `FOLDERS` -> folders that are searched recursively
-    folders: Mapping[str, tuple[Path, ...]]
-    # case id -> {image, label, split}, for files that no folder and name rule can pair
-    cases: Mapping[str, Mapping[str, Any]]
+    folders: Mapping[str, tuple[Path, ...]]  # by config key of `FOLDERS`; searched recursively
+    cases: Mapping[str, Mapping[str, Any]]  # {image, label, split} by id, where folders and names do not pair
     sources: tuple[Source, ...]  # what the sources of labels annotate
     split: Split = NO_SPLIT  # which labelled training cases are held out
-    # whether an image of `labeled_images` without a label is an unlabelled case
-    takes_unlabeled: bool = False
+    takes_unlabeled: bool = False  # is an image of `labeled_images` without a label an unlabelled case?
     case_id: str = "leaf"  # the rule by which scans are named
 
     @classmethod

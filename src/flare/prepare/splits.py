@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from flare.core.cases import Case, Entry
 from flare.core.errors import FlareError, require_id, some
 from flare.core.files import read_json
 
@@ -19,22 +20,6 @@ EXPECTED = (
 )
 
 
-class Listed(Protocol):
-    """A case as far as splitting goes."""
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-
-    @property
-    def split(self) -> str:
-        """Where its folder puts it."""
-
-    @property
-    def label(self) -> Path | None:
-        """Its annotation."""
-
-
 @dataclass(frozen=True)
 class Split:
     """Which labelled training cases are held out, of `data.split`."""
@@ -44,8 +29,7 @@ class Split:
     # leaves the cohort moves no other but at the border
     shares: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
-    # ids that must be all the labelled training cases; None where the others stay in training
-    whole: frozenset[str] | None = None
+    whole: frozenset[str] | None = None  # ids that must be all there are; None where others stay in training
     origin: str = "data.split"  # what names the ids, for messages
 
     @classmethod
@@ -95,7 +79,7 @@ class Split:
         origin = f"data.split: fold {fold} of {path.name}"
         return cls({"validation": held_out}, whole=frozenset([*train, *held_out]), origin=origin)
 
-    def assign(self, cases: Sequence[Listed], refused: Collection[str] = ()) -> dict[str, str]:
+    def assign(self, cases: Sequence[Case | Entry], refused: Collection[str] = ()) -> dict[str, str]:
         """Say which cases leave the training split, and for which other.
 
         Args:
@@ -106,7 +90,6 @@ class Split:
             FlareError: If a named case is none that can be held out, is named twice, or none is left.
         """
         free = {c.id for c in cases if c.split == "train" and c.label is not None}
-        known = {c.id: c for c in cases}
         found: dict[str, str] = {}
         for split, ids in self.lists.items():
             for case in ids:
@@ -115,14 +98,10 @@ class Split:
                 found[case] = split
         foreign = sorted(({*found} | (self.whole or set())) - free - set(refused))
         if foreign:
-            there = known.get(foreign[0])
-            why = (
-                "the cohort has no such case"
-                if there is None
-                else "it has no label"
-                if there.label is None
-                else f"its folder puts it into {there.split}"
-            )
+            there = next((c for c in cases if c.id == foreign[0]), None)
+            why = "the cohort has no such case"
+            if there is not None:
+                why = f"its folder puts it into {there.split}" if there.label else "it has no label"
             raise FlareError(f"{self.origin}: {some(foreign, NAMED)} cannot be held out or trained on: {why}")
         if self.whole is not None and (left := sorted(free - self.whole)):
             raise FlareError(f"{self.origin}: has {some(left, NAMED)} neither in train nor in val")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -22,7 +21,7 @@ from flare.evaluation.metrics import MEASURES
 from flare.evaluation.summary import Row
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
-from flare.prepare.analysis import kind_counts, plot_label_analysis
+from flare.prepare.analysis import draw_label_analysis, kind_counts
 from flare.report import charts
 from flare.report.agreement import COMPARISONS, SAMPLE, label_quality, parts, pseudo_label_quality
 from flare.report.examples import show_cases, viewer_json
@@ -77,14 +76,8 @@ def _basis(
 
 def _state(settings: ReportSettings, trained: Trained) -> dict[str, Any]:
     """What the page is made from: small files by their content, volumes by the journals that made them."""
-    patterns = (
-        "training.csv",
-        "environment.json",
-        "labels/provenance.csv",
-        "journal/*.jsonl",
-        f"{settings.split}/journal.jsonl",
-        f"{settings.split}/metrics.csv",
-    )
+    patterns = ["training.csv", "environment.json", "labels/provenance.csv", "journal/*.jsonl"]
+    patterns += [f"{settings.split}/{name}" for name in ("journal.jsonl", "metrics.csv")]
     run, truth = trained.run, settings.truth
     paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
     paths += [p for r in trained.rounds for name in patterns for p in sorted(r.folder.root.glob(name))]
@@ -117,7 +110,7 @@ def build_report(
         "kinds": KINDS,
         "cohort": cohort_table(facts),
         "classes": [(c, title(c), colours[c.id]) for c in classes.entries],
-        "completeness": _label_analysis(facts),
+        "completeness": draw_label_analysis(facts.cases, facts.classes),
         "curves": charts.learning_curves(rounds),
         "sources": source_rows(trained.cohort.folder.label_sources),
         "starts": tell_starts([r.plan for r in rounds]),
@@ -143,18 +136,10 @@ def build_report(
     log.info("report.html: %.1f MB, made in %.0f s", page.stat().st_size / 1e6, time.monotonic() - started)
 
 
-def _label_analysis(facts: Facts) -> bytes:
-    """The plot of label completeness, as SVG."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "labels.svg"
-        plot_label_analysis(path, facts.cases, facts.classes)
-        return path.read_bytes()
-
-
 def source_rows(path: Path) -> dict[str, dict[str, Row]]:
     """The label analysis by class and source, as prepare has written it."""
     found: dict[str, dict[str, Row]] = defaultdict(dict)
-    for row in read_csv(path) if path.exists() else []:
+    for row in read_csv(path, may_lack=True):
         found[row["class"].replace("_", " ")][row["source"]] = row
     return found
 
@@ -174,6 +159,7 @@ def headline(facts: Facts) -> list[tuple[str, float]]:
 def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> dict[str, str]:
     """The choices that a reader asks for first, from the last round's configuration."""
     data, optimizer, trainer = config["data"], config["optimizer"], config["trainer"]
+    init = "the teacher's" if plan["init"] == "teacher" else "fresh draws (as in the paper)"
     parts = data.get("augmentation") or {}
     used = [k.replace("_", " ") for k, v in parts.items() if isinstance(v, dict) and v.get("probability")]
     used += [str(extra["_target_"]).rpartition(".")[2] for extra in parts.get("extra") or ()]
@@ -183,9 +169,7 @@ def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> dict[s
         "Network": f"{config['model']['name']}: {describe_network(config['model']['net'])}",
         "Optimizer": ", ".join(f"{k} {v}" for k, v in optimizer.items() if not k.startswith("_")),
         "Length": f"{_times([trainer['max_epochs'], trainer['limit_train_batches']])} iterations a round",
-        "Weights start from": "the teacher's"
-        if plan["init"] == "teacher"
-        else "fresh draws (as in the paper)",
+        "Weights start from": init,
         "Augmentation": ", ".join(used) or "none",
         "Inference": f"windows {plan['inference']}, flips {plan['tta']}, back to the grid: {plan['restore']}",
         "Seed": str(config["seed"]),
@@ -209,20 +193,22 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
     for key in keys:
         values = [row[key] for row in facts.table if row.get(key) is not None]
         best[key] = max(values) if len(values) > 1 and max(values) > 0 else None
+
+    def cell(row: Row, key: str) -> Row:
+        ours = row.get(key)
+        return {
+            "ours": ours,
+            "paper": row.get(f"paper_{key}"),
+            "best": ours is not None and ours == best[key],
+        }
+
     return [
         {
             "name": row["round"],
             "baseline": row["round"] not in facts.names,
             "cases": row["cases"],
             "paper_cases": row.get("paper_cases"),
-            "cells": [
-                {
-                    "ours": row.get(key),
-                    "paper": row.get(f"paper_{key}"),
-                    "best": row.get(key) is not None and row[key] == best[key],
-                }
-                for key in keys
-            ],
+            "cells": [cell(row, key) for key in keys],
         }
         for row in facts.table
     ]
