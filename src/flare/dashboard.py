@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError, given_paths
+from flare.core.errors import FLAG, FlareError, given_paths
 from flare.core.files import read_csv
 from flare.core.paths import settle_paths
 from flare.evaluation.rendering import Table
@@ -29,8 +29,7 @@ def main(cfg: DictConfig) -> None:
     """Make a dashboard as `conf/dashboard.yaml` and the command line say."""
     settle_paths(cfg)
     (run,) = given_paths(cfg, "run")
-    if not isinstance(cfg.online, bool):
-        raise FlareError(f"online={cfg.online}: expected true or false")
+    FLAG.require("online", cfg.online)
     output = Path(cfg.output)
     make_dashboard(run, output=output, online=cfg.online, project=cfg.project, entity=cfg.entity)
 
@@ -95,7 +94,7 @@ def read_comparison(run: Path) -> Comparison:
 
 def _rounds(path: Path, config: Any) -> list[Table]:
     """Means of the ablation table, where there is one."""
-    rows = read_csv(path) if path.exists() else []
+    rows = read_csv(path, may_lack=True)
     numbers = [{k: v if k == "round" else float(v) if v else None for k, v in row.items()} for row in rows]
     return [mean_table(numbers, ClassList.from_config(config.classes), config.data.name)] if rows else []
 

@@ -10,7 +10,7 @@ PAPER = {"mo": None, "mo1": "mo", "mo2": "mo1", "mt": None, "mot": "mo2", "mot1"
 
 def facts(teachers: dict[str, str | None]) -> list[RoundFacts]:
     plan = {"cases": "4", "of": "all", "targets": "organs", "model": "tiny", "epochs": "1"}
-    return [RoundFacts(name, teacher, plan) for name, teacher in teachers.items()]
+    return [RoundFacts(name, [teacher] if teacher else [], plan) for name, teacher in teachers.items()]
 
 
 def test_pupils_stand_right_of_their_teachers() -> None:
@@ -24,7 +24,10 @@ def test_two_pupils_of_one_teacher_do_not_cover_each_other() -> None:
 
 def test_a_second_teacher_is_a_dashed_arrow_below_the_boxes_between() -> None:
     plan = facts({"mot": None})[0].plan
-    rounds = [*facts({"mot": None, "mot1": "mot"}), RoundFacts("mot2", "mot1", plan, unlabeled_teacher="mot")]
+    rounds = [
+        *facts({"mot": None, "mot1": "mot"}),
+        RoundFacts("mot2", ["mot1", "mot"], plan, unlabeled_teacher="mot"),
+    ]
     assert place(rounds) == {"mot": (0, 0), "mot1": (1, 0), "mot2": (2, 0)}
     drawn = draw_graph(rounds)
     ElementTree.fromstring(drawn)

@@ -32,7 +32,7 @@ def test_the_best_of_ours_is_marked_whatever_the_paper_has(labels: ClassList) ->
         {"round": "mo", "cases": 4, "Liver_DSC": 60.0, "organ_mean_DSC": 50.0, "paper_Liver_DSC": 95.7},
         {"round": "atlas", "cases": None, "Liver_DSC": 70.0, "organ_mean_DSC": 20.0},
     ]
-    first, second = ablation_table(facts(two_classes(labels), [RoundFacts("mo", None, PLAN)], rows), "DSC")
+    first, second = ablation_table(facts(two_classes(labels), [RoundFacts("mo", [], PLAN)], rows), "DSC")
     assert [c["best"] for c in first["cells"]] == [False, False, True]  # liver, tumor, organ mean
     assert [c["best"] for c in second["cells"]] == [True, False, False]
     assert (first["baseline"], second["baseline"]) == (False, True)
@@ -53,7 +53,7 @@ def test_provenance_counts_maps_and_volume_by_source(labels: ClassList) -> None:
         }
         | {"Lesion_source": "none", "Lesion_merged": "0"},
     ]
-    row = provenance_row(RoundFacts("mo1", "mo", PLAN, provenance=rows), two_classes(labels))
+    row = provenance_row(RoundFacts("mo1", ["mo"], PLAN, provenance=rows), two_classes(labels))
     assert (row["from_truth"], row["from_teacher"]) == (2, 1)
     assert row["teacher_percent"] == 50
     assert (row["bearing"], row["overwritten"], row["kept"], row["dropped"]) == (1, 5, 2, 4)
@@ -65,7 +65,7 @@ def test_cases_are_ranked_by_the_classes_that_were_scored(labels: ClassList) -> 
         {"Name": "b", "Liver_DSC": 0.9, "Lesion_DSC": 0.3},
         {"Name": "c", "Liver_DSC": None, "Lesion_DSC": None},
     ]
-    order = list(facts(two_classes(labels), [RoundFacts("mo", None, PLAN, scores=scores)], []).ranked)
+    order = list(facts(two_classes(labels), [RoundFacts("mo", [], PLAN, scores=scores)], []).ranked)
     assert order == ["b", "a"]
     assert named_ranks(order) == {"b": "best", "a": "worst"}
     assert named_ranks(["x"]) == {"x": "best"}
@@ -73,7 +73,7 @@ def test_cases_are_ranked_by_the_classes_that_were_scored(labels: ClassList) -> 
 
 
 def test_efficiency_of_a_round_without_scored_cases_is_empty() -> None:
-    row = efficiency_row(RoundFacts("mo", None, PLAN, curve=[{"patches_per_s": 4.0}]))
+    row = efficiency_row(RoundFacts("mo", [], PLAN, curve=[{"patches_per_s": 4.0}]))
     assert (row["patches_per_s"], row["n"], row["median_s"], row["gpu_memory_mb"]) == (4.0, 0, None, None)
 
 
@@ -102,4 +102,4 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
 
 
 def test_a_run_whose_rounds_are_not_in_the_table_has_no_trend(labels: ClassList) -> None:
-    assert trend(facts(labels, [RoundFacts("mo", None, PLAN)], [])) is None
+    assert trend(facts(labels, [RoundFacts("mo", [], PLAN)], [])) is None

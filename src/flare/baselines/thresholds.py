@@ -77,15 +77,11 @@ def measure_case(
 
 
 def fit_priors(
-    pairs: Mapping[str, tuple[Path, Path]],
-    classes: Sequence[int],
-    spacing_mm: Spacing,
-    executor: Executor,
+    pairs: Mapping[str, tuple[Path, Path]], classes: Sequence[int], spacing_mm: Spacing, executor: Executor
 ) -> tuple[dict[int, Prior], list[Outcome]]:
     """Learn windows and places from cached HU images and labels, each read once and none kept.
 
-    Returns:
-        Class id -> prior, for classes that some case has, and the cases that failed; with any, no prior.
+    Returns class id -> prior, for classes that some case has, and the cases that failed; with any, no prior.
     """
     shared = {"classes": list(classes), "spacing_mm": spacing_mm}
     jobs = {case: {"image": i, "labels": known, **shared} for case, (i, known) in pairs.items()}

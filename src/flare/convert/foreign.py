@@ -70,8 +70,7 @@ class ConvertSettings:
     targets: str | None = None
     round: str | None = None
     fold: str | int | None = None
-    # what the source does not say, or says wrongly: see `VALUES`
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)  # not in the source, or wrong there: see `VALUES`
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> ConvertSettings:

@@ -140,14 +140,13 @@ def _read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
         if strides != found:
             raise FlareError(f"source: strides {found}, but the plans say {strides}")
         _check(configuration["normalization_schemes"][0], "CTNormalization", plans["transpose_forward"])
-        resampled = _resampling(configuration)
+        own = _resampling(configuration)
+        known = [name for name, keys in words["resampling"].items() if _resampling(keys) == own]
         values = {
             "spacing_mm": configuration["spacing"],
             "patch_size": configuration["patch_size"],
             "intensity": _intensity(plans["foreground_intensity_properties_per_channel"]["0"], "std"),
-            "interpolation": next(
-                (n for n, k in words["resampling"].items() if _resampling(k) == resampled), None
-            ),
+            "interpolation": known[0] if known else None,
             "mirror_axes": list(content.get("inference_allowed_mirroring_axes") or ()),
         }
     except (KeyError, TypeError) as error:

@@ -43,11 +43,7 @@ class Canvas:
 
 
 def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Make one case of the cohort in `root` as `plan_cohort` draws it, and write its files.
-
-    Returns:
-        Its kind, and what was put in.
-    """
+    """Make one case in `root` as `plan_cohort` draws it, write its files and tell what was put in."""
     canvas, whole, geometry, found = draw_case(spec)
     order = orientation_to(geometry, np.transpose([DIRECTIONS[letter] for letter in spec["voxel_order"]]))
     stored = order.apply_geometry(geometry)
@@ -69,8 +65,7 @@ def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str,
 def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, list[dict[str, Any]]]:
     """Make one case in memory, in RAS voxel order (but for a tilt).
 
-    Returns:
-        The finished canvas, its labels before tumors were put in, its grid, and the tumors.
+    Returns the finished canvas, its labels before tumors were put in, its grid, and the tumors.
     """
     rng = np.random.default_rng(spec["seed"])
     anatomy, warp, geometry = place(rng, spec)

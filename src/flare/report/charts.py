@@ -150,26 +150,18 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
     """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
     colours = class_colours(classes)
     learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
-    grey = {"color": GREY}
+    look: dict[str, Any] = {k: {"color": GREY} for k in ("boxprops", "whiskerprops", "capprops")}
+    look |= {"medianprops": {"color": INK, "linewidth": 1.6}}
     with new_figure(9.2, 5.6) as figure:
         grid = figure.subplots(2, 1, sharex=True)
         for axes, measure in zip(grid, MEASURES, strict=True):
             keys = [f"{c.short}_{measure}" for c in learned]
             values = [[100 * row[k] for row in item.scores if row.get(k) is not None] for k in keys]
-            axes.boxplot(
-                values,
-                positions=range(len(values)),
-                widths=0.55,
-                showfliers=False,
-                medianprops={"color": INK, "linewidth": 1.6},
-                boxprops=grey,
-                whiskerprops=grey,
-                capprops=grey,
-            )
+            axes.boxplot(values, positions=range(len(values)), widths=0.55, showfliers=False, **look)
             for spot, (c, found) in enumerate(zip(learned, values, strict=True)):
                 offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
-                look = {"color": colours[c.id], "edgecolor": INK, "linewidth": 0.6}
-                axes.scatter(spot + offsets, found, s=22, zorder=3, **look)
+                edge = {"edgecolor": INK, "linewidth": 0.6}
+                axes.scatter(spot + offsets, found, s=22, zorder=3, color=colours[c.id], **edge)
             axes.set_ylim(-3, 103)
             axes.set_ylabel(f"{measure} (%)")
             axes.grid(axis="x", visible=False)

@@ -21,10 +21,11 @@ from flare.core.volumes import read_compared
 from flare.evaluation.lesions import find_lesions
 from flare.inference.predict import segmentation_path
 from flare.merging.maps import components
-from flare.report.facts import Facts
+from flare.report.facts import Facts, ReportSettings
 from flare.runs.work import Executor, run_cases
 
 log = logging.getLogger(__name__)
+Files = tuple[Path, Path, Path]  # of a case: CT, annotation, prediction
 VOXELS = 1_500_000  # of a volume in the page; larger ones are made coarser (ours)
 ALL_VOXELS = 20 * VOXELS  # of all images in the page: beyond so many cases each is made coarser (ours)
 ALL_LARGE = 8  # up to so many cases, each is shown in three planes
@@ -37,13 +38,11 @@ class Shown:
     case: str
     rank: str  # `best`, `median`, `worst` or nothing
     large: bool  # whether it is shown in three planes
-    # `<short>_DSC`, ... from 0 to 1; None for classes that the round does not learn
-    scores: Mapping[str, Any]
+    scores: Mapping[str, Any]  # `<short>_DSC`, ... 0 to 1; None for classes that the round does not learn
     mean: float  # mean DSC over its scored classes
     pictures: Mapping[str, bytes]  # `reference` and `prediction`, WebP
     missed: int = 0  # how many of its tumors no voxel of the prediction's tumor meets
-    # what `pack_case` gives, of a case with a rank or a missed tumor
-    volumes: Mapping[str, str] = field(default_factory=dict)
+    volumes: Mapping[str, str] = field(default_factory=dict)  # by `pack_case`, with a rank or a missed tumor
 
     @property
     def told(self) -> str:
@@ -69,27 +68,18 @@ def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
     order = {case: dsc for case, dsc in facts.ranked.items() if files[case][2].exists()}
     ranks = named_ranks(list(order))
     large = {case for case in order if len(order) <= ALL_LARGE or case in ranks}
-    shared = {"classes": facts.classes, "label_map": facts.settings.label_map}
     scores = {row["Name"]: row for row in facts.last.scores}
-    jobs = {
-        case: {
-            "case": case,
-            "files": files[case],
-            "is_large": case in large,
-            "seeks_tumor": scores[case].get(facts.tumor_column) is not None,
-            **shared,
-        }
-        for case in order
-    }
+    seeking = {case for case in order if scores[case].get(facts.tumor_column) is not None}
+
+    def job(case: str, **own: Any) -> dict[str, Any]:
+        return {"case": case, "files": files[case], "settings": facts.settings, **own}
+
+    jobs = {case: job(case, is_large=case in large, seeks_tumor=case in seeking) for case in order}
     drawn = _done(show_case, jobs, executor, "draw cases")
     chosen = [case for case, (_, missed) in drawn.items() if missed or case in ranks]
     voxels = min(VOXELS, ALL_VOXELS // max(1, len(chosen)))
-    packed = _done(
-        pack_files,
-        {case: {"case": case, "files": files[case], "voxels": voxels, **shared} for case in chosen},
-        executor,
-        "pack cases",
-    )
+    jobs = {case: job(case, voxels=voxels) for case in chosen}
+    packed = _done(pack_files, jobs, executor, "pack cases")
     found = []
     for case in filter(drawn.__contains__, order):
         pictures, missed = drawn[case]
@@ -112,15 +102,11 @@ def _done(
 
 
 def show_case(
-    case: str,
-    files: tuple[Path, Path, Path],
-    classes: ClassList,
-    label_map: dict[Any, int] | None,
-    is_large: bool,
-    seeks_tumor: bool,
+    case: str, files: Files, settings: ReportSettings, is_large: bool, seeks_tumor: bool
 ) -> tuple[dict[str, bytes], int]:
     """Draw one case, and count its missed tumors where the round learns tumors."""
-    volumes = read_compared(case, files, classes, label_map)
+    classes = settings.classes
+    volumes = read_compared(case, files, classes, settings.label_map)
     pictures = draw_case(volumes, classes, small=not is_large)
     if not seeks_tumor:
         return pictures, 0
@@ -129,15 +115,10 @@ def show_case(
     return pictures, sum(lesion.side == "reference" and not lesion.matched for lesion in lesions)
 
 
-def pack_files(
-    case: str,
-    files: tuple[Path, Path, Path],
-    classes: ClassList,
-    label_map: dict[Any, int] | None,
-    voxels: int,
-) -> dict[str, str]:
-    """Read a case's CT, annotation and prediction and pack them for the viewer."""
-    return pack_case(read_compared(case, files, classes, label_map), classes, voxels)
+def pack_files(case: str, files: Files, settings: ReportSettings, voxels: int) -> dict[str, str]:
+    """Read a case's files and pack them for the viewer."""
+    volumes = read_compared(case, files, settings.classes, settings.label_map)
+    return pack_case(volumes, settings.classes, voxels)
 
 
 def pack_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, voxels: int) -> dict[str, str]:
@@ -171,16 +152,10 @@ def coarsen(labels: np.ndarray, shape: Shape, tumor: int | None) -> np.ndarray:
 
 
 def encode(array: np.ndarray, spacing_mm: Sequence[float]) -> str:
-    """Write a NIfTI-1 file in memory: uint8, axes along the patient's, the origin in the middle.
+    """Write `(Z, Y, X)` uint8 in RAS voxel order as NIfTI-1: base64 of the gzipped file.
 
-    An oblique grid is shown along its nearest axes; nothing else of its place in the scanner is kept.
-
-    Args:
-        array: `(Z, Y, X)` uint8 in RAS voxel order.
-        spacing_mm: Along Z, Y, X.
-
-    Returns:
-        Base64 of the gzipped file.
+    Its axes run along the patient's and its origin is in the middle. An oblique grid is shown along its
+    nearest axes; nothing else of its place in the scanner is kept.
     """
     import nibabel
 
@@ -196,10 +171,8 @@ def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
     """Colours and names by class id, as niivue takes them; the background is clear."""
     colours = class_colours(classes)
     entries = [(0, 0, 0, 0, 0, ""), *((*rgb(colours[c.id]), 255, c.id, title(c)) for c in classes.entries)]
-    columns = zip(*entries, strict=True)
-    return {
-        key: list(column) for key, column in zip(("R", "G", "B", "A", "I", "labels"), columns, strict=True)
-    }
+    names = ("R", "G", "B", "A", "I", "labels")
+    return {name: list(column) for name, column in zip(names, zip(*entries, strict=True), strict=True)}
 
 
 def viewer_json(facts: Facts, shown: Sequence[Shown]) -> str | None:

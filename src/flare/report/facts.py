@@ -26,24 +26,15 @@ class RoundFacts:
     """What one round came to."""
 
     name: str
-    teacher: str | None  # the round that made its pseudo labels, if it has any
+    teachers: list[str]  # the rounds that made its pseudo labels, the main one first
     plan: dict[str, str]  # its row of `plan.csv`
-    # rows of `training.csv`, one an epoch; numbers, None where there is none
-    curve: list[dict[str, float | None]] = field(default_factory=list)
+    curve: list[dict[str, float | None]] = field(default_factory=list)  # `training.csv`: numbers by epoch
     # rows of the scored split's `metrics.csv`, one a case; None for classes that it does not learn
     scores: list[Row] = field(default_factory=list)
-    # rows of `provenance.csv`, one a case; none for a round on ground truth
-    provenance: list[dict[str, str]] = field(default_factory=list)
-    # what the journal of prediction says, one row a held-out case
-    seconds: list[Row] = field(default_factory=list)
+    provenance: list[dict[str, str]] = field(default_factory=list)  # `provenance.csv`; none on ground truth
+    seconds: list[Row] = field(default_factory=list)  # of the journal of prediction, a held-out case each
     revision: str = "unknown"
-    # the round that labelled its cases without ground truth, where that is another one
-    unlabeled_teacher: str | None = None
-
-    @property
-    def teachers(self) -> list[str]:
-        """The rounds that made its pseudo labels, the main one first."""
-        return [name for name in (self.teacher, self.unlabeled_teacher) if name is not None]
+    unlabeled_teacher: str | None = None  # labelled its cases without ground truth, where it is another one
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,6 @@ class ReportSettings:
     def from_config(cls, cfg: DictConfig) -> ReportSettings:
         """Read the configuration of `iterate`."""
         classes = ClassList.from_config(cfg.classes)
-        label_map = read_label_map(cfg.data.label_map, classes)
         truth = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"
         return cls(
             name=cfg.name,
@@ -73,7 +63,7 @@ class ReportSettings:
             split=cfg.data.scoring.split,
             protocol=cfg.data.scoring.protocol,
             classes=classes,
-            label_map=None if label_map is None else dict(label_map),
+            label_map=read_label_map(cfg.data.label_map, classes),
             truth=truth if truth is not None and truth.is_dir() else None,
             public=public_config(cfg),
             has_paper=shows_published(cfg, classes, cfg.data.scoring.protocol),
@@ -157,21 +147,18 @@ def _round(
     journal = Journal(folder.journal(f"predict-{settings.split}"))
     metrics = folder.root / settings.split / "metrics.csv"
     scores = read_scores(metrics) if metrics.exists() else []
+    curve = read_csv(folder.training_csv, may_lack=True)
     return RoundFacts(
         name=str(item.name),
-        teacher=item.teacher if item.is_hybrid else None,
+        teachers=item.teachers if item.is_hybrid else [],
         plan=plan,
-        curve=[{k: float(v) if v else None for k, v in row.items()} for row in _csv(folder.training_csv)],
+        curve=[{k: float(v) if v else None for k, v in row.items()} for row in curve],
         scores=only_learned(scores, settings.classes, plan["targets"]),
-        provenance=_csv(folder.labels / "provenance.csv"),
+        provenance=read_csv(folder.labels / "provenance.csv", may_lack=True),
         seconds=[journal.values(c.id) for c in scored if c.id in journal],
         revision=_json(folder.root / "environment.json").get("git_revision", "unknown"),
         unlabeled_teacher=item.unlabeled_teacher,
     )
-
-
-def _csv(path: Path) -> list[dict[str, str]]:
-    return read_csv(path) if path.exists() else []
 
 
 def _json(path: Path) -> dict[str, Any]:

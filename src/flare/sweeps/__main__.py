@@ -15,7 +15,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from flare.core.errors import FlareError, given_paths
+from flare.core.errors import FLAG, FlareError, given_paths
 from flare.core.paths import settle_paths
 from flare.runs.door import Stopped, entry
 from flare.sweeps.jobs import COMPLETED, read_jobs, show_jobs, write_sweep
@@ -35,8 +35,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
     extra = [o for o in overrides if not o.startswith(("sweep=", "rerun="))]
     if not (jobs := read_jobs(sweep)):
         raise FlareError(f"sweep={sweep}: no job of a sweep has begun there")
-    if not isinstance(cfg.rerun, bool):
-        raise FlareError(f"rerun={cfg.rerun}: expected true or false")
+    FLAG.require("rerun", cfg.rerun)
     if extra and not cfg.rerun:
         raise FlareError(f"{extra[0]}: overrides are for rerun=true")
     if cfg.rerun:

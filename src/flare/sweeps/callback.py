@@ -90,9 +90,7 @@ class SweepTable(Callback):
             self.started = time.monotonic()
             sweep, job = _job(config)
             job.write(sweep)
-            if (
-                config.hydra.output_subdir is None
-            ):  # a script that leaves nothing of Hydra's when it runs alone
+            if config.hydra.output_subdir is None:  # of a script that leaves nothing when it runs alone
                 own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
                 (sweep / job.folder / ".hydra").mkdir(exist_ok=True)
                 OmegaConf.save(own, sweep / job.folder / ".hydra" / "config.yaml")
@@ -137,10 +135,7 @@ class SweepTable(Callback):
 
 
 def is_refusal(error: Any) -> bool:
-    """Whether an error is told in full by its text, as that of a share that is away or closed is.
-
-    Of none where Hydra is asked for tracebacks.
-    """
+    """Whether an error's text tells it all, as of a share that is away; not where tracebacks are wanted."""
     is_told = isinstance(error, CompactHydraException | OmegaConfBaseException)
     is_told |= isinstance(error, OSError) and error.errno in (*GENERAL_FAULTS, *NO_ACCESS)
     return is_told and not os.environ.get("HYDRA_FULL_ERROR")

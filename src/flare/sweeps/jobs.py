@@ -33,8 +33,7 @@ class Job:
 
     folder: str  # its name in the sweep's folder
     script: str  # `train`, `infer`, ...
-    # its command line; None of a planned trial: the search chooses it as the trial begins
-    overrides: list[str] | None
+    overrides: list[str] | None  # its command line; None of a trial that the search has not begun
     status: str = RUNNING  # `planned`, `running` (or killed while it ran), `completed` or `failed`
     seconds: float | None = None
     error: str | None = None  # why it failed, in one line

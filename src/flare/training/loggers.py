@@ -52,10 +52,7 @@ class Loggers(Callback):
 
 @dataclass(frozen=True)
 class Slice:
-    """A picture (soft-tissue window) and its labels (class ids), the patient's right on the left.
-
-    All are `(rows, columns)` uint8.
-    """
+    """A picture (soft-tissue window) and its labels, `(rows, columns)` uint8, the patient's right left."""
 
     case: str
     grey: np.ndarray
