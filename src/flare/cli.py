@@ -34,11 +34,7 @@ MODULES = {
 
 
 def infer_cases(cfg: DictConfig) -> dict[str, Any]:
-    """Segment images; with `inference.measure=true` also write `table6` and `table7`.
-
-    Returns:
-        What `inference.predict.infer` returns.
-    """
+    """Segment images as `inference.predict.infer`; with `inference.measure=true` write tables 6 and 7."""
     from flare.evaluation.published import shows_published
     from flare.evaluation.tables import write_efficiency
     from flare.inference.predict import infer
@@ -92,31 +88,5 @@ def run(script: str) -> Any:
     return entry(script, *(WORK | MODULES)[script], "objective" if script == "train" else None)
 
 
-def prepare() -> None:
-    """Index, check, analyse and cache a cohort."""
-    run("prepare")
-
-
-def train() -> None:
-    """Train one round."""
-    run("train")
-
-
-def infer() -> None:
-    """Segment images."""
-    run("infer")
-
-
-def merge_labels() -> None:
-    """Build hybrid labels."""
-    run("merge_labels")
-
-
-def evaluate() -> None:
-    """Score predictions."""
-    run("evaluate")
-
-
-def iterate() -> None:
-    """Carry a cohort through all rounds."""
-    run("iterate")
+# the console commands, see `[project.scripts]`
+prepare, train, infer, merge_labels, evaluate, iterate = (partial(run, script) for script in WORK)

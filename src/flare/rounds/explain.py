@@ -17,14 +17,7 @@ from flare.rounds.settings import RoundSettings
 from flare.runs.changes import cases_told, joined
 from flare.runs.journal import Journal
 from flare.runs.work import console
-from flare.training.resuming import (
-    find_training,
-    is_trained,
-    keys_told,
-    training_key,
-    whole_training,
-    why_again,
-)
+from flare.training import resuming
 
 # states of a step: done; never done or not to its end; done and to do again; again if something comes out new
 DONE, TODO, AGAIN, PERHAPS, FROZEN = "done", "to do", "again", "perhaps", "frozen"
@@ -68,9 +61,11 @@ def explain_run(
         name = str(item.name)
         known[name] = explain_round(item, cohort, known, frozen.get(name))
         steps += known[name].steps.values()
-    first = next((s for s in (AGAIN, TODO, PERHAPS) if s in {step.state for step in steps[1:]}), DONE)
-    why = finish() if first == DONE else "what is done above"
-    return [*steps, Step("", "report", first if first != DONE else AGAIN if why else DONE, why)]
+    found, why = {step.state for step in steps[1:]}, "what is done above"
+    state = next((s for s in (AGAIN, TODO, PERHAPS) if s in found), DONE)
+    if state == DONE and (why := finish()):
+        state = AGAIN
+    return [*steps, Step("", "report", state, why)]
 
 
 def explain_round(
@@ -78,7 +73,7 @@ def explain_round(
 ) -> Outlook:
     """Explain one round; `known` are those before it, `frozen` is the round as it is kept, if it is."""
     name, chosen = str(item.name), select_cases(cohort.cases, item.labels.cases)
-    before = whole_training(item.folder)
+    before = resuming.whole_training(item.folder)
     if not chosen and frozen is None:
         why = f"no training case is {item.labels.cases!r} (labels.cases): refused"
         return Outlook({"train": Step(name, "train", TODO, why)})
@@ -170,7 +165,7 @@ def _training(
     labels: Mapping[str, Step],
 ) -> Step:
     """Explain the training of a round, whose labels are explained."""
-    name, before = str(item.name), whole_training(item.folder)
+    name, before = str(item.name), resuming.whole_training(item.folder)
     warm = next(iter(teachers_of(item)), None) if item.training.init == "teacher" else None
     surely, maybe = _upstream(warm, known)
     pending = {case.id: cohort.pending[case.id] for case in chosen if case.id in cohort.pending}
@@ -183,18 +178,18 @@ def _training(
     if told or not item.prepared.statistics.exists():
         if before is None:
             return Step(name, "train", TODO, joined(told))
-        keys = keys_told(before, item.training)
+        keys = resuming.keys_told(before, item.training)
         # cases that were never labelled failed before or are new: they are tried, and the rest may stand
         is_tried = merge is not None and merge.state == TODO and not (surely or pending or keys)
         return Step(name, "train", PERHAPS if is_tried else AGAIN, joined(keys + told))
     journal = Journal(item.folder.journal("label"))
     values = None if merge is None else {case.id: journal.values(case.id) for case in chosen}
     training = training_set(item, chosen, values, [])
-    found = find_training(item.folder, training_key(item.training, training.key))
-    if found is None or not is_trained(found):
+    found = resuming.find_training(item.folder, resuming.training_key(item.training, training.key))
+    if found is None or not resuming.is_trained(found):
         if before is None:
             return Step(name, "train", TODO, "goes on where it stopped" if found else "")
-        why = why_again(before, item.training, training.parts)
+        why = resuming.why_again(before, item.training, training.parts)
         return Step(name, "train", AGAIN, f"{why}{'; goes on where it stopped' if found else ''}")
     perhaps = [f"intensity statistics are made anew: {cohort.statistics}"] * bool(cohort.statistics)
     perhaps += [maybe] * bool(maybe)

@@ -18,16 +18,9 @@ from flare.core.files import remove_partial, write_csv
 from flare.core.paths import settle_paths
 from flare.prepare.cohort import Cohort, analyse, prepare_cohort
 from flare.prepare.settings import PrepareSettings
+from flare.rounds import graph
 from flare.rounds.explain import explain_run, print_steps
 from flare.rounds.freeze import freeze_rounds
-from flare.rounds.graph import (
-    check_rounds,
-    compose_rounds,
-    plan_rounds,
-    planned_before,
-    present_teachers,
-    print_plan,
-)
 from flare.rounds.label import build_training_set
 from flare.rounds.score import Results, Trained, finish_round, write_ablation
 from flare.rounds.settings import RoundSettings
@@ -36,14 +29,7 @@ from flare.runs.folders import RunFolder, plain_config, record_environment, run_
 from flare.runs.journal import Journal, tell_again
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, naming, report_failures
-from flare.training.resuming import (
-    find_training,
-    is_trained,
-    make_current,
-    training_key,
-    whole_training,
-    why_again,
-)
+from flare.training import resuming
 
 log = logging.getLogger(__name__)
 
@@ -96,18 +82,18 @@ def iterate(
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     settle_paths(cfg)
     cfg = own_classes(cfg)
-    composed = compose_rounds(cfg.rounds or [], list(given))
+    composed = graph.compose_rounds(cfg.rounds or [], list(given))
     run = run_folder(cfg)
     FLAG.require("dry_run", cfg.dry_run)
     kept = freeze_rounds(cfg.freeze or [], composed, run)
     rounds = [kept.get(str(r.name), r) for r in composed]
-    check_rounds(rounds)
+    graph.check_rounds(rounds)
     PrepareSettings.from_config(cfg)
     if cfg.dry_run:
         foreseen = analyse(cfg)
         with lock(run.root):  # another start's plan stays while that start runs
-            plan = plan_rounds(rounds, foreseen.cases)
-            print_plan(plan)
+            plan = graph.plan_rounds(rounds, foreseen.cases)
+            graph.print_plan(plan)
             write_csv(run.root / "plan.csv", plan)
             cohort = Cohort(rounds[0].prepared, foreseen.cases, [], None, [])
             trained = Trained(rounds, cohort, run, build_executor(cfg))
@@ -131,8 +117,8 @@ def _check(rounds: Sequence[RoundSettings], journal: Journal) -> list[tuple]:
     for number, item in enumerate(rounds):
         if item.is_frozen:
             continue
-        planned = planned_before(rounds, number)
-        inputs = {t.key: t.checkpoint for t in present_teachers(item, list(planned))}
+        planned = graph.planned_before(rounds, number)
+        inputs = {t.key: t.checkpoint for t in graph.present_teachers(item, list(planned))}
         models = {name: plain_config(r.config.model) for name, r in planned.items()}
         known = str(item.name), inputs, {**plain_config(item.config), "planned": models}
         if not journal.is_current(*known):
@@ -148,8 +134,8 @@ def _run(
 ) -> dict[str, Any]:
     """Prepare once, then round after round, then the table."""
     cohort = prepare_cohort(cfg)
-    plan = plan_rounds(rounds, cohort.cases)
-    print_plan(plan)
+    plan = graph.plan_rounds(rounds, cohort.cases)
+    graph.print_plan(plan)
     write_csv(run.root / "plan.csv", plan)
     failures = list(cohort.failures)
     started = time.monotonic()
@@ -185,20 +171,21 @@ def run_round(
     with lock(folder.root) if is_first else nullcontext(), place(lambda: f"round {settings.name or 'all'}"):
         if not is_alone:
             remove_partial(folder.root, below=True)
-        whole = whole_training(folder)
+        whole = resuming.whole_training(folder)
         if settings.is_frozen and whole is not None:
             log.info("round %s is frozen: it stays as it was trained", settings.name)
-            make_current(whole)
+            resuming.make_current(whole)
             return finish_round(settings, cohort.cases, executor)
         training = build_training_set(settings, cohort.cases, executor)
-        known = None if is_alone else find_training(folder, training_key(settings.training, training.key))
-        if known is not None and is_trained(known):
-            make_current(known)
+        key = resuming.training_key(settings.training, training.key)
+        known = None if is_alone else resuming.find_training(folder, key)
+        if known is not None and resuming.is_trained(known):
+            resuming.make_current(known)
         else:
             from flare.rounds.train import train_round  # torch, Lightning: only where there is work
 
             if whole is not None:
-                tell_again("train", why_again(whole, settings.training, training.parts))
+                tell_again("train", resuming.why_again(whole, settings.training, training.parts))
             executor.close()  # its processes would wait through the whole training, with their memory
             train_round(settings, training, cohort.cases, intensity)
         finished = finish_round(settings, cohort.cases, executor) if is_first else []

@@ -25,11 +25,8 @@ log = logging.getLogger(__name__)
 UNKNOWN = "unknown"  # trainings of which only files were found
 # keys of the trainer that say what is shown and when, not what the weights become
 NOT_IDENTITY = (
-    "log_every_n_steps",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "enable_model_summary",
-    "limit_val_batches",
+    *("log_every_n_steps", "check_val_every_n_epoch", "num_sanity_val_steps"),
+    *("enable_model_summary", "limit_val_batches"),
 )
 
 
