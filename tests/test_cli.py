@@ -112,7 +112,8 @@ def test_the_wheel_brings_configuration_and_maps(tmp_path: Path) -> None:
     maps = {f"flare/phantom/maps/{p.name}" for p in (ROOT / "src/flare/phantom/maps").glob("*.nii.gz")}
     assert len(conf) > 40
     assert len(maps) == 2
-    assert conf | maps | {"flare/py.typed", "flare/phantom/hu.csv", "flare/convert/nnunet.json"} <= names
+    files = [p for p in (ROOT / "src").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert conf | maps | {p.relative_to(ROOT / "src").as_posix() for p in files} <= names
     assert any(name.endswith("licenses/NOTICE") for name in names)
     assert not any(name.startswith("tests/") for name in names)
     # installed, it finds its own conf and nothing of the checkout
