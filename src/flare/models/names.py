@@ -1,4 +1,4 @@
-"""Classes that a network's configuration names, read without importing them."""
+"""Names in the configuration of networks and losses, read without importing torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+
+PARTIAL_LOSSES = ("none", "marginal")  # of `loss.partial`
 
 
 def named_targets(config: Any) -> Iterator[Any]:

@@ -6,20 +6,22 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_index, select_cases
 from flare.core.class_files import agreed_classes, write_classes
 from flare.core.errors import FlareError
-from flare.core.files import config_hash, remove_partial, sha256
+from flare.core.files import config_hash, read_json, remove_partial, sha256
 from flare.core.paths import settle_paths
 from flare.inference.components import fitted_classes
 from flare.inference.predict import one_by_one, report_coverage
-from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders
-from flare.merging.provenance import TABLE
+from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders, merged_files
+from flare.merging.provenance import GROUND_TRUTH, NONE, TABLE
 from flare.rounds.graph import UNLABELED, Teacher, read_teacher, require_teacher, teachers_of
 from flare.rounds.label_case import LabelJob, Labeller, label_case
 from flare.rounds.settings import RoundSettings, TrainingSet
@@ -83,8 +85,15 @@ def training_set(
         why = failures[0].error if failures else "labels.select drops every case"
         raise FlareError(f"round={settings.name}: no training case could be labelled: {why}")
     items = {case: (prepared.image(case), place(case), weight) for case, weight in weights.items()}
+    known = known_classes(settings, [case for case in cases if case.id in weights])
     parts = [
-        (case, images.output_hash(case, "image"), journal.output_hash(case, step), weight)
+        (
+            case,
+            images.output_hash(case, "image"),
+            journal.output_hash(case, step),
+            weight,
+            *known.get(case, ()),
+        )
         for case, weight in weights.items()
     ]
     # the teacher also decides where the weights start, and statistics how images are normalised
@@ -92,7 +101,44 @@ def training_set(
     start = sha256(teachers[0].checkpoint) if teachers else None
     statistics = sha256(prepared.statistics)
     told = {"start": start, "statistics": statistics, "cases": {p[0]: config_hash(p) for p in parts}}
-    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told)
+    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told, known)
+
+
+def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
+    """Say of each case which class ids its labels of this round tell, as present or as absent.
+
+    Ground truth tells what it annotates; a pseudo label what its teacher has learned and
+    `labels.trust_pseudo` names. Empty for a loss that does not ask, to which every class is known.
+    """
+    if not _asks(settings.training.loss):
+        return {}
+    if not makes_labels(settings):
+        return {case.id: case.annotated for case in cases}
+    known = {}
+    for teacher, own in by_teacher(settings, cases):
+        learned: Sequence[int] = ()
+        if teacher is not None:
+            from flare.runs.checkpoints import load_checkpoint  # torch: only where a teacher is looked into
+
+            learned = load_checkpoint(teacher.checkpoint).outputs
+        for case in own:
+            sidecar = read_json(merged_files(settings.folder.labels, case.id)["provenance"])
+            of = {entry["id"]: entry["source"] for entry in sidecar["classes"].values()}
+            taught = {
+                c for c in settings.labels.trusted if of[c] not in (GROUND_TRUTH, NONE) and c in learned
+            }
+            known[case.id] = tuple(
+                c for c in of if c in taught or (of[c] == GROUND_TRUTH and c in case.annotated)
+            )
+    return known
+
+
+def _asks(loss: Mapping[str, Any]) -> bool:
+    """Whether a loss is told what is known: by `loss.partial`; one without such a key if it takes `known`."""
+    if "partial" in loss:
+        return bool(loss["partial"] != "none")
+    found = get_object(loss["_target_"])
+    return "known" in signature(getattr(found, "forward", found)).parameters
 
 
 def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:
