@@ -17,7 +17,7 @@ from flare.models.losses import DiceCELoss
 
 ENTRY = {"role": "organ", "tolerance_mm": 5, "slice_range": False}
 CLASSES: dict[str, dict[str, Any]] = {n: {"id": i, "short": n, **ENTRY} for i, n in enumerate("abc", start=1)}
-PARTIAL = ("none", "marginal")
+PARTIAL = ("none", "marginal", "exclusion", "masked")
 HOW = tuple(product(PARTIAL, (True, False)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.models.losses import AnyLoss, DiceCELoss, LossParts
-from flare.models.partial import as_known, marginalise
+from flare.models.partial import as_known, marginalise, masked_dice_and_ce
 
 ENTRY = {"role": "organ", "tolerance_mm": 5, "slice_range": False}
 CLASSES: dict[str, dict[str, Any]] = {
@@ -130,7 +131,7 @@ def test_weights_of_classes_are_those_among_the_known() -> None:
     assert lonely.dice.item() == 0
 
 
-@pytest.mark.parametrize("partial", ["marginal"])
+@pytest.mark.parametrize("partial", ["marginal", "exclusion"])
 @pytest.mark.parametrize("batch_dice", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_where_all_is_known_it_is_none_to_the_last_bit(
@@ -153,7 +154,7 @@ def test_none_takes_every_class_as_known() -> None:
     )
 
 
-@pytest.mark.parametrize("partial", ["marginal"])
+@pytest.mark.parametrize("partial", ["marginal", "exclusion", "masked"])
 @pytest.mark.parametrize("batch_dice", [True, False])
 def test_where_nothing_is_known_nothing_is_learned(partial: str, batch_dice: bool) -> None:
     logits, target = example()
@@ -181,7 +182,7 @@ def test_how_background_and_unknown_classes_share_their_mass_is_the_networks(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("partial", ["marginal"])
+@pytest.mark.parametrize("partial", ["marginal", "exclusion", "masked"])
 def test_it_is_finite_in_half_precision(partial: str, dtype: torch.dtype) -> None:
     largest = torch.finfo(torch.float16).max
     logits, target = example(dtype=dtype)
@@ -255,3 +256,83 @@ def test_a_loss_that_knows_gets_logits_as_they_are() -> None:
 def test_what_a_loss_of_others_cannot_do_is_refused(partial: str) -> None:
     with pytest.raises(FlareError, match=r"loss\.partial.*none, marginal"):
         AnyLoss(torch.nn.CrossEntropyLoss(), partial=partial)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=MASKS, batch_dice=st.booleans(), seed=st.integers(0, 1000))
+def test_exclusion_adds_what_unknown_classes_claim_of_known_foreground(
+    rows: list[list[bool]], batch_dice: bool, seed: int
+) -> None:
+    logits, target = example(seed=seed)
+    known = tell(*([True, *row] for row in rows))
+    exact = logits.detach().double().requires_grad_()
+    p = exact.softmax(1)
+    total, count = torch.zeros((), dtype=torch.double), int((target != IGNORE).sum())
+    sums = {}
+    for b, c in product(range(2), range(1, 4)):
+        if known[b, c]:
+            continue
+        inside = torch.zeros(target.shape[1:], dtype=torch.bool)
+        for label in range(1, 4):
+            inside |= (target[b] == label) & known[b, label]
+        everywhere = target[b] != IGNORE
+        sums[b, c] = torch.stack((p[b, c][inside].sum(), p[b, c][everywhere].sum(), inside.sum()))
+        total = total + (1 + p[b, c][inside]).log().sum() / count
+    dices = []
+    for c in range(1, 4):
+        found = [sums[b, c] for b in range(2) if (b, c) in sums]
+        groups = [sum(found)] if batch_dice and found else found
+        if groups:
+            dices.append(sum(2 * g[0] / (g[1] + g[2] + 1e-8) for g in groups) / len(groups))
+    expected = by_hand(exact, target, known, batch_dice=batch_dice).loss + total
+    expected = expected + (sum(dices) / len(dices) if dices else 0)
+    own = loss("exclusion", batch_dice=batch_dice)
+    assert own([logits], target, known).loss.item() == pytest.approx(expected.item(), abs=2e-6)
+    (wanted,) = torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(gradient(own, logits, target, known).double(), wanted, atol=2e-6, rtol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=MASKS, batch_dice=st.booleans(), seed=st.integers(0, 1000))
+def test_masked_scores_each_known_class_by_a_sigmoid_of_its_own(
+    rows: list[list[bool]], batch_dice: bool, seed: int
+) -> None:
+    logits, target = example(seed=seed)
+    known = tell(*([True, *row] for row in rows))
+    exact = logits.detach().double().requires_grad_()
+    counted = target != IGNORE
+    entropies, dices = [], []
+    for c in range(1, 4):
+        groups = []
+        for b in range(2):
+            if known[b, c]:
+                p, members = exact[b, c].sigmoid()[counted[b]], (target[b] == c)[counted[b]].double()
+                entropies.append(-(members * p.log() + (1 - members) * (1 - p).log()))
+                groups.append(torch.stack(((p * members).sum(), p.sum(), members.sum())))
+        groups = [sum(groups)] if batch_dice and groups else groups
+        if groups:
+            scores = [(2 * g[0] + SMOOTH) / (g[1] + g[2] + SMOOTH + 1e-8) for g in groups]
+            dices.append(sum(scores) / len(scores))
+    expected = (torch.cat(entropies).mean() - sum(dices) / len(dices)) if dices else 0 * exact.sum()
+    own = loss("masked", batch_dice=batch_dice)
+    assert own([logits], target, known).loss.item() == pytest.approx(expected.item(), abs=2e-6)
+    (wanted,) = torch.autograd.grad(expected, exact)
+    found = gradient(own, logits, target, known)
+    torch.testing.assert_close(found.double(), wanted, atol=2e-6, rtol=1e-4)
+    assert not found[:, 0].any()
+
+
+def test_masked_classes_may_overlap() -> None:
+    members = torch.zeros(1, 4, 1, 1, 3, dtype=torch.bool)
+    members[0, 1, 0, 0, :2] = True
+    members[0, 2, 0, 0, 1:] = True  # the middle voxel is of both
+    logits = torch.where(members, 50.0, -50.0)
+    counted = torch.ones(1, 1, 1, 3, dtype=torch.bool)
+    known = torch.ones(1, 4, dtype=torch.bool)
+    dices, entropy = masked_dice_and_ce(logits, members, counted, known, smooth=SMOOTH, batch_dice=True)
+    # a class that is nowhere is as good as the guard of 1e-8 beside the smoothing lets it be
+    torch.testing.assert_close(dices[1:], torch.ones(3), atol=2e-3, rtol=0)
+    assert entropy.item() == pytest.approx(0, abs=1e-6)
+    missed = torch.where(members.roll(1, -1), 50.0, -50.0)
+    dices, _ = masked_dice_and_ce(missed, members, counted, known, smooth=SMOOTH, batch_dice=True)
+    torch.testing.assert_close(dices[1:3], torch.tensor([0.5, 0.5]), atol=1e-4, rtol=0)

@@ -71,8 +71,7 @@ def table5(
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
     All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
-    `has_paper` the paper's figures stand beside where a row is of the paper; its mean over organs only where
-    all of them are scored.
+    `has_paper` the paper's figures stand beside its rounds; its mean over organs only where all are scored.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.

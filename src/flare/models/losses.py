@@ -20,7 +20,7 @@ from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import FlareError, choice
 from flare.models.dice import DENOMINATOR_GUARD, share_of, soft_dice, sum_over_ranks
 from flare.models.names import PARTIAL_LOSSES
-from flare.models.partial import as_known, marginalise
+from flare.models.partial import as_known, exclude, marginalise, masked_dice_and_ce
 
 CERTAIN = 50.0  # a logit whose probability is exactly 1 in float32, beside others of -50
 
@@ -100,15 +100,13 @@ class AnyLoss(DeepSupervision):
     A loss that has arguments named `known` or `counted` is given them as `compare` is. To one without
     `counted`, ignored voxels look like background that the network is certain of: they add no error and have
     no gradient, and a mean over voxels counts them among the right ones. With `partial=marginal` a loss
-    without `known` gets the logits that `marginalise` gives: an unknown class has the probability 0.
+    without `known` gets the logits that `marginalise` gives: an unknown class has the probability 0. Other
+    values of `partial` are refused.
 
     Args:
         loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
             scalar.
         target_channel: Whether it takes the target as `(B, 1, Z, Y, X)`, like MONAI's, or without channel.
-
-    Raises:
-        FlareError: If `partial` is what only `DiceCELoss` does.
     """
 
     def __init__(
@@ -181,15 +179,22 @@ class DiceCELoss(DeepSupervision):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
-        """Compare at one resolution: weighted cross entropy minus weighted Dice."""
+        """Compare at one resolution: cross entropy minus Dice, weighted, and what `partial` adds."""
         how: Any = {"smooth": self.smooth, "batch_dice": self.batch_dice}
-        if self.partial == "none":
-            dices, ce = dice_and_ce(logits, target, counted, **how)
-            dice = (dices[1:] * self.class_weights).sum()
-        else:
-            dices, ce = dice_and_ce(marginalise(logits, known), target, counted, known, **how)
+        known = torch.ones_like(known) if self.partial == "none" else known
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.partial == "masked":
+                members = F.one_hot(target, logits.shape[1]).movedim(-1, 1).bool()
+                dices, ce = masked_dice_and_ce(logits, members, counted, known, **how)
+            else:
+                merged = logits if self.partial == "none" else marginalise(logits, known)
+                dices, ce = dice_and_ce(merged, target, counted, known, **how)
             dice = self._mean(dices, known)
-        return LossParts(self.ce_weight * ce - self.dice_weight * dice, dice, ce)
+            loss = self.ce_weight * ce - self.dice_weight * dice
+            if self.partial == "exclusion":
+                claims, claimed = exclude(logits, target, counted, known, batch_dice=self.batch_dice)
+                loss = loss + self.ce_weight * claimed + self.dice_weight * self._mean(claims, ~known)
+        return LossParts(loss, dice, ce)
 
     def _mean(self, dices: Tensor, known: Tensor) -> Tensor:
         """Average `(C,)` over the foreground outputs that some sample of some process knows, else give 0."""
@@ -199,13 +204,7 @@ class DiceCELoss(DeepSupervision):
 
 
 def dice_and_ce(
-    logits: Tensor,
-    target: Tensor,
-    counted: Tensor,
-    known: Tensor | None = None,
-    *,
-    smooth: float,
-    batch_dice: bool,
+    logits: Tensor, target: Tensor, counted: Tensor, known: Tensor, *, smooth: float, batch_dice: bool
 ) -> tuple[Tensor, Tensor]:
     """Compute the Dice of every output and the mean cross entropy, over the voxels that count.
 

@@ -126,13 +126,6 @@ class Facts:
         return self.results.table
 
     @property
-    def has_paper(self) -> bool:
-        """Whether a round of the run is the paper's, with its figures beside."""
-        return any(
-            value is not None for row in self.table for k, value in row.items() if k.startswith("paper_")
-        )
-
-    @property
     def failed(self) -> list[str]:
         """Ids of the cases that failed somewhere."""
         return sorted({f.case_id for f in self.results.failures})

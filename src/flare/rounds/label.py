@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from inspect import signature
@@ -87,14 +87,8 @@ def training_set(
     items = {case: (prepared.image(case), place(case), weight) for case, weight in weights.items()}
     known = known_classes(settings, [case for case in cases if case.id in weights])
     parts = [
-        (
-            case,
-            images.output_hash(case, "image"),
-            journal.output_hash(case, step),
-            weight,
-            *known.get(case, ()),
-        )
-        for case, weight in weights.items()
+        (case, images.output_hash(case, "image"), journal.output_hash(case, step), *told)
+        for case, told in {c: (weight, *known.get(c, ())) for c, weight in weights.items()}.items()
     ]
     # the teacher also decides where the weights start, and statistics how images are normalised
     teachers = teachers_of(settings) if settings.training.init == "teacher" else []
@@ -110,35 +104,25 @@ def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, t
     Ground truth tells what it annotates; a pseudo label what its teacher has learned and
     `labels.trust_pseudo` names. Empty for a loss that does not ask, to which every class is known.
     """
-    if not _asks(settings.training.loss):
+    loss = settings.training.loss
+    own = None if "partial" in loss else get_object(loss["_target_"])  # somebody else's, who may take it
+    takes = own is not None and "known" in signature(getattr(own, "forward", own)).parameters
+    if loss.get("partial", "none") == "none" and not takes:
         return {}
     if not makes_labels(settings):
         return {case.id: case.annotated for case in cases}
-    known = {}
-    for teacher, own in by_teacher(settings, cases):
-        learned: Sequence[int] = ()
+    known: dict[str, tuple[int, ...]] = {}
+    for teacher, members in by_teacher(settings, cases):
+        taught: set[int] = set()
         if teacher is not None:
             from flare.runs.checkpoints import load_checkpoint  # torch: only where a teacher is looked into
 
-            learned = load_checkpoint(teacher.checkpoint).outputs
-        for case in own:
-            sidecar = read_json(merged_files(settings.folder.labels, case.id)["provenance"])
-            of = {entry["id"]: entry["source"] for entry in sidecar["classes"].values()}
-            taught = {
-                c for c in settings.labels.trusted if of[c] not in (GROUND_TRUTH, NONE) and c in learned
-            }
-            known[case.id] = tuple(
-                c for c in of if c in taught or (of[c] == GROUND_TRUTH and c in case.annotated)
-            )
+            taught = {*load_checkpoint(teacher.checkpoint).outputs} & {*settings.labels.trusted}
+        for case in members:
+            told = read_json(merged_files(settings.folder.labels, case.id)["provenance"])["classes"].values()
+            by_source: dict[str, Collection[int]] = {GROUND_TRUTH: case.annotated, NONE: ()}
+            known[case.id] = tuple(e["id"] for e in told if e["id"] in by_source.get(e["source"], taught))
     return known
-
-
-def _asks(loss: Mapping[str, Any]) -> bool:
-    """Whether a loss is told what is known: by `loss.partial`; one without such a key if it takes `known`."""
-    if "partial" in loss:
-        return bool(loss["partial"] != "none")
-    found = get_object(loss["_target_"])
-    return "known" in signature(getattr(found, "forward", found)).parameters
 
 
 def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:

@@ -168,16 +168,12 @@ class RoundSettings:
 
 def _trusted(given: Any, classes: ClassList) -> tuple[int, ...]:
     """Read `labels.trust_pseudo`: `all`, or a list of class names."""
-    if given == "all":
-        return classes.ids
-    if isinstance(given, str) or not isinstance(given, Sequence):
+    names = classes.names if given == "all" else given
+    if isinstance(names, str) or not isinstance(names, Sequence) or not set(names) <= set(classes.names):
         raise FlareError(
             f"labels.trust_pseudo={given}: expected all, or a list of {', '.join(classes.names)}"
         )
-    try:
-        return tuple(classes.id_of(str(name)) for name in given)
-    except FlareError as error:
-        raise FlareError(f"labels.trust_pseudo: {error}") from None
+    return tuple(map(classes.id_of, names))
 
 
 @dataclass(frozen=True)
