@@ -440,7 +440,12 @@ def test_ground_truth_tells_what_it_annotates(taught: Any, cohort: Cohort) -> No
 
 
 @pytest.mark.parametrize(
-    ("loss", "asks"), [("torch.nn.CrossEntropyLoss", False), ("flare.models.losses.DeepSupervision", True)]
+    ("loss", "asks"),
+    [
+        ("torch.nn.CrossEntropyLoss", False),
+        ("outside.known_share", True),
+        ("flare.models.losses.DiceCELoss", False),  # a file of before there was the key
+    ],
 )
 def test_a_loss_of_somebody_elses_is_told_if_it_takes_what_is_known(
     taught: Any, cohort: Cohort, loss: str, asks: bool

@@ -100,8 +100,7 @@ class AnyLoss(DeepSupervision):
     A loss that has arguments named `known` or `counted` is given them as `compare` is. To one without
     `counted`, ignored voxels look like background that the network is certain of: they add no error and have
     no gradient, and a mean over voxels counts them among the right ones. With `partial=marginal` a loss
-    without `known` gets the logits that `marginalise` gives: an unknown class has the probability 0. Other
-    values of `partial` are refused.
+    without `known` gets the logits that `marginalise` gives; other values of `partial` are refused.
 
     Args:
         loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a

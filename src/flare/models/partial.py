@@ -1,7 +1,6 @@
-"""Partly annotated cases in the loss: what is unknown of a sample may be background or any unknown class.
+"""Partly annotated cases in the loss: where the label is background, a voxel may be of any unknown class.
 
-Which classes are known is `(B, C)` bool, per sample; the background, output 0, counts as known. Where the
-label is background, a voxel is background or of an unknown class.
+Which classes of a sample are known is `(B, C)` bool; the background, output 0, counts as known.
 """
 
 from __future__ import annotations

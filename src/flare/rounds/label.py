@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_index, select_cases
 from flare.core.class_files import agreed_classes, write_classes
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, refusing
 from flare.core.files import config_hash, read_json, remove_partial, sha256
 from flare.core.paths import settle_paths
 from flare.inference.components import fitted_classes
@@ -105,8 +105,9 @@ def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, t
     `labels.trust_pseudo` names. Empty for a loss that does not ask, to which every class is known.
     """
     loss = settings.training.loss
-    own = None if "partial" in loss else get_object(loss["_target_"])  # somebody else's, who may take it
-    takes = own is not None and "known" in signature(getattr(own, "forward", own)).parameters
+    with refusing(loss, "loss"):  # one of somebody else's is asked what it takes
+        own = None if loss["_target_"].startswith("flare.") else get_object(loss["_target_"])
+        takes = own is not None and "known" in signature(getattr(own, "forward", own)).parameters
     if loss.get("partial", "none") == "none" and not takes:
         return {}
     if not makes_labels(settings):
