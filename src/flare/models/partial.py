@@ -47,7 +47,7 @@ def exclude(
     foreground of the samples that do not know it, comes the mean over voxels of the `log(1 + p)` of unknown
     classes where known foreground is.
 
-    Reference: Shi et al. 2021, the exclusion loss.
+    Reference: after the exclusion loss of Shi et al. 2021.
     """
     probabilities = logits.float().softmax(1)
     inside = ((target > 0) & counted)[:, None]
