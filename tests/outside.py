@@ -78,3 +78,8 @@ class Volumes:
 def agreement(reference: np.ndarray, prediction: np.ndarray, *, weight: float, **_: Any) -> dict[str, float]:
     """A score that is a function."""
     return {"agreement": weight * float(np.mean(reference == prediction))}
+
+
+def known_share(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """A loss that asks what is known of a sample."""
+    return logits.mean() * known.float().mean()

@@ -60,8 +60,8 @@ def targets(value: Any) -> Iterator[str]:
 # --- composition
 
 
-def test_the_rounds_are_the_papers() -> None:
-    assert sorted(["all", *ROUNDS]) == options("round")
+def test_the_rounds_are_the_papers_and_ours() -> None:
+    assert sorted(["all", *ROUNDS, "partial", "partial1", "partial2"]) == options("round")
 
 
 @pytest.mark.slow

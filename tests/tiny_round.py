@@ -78,7 +78,11 @@ def configuration(root: Path, outputs: Path, *overrides: str) -> DictConfig:
 
 
 def train_tiny(
-    cohort: Cohort, outputs: Path, *overrides: str, validate: bool = True
+    cohort: Cohort,
+    outputs: Path,
+    *overrides: str,
+    validate: bool = True,
+    known: dict[str, tuple[int, ...]] | None = None,
 ) -> tuple[dict[str, Any], RoundFolder]:
     """Train on the ground truth of all training cases."""
     root = cohort.folder.root.parent
@@ -86,7 +90,7 @@ def train_tiny(
     prepared = prepared_folder(cfg)
     train = [case.id for case in cohort.cases if case.split == "train"]
     items = {case: (prepared.image(case), prepared.labels(case), 1.0) for case in train}
-    training = TrainingSet(items, key="data", failures=[])
+    training = TrainingSet(items, key="data", failures=[], known=known or {})
     cases = cohort.cases if validate else [case for case in cohort.cases if case.split == "train"]
     assert cohort.intensity is not None
     settings = RoundSettings.from_config(cfg)

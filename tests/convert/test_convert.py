@@ -191,6 +191,16 @@ def test_a_resampling_that_nnunet_has_not_leaves_no_folder(convert: Convert, tmp
     assert not (tmp_path / "model").exists()
 
 
+def test_a_network_of_sigmoids_is_none_of_nnunets(convert: Convert, tmp_path: Path) -> None:
+    convert(source=write_model(tmp_path, plans=plans1()), output=tmp_path / "in.ckpt")
+    content = torch.load(tmp_path / "in.ckpt", weights_only=True)
+    content["flare"]["config"]["loss"] = {"partial": "masked"}
+    torch.save(content, tmp_path / "masked.ckpt")
+    with pytest.raises(FlareError, match=r"masked\.ckpt: was trained with loss\.partial=masked"):
+        convert(source=tmp_path / "masked.ckpt", output=tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_truncated_files(convert: Convert, tmp_path: Path) -> None:
     path = write_model(tmp_path, plans=plans1())
     for damaged in (path, path.with_name(path.name + ".pkl")):

@@ -86,6 +86,15 @@ def test_a_batch_has_it_where_the_case_has_it_and_every_class_is_known(dataset: 
         assert batch["known"].all()
 
 
+def test_a_batch_knows_what_its_case_annotates(dataset: PatchDataset) -> None:
+    """Which may be classes that this round does not train."""
+    outputs = (0, LIVER, 3, TUMOR)
+    cases = [("a", dataset.cases[0][1]._replace(known=ids)) for ids in ((), (LIVER, 2), None)]
+    own = replace(dataset, settings=replace(dataset.settings, outputs=outputs), cases=cases)
+    seen = {tuple(own[SampleKey(step, 0, 0)]["known"].tolist()) for step in range(30)}
+    assert seen == {(True, False, False, False), (True, True, False, False), (True, True, True, True)}
+
+
 @pytest.mark.parametrize("how", ["nearest", "linear"])
 @pytest.mark.parametrize("dummy_2d", [True, False])
 def test_augmentation_makes_no_class_of_it(dataset: PatchDataset, how: str, dummy_2d: bool) -> None:
@@ -227,7 +236,9 @@ def test_a_loss_is_handed_what_its_signature_takes() -> None:
     assert torch.equal(given["logits"], logits)  # as they are: it leaves voxels out itself
     assert torch.equal(given["known"], known)
     assert torch.equal(given["counted"], target != IGNORE)
-    assert torch.equal(given["index"], torch.where(target == IGNORE, 0, target).long())
+    index = torch.where(target == IGNORE, 0, target).long()
+    is_known = torch.stack([known[sample, of] for sample, of in enumerate(index)])
+    assert torch.equal(given["index"], torch.where(is_known, index, 0))
 
 
 class Counting(DeepSupervision):

@@ -64,6 +64,19 @@ def test_table5_shows_the_best_in_bold_with_the_papers_beside(labels: ClassList,
     assert r"DSC (\%)" in latex
 
 
+def test_table5_of_other_rounds_has_no_figures_of_the_paper(labels: ClassList, tmp_path: Path) -> None:
+    rows = [AblationRow(n, 4, summary(labels, d, d)) for n, d in (("partial", 0.5), ("partial1", 0.75))]
+    lines = table5(rows, labels, tmp_path / "table5")
+    assert not any(key.startswith("paper_") for line in lines for key in line)
+    text = (tmp_path / "table5.md").read_text()
+    assert "| partial1 | 4 | **75.00** |" in text
+    assert "paper" not in text
+    table5([*rows, AblationRow("mo", 4, summary(labels, 0.6, 0.6))], labels, tmp_path / "table5")
+    text = (tmp_path / "table5.md").read_text()
+    assert "| partial | 4 | 50.00 |" in text
+    assert "| mo | 4 (222) | 60.00 (95.72) |" in text
+
+
 def test_table4_averages_cases_and_skips_what_is_not_scored(labels: ClassList, tmp_path: Path) -> None:
     rows = [
         {f"{c.short}_{m}": value for c in labels.entries for m in ("DSC", "NSD")} for value in ("0.5", "0.7")

@@ -320,3 +320,39 @@ def test_normalised_input_is_what_the_network_sees(labels):
     ours = predictor(lambda patch: seen.append(patch.clone()) or patch, labels, intensity=intensity)
     ours.predict(volume(array))
     np.testing.assert_array_equal(seen[0][0, 0].numpy(), normalise(array, intensity))
+
+
+def sigmoid_network(patch):
+    """Three classes by intensity, about a half in places; the background's output is nonsense."""
+    first = patch / 40
+    return torch.cat((torch.full_like(patch, 9), first, -first - 0.2, torch.full_like(patch, -0.1)), 1)
+
+
+def test_sigmoid_outputs_are_cut_at_a_half_and_averaged_as_probabilities(labels):
+    """Whatever is averaged over flips and windows; of two classes above it the larger counts."""
+    values = np.random.default_rng(5).integers(-90, 91, (11, 30, 26)).astype(np.int16)
+    image = volume(values)
+    for average, tta in product(("probabilities", "logits"), ("none", "tta4")):
+        settings = replace(DENSE, average=average, tta=tta)
+        ours = replace(predictor(sigmoid_network, labels, settings, (0, 1, 2, 3)), activation="sigmoid")
+        found = ours.predict(image, probabilities=True)
+        p = np.stack(
+            [1 / (1 + np.exp(-of)) for of in (values / 40, -values / 40 - 0.2, np.full(values.shape, -0.1))]
+        )
+        expected = np.where(p.max(0) > 0.5, 1 + p.argmax(0), 0)
+        assert set(np.unique(expected)) == {0, 1, 2}
+        np.testing.assert_array_equal(found.segmentation, expected)
+        np.testing.assert_allclose(found.probabilities[1:], p, atol=1e-3)
+        np.testing.assert_allclose(found.probabilities[0], 1 - p.max(0), atol=1e-3)
+
+
+def test_a_checkpoint_says_of_what_its_outputs_are_logits(labels):
+    carried = {
+        "classes": labels.to_config(), "targets": "organs", "spacing_mm": SPACING, "interpolation": "linear",
+        "intensity": Intensity(-150, 250, 20, 80).to_dict(), "patch_size": PATCH, "mirror_axes": (),
+    }  # fmt: skip
+    said = {None: "softmax", "none": "softmax", "marginal": "softmax", "masked": "sigmoid"}
+    for partial, activation in said.items():
+        loss = {} if partial is None else {"partial": partial}
+        found = Predictor.from_carried(one_hot, {**carried, "config": {"loss": loss}}, DENSE)
+        assert found.activation == activation

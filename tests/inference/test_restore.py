@@ -177,7 +177,13 @@ def test_working_memory_stays_near_the_budget():
 
 def probabilities(maps, shape, *, linear=ALL, softmax=False, memory_mb=64.0):
     found = np.full((len(maps.values), *shape), 7, dtype=np.float16)
-    restore_probabilities(maps, list(found), linear=linear, softmax=softmax, memory_mb=memory_mb)
+    restore_probabilities(
+        maps,
+        list(found),
+        linear=linear,
+        activate=(lambda maps: maps.softmax(0)) if softmax else (lambda maps: maps),
+        memory_mb=memory_mb,
+    )
     return found.astype(np.float32)
 
 

@@ -52,7 +52,8 @@ def row(*target: int) -> torch.Tensor:
 def both(logits: torch.Tensor, target: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Dice and cross entropy over the voxels whose label is known."""
     counted = target != IGNORE
-    return dice_and_ce(logits, target.where(counted, 0).long(), counted, **settings)
+    known = torch.ones(logits.shape[:2], dtype=torch.bool)
+    return dice_and_ce(logits, target.where(counted, 0).long(), counted, known, **settings)
 
 
 def test_dice_and_ce_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +17,14 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, write_index
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
-from flare.core.files import read_csv, read_json
+from flare.core.files import read_csv, read_json, write_json
 from flare.core.geometry import Geometry, Volume
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_labels, write_image, write_labels
 from flare.data.cache import open_array
 from flare.inference.predictor import Predictor
 from flare.prepare.cohort import Cohort
-from flare.rounds.label import build_training_set, merge
+from flare.rounds.label import build_training_set, known_classes, merge
 from flare.rounds.label_case import select
 from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.work import LocalExecutor
@@ -421,3 +422,75 @@ def test_what_a_selection_gives_is_checked(taught: Any, cohort: Cohort) -> None:
     everything = "{_target_: outside_selection.Trust, weights: {case0: 0, case1: 0, case2: 0}}"
     with pytest.raises(FlareError, match=r"labels\.select drops every case"):
         build_training_set(taught(f"labels.select={everything}"), cohort.cases, HERE)
+
+
+def test_ground_truth_tells_what_it_annotates(taught: Any, cohort: Cohort) -> None:
+    declared = [replace(c, annotated=(LIVER, 2, 3, TUMOR)) if c.id == "case1" else c for c in cohort.cases]
+    given = ("labels.source=ground_truth", "labels.targets=organs_tumor")
+    plain = taught(*given)
+    assert build_training_set(plain, cohort.cases, HERE).known == {}
+    # every class is known to it, whatever sources declare
+    keys = {build_training_set(plain, cases, HERE).key for cases in (cohort.cases, declared)}
+    assert len(keys) == 1
+    partial = taught(*given, "loss.partial=marginal")
+    found, other = (build_training_set(partial, cases, HERE) for cases in (cohort.cases, declared))
+    assert found.known == dict.fromkeys(["case0", "case1", "case2"], (LIVER, 3, TUMOR))
+    assert other.known == {**found.known, "case1": (LIVER, 2, 3, TUMOR)}
+    assert len({found.key, other.key, *keys}) == 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "asks"),
+    [
+        ("torch.nn.CrossEntropyLoss", False),
+        ("outside.known_share", True),
+        ("flare.models.losses.DiceCELoss", False),  # a file of before there was the key
+    ],
+)
+def test_a_loss_of_somebody_elses_is_told_if_it_takes_what_is_known(
+    taught: Any, cohort: Cohort, loss: str, asks: bool
+) -> None:
+    settings = taught("labels.source=ground_truth")
+    own = replace(settings, training=replace(settings.training, loss={"_target_": loss}))
+    cases = [case for case in cohort.cases if case.split == "train"]
+    assert known_classes(own, cases) == ({c.id: c.annotated for c in cases} if asks else {})
+
+
+@pytest.mark.parametrize(
+    ("trust", "expected"),
+    [
+        ("all", {"case0": {1, 2, 3}, "case1": {2, 3}, "case2": {2, 14}}),
+        ("[spleen]", {"case0": {1, 3}, "case1": {3}, "case2": {14}}),
+        ("[]", {"case0": {1}, "case1": set(), "case2": {14}}),
+    ],
+)
+def test_hybrid_labels_tell_what_truth_annotates_and_trusted_teachers_learned(
+    taught: Any, cohort: Cohort, monkeypatch: pytest.MonkeyPatch, trust: str, expected: dict[str, set[int]]
+) -> None:
+    settings = taught("labels.targets=organs_tumor", "loss.partial=marginal", f"labels.trust_pseudo={trust}")
+    organs = SimpleNamespace(outputs=(0, 1, 2, 3))  # of a teacher without tumors
+    monkeypatch.setattr("flare.runs.checkpoints.load_checkpoint", lambda _: organs)
+    origin = {
+        "case0": {"liver": "ground_truth", "right_kidney": "mo@1", "spleen": "mo@1", "tumor": "mo@1"},
+        "case1": {"liver": "none", "right_kidney": "mo@1", "spleen": "mo@1", "tumor": "none"},
+        # an annotation that is taken alone names itself as the source of what it does not annotate
+        "case2": {
+            "liver": "ground_truth",
+            "right_kidney": "mo@1",
+            "spleen": "ground_truth",
+            "tumor": "ground_truth",
+        },
+    }
+    annotated = {"case0": (1,), "case1": (), "case2": (14,)}
+    names = settings.classes
+    for case, of in origin.items():
+        entries = {c: {"id": names.id_of(c), "source": of.get(c, "none")} for c in names.names}
+        write_json(settings.folder.labels / f"{case}.json", {"classes": entries})
+    cases = [replace(c, annotated=annotated[c.id]) for c in cohort.cases if c.split == "train"]
+    assert {case: set(ids) for case, ids in known_classes(settings, cases).items()} == expected
+
+
+@pytest.mark.parametrize("given", ["none", "[lever]", "1"])
+def test_trust_in_no_class_of_the_list_is_refused(taught: Any, given: str) -> None:
+    with pytest.raises(FlareError, match=r"^labels\.trust_pseudo"):
+        taught(f"labels.trust_pseudo={given}")

@@ -49,3 +49,17 @@ def test_the_demo_says_how_long_each_round_was_trained_and_the_paper_nothing(
     }
     paper = plan_rounds(compose_rounds(names, ["experiment=flare23", "data.root=/x"]), [])
     assert tell_starts(paper) == ""
+
+
+def test_our_graph_is_three_trainings_from_the_labels_as_they_are() -> None:
+    """All classes are outputs in each, so that organs and tumor are scored in all rows."""
+    rounds = compose_rounds(
+        ["partial2", "partial", "partial1"], ["experiment=[flare23,ours]", "data.root=/x"]
+    )
+    shown = ("round", "teacher", "labels", "of", "partial", "targets", "model", "init")
+    assert [tuple(row[key] for key in shown) for row in plan_rounds(rounds, [])] == [
+        ("partial", None, "ground_truth", "labeled", "marginal", "organs_tumor", "medium", "fresh"),
+        ("partial1", "partial", "hybrid", "all", None, "organs_tumor", "medium", "fresh"),
+        ("partial2", "partial1", "hybrid", "all", None, "organs_tumor", "large", "fresh"),
+    ]
+    assert {r.config.name for r in rounds} == {"ours"}

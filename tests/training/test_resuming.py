@@ -268,6 +268,7 @@ def key(cfg: DictConfig, data: str = "data") -> str:
         "labels.targets=organs",
         "round.init=teacher",
         "loss.smooth=1",
+        "loss.partial=marginal",
     ],
 )
 def test_what_decides_the_weights_changes_the_key(override: str, config: Compose) -> None:
@@ -287,6 +288,7 @@ def test_what_decides_the_weights_changes_the_key(override: str, config: Compose
         "inference=fast",
         "round.unlabeled_teacher=mot",
         "round.teacher_kind=best",
+        "~loss.partial",  # as before there was such a key
     ],
 )
 def test_what_only_shows_or_predicts_does_not(override: str, config: Compose) -> None:

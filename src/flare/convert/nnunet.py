@@ -20,6 +20,7 @@ from flare.convert.reading import read_pickle, read_torch
 from flare.core.class_files import read_mapping
 from flare.core.errors import FlareError
 from flare.core.files import read_json, sha256, write_json
+from flare.models.names import activation_of
 from flare.models.zoo import build_network
 from flare.runs.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 
@@ -208,6 +209,10 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     """
     checkpoint = load_checkpoint(source)
     build_network(checkpoint)  # refuses weights that do not belong together
+    if activation_of(checkpoint.config) != "softmax":
+        raise FlareError(
+            f"source={source}: was trained with loss.partial=masked, a sigmoid a class; expected softmax"
+        )
     if folder.is_file():
         raise FlareError(f"output={folder}: is a file; expected a folder")
     network = architecture(checkpoint.state_dict)

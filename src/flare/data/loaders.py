@@ -31,12 +31,14 @@ from flare.runs.door import ignore_signals
 class CaseArrays(NamedTuple):
     """Where a training case lies in the cache: int16 HU, and uint8 class ids of any round, or `IGNORE`.
 
-    `weight` is its share of the patches, relative to the other cases' weights.
+    `weight` is its share of the patches, relative to the other cases' weights; `known` are the ids of the
+    classes whose place its labels tell, None if they tell all.
     """
 
     image: Path
     label: Path
     weight: float = 1.0
+    known: tuple[int, ...] | None = None
 
 
 class Batch(TypedDict):
@@ -172,7 +174,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
             voxels, target = self.augmenter.apply(read, draw_augmentation(rng, self.augmenter.settings))
         finally:
             torch.set_num_threads(threads)
-        known = torch.ones(len(outputs), dtype=torch.bool)  # no label analysis tells otherwise yet
+        known = torch.tensor([arrays.known is None or c in (0, *arrays.known) for c in outputs])
         voxels, target = voxels[None].contiguous(), target.contiguous()
         return {"image": voxels, "target": target, "known": known, "case": case_id}
 

@@ -71,13 +71,14 @@ def table5(
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
     All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
-    `has_paper` the paper's figures stand beside; its mean over organs only where all of them are scored.
+    `has_paper` the paper's figures stand beside its rounds; its mean over organs only where all are scored.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
     """
     lines: list[Row] = []
     ours = ["cases", *_score_columns(classes)]
+    has_paper = has_paper and any(row.round in published()["table5"] for row in rows)
     theirs = [f"paper_{k}" for k in ours] if has_paper else []
     for row in rows:
         scored = row.percent(classes)

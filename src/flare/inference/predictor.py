@@ -34,6 +34,7 @@ from flare.inference.windows import (
     walk,
     window_slices,
 )
+from flare.models.names import activation_of
 from flare.models.zoo import load_network
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Predictor:
         intensity: The training cohort's foreground statistics.
         patch_size: Window along Z, Y, X.
         mirror_axes: Axes (0 = Z) along which the network was trained to be flipped.
+        activation: Of what the outputs are logits; of `sigmoid` a class needs more than a half.
         settings: Everything else that can be chosen; `device` is where patches are given to the engine.
     """
 
@@ -89,6 +91,7 @@ class Predictor:
     patch_size: Shape
     mirror_axes: tuple[int, ...]
     settings: InferenceSettings
+    activation: str = "softmax"
 
     def __post_init__(self) -> None:
         self.device = choose_device(self.settings.device)
@@ -133,6 +136,7 @@ class Predictor:
             patch_size=tuple(carried["patch_size"]),
             mirror_axes=tuple(carried["mirror_axes"]),
             settings=settings,
+            activation=activation_of(carried.get("config") or {}),
         )
 
     def predict(
@@ -219,7 +223,7 @@ class Predictor:
             blended,
             [case.orientation.apply(channel) for channel in maps],
             linear=linear,
-            softmax=self.settings.average == "logits",
+            activate=self._finish,
             memory_mb=self.settings.memory_mb,
         )
         return maps
@@ -260,7 +264,20 @@ class Predictor:
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:
         """Ask the engine: `(1, C, Z, Y, X)` float32 probabilities or logits."""
         logits = self.engine(patch).float()
-        return logits.softmax(1) if self.settings.average == "probabilities" else logits
+        if self.activation == "sigmoid":
+            logits = torch.cat((torch.zeros_like(logits[:, :1]), logits[:, 1:]), dim=1)  # the threshold
+        return self._activate(logits, 1) if self.settings.average == "probabilities" else logits
+
+    def _activate(self, logits: torch.Tensor, axis: int) -> torch.Tensor:
+        """Turn logits into probabilities along the axis of the classes."""
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(axis)
+
+    def _finish(self, maps: torch.Tensor) -> torch.Tensor:
+        """Make averaged maps `(C, ...)` probabilities; of sigmoids the background is what no class has."""
+        maps = self._activate(maps, 0) if self.settings.average == "logits" else maps
+        if self.activation == "sigmoid":
+            maps[0] = 1 - maps[1:].amax(0)
+        return maps
 
     def _judge(self, row: Row, maps: torch.Tensor) -> Verdict:
         """Ask the rule of `flare22` about the central window of a row."""

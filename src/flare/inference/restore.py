@@ -8,7 +8,7 @@ class loses to the background, and the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,13 +94,18 @@ def restore_labels(
 
 
 def restore_probabilities(
-    blended: Blended, channels: Sequence[np.ndarray], *, linear: Linear, softmax: bool, memory_mb: float
+    blended: Blended,
+    channels: Sequence[np.ndarray],
+    *,
+    linear: Linear,
+    activate: Callable[[torch.Tensor], torch.Tensor],
+    memory_mb: float,
 ) -> None:
     """Interpolate maps to a grid of the same extent, a block of slices at a time.
 
     As in `restore_labels`, only voxels that windows covered take part; where none was, all is background.
     `channels` are written in place, an array `(Z, Y, X)` a channel, which may be a view of any strides.
-    With `softmax` the maps are logits, of which the probabilities are taken after interpolation.
+    `activate` makes interpolated maps `(C, ...)` probabilities.
     """
     shape = channels[0].shape
     for channel, array in enumerate(channels):
@@ -119,7 +124,7 @@ def restore_probabilities(
                 values[kind, row] = planes[below].lerp(planes[above], weight)
         seen = blended.covered[z.nearest[block]][:, y.nearest][:, :, x.nearest]
         found = values[:-1] / values[-1].where(seen, torch.ones_like(values[-1]))
-        found = found.softmax(0) if softmax else found
+        found = activate(found)
         background = torch.zeros_like(found[:, :1, :1, :1])
         background[0] = 1
         found = found.where(seen, background)

@@ -17,10 +17,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flare.core.classes import IGNORE, ClassList
-from flare.core.errors import FlareError
+from flare.core.errors import FlareError, choice
+from flare.models.dice import DENOMINATOR_GUARD, share_of, soft_dice, sum_over_ranks
+from flare.models.names import PARTIAL_LOSSES
+from flare.models.partial import as_known, exclude, marginalise, masked_dice_and_ce
 
 CERTAIN = 50.0  # a logit whose probability is exactly 1 in float32, beside others of -50
-DENOMINATOR_GUARD = 1e-8  # nnU-Net's, beside the smoothing, so that smoothing may be 0
 
 
 class LossParts(NamedTuple):
@@ -40,11 +42,13 @@ class DeepSupervision(nn.Module):
     Args:
         supervise_lowest: Whether the lowest resolution counts too (the authors' code for the medium
             network: yes; nnU-Net: no).
+        partial: What becomes of classes that a sample's labels do not tell: `none` takes all as known.
     """
 
-    def __init__(self, *, supervise_lowest: bool) -> None:
+    def __init__(self, *, supervise_lowest: bool, partial: str = "none") -> None:
         super().__init__()
-        self.supervise_lowest = supervise_lowest
+        choice(*PARTIAL_LOSSES).require("loss.partial", partial)
+        self.supervise_lowest, self.partial = supervise_lowest, partial
 
     def weights(self, count: int) -> tuple[float, ...]:
         """Give the weight of each of `count` resolutions, highest first: halved at each step, 1 in all.
@@ -60,7 +64,8 @@ class DeepSupervision(nn.Module):
 
         Args:
             logits: `(B, C, Z, Y, X)`.
-            target: `(B, Z, Y, X)` int64, index of the right output; 0 where a voxel does not count.
+            target: `(B, Z, Y, X)` int64, index of the right output; 0 where a voxel does not count, and
+                unless `partial` is `none`, where the voxel's class is unknown.
             known: `(B, C)` bool: whether a sample's labels tell where the class of an output is.
             counted: `(B, Z, Y, X)` bool: whether a voxel's label is known.
         """
@@ -81,7 +86,9 @@ class DeepSupervision(nn.Module):
             if weight > 0:
                 reduced = reduce_target(target, logits.shape[2:])
                 counted = reduced != IGNORE
-                parts = self.compare(logits, reduced.long().masked_fill(~counted, 0), known, counted)
+                index = reduced.long().masked_fill(~counted, 0)
+                index = index if self.partial == "none" else as_known(index, known)
+                parts = self.compare(logits, index, known, counted)
                 weighted.append([part if part is None else weight * part for part in parts])
         totals = (None if part[0] is None else sum(part) for part in zip(*weighted, strict=True))
         return LossParts(*totals)  # type: ignore[arg-type]
@@ -92,7 +99,8 @@ class AnyLoss(DeepSupervision):
 
     A loss that has arguments named `known` or `counted` is given them as `compare` is. To one without
     `counted`, ignored voxels look like background that the network is certain of: they add no error and have
-    no gradient, and a mean over voxels counts them among the right ones.
+    no gradient, and a mean over voxels counts them among the right ones. With `partial=marginal` a loss
+    without `known` gets the logits that `marginalise` gives; other values of `partial` are refused.
 
     Args:
         loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
@@ -101,9 +109,15 @@ class AnyLoss(DeepSupervision):
     """
 
     def __init__(
-        self, loss: Callable[..., Tensor], *, target_channel: bool = False, supervise_lowest: bool = False
+        self,
+        loss: Callable[..., Tensor],
+        *,
+        target_channel: bool = False,
+        supervise_lowest: bool = False,
+        partial: str = "none",
     ) -> None:
-        super().__init__(supervise_lowest=supervise_lowest)
+        super().__init__(supervise_lowest=supervise_lowest, partial=partial)
+        choice("none", "marginal").require("loss.partial", partial)
         self.loss = loss
         self.target_channel = target_channel
         taken = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
@@ -113,11 +127,14 @@ class AnyLoss(DeepSupervision):
         """Compare at one resolution."""
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
+            if self.partial == "marginal" and "known" not in self.taken:
+                logits = marginalise(logits, known)
             if "counted" not in self.taken:
                 background = logits.new_full((1, logits.shape[1], 1, 1, 1), -CERTAIN)
                 background[:, 0] = CERTAIN
                 logits = torch.where(counted[:, None], logits, background)
             given = {"known": known, "counted": counted}
+            target = as_known(target, known) if "known" in self.taken else target
             index = target[:, None] if self.target_channel else target
             return LossParts(self.loss(logits, index, **{name: given[name] for name in self.taken}))
 
@@ -125,9 +142,10 @@ class AnyLoss(DeepSupervision):
 class DiceCELoss(DeepSupervision):
     """Cross entropy minus Dice without background, summed over the resolutions of deep supervision.
 
-    Ignored voxels are in no sum; every class is taken as known. Everything is computed in float32, also under
-    autocast. Batch Dice is over the patches that one process sees at once: with several devices every rank
-    has its own. Classes and targets are as in `UNet`.
+    Ignored voxels are in no sum. Everything is computed in float32, also under autocast. Batch Dice is over
+    the patches of a step, those of all devices. Classes and targets are as in `UNet`. Unless `partial` is
+    `none`, Dice counts a class over the samples that know it, and its mean over classes leaves out one that
+    no sample knows.
 
     Args:
         smooth: Added to Dice's numerator and denominator.
@@ -151,29 +169,46 @@ class DiceCELoss(DeepSupervision):
         batch_dice: bool,
         class_weights: Mapping[str, float] | None,
         supervise_lowest: bool,
+        partial: str = "none",
     ) -> None:
-        super().__init__(supervise_lowest=supervise_lowest)
+        super().__init__(supervise_lowest=supervise_lowest, partial=partial)
         self.dice_weight, self.ce_weight = dice_weight, ce_weight
         self.smooth, self.batch_dice = smooth, batch_dice
         weights = _output_weights(ClassList.from_config(classes), targets, class_weights or {})
         self.register_buffer("class_weights", weights, persistent=False)
 
     def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
-        """Compare at one resolution: weighted cross entropy minus weighted Dice."""
-        dices, ce = dice_and_ce(logits, target, counted, smooth=self.smooth, batch_dice=self.batch_dice)
-        dice = (dices[1:] * self.class_weights).sum()
-        return LossParts(self.ce_weight * ce - self.dice_weight * dice, dice, ce)
+        """Compare at one resolution: cross entropy minus Dice, weighted, and what `partial` adds."""
+        how: Any = {"smooth": self.smooth, "batch_dice": self.batch_dice}
+        known = torch.ones_like(known) if self.partial == "none" else known
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.partial == "masked":
+                members = F.one_hot(target, logits.shape[1]).movedim(-1, 1).bool()
+                dices, ce = masked_dice_and_ce(logits, members, counted, known, **how)
+            else:
+                merged = logits if self.partial == "none" else marginalise(logits, known)
+                dices, ce = dice_and_ce(merged, target, counted, known, **how)
+            dice = self._mean(dices, known)
+            loss = self.ce_weight * ce - self.dice_weight * dice
+            if self.partial == "exclusion":
+                claims, claimed = exclude(logits, target, counted, known, batch_dice=self.batch_dice)
+                loss = loss + self.ce_weight * claimed + self.dice_weight * self._mean(claims, ~known)
+        return LossParts(loss, dice, ce)
+
+    def _mean(self, dices: Tensor, known: Tensor) -> Tensor:
+        """Average `(C,)` over the foreground outputs that some sample of some process knows, else give 0."""
+        weights = self.class_weights * (sum_over_ranks(known.float().sum(dim=0)) > 0)[1:]
+        share = self.class_weights.sum() / weights.sum().clamp(min=DENOMINATOR_GUARD)
+        return (dices[1:] * weights).sum() * share
 
 
 def dice_and_ce(
-    logits: Tensor, target: Tensor, counted: Tensor, *, smooth: float, batch_dice: bool
+    logits: Tensor, target: Tensor, counted: Tensor, known: Tensor, *, smooth: float, batch_dice: bool
 ) -> tuple[Tensor, Tensor]:
     """Compute the Dice of every output and the mean cross entropy, over the voxels that count.
 
-    Dice is `(2 tp + smooth) / (2 tp + fp + fn + smooth + 1e-8)` of softmax probabilities. A class that is
-    absent from the target scores near 0, unless the network is sure of its absence everywhere. With
-    `batch_dice` the counts are over all patches together; otherwise per patch, then averaged. The tensors
-    are those of `DeepSupervision.compare`.
+    Dice is as in `soft_dice`, of softmax probabilities. A class that is absent from the target scores near 0,
+    unless the network is sure of its absence everywhere. The tensors are those of `DeepSupervision.compare`.
 
     Returns:
         `(C,)` Dice per output, background included, and the scalar cross entropy; both float32.
@@ -190,14 +225,8 @@ def dice_and_ce(
         in_target = torch.stack([members.sum((1, 2, 3)) for members in is_class], dim=1)
         predicted = (log_probabilities.exp() * counted[:, None]).sum((2, 3, 4))
         counts = torch.stack((true_positive, predicted, in_target))
-        if batch_dice:
-            counts = counts.sum(dim=1, keepdim=True)
-        true_positive, predicted, in_target = counts
-        dice = (2 * true_positive + smooth) / (predicted + in_target + smooth + DENOMINATOR_GUARD)
-        total = counted.sum().clamp(min=1)
-        # tensors on both sides: only their quotient is exactly 1 where all voxels count
-        factor = torch.full_like(total, counted.numel()) / total
-        return dice.mean(dim=0), -(log_correct * counted).mean() * factor
+        dices = soft_dice(counts, known, smooth=smooth, batch_dice=batch_dice)
+        return dices, -(log_correct * counted).mean() * share_of(counted)
 
 
 def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:

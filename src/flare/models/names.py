@@ -1,4 +1,4 @@
-"""Classes that a network's configuration names, read without importing them."""
+"""Names in the configuration of networks and losses, read without importing torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
+
+PARTIAL_LOSSES = ("none", "marginal", "exclusion", "masked")  # of `loss.partial`
 
 
 def named_targets(config: Any) -> Iterator[Any]:
@@ -32,3 +34,8 @@ def describe_network(net: Mapping[str, Any]) -> str:
     inner = net.get("network", net)
     features = inner.get("features") or inner.get("filters") or ()
     return " ".join([str(inner["_target_"]).rpartition(".")[2], *map(str, features)])
+
+
+def activation_of(config: Mapping[str, Any]) -> str:
+    """Say, by the configuration of a training, of what its outputs are logits: `softmax` or `sigmoid`."""
+    return "sigmoid" if (config.get("loss") or {}).get("partial") == "masked" else "softmax"

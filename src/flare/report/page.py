@@ -113,6 +113,7 @@ def build_report(
         "completeness": draw_label_analysis(facts.cases, facts.classes),
         "curves": charts.learning_curves(rounds),
         "sources": source_rows(trained.cohort.folder.label_sources),
+        "has_paper": any(key.startswith("paper_") for row in facts.table for key in row),
         "starts": tell_starts([r.plan for r in rounds]),
         "frozen": tell_frozen([r.plan for r in rounds]),
         "trend": charts.trend(facts),

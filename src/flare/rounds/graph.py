@@ -195,6 +195,7 @@ def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[
             "cases": r.trained_cases or len(select_cases(cases, r.labels.cases)),
             "of": r.labels.cases,
             "labels": r.labels.source,
+            "partial": None if (how := r.training.loss.get("partial", "none")) == "none" else how,
             "teacher": r.teacher,
             "unlabeled_teacher": r.unlabeled_teacher,
             "targets": r.labels.targets,
@@ -254,7 +255,7 @@ def tell_frozen(plan: Sequence[Mapping[str, Any]]) -> str:
 def print_plan(plan: Sequence[Row]) -> None:
     """Show the plan."""
     hidden = ["network", "iterations", "patch", "restore"]
-    hidden += [key for key in ("unlabeled_teacher", "frozen") if not any(row[key] for row in plan)]
+    hidden += [key for key in ("partial", "unlabeled_teacher", "frozen") if not any(row[key] for row in plan)]
     table = Table(title="rounds", title_justify="left")
     shown = [c for c in plan[0] if c not in hidden] if plan else []
     for c in shown:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from flare.core.cases import Case, read_index, select_cases
 from flare.core.class_files import agreed_classes, write_classes
-from flare.core.errors import FlareError
-from flare.core.files import config_hash, remove_partial, sha256
+from flare.core.errors import FlareError, refusing
+from flare.core.files import config_hash, read_json, remove_partial, sha256
 from flare.core.paths import settle_paths
 from flare.inference.components import fitted_classes
 from flare.inference.predict import one_by_one, report_coverage
-from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders
-from flare.merging.provenance import TABLE
+from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders, merged_files
+from flare.merging.provenance import GROUND_TRUTH, NONE, TABLE
 from flare.rounds.graph import UNLABELED, Teacher, read_teacher, require_teacher, teachers_of
 from flare.rounds.label_case import LabelJob, Labeller, label_case
 from flare.rounds.settings import RoundSettings, TrainingSet
@@ -83,16 +85,45 @@ def training_set(
         why = failures[0].error if failures else "labels.select drops every case"
         raise FlareError(f"round={settings.name}: no training case could be labelled: {why}")
     items = {case: (prepared.image(case), place(case), weight) for case, weight in weights.items()}
+    known = known_classes(settings, [case for case in cases if case.id in weights])
     parts = [
-        (case, images.output_hash(case, "image"), journal.output_hash(case, step), weight)
-        for case, weight in weights.items()
+        (case, images.output_hash(case, "image"), journal.output_hash(case, step), *told)
+        for case, told in {c: (weight, *known.get(c, ())) for c, weight in weights.items()}.items()
     ]
     # the teacher also decides where the weights start, and statistics how images are normalised
     teachers = teachers_of(settings) if settings.training.init == "teacher" else []
     start = sha256(teachers[0].checkpoint) if teachers else None
     statistics = sha256(prepared.statistics)
     told = {"start": start, "statistics": statistics, "cases": {p[0]: config_hash(p) for p in parts}}
-    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told)
+    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told, known)
+
+
+def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
+    """Say of each case which class ids its labels of this round tell, as present or as absent.
+
+    Ground truth tells what it annotates; a pseudo label what its teacher has learned and
+    `labels.trust_pseudo` names. Empty for a loss that does not ask, to which every class is known.
+    """
+    loss = settings.training.loss
+    with refusing(loss, "loss"):  # one of somebody else's is asked what it takes
+        own = None if loss["_target_"].startswith("flare.") else get_object(loss["_target_"])
+        takes = own is not None and "known" in signature(getattr(own, "forward", own)).parameters
+    if loss.get("partial", "none") == "none" and not takes:
+        return {}
+    if not makes_labels(settings):
+        return {case.id: case.annotated for case in cases}
+    known: dict[str, tuple[int, ...]] = {}
+    for teacher, members in by_teacher(settings, cases):
+        taught: set[int] = set()
+        if teacher is not None:
+            from flare.runs.checkpoints import load_checkpoint  # torch: only where a teacher is looked into
+
+            taught = {*load_checkpoint(teacher.checkpoint).outputs} & {*settings.labels.trusted}
+        for case in members:
+            told = read_json(merged_files(settings.folder.labels, case.id)["provenance"])["classes"].values()
+            by_source: dict[str, Collection[int]] = {GROUND_TRUTH: case.annotated, NONE: ()}
+            known[case.id] = tuple(e["id"] for e in told if e["id"] in by_source.get(e["source"], taught))
+    return known
 
 
 def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 
 from flare.core.cases import SELECTIONS, Case
 from flare.core.classes import ClassList
-from flare.core.errors import Rule, build_part, check_values, choice
+from flare.core.errors import FlareError, Rule, build_part, check_values, choice
 from flare.inference.settings import InferenceSettings
 from flare.merging.settings import MergeSettings
 from flare.prepare.settings import RULES as OF_COHORTS
@@ -50,6 +51,7 @@ class LabelSettings:
         interpolation: How labels get to the training grid: `nearest`, or `nnunet` as in `resample_classes`.
         inference: How teachers predict.
         select: What weighs, drops or masks the labels of cases, a section with a `_target_`; None keeps all.
+        trusted: Ids of the classes whose pseudo labels count as known.
     """
 
     source: str
@@ -58,6 +60,7 @@ class LabelSettings:
     merge: MergeSettings
     inference: InferenceSettings
     select: dict[str, Any] | None
+    trusted: tuple[int, ...]
 
     @property
     def targets(self) -> str:
@@ -128,6 +131,7 @@ class RoundSettings:
                 # what a teacher costs is not measured: that takes one case at a time, from its file
                 inference=replace(training.inference, measure=False),
                 select=plain_config(labels.select),
+                trusted=_trusted(labels.trust_pseudo, training.classes),
             ),
             training=training,
             prepared=prepared_folder(cfg),
@@ -162,6 +166,16 @@ class RoundSettings:
         return self.teacher if case.is_labeled else self.unlabeled_teacher or self.teacher
 
 
+def _trusted(given: Any, classes: ClassList) -> tuple[int, ...]:
+    """Read `labels.trust_pseudo`: `all`, or a list of class names."""
+    names = classes.names if given == "all" else given
+    if isinstance(names, str) or not isinstance(names, Sequence) or not set(names) <= set(classes.names):
+        raise FlareError(
+            f"labels.trust_pseudo={given}: expected all, or a list of {', '.join(classes.names)}"
+        )
+    return tuple(map(classes.id_of, names))
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """What a round trains on.
@@ -171,9 +185,11 @@ class TrainingSet:
         key: Digest of all of it: equal keys train equal networks.
         failures: Cases that could not be labelled.
         parts: What the key is made of, to tell later what has changed: `cases`, `start` and `statistics`.
+        known: Case id -> ids of the classes whose place its labels tell; a case that is not there tells all.
     """
 
     items: dict[str, tuple[Path, Path, float]]
     key: str
     failures: list[Outcome]
     parts: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, tuple[int, ...]] = field(default_factory=dict)

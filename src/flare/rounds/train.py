@@ -160,7 +160,7 @@ def train_round(
         )
         # Lightning leaves validation out on a process without a case, and the others would wait for it
         validation *= math.ceil(trainer.world_size / max(len(validation), 1))
-        items = {case: CaseArrays(*item) for case, item in training.items.items()}
+        items = {case: CaseArrays(*item, training.known.get(case)) for case, item in training.items.items()}
         data = FlareDataModule(own.patches, items, validation=validation, intensity=intensity)
         module = build_module(own, intensity)
         is_taught = own.init == "teacher" and start.checkpoint is None

@@ -44,8 +44,10 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     # which checkpoint teaches reaches the weights by labels and start alone, which are in the data's key
     by_data = ("unlabeled_teacher", "teacher_kind")
     own = {name: value for name, value in config["round"].items() if name not in by_data}
+    # trainings of before have no such key; they are those that take all classes as known
+    loss = {name: value for name, value in config["loss"].items() if (name, value) != ("partial", "none")}
     whole = ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
-    parts = {name: config[name] for name in whole}  # in the order of the key
+    parts = {name: config[name] for name in whole} | {"loss": loss}  # in the order of the key
     return {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
 
 

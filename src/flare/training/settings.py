@@ -24,6 +24,7 @@ from flare.core.errors import (
 )
 from flare.data.settings import PatchSettings
 from flare.inference.settings import SECTION, InferenceSettings
+from flare.models.names import PARTIAL_LOSSES
 from flare.runs.folders import plain_config, public_config
 
 MONITOR = "val/dsc_mean"
@@ -39,6 +40,7 @@ RULES = {
     "loss.smooth": NOT_NEGATIVE,
     "loss.batch_dice": FLAG,
     "loss.supervise_lowest": FLAG,
+    "loss.partial": choice(*PARTIAL_LOSSES),
     "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
     "trainer.precision": choice("auto", "32", "32-true", "16-mixed", "bf16-mixed"),
     "trainer.max_epochs": COUNT,
