@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flare.core.cases import KINDS, Case
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import some
 from flare.core.files import atomic, write_csv
 from flare.prepare.settings import Entry, Values
@@ -27,7 +27,8 @@ class Analysis:
 
     Args:
         cases: Every case that can be used.
-        volumes_ml: Case id to class id to millilitres, for labelled cases; classes with no voxel are absent.
+        volumes_ml: Case id to class id to millilitres, for labelled cases; classes with no voxel are absent,
+            `IGNORE` is what is ignored.
         sources: Case id to its source, for labelled cases.
         contradictions: Case id to what contradicts its source's declaration.
         table: A row a source and class, see `source_table`.
@@ -64,7 +65,7 @@ def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList)
             continue
         counted = values[entry.id]
         voxels = {int(k): n for k, n in counted.get("voxels", {}).items()}
-        present, declared = set(voxels), set(entry.annotates or ())
+        present, declared = voxels.keys() - {IGNORE}, set(entry.annotates or ())
         # an empty label file tells nothing, whatever its source declares
         annotated = present | declared if present else set()
         kind = "unlabeled" if entry.label is None else kind_of(present, annotated, classes)
@@ -112,20 +113,24 @@ def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> 
     """Write `label_analysis.csv`, one row a case, and beside it, as `.png`, the plot of the training cases.
 
     In the first, a class has its volume in ml, 0 where the source annotates it and the patient lacks it, and
-    an empty cell where nothing says that it was annotated. `label_sources.csv` beside has a row a source and
-    class: whether the source declares the class, and how many of its labelled cases, of all splits, show it.
+    an empty cell where nothing says that it was annotated; `ignored_ml` is what `classes.ignore` leaves out.
+    `label_sources.csv` beside has a row a source and class: whether the source declares the class, and how
+    many of its labelled cases, of all splits, show it.
     What is unchanged is not written again.
     """
     rows = []
     for case in analysis.cases:
         volumes = analysis.volumes_ml.get(case.id, {})
         found = {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
+        if classes.ignore is not None:
+            found["ignored_ml"] = round(volumes.get(IGNORE, 0.0), 4)
         told = {
             "source": analysis.sources.get(case.id),
             "contradiction": analysis.contradictions.get(case.id),
         }
         rows.append({"case": case.id, "split": case.split, "kind": case.kind, **found, **told})
-    columns = ["case", "split", "kind", *(f"{name}_ml" for name in classes.names), "source", "contradiction"]
+    volumes_of = [*classes.names, *(["ignored"] if classes.ignore is not None else [])]
+    columns = ["case", "split", "kind", *(f"{name}_ml" for name in volumes_of), "source", "contradiction"]
     write_csv(path.with_name("label_sources.csv"), analysis.table, SOURCE_COLUMNS)
     plot = path.with_suffix(".png")
     before = path.read_bytes() if path.exists() and plot.exists() else None

@@ -236,6 +236,8 @@ class PrepareSettings:
         """What decides, beside the files, what a case comes to, and what is cached of it."""
         found: dict[str, Any] = {"classes": self.classes.ids, "label_map": self.label_map}
         found["checks"] = asdict(self.checks)
+        if self.classes.ignore is not None:
+            found["ignore"] = self.classes.ignore
         if is_cached:
             found |= self.resampling
         return {**found, "format": STORE_FORMAT}

@@ -20,9 +20,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from flare.core.cases import Case
 from flare.core.checks import reading
-from flare.core.classes import IGNORE, ClassList
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.geometry import Volume
+from flare.core.preprocessing import without_ignored
 from flare.core.volumes import match_grid, read_image, read_labels
 from flare.data.loaders import Batch
 from flare.evaluation.metrics import score_case as surface_scores
@@ -68,8 +69,7 @@ def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[in
         `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes
         (`outputs`, class ids, 0 first) that the annotation has.
     """
-    counts = segmented["reference"] != IGNORE
-    reference, segmentation = segmented["reference"] * counts, segmented["segmentation"] * counts
+    reference, segmentation = without_ignored(segmented["reference"], segmented["segmentation"])
     there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
     present = [class_id for class_id in outputs[1:] if class_id in there]
     scores = {f"dsc/{classes.name_of(c)}": dice(segmentation == c, reference == c) for c in present}

@@ -49,7 +49,17 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in config["round"].items() if name not in by_data}
     whole = ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
     parts = {name: config[name] for name in whole}  # in the order of the key
-    return {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
+    found = {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
+    given = {name: (config.get("callbacks") or {}).get(name) for name in ("ema", "rescue")}
+    chosen = {f"callbacks.{name}": part for name, part in given.items() if part and None not in part.values()}
+    return {name: _as_before(part) for name, part in {**found, **chosen}.items()}
+
+
+def _as_before(part: Any) -> Any:
+    """A part of a configuration as before there was `classes.ignore`, if that is null: trainings stand."""
+    if not isinstance(part, Mapping):
+        return part
+    return {k: _as_before(value) for k, value in part.items() if k != "ignore" or value is not None}
 
 
 @dataclass(frozen=True)

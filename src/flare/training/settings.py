@@ -59,6 +59,8 @@ RULES = {
     "scheduler.T_max": COUNT,
     "scheduler.eta_min": NOT_NEGATIVE,
     "callbacks.checkpoint.every_n_epochs": COUNT,
+    "callbacks.ema.decay": optional(Rule(lambda x: isinstance(x, float) and 0 < x < 1, "a share below 1")),
+    "callbacks.rescue.epoch": optional(whole(0)),
     "callbacks.overlays.every_n_epochs": COUNT,
     "callbacks.overlays.cases": whole(0),
 }
@@ -73,39 +75,26 @@ def table_columns(classes: ClassList) -> list[str]:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What one training is made of.
-
-    Args:
-        targets: What is trained: `organs`, `tumor` or `organs_tumor`.
-        round: Name of the round, None for `round=all`.
-        init: Where the weights start: `fresh` or `teacher`.
-        net: `model.net`; it and the following are plain sections, with a `_target_` each.
-        callbacks: By name, as are the loggers.
-        inference: How validation cases are predicted.
-        interpolation: How images were resampled: `linear`, `cubic` or `nnunet`.
-        nsd: Whether validation scores surfaces as well.
-        objective: The column of `training.csv` that a sweep optimises, if any.
-        public: The whole configuration without a path of the machine, for checkpoints and trackers.
-    """
+    """What one training is made of."""
 
     classes: ClassList
-    targets: str
-    round: str | None
-    init: str
-    net: Mapping[str, Any]
+    targets: str  # `organs`, `tumor` or `organs_tumor`
+    round: str | None  # its name, None for `round=all`
+    init: str  # where the weights start: `fresh` or `teacher`
+    net: Mapping[str, Any]  # `model.net`; it and the following are plain sections, with a `_target_` each
     loss: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     trainer: Mapping[str, Any]
-    callbacks: Mapping[str, Mapping[str, Any]]
+    callbacks: Mapping[str, Mapping[str, Any]]  # by name, as are the loggers
     loggers: Mapping[str, Mapping[str, Any]]
     patches: PatchSettings
-    inference: InferenceSettings
-    interpolation: str
+    inference: InferenceSettings  # how validation cases are predicted
+    interpolation: str  # how images were resampled: `linear`, `cubic` or `nnunet`
     label_map: Mapping[Any, int] | None
-    nsd: bool
-    objective: str | None
-    public: Mapping[str, Any]
+    nsd: bool  # whether validation scores surfaces as well
+    objective: str | None  # the column of `training.csv` that a sweep optimises, if any
+    public: Mapping[str, Any]  # the whole configuration without a path of the machine
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> TrainingSettings:
