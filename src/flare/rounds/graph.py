@@ -20,6 +20,7 @@ from flare.core.errors import CONF, FlareError
 from flare.core.paths import settle_paths
 from flare.models.names import describe_network
 from flare.rounds.settings import RoundSettings
+from flare.runs.folders import tell_kinds
 from flare.runs.work import console
 
 if TYPE_CHECKING:
@@ -124,10 +125,11 @@ def require_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Non
             continue
         if teacher.round is None:
             raise FlareError(f"round.checkpoint={path}: no such file (round={name})")
-        kind = "" if settings.teacher_kind == "last" else f", round.teacher_kind={settings.teacher_kind}"
+        kind = settings.teacher_kind
+        told = "" if kind == "last" else f", round.teacher_kind={kind}: {tell_kinds(path.parent, kind)}"
         raise FlareError(
             f"round={name} needs its teacher's checkpoint {path}, which does not exist "
-            f"(round.{teacher.key}{kind}): run `python train.py round={teacher.round} "
+            f"(round.{teacher.key}{told}): run `python train.py round={teacher.round} "
             f"name={settings.config.name}` with the same overrides first"
         )
 
@@ -179,7 +181,15 @@ def check_rounds(rounds: Sequence[RoundSettings]) -> None:
         raise FlareError("rounds: expected at least one, given none")
     for number, item in enumerate(rounds):
         if not item.is_frozen:
-            require_teacher(item, list(planned_before(rounds, number)))
+            planned = planned_before(rounds, number)
+            require_teacher(item, list(planned))
+            is_asked = item.teacher_kind == "ema" and (item.is_hybrid or item.training.init == "teacher")
+            for name in item.teachers if is_asked and item.checkpoint is None else ():
+                if name in planned and not (planned[name].training.callbacks.get("ema") or {}).get("decay"):
+                    raise FlareError(
+                        f"round={item.name}: round.teacher_kind=ema, and round {name} leaves no ema.ckpt; "
+                        "set callbacks.ema.decay=0.999"
+                    )
 
 
 def planned_before(rounds: Sequence[RoundSettings], number: int) -> dict[str, RoundSettings]:

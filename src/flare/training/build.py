@@ -51,6 +51,9 @@ def check_optimizer(settings: TrainingSettings, network: nn.Module) -> None:
         optimizer = instantiate(settings.optimizer)(parameters)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"expected an optimizer of torch, found {type(optimizer).__name__}")
+    rescue = settings.callbacks.get("rescue") or {}
+    if rescue.get("epoch") is not None and "momentum" not in optimizer.defaults:
+        raise FlareError("callbacks.rescue.epoch: expected null, the optimizer has no momentum to lower")
     with refusing(settings.scheduler, "scheduler"):
         scheduler = instantiate(settings.scheduler)(optimizer)
         if not isinstance(scheduler, LRScheduler):
