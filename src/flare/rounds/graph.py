@@ -183,12 +183,12 @@ def check_rounds(rounds: Sequence[RoundSettings]) -> None:
         if not item.is_frozen:
             planned = planned_before(rounds, number)
             require_teacher(item, list(planned))
-            is_asked = item.teacher_kind == "ema" and (item.is_hybrid or item.training.init == "teacher")
-            for name in item.teachers if is_asked and item.checkpoint is None else ():
-                if name in planned and not (planned[name].training.callbacks.get("ema") or {}).get("decay"):
+            for teacher in present_teachers(item) if item.teacher_kind == "ema" else ():
+                taught = planned.get(str(teacher.round))
+                if taught and not (taught.training.callbacks.get("ema") or {}).get("decay"):
                     raise FlareError(
-                        f"round={item.name}: round.teacher_kind=ema, and round {name} leaves no ema.ckpt; "
-                        "set callbacks.ema.decay=0.999"
+                        f"round={item.name}: round.teacher_kind=ema, and round {teacher.round} leaves no "
+                        "ema.ckpt; set callbacks.ema.decay=0.999"
                     )
 
 
