@@ -12,6 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.errors import FlareError
+from flare.core.files import read_csv
+from flare.inference.predictor import Predictor
 from flare.models.losses import DiceCELoss
 from flare.models.zoo import load_network
 from flare.prepare.cohort import Cohort
@@ -20,6 +22,7 @@ from flare.rounds.settings import RoundSettings
 from flare.runs.checkpoints import load_checkpoint
 from flare.runs.folders import RoundFolder
 from flare.training.build import build_network, check_optimizer
+from flare.training.module import mean_scores, score_case, segment_case
 from flare.training.resuming import find_training, made_from, training_key, whole_training
 from flare.training.settings import TrainingSettings
 from flare.training.weights import Average, Rescue
@@ -226,6 +229,27 @@ def test_what_was_found_before_a_stop_counts(has_found: bool) -> None:
         with pytest.raises(AttributeError):  # it begins anew, for which there is nothing here
             resumed.on_train_epoch_end(trainer, None)
     assert Rescue(None).state_dict() == {}
+
+
+def test_the_average_is_validated_beside_the_weights(cohort: Cohort, tmp_path: Path) -> None:
+    given = ("callbacks.ema.decay=0.7", "trainer.max_epochs=1", "validation.nsd=false")
+    result, folder = train_tiny(cohort, tmp_path, *given, "objective=val/ema_dsc_mean")
+    (row,) = read_csv(folder.training_csv)
+    settings = RoundSettings.from_config(configuration(cohort.folder.root.parent, tmp_path, *given)).training
+    scores = {}
+    for kind, measure in (("last", "dsc"), ("ema", "ema_dsc")):
+        predictor = Predictor.from_checkpoint(folder.checkpoints / f"{kind}.ckpt", settings.inference)
+        (case,) = [case for case in cohort.cases if case.split == "validation"]
+        found = segment_case(predictor, case, classes=settings.classes, label_map=None)
+        outputs = settings.patches.outputs
+        own = score_case(found, classes=settings.classes, outputs=outputs, nsd=False)
+        scores[measure] = mean_scores({"a": own}, settings.classes)
+        for name in ("liver", "spleen"):
+            expected = scores[measure][f"val/dsc/{name}"]
+            assert float(row[f"val/{measure}/{name}"]) == pytest.approx(expected, rel=1e-4)
+        assert float(row[f"val/{measure}_mean"]) == pytest.approx(scores[measure]["val/dsc_mean"], rel=1e-4)
+    assert scores["dsc"] != scores["ema_dsc"]
+    assert result["objective"] == float(row["val/ema_dsc_mean"])
 
 
 def test_both_decide_the_weights_and_off_the_key_is_that_of_before(config: Compose) -> None:

@@ -158,10 +158,9 @@ def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]
 def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[str, int] | None:
     """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
 
-    `ignore` as a name is the value of `classes.ignore`.
-
     Returns:
         Text of the id (or `rest`) to class id, as `volumes.read_labels` takes it; None if nothing is mapped.
+        The name `ignore` is the value of `classes.ignore`.
 
     Raises:
         FlareError: If a key is no whole number or a value no class.

@@ -169,10 +169,7 @@ def require_agreement(key: str, carried: tuple[Path, ClassList], classes: ClassL
 
 
 def are_chosen(cfg: DictConfig) -> bool:
-    """Whether somebody chose the class list: by the command line, an experiment, or as the caller.
-
-    `classes.ignore` alone chooses none.
-    """
+    """Whether somebody chose the class list, more than its `ignore`: on the command line or as the caller."""
     if HydraConfig.initialized():
         keys = (re.split("[=@]", o.lstrip("+~"))[0] for o in HydraConfig.get().overrides.task)
         if any(key.split(".")[0] == "classes" and key != "classes.ignore" for key in keys):

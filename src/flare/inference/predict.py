@@ -266,7 +266,7 @@ class Request:
             raise FlareError(
                 "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
             )
-        checkpoint = find_checkpoint(cfg)
+        checkpoint = _find_checkpoint(cfg)
         wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
@@ -279,12 +279,8 @@ class Request:
         return cls(source, output, checkpoint, settings, classes, is_one, case_rule(cfg.data.case_id))
 
 
-def find_checkpoint(cfg: DictConfig) -> Path:
-    """The file that `checkpoint` names, or the `kind` of the round whose folder it, or `round`, names.
-
-    Raises:
-        FlareError: If there is no such kind, with what there is.
-    """
+def _find_checkpoint(cfg: DictConfig) -> Path:
+    """The file that `checkpoint` names, or the `kind` of the round whose folder it, or `round`, names."""
     kind, given = cfg.kind, Path(cfg.checkpoint or named_run(cfg).round(cfg.round.name).root)
     if cfg.checkpoint and not given.is_dir():
         if kind != "last":

@@ -99,7 +99,7 @@ def _on_grid_of(pseudo: Volume, truth: Volume, case: str) -> Volume:
 
 
 def write_merged(
-    outputs: Mapping[str, Path], labels: Volume, told: Mapping[str, Any], classes: ClassList
+    outputs: Mapping[str, Path], labels: Volume, told: dict[str, Any], classes: ClassList
 ) -> None:
     """Write merged labels, `classes.ignore` for `IGNORE`, and their sidecar; see `merged_files`.
 

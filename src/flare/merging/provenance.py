@@ -120,9 +120,8 @@ def provenance_row(told: Mapping[str, Any], classes: ClassList) -> dict[str, Any
         **{f"tumors_{fate}": fates[fate] for fate in FATES},
         "overwritten": sum(c["overwritten_by_pseudo_tumor"] for c in told["classes"].values()),
     }
-    if classes.ignore is not None:
-        ignored = told.get("ignored", {})
-        row |= {f"ignored_{name}": ignored.get(name, 0) for name in (GROUND_TRUTH, "merged")}
+    ignored = told.get("ignored", {})
+    row |= {f"ignored_{name}": ignored.get(name, 0) for name in (GROUND_TRUTH, "merged") if classes.ignore}
     for c in classes.entries:
         known = told["classes"][c.name]
         before = known["before"]

@@ -122,14 +122,13 @@ def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> 
     for case in analysis.cases:
         volumes = analysis.volumes_ml.get(case.id, {})
         found = {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
-        if classes.ignore is not None:
-            found["ignored_ml"] = round(volumes.get(IGNORE, 0.0), 4)
+        found["ignored_ml"] = round(volumes.get(IGNORE, 0.0), 4)
         told = {
             "source": analysis.sources.get(case.id),
             "contradiction": analysis.contradictions.get(case.id),
         }
         rows.append({"case": case.id, "split": case.split, "kind": case.kind, **found, **told})
-    volumes_of = [*classes.names, *(["ignored"] if classes.ignore is not None else [])]
+    volumes_of = [*classes.names, *(["ignored"] if classes.ignore else [])]
     columns = ["case", "split", "kind", *(f"{name}_ml" for name in volumes_of), "source", "contradiction"]
     write_csv(path.with_name("label_sources.csv"), analysis.table, SOURCE_COLUMNS)
     plot = path.with_suffix(".png")

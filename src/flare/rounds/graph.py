@@ -22,6 +22,7 @@ from flare.models.names import describe_network
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import tell_kinds
 from flare.runs.work import console
+from flare.training.settings import option
 
 if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
@@ -185,7 +186,7 @@ def check_rounds(rounds: Sequence[RoundSettings]) -> None:
             require_teacher(item, list(planned))
             for teacher in present_teachers(item) if item.teacher_kind == "ema" else ():
                 taught = planned.get(str(teacher.round))
-                if taught and not (taught.training.callbacks.get("ema") or {}).get("decay"):
+                if taught and option(taught.training.callbacks, "ema", "decay") is None:
                     raise FlareError(
                         f"round={item.name}: round.teacher_kind=ema, and round {teacher.round} leaves no "
                         "ema.ckpt; set callbacks.ema.decay=0.999"

@@ -45,7 +45,7 @@ from flare.training.resuming import (
     named_checkpoint,
     training_key,
 )
-from flare.training.settings import TrainingSettings
+from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def train_round(
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         if is_first():
             noted: dict[str, Any] = {"config": own.public, "parts": training.parts}
-            if (own.callbacks.get("rescue") or {}).get("epoch") is not None:  # of processes that are gone
+            if option(own.callbacks, "rescue", "epoch") is not None:  # of processes that are gone
                 noted["rescued"] = read_weights_file(start.training.last)["callbacks"]["Rescue"]["is_rescued"]
             mark_trained(start.training, noted)
     return tell_training(folder, own.objective)

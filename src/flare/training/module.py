@@ -33,7 +33,7 @@ from flare.inference.predictor import Predictor
 from flare.models.losses import DeepSupervision
 from flare.models.zoo import unsupervised
 from flare.runs.checkpoints import KEY
-from flare.training.settings import TrainingSettings
+from flare.training.settings import MEASURES, TrainingSettings
 
 Scores = dict[str, float]
 EPOCH_LOSS = "epoch_loss"  # entry of a checkpoint
@@ -88,7 +88,8 @@ def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
 
     Returns:
         `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
-        of the tumor where no organ is trained; the same for `nsd`. Empty if no class was to be scored.
+        of the tumor where no organ is trained; the same for `nsd` and `ema_dsc`. Empty if no class was to be
+        scored.
     """
     organs = {classes.name_of(class_id) for class_id in classes.organs}
     by_key: dict[str, list[float]] = {}
@@ -96,7 +97,7 @@ def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
         for key, value in scores[case].items():
             by_key.setdefault(key, []).append(value)
     means: Scores = {}
-    for measure in ("dsc", "nsd"):
+    for measure in MEASURES:
         keys = {name: f"{measure}/{name}" for name in classes.names}
         found = {name: fmean(by_key[key]) for name, key in keys.items() if key in by_key}
         if found:
@@ -212,9 +213,13 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget earlier scores, and make the predictor that later predicts from the checkpoint, too."""
         self.scores = {}
+        self.predictor = self.predictor_of(self.net)
+
+    def predictor_of(self, net: nn.Module) -> Predictor:
+        """The predictor of a network that has been trained as this one."""
         how = replace(self.settings.inference, device=str(self.device))
-        engine = torch_engine(self.net, device=self.device, precision=how.precision)
-        self.predictor = Predictor.from_carried(engine, self.carried, how)
+        engine = torch_engine(net, device=self.device, precision=how.precision)
+        return Predictor.from_carried(engine, self.carried, how)
 
     def validation_step(self, case: Case, batch_index: int) -> Segmented:
         """Segment and score a whole case on its original grid; callbacks show what is returned."""

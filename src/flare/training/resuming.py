@@ -19,7 +19,7 @@ from flare.core.files import config_hash, is_same_file, name_file, remove_partia
 from flare.runs.changes import joined, members_told, settings_told
 from flare.runs.folders import RoundFolder, TrainingFolder
 from flare.runs.journal import Journal
-from flare.training.settings import TrainingSettings
+from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown"  # trainings of which only files were found
@@ -50,9 +50,10 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     whole = ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
     parts = {name: config[name] for name in whole}  # in the order of the key
     found = {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
-    given = {name: (config.get("callbacks") or {}).get(name) for name in ("ema", "rescue")}
-    chosen = {f"callbacks.{name}": part for name, part in given.items() if part and None not in part.values()}
-    return {name: _as_before(part) for name, part in {**found, **chosen}.items()}
+    for name, key in (("ema", "decay"), ("rescue", "epoch")):
+        if (value := option(config.get("callbacks") or {}, name, key)) is not None:
+            found[f"callbacks.{name}.{key}"] = value
+    return {name: _as_before(part) for name, part in found.items()}
 
 
 def _as_before(part: Any) -> Any:

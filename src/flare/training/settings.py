@@ -27,6 +27,7 @@ from flare.inference.settings import SECTION, InferenceSettings
 from flare.runs.folders import plain_config, public_config
 
 MONITOR = "val/dsc_mean"
+MEASURES = ("dsc", "nsd", "ema_dsc")  # of validation cases; the last by the moving average of the weights
 STEPS = "trainer.limit_train_batches"
 RULES = {
     "seed": whole(0, 2**32 - 1),
@@ -67,10 +68,16 @@ RULES = {
 EACH_EPOCH = ("lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb")
 
 
-def table_columns(classes: ClassList) -> list[str]:
+def table_columns(classes: ClassList, *, averaged: Any = None) -> list[str]:
     """What `training.csv` tells of an epoch; scores only of those with a validation."""
-    scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in classes.names]
-    return [*EACH_EPOCH, *scores, MONITOR, "val/nsd_mean"]
+    measures = MEASURES if averaged else MEASURES[:2]
+    scores = [f"val/{measure}/{name}" for measure in measures for name in classes.names]
+    return [*EACH_EPOCH, *scores, *(f"val/{measure}_mean" for measure in measures)]
+
+
+def option(callbacks: Mapping[str, Any], name: str, key: str) -> Any:
+    """A key of one of `callbacks`; None where that is off or left out."""
+    return (callbacks.get(name) or {}).get(key)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class TrainingSettings:
         SECTION.require("callbacks.checkpoint", callbacks.get("checkpoint"))  # or nothing would be left
         RULES[STEPS].require(STEPS, plain["trainer"].get("limit_train_batches"))
         classes = ClassList.from_config(plain["classes"])
-        columns = table_columns(classes)
+        columns = table_columns(classes, averaged=option(callbacks, "ema", "decay"))
         if cfg.objective is not None and cfg.objective not in columns:
             raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
         patches, inference = PatchSettings.from_config(cfg, classes), InferenceSettings.from_config(cfg)

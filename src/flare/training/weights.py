@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from flare.models.zoo import build
 from flare.runs.checkpoints import KEY, write_weights_file
 from flare.runs.folders import TrainingFolder
+from flare.training.module import score_case
 
 log = logging.getLogger(__name__)
 AVERAGE = "average"  # entry of a checkpoint
@@ -46,6 +47,14 @@ class Average(Callback):
         if self.model is not None:
             self.model.update_parameters(pl_module.net)
 
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *given: Any) -> None:
+        """Score the average as well, by DSC: `ema_dsc/<class>` of a case beside what the weights have."""
+        if self.model is not None:
+            predictor, own = pl_module.predictor_of(self.model.module.eval()), pl_module.settings
+            segmented: Any = {**outputs, "segmentation": predictor.predict(outputs["image"]).segmentation}
+            found = score_case(segmented, classes=own.classes, outputs=own.patches.outputs, nsd=False)
+            pl_module.scores[given[0].id] |= {f"ema_{key}": score for key, score in found.items()}
+
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write the weights alone, before the checkpoint from which the training can resume."""
         if self.model is not None:
@@ -63,12 +72,11 @@ class Average(Callback):
 class Rescue(Callback):
     """Starts a network anew, with less momentum, that names no voxel of a class rightly in a whole epoch.
 
-    It is judged once, at the end of `epoch`, counted from 0 (null: never), by the patches that it learns
-    from; nnU-Net asks whether the Dice of patches of validation cases is 0. Epochs, rate and the optimizer's
-    buffers go on, as in nnU-Net, which draws the weights of convolutions anew; here all are.
+    It is judged at the end of `epoch`, from 0 (null: never), by the patches that it learns from; nnU-Net asks
+    at epoch 100 whether the Dice of validation patches is 0. Epochs, rate and the optimizer's buffers go on,
+    as in nnU-Net, which draws the weights of convolutions anew; here all are.
 
-    Reference: nnU-Net 1.7.0 (commit 92d5f23), nnunet/training/network_training/nnUNetTrainerV2.py, lines
-    416-425; there `epoch` is 100.
+    Reference: nnU-Net 1.7.0 (92d5f23), nnunet/training/network_training/nnUNetTrainerV2.py, lines 416-425.
     """
 
     def __init__(self, epoch: int | None) -> None:
@@ -86,9 +94,8 @@ class Rescue(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start anew if no process has found one; the epoch's checkpoints come after."""
-        if trainer.current_epoch != self.epoch:
-            return
-        if trainer.strategy.reduce_boolean_decision(self.state["has_found"], all=False):
+        is_due, decide = trainer.current_epoch == self.epoch, trainer.strategy.reduce_boolean_decision
+        if not is_due or decide(self.state["has_found"], all=False):
             return
         own = pl_module.settings
         with torch.random.fork_rng(devices=[]):
@@ -101,8 +108,8 @@ class Rescue(Callback):
             if isinstance(callback, Average) and callback.model is not None:
                 callback.model.n_averaged.zero_()  # begins with the next step
         self.state["is_rescued"] = True
-        told = "no voxel of a class was right in epoch %d: new weights, momentum %g (callbacks.rescue.epoch)"
-        log.warning(told, self.epoch + 1, MOMENTUM)
+        told = "no voxel of a class was right in epoch %d: new weights, momentum %g (callbacks.rescue)"
+        log.warning(told, trainer.current_epoch + 1, MOMENTUM)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training must remember."""
