@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 
 Voxel = tuple[int, int, int]
 
@@ -67,16 +67,19 @@ def merge(
     every = list(itertools.product(*(range(n) for n in pseudo.shape)))
     p = {v: int(pseudo[v]) for v in every}
     g = dict.fromkeys(every, 0) if truth is None else {v: int(truth[v]) for v in every}
-    known = set(g.values()) - {0} if annotated is None or truth is None else set(annotated)
+    known = set(g.values()) - {0, IGNORE} if annotated is None or truth is None else set(annotated)
+    ignored = {v for v in every if g[v] == IGNORE}
     organs, tumor = set(classes.organs), classes.tumor
     g_tumor = {v for v in every if g[v] == tumor}
     tumor_known = bool(g_tumor) or tumor in known
 
     if rule == "gt_first" and truth is not None:
-        known |= set(g.values()) - {0}
+        known |= set(g.values()) - {0, IGNORE}
         out = dict(g)
         for v in every:
-            if g[v] == 0 and p[v] in organs and p[v] not in known:
+            if v in ignored:
+                out[v] = p[v] if p[v] in organs else 0
+            elif g[v] == 0 and p[v] in organs and p[v] not in known:
                 out[v] = p[v]
             if targets == "organs" and v in g_tumor:
                 out[v] = p[v] if p[v] in organs else 0
@@ -84,9 +87,9 @@ def merge(
             _absorb(out, g_tumor, organs)
         elif not tumor_known:
             for v in every:
-                if p[v] == tumor and out[v] != 0:
+                if p[v] == tumor and (out[v] != 0 or v in ignored):
                     out[v] = tumor
-        return _array(out, pseudo)
+        return _array(_with_ignored(out, p, ignored, tumor), pseudo)
 
     near = {v for v in every if any(_distance(v, t, spacing_mm) <= dilation_mm for t in g_tumor)}
     bearing = {p[v] for v in near} | {g[v] for v in near}
@@ -97,7 +100,7 @@ def merge(
         for v in every:
             if g[v] in trusted:
                 result[v] = g[v]
-            elif organ_map[v] in trusted:
+            elif organ_map[v] in trusted and v not in ignored:
                 result[v] = 0
             else:
                 result[v] = organ_map[v]
@@ -123,7 +126,16 @@ def merge(
     else:
         for v in g_tumor:
             out[v] = tumor
-    return _array(out, pseudo)
+    return _array(_with_ignored(out, p, ignored, tumor), pseudo)
+
+
+def _with_ignored(
+    out: dict[Voxel, int], p: dict[Voxel, int], ignored: set[Voxel], tumor: int | None
+) -> dict[Voxel, int]:
+    """An ignored voxel where the teacher sees a tumor that is not taken stays ignored."""
+    return {
+        v: IGNORE if v in ignored and p[v] == tumor and found != tumor else found for v, found in out.items()
+    }
 
 
 def _absorb(out: dict[Voxel, int], g_tumor: set[Voxel], organs: set[int]) -> None:

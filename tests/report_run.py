@@ -105,7 +105,7 @@ def _merge(item: RoundSettings, cases: list[Case], folder: RoundFolder) -> None:
         source = PseudoSource(item.teacher_of(case), "0" * 64)
         truth = read_labels(case.label, merge.classes)
         made = merge_maps(case.id, truth, pseudo, merge, declared=case.annotated, source=source)
-        write_merged(merged_files(folder.labels, case.id), *made)
+        write_merged(merged_files(folder.labels, case.id), *made, merge.classes)
     MergedFolder.told(folder.labels, Resumed({case.id: {} for case in cases}, [], []), merge.classes)
 
 

@@ -36,6 +36,7 @@ AUTHORS = {
     "restore": "nearest",
     "tta": "tta4",
     "trainer.max_epochs": 1500,
+    "callbacks.rescue.epoch": 100,
     "loss.class_weights": None,
 }
 UNLABELED = {"mot2": "mot"}  # who labels the cases without ground truth; the paper: the round's teacher

@@ -25,6 +25,7 @@ DIFFERENT = {
     "inference.interpolation": "linear",
     "inference.components": "none",
     "restore": "nearest",
+    "callbacks.rescue.epoch": 100,
 }
 IN_ROUND = {
     **{name: {"loss.supervise_lowest": True} for name in ROUNDS[:-1]},

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merging_reference as reference
+from flare.core.classes import IGNORE
 from flare.merging.rules import Merged, merge_labels
 from flare.merging.settings import CHOICES, MergeRules
 
@@ -28,6 +29,10 @@ def random_case(seed: int) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any
     truth = None if rng.random() < 0.1 else reference.random_maps(rng, shape, list(LABELS.organs), TUMOR)
     if truth is not None and rng.random() < 0.4:
         truth[truth == TUMOR] = 0
+    if truth is not None and rng.random() < 0.4:
+        truth[rng.random(shape) < rng.choice([0.02, 0.3])] = IGNORE
+        corner = [rng.integers(0, n) for n in shape]
+        truth[tuple(slice(c, c + rng.integers(1, 5)) for c in corner)] = IGNORE
     annotated = None
     if rng.random() < 0.3:
         annotated = tuple(c for c in LABELS.ids if rng.random() < 0.6)
@@ -73,6 +78,12 @@ def check_invariants(truth: np.ndarray, pseudo: np.ndarray, merged: Any, setting
     else:
         assert (out[truth == TUMOR] == TUMOR).all()
     assert not ((out == TUMOR) & (truth != TUMOR) & (pseudo != TUMOR)).any()
+    if settings_["targets"] != "tumor":
+        silent = truth == IGNORE
+        assert ((out == pseudo) | (pseudo == TUMOR))[silent].all()  # neither side claims it in silence
+        assert not (out == IGNORE)[~silent | (pseudo != TUMOR)].any()
+    told_of = merged.origin.get("ignored", {"ground_truth": 0, "merged": 0})
+    assert told_of == {"ground_truth": (truth == IGNORE).sum(), "merged": (out == IGNORE).sum()}
     lost = {c: int(((truth == c) & (out != c)).sum()) for c in trusted}
     assert lost == {c: told[LABELS.name_of(c)]["overwritten_by_pseudo_tumor"] for c in trusted}
     assert (out[np.isin(truth, trusted) & (out != truth)] == TUMOR).all()
@@ -123,7 +134,7 @@ def test_commutes_with_flips_and_axis_permutations(seed: int, order: Any) -> Non
 def test_is_idempotent_where_the_ground_truth_has_no_tumor(seed: int) -> None:
     truth, pseudo, settings_ = random_case(seed)
     if truth is not None:
-        truth[truth == TUMOR] = 0
+        truth[(truth == TUMOR) | (truth == IGNORE)] = 0  # a merged map that ignores voxels is no prediction
     once = ours(truth, pseudo, **settings_).labels
     np.testing.assert_array_equal(ours(truth, once, **settings_).labels, once)
 
@@ -132,6 +143,6 @@ def test_is_idempotent_where_the_ground_truth_has_no_tumor(seed: int) -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_perfect_teacher_changes_nothing(seed: int) -> None:
     truth, pseudo, settings_ = random_case(seed)
-    perfect = pseudo if truth is None else truth
+    perfect = pseudo if truth is None else np.where(truth == IGNORE, 0, truth)
     settings_ |= {"targets": "organs_tumor", "annotated": LABELS.ids, "constrain_unlabeled": False}
     np.testing.assert_array_equal(ours(perfect, perfect, **settings_).labels, perfect)

@@ -59,8 +59,10 @@ def test_a_missing_teacher_is_refused_with_the_command_that_makes_it(
 def test_any_checkpoint_that_a_round_left_can_teach(tmp_path: Path, settings_of: Settings, kind: str) -> None:
     last(RunFolder(tmp_path), "mo")
     settings = settings_of(teacher_kind=kind)
+    made = {"best": "a labelled validation case makes it", "ema": r"callbacks\.ema\.decay=0\.999 makes it"}
     said = (
-        rf"mo/checkpoints/{kind}\.ckpt, which does not exist \(round\.teacher, round\.teacher_kind={kind}\)"
+        rf"mo/checkpoints/{kind}\.ckpt, which does not exist \(round\.teacher, round\.teacher_kind={kind}: "
+        rf"last there, {made[kind]}\)"
     )
     with pytest.raises(FlareError, match=said):
         require_teacher(settings)

@@ -238,12 +238,15 @@ def wait_for_lock(folder: RoundFolder) -> None:
 
 @pytest.mark.long
 def test_two_processes_share_the_global_batch(cohort: Cohort, tmp_path: Path) -> None:
-    common = ("data.oversample_foreground=1",)
+    common = ("data.oversample_foreground=1", "callbacks.ema.decay=0.7")
     _, alone = train_tiny(cohort, tmp_path / "one", *common, "data.batch_size=4")
     pair = (*common, "data.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     assert start_process(cohort, tmp_path / "two", *pair, "trainer.strategy=ddp_spawn").wait(240) == 0
     shared = RoundFolder(tmp_path / "two" / "default" / "rounds" / "all")
-    one, two = (weights_and_momentum(folder.last) for folder in (alone, shared))
+    one, two = (
+        {**weights_and_momentum(folder.last), **load_checkpoint(folder.checkpoints / "ema.ckpt").state_dict}
+        for folder in (alone, shared)
+    )
     for key, weights in one.items():
         torch.testing.assert_close(two[key], weights, rtol=1e-3, atol=1e-5)
     first, second = read_csv(alone.training_csv), read_csv(shared.training_csv)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import SimpleITK as sitk
 
+from flare.core.classes import IGNORE
 from flare.core.geometry import Spacing
 
 SAMPLES = 0.05  # share of voxels that the similarity is computed on
@@ -28,7 +29,7 @@ def vote(
     for atlas, labels in atlases:
         moving = _image(atlas.clip(*RANGE_HU).astype(np.float32), spacing_mm)
         moved = _carry(labels, _register(fixed, moving), fixed, spacing_mm)
-        for class_id in np.unique(moved):
+        for class_id in set(np.unique(moved)) - {IGNORE}:  # what an atlas ignores is no vote
             count = votes.setdefault(int(class_id), np.zeros(image.shape, np.uint16))
             count += moved == class_id
     ids = sorted(votes)

@@ -193,7 +193,7 @@ def _channel_names(path: Path) -> tuple[str, ...]:
     labels = read_mapping(path).get("labels", {}) if path.is_file() else {}
     if not all(isinstance(value, int) for value in labels.values()):
         raise FlareError(f"source={path}: trained on regions; expected one output per class")
-    return tuple(sorted(labels, key=lambda name: labels[name]))
+    return tuple(sorted(labels.keys() - {"ignore"}, key=lambda name: labels[name]))  # which has no output
 
 
 def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
@@ -218,6 +218,8 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     network = architecture(checkpoint.state_dict)
     words = read_json(WORDS)
     names = ["background", *(checkpoint.class_list.name_of(c) for c in checkpoint.outputs[1:])]
+    if checkpoint.class_list.ignore is not None:
+        names.append("ignore")  # nnU-Net asks for the highest value
     labels = {name: channel for channel, name in enumerate(names)}
     plans = _plans2(words, checkpoint, network, folder.parent.name)
     write_json(folder / "dataset.json", words["dataset"] | {"labels": labels})

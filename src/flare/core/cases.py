@@ -158,6 +158,7 @@ def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[
 
     Returns:
         Text of the id (or `rest`) to class id, as `volumes.read_labels` takes it; None if nothing is mapped.
+        The name `ignore` is the value of `classes.ignore`.
 
     Raises:
         FlareError: If a key is no whole number or a value no class.
@@ -172,10 +173,17 @@ def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[
         if text != "rest" and not text.lstrip("-").isdigit():
             raise FlareError(f"data.label_map: expected whole numbers or `rest` as keys, given {key!r}")
         name = str(value).strip()
-        target = int(name) if name.lstrip("-").isdigit() else classes.id_of(name)
-        if target not in (0, *classes.ids):
+        if name == "ignore" and classes.ignore is None:
             raise FlareError(
-                f"data.label_map.{text}: expected one of {[0, *classes.ids]} or a class name, given {value!r}"
+                f"data.label_map.{text}=ignore: classes.ignore is null; expected a value of no class there, "
+                "such as classes.ignore=255"
+            )
+        is_number = name.lstrip("-").isdigit()
+        target = classes.ignore if name == "ignore" else int(name) if is_number else classes.id_of(name)
+        known = [0, *classes.ids, *([classes.ignore] if classes.ignore else [])]
+        if target not in known:
+            raise FlareError(
+                f"data.label_map.{text}: expected one of {known}, a class name or ignore, given {value!r}"
             )
         table[text] = target
     return table

@@ -7,14 +7,14 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from flare.core.classes import ClassList, LabelClass
+from flare.core.classes import IGNORE, ClassList, LabelClass
 from flare.core.errors import CONF, FlareError
 from flare.core.files import EXTENSIONS, read_json, stand_in, write_text
 
@@ -35,14 +35,12 @@ def write_classes(folder: Path, classes: ClassList) -> None:
 class Dataset:
     """What nnU-Net's `dataset.json` says, of version 1 (also the Decathlon's) or 2.
 
-    Args:
-        classes: By its names in lower case with `_` for spaces. A class whose name speaks of tumors has the
-            role tumor where there is one such; tolerances are ours.
-        cases: `data.cases` of what it lists under `dataset`; empty where folders tell.
+    Classes have its names in lower case with `_` for spaces. A class whose name speaks of tumors has the role
+    tumor where there is one such; tolerances are ours.
     """
 
     classes: ClassList
-    cases: dict[str, dict[str, str]]
+    cases: dict[str, dict[str, str]]  # `data.cases` of what it lists; empty where folders tell
 
     @classmethod
     def read(cls, path: Path) -> Dataset:
@@ -92,14 +90,16 @@ def _dataset_classes(path: Path, content: Mapping[str, Any]) -> ClassList:
         raise FlareError(f"{path}: has no labels; expected nnU-Net's name -> id")
     is_first = all(str(key).isdigit() for key in given)
     names = {str(name): k for k, name in given.items()} if is_first else dict(given)
-    ids = {}
+    ids, ignore = {}, {}
     for name, value in names.items():
         if not str(value).isdigit():
             raise FlareError(
                 f"{path}: label {name!r} is the region {value}; expected one id a class: give classes= and "
                 "data.label_map"
             )
-        if int(value) and name != "ignore":
+        if name == "ignore":
+            ignore[name] = int(value)
+        elif int(value):
             ids[name] = int(value)
     tumors = [name for name in ids if any(word in name.lower() for word in TUMOR)]
     roles = {tumors[0]: "tumor"} if len(tumors) == 1 else {}
@@ -116,7 +116,7 @@ def _dataset_classes(path: Path, content: Mapping[str, Any]) -> ClassList:
     ]
     if len({c.name for c in entries}) < len(entries):
         raise FlareError(f"{path}: has names that differ by case or spaces alone: {', '.join(ids)}")
-    return _sound(path, {c.name: vars(c) for c in entries})
+    return _sound(path, {c.name: vars(c) for c in entries} | ignore)
 
 
 def _sound(path: Path, content: Mapping[str, Any]) -> ClassList:
@@ -169,26 +169,28 @@ def require_agreement(key: str, carried: tuple[Path, ClassList], classes: ClassL
 
 
 def are_chosen(cfg: DictConfig) -> bool:
-    """Whether somebody chose the class list: by the command line, an experiment, or as the caller."""
+    """Whether somebody chose the class list, more than its `ignore`: on the command line or as the caller."""
     if HydraConfig.initialized():
-        keys = (re.split("[=.@]", o.lstrip("+~"))[0] for o in HydraConfig.get().overrides.task)
-        if "classes" in keys:
+        keys = (re.split("[=@]", o.lstrip("+~"))[0] for o in HydraConfig.get().overrides.task)
+        if any(key.split(".")[0] == "classes" and key != "classes.ignore" for key in keys):
             return True
     groups = OmegaConf.load(CONF / "base.yaml").defaults
     name = next(group["classes"] for group in groups if "classes" in group)
     default = ClassList.from_config(OmegaConf.load(CONF / "classes" / f"{name}.yaml"))  # type: ignore[arg-type]
-    return ClassList.from_config(cfg.classes) != default
+    return replace(ClassList.from_config(cfg.classes), ignore=None) != default
 
 
 def with_classes(cfg: DictConfig, classes: ClassList, **data: Any) -> DictConfig:
     """A copy of a configuration with a class list, and values of `data`.
 
-    Where ids and names are the configuration's, its roles and tolerances count.
+    Where ids and names are the configuration's, its roles and tolerances count; so does its `ignore`.
     """
-    cfg = cfg.copy()
+    cfg, own = cfg.copy(), ClassList.from_config(cfg.classes)
     with open_dict(cfg):
-        if not classes.agrees(ClassList.from_config(cfg.classes)):
+        if not classes.agrees(own):
             cfg.classes = classes.to_config()
+        if ignore := own.ignore or classes.ignore:
+            cfg.classes.ignore = ignore
         cfg.data.update(data)
     return cfg
 
@@ -197,7 +199,8 @@ def own_classes(cfg: DictConfig) -> DictConfig:
     """The configuration with what nnU-Net's `dataset.json` says of a cohort (`data.dataset`).
 
     That is its classes, the cases that it lists, and the folder's name as `data.name`. With a `label_map` and
-    no list that somebody chose, the classes are those of its ids and names that the map leads to.
+    no list that somebody chose, the classes are those of its ids and names that the map leads to; the value
+    that it ignores stays so unless the map names it.
 
     Raises:
         FlareError: If the file cannot be read, or contradicts a chosen list that no `label_map` explains.
@@ -212,13 +215,16 @@ def own_classes(cfg: DictConfig) -> DictConfig:
     path = root / str(data.dataset)
     dataset = Dataset.read(path)
     classes, configured = dataset.classes, ClassList.from_config(cfg.classes)
+    given: dict[str, Any] = {"name": data.name or root.name}
     if data.label_map:
         targets = {str(target) for target in data.label_map.values()}
         left = [c for c in classes.entries if {str(c.id), c.name} & targets]
         classes = configured if are_chosen(cfg) else ClassList(tuple(left))
+        if ignore := dataset.classes.ignore:
+            classes = replace(classes, ignore=configured.ignore or IGNORE)
+            given["label_map"] = {str(ignore): "ignore", **data.label_map}
     elif are_chosen(cfg):
         require_agreement("data.dataset", (path, classes), configured, "the configuration (classes=)")
-    given: dict[str, Any] = {"name": data.name or root.name}
     if dataset.cases:
         given |= {"cases": dataset.cases, "labeled_images": None, "labels": None}
     return with_classes(cfg, classes, **given)
@@ -247,4 +253,5 @@ def agreed_classes(
         log.info("classes: %s carry no list, the configuration's counts: %s", ", ".join(read), classes.told)
     for key, here in found:
         require_agreement(key, here, classes, where)
-    return with_classes(cfg, classes)
+    ignored = (carried.ignore for _, (_, carried) in found if carried.ignore)
+    return with_classes(cfg, replace(classes, ignore=next(ignored, None)))

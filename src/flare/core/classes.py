@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
-from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, check_values, choice, whole
+from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, check_values, choice, optional, whole
 
 RULES = {
     "classes.*.id": whole(1, 254),
@@ -15,31 +15,23 @@ RULES = {
     "classes.*.slice_range": FLAG,
     "classes.*.tube": FLAG,
 }
+IGNORED = optional(whole(1, 255))  # label maps are written in uint8
 TARGETS = ("organs", "tumor", "organs_tumor")  # method: MO has 14 outputs, MT 2, MOT 15
 IGNORE = 255  # in a label map: the voxel is of no known class and counts in no loss and no score
 
 
 @dataclass(frozen=True)
 class LabelClass:
-    """One class of a label map.
+    """One class of a label map."""
 
-    Args:
-        id: Value in the label files.
-        name: The name in configs and logs.
-        short: The name in tables, as the challenge's script has it.
-        role: `organ` or `tumor`.
-        tolerance_mm: Tolerance of the normalised surface distance.
-        slice_range: Whether only slices between the reference's first and last are scored.
-        tube: Whether it is a long vessel or the esophagus (method section 8, `flare22`).
-    """
-
-    id: int
-    name: str
-    short: str
-    role: str
-    tolerance_mm: float
-    slice_range: bool
-    tube: bool = False  # checkpoints of before carry no such key
+    id: int  # value in the label files
+    name: str  # in configs and logs
+    short: str  # in tables, as the challenge's script has it
+    role: str  # `organ` or `tumor`
+    tolerance_mm: float  # of the normalised surface distance
+    slice_range: bool  # whether only slices between the reference's first and last are scored
+    # whether it is a long vessel or the esophagus (method section 8, `flare22`); old checkpoints lack the key
+    tube: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,11 +42,15 @@ class ClassList:
     """
 
     entries: tuple[LabelClass, ...]
+    # value in label files of voxels that nobody has judged, as nnU-Net's label `ignore`; in arrays `IGNORE`
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         ids = [c.id for c in self.entries]
         if len(set(ids)) != len(ids):
             raise FlareError(f"classes: ids must be distinct, given {ids}")
+        if self.ignore in ids:
+            raise FlareError(f"classes.ignore={self.ignore}: is the id of a class; expected a value of none")
         shorts = [c.short for c in self.entries]
         if len(set(shorts)) != len(shorts):
             raise FlareError(f"classes: short names must be distinct, they name columns; given {shorts}")
@@ -62,15 +58,18 @@ class ClassList:
             raise FlareError("classes: at most one class may have the role tumor")
 
     @classmethod
-    def from_config(cls, classes: Mapping[str, Mapping[str, Any]]) -> ClassList:
-        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}.
+    def from_config(cls, classes: Mapping[str, Any]) -> ClassList:
+        """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}, and `ignore`.
 
         Raises:
             FlareError: If a class lacks a key other than `tube`, or a value is not as it must be.
         """
-        check_values({"classes": classes}, RULES)
+        sections = {name: given for name, given in classes.items() if name != "ignore"}
+        ignore = classes.get("ignore")
+        IGNORED.require("classes.ignore", ignore)
+        check_values({"classes": sections}, RULES)
         types, found = get_type_hints(LabelClass), []
-        for name, given in classes.items():
+        for name, given in sections.items():
             values = {**given, "name": name}
             missing = types.keys() - values.keys() - {"tube"}
             if missing:
@@ -78,11 +77,12 @@ class ClassList:
             found.append(
                 LabelClass(**{key: kind(values[key]) for key, kind in types.items() if key in values})
             )
-        return cls(tuple(sorted(found, key=lambda c: c.id)))
+        return cls(tuple(sorted(found, key=lambda c: c.id)), ignore)
 
-    def to_config(self) -> dict[str, dict[str, Any]]:
+    def to_config(self) -> dict[str, Any]:
         """Plain values from which `from_config` gives back the same set."""
-        return {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in self.entries}
+        sections = {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in self.entries}
+        return sections if self.ignore is None else {**sections, "ignore": self.ignore}
 
     @property
     def ids(self) -> tuple[int, ...]:

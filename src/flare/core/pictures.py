@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import ClassList, LabelClass
+from flare.core.classes import IGNORE, ClassList, LabelClass
 from flare.core.geometry import Box, Volume, bounding_box
 
 Colour = tuple[int, int, int]
@@ -92,7 +92,11 @@ def find_view(truth: Volume, prediction: np.ndarray, classes: ClassList) -> View
         Index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's, if it
         has none) with a margin.
     """
-    candidates = (truth.array > 0, prediction > 0, np.ones(truth.array.shape, bool))
+    candidates = (
+        (truth.array > 0) & (truth.array != IGNORE),
+        prediction > 0,
+        np.ones(truth.array.shape, bool),
+    )
     shown = next(mask for mask in candidates if mask.any())
     tumor = truth.array == (classes.tumor or -1)
     focus = tumor if tumor.any() else shown
@@ -120,8 +124,8 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
     """Zoom into a slice, by pixels a voxel, and lay class colours over it, plain along their borders.
 
     Inside, the image makes a colour lighter or darker and nothing else: whatever lies below, a class looks
-    more like its own swatch than like another's (CIEDE2000), which no mixture with grey does. The result is
-    `(rows, columns, 3)` uint8.
+    more like its own swatch than like another's (CIEDE2000), which no mixture with grey does. Of what is
+    ignored the border alone is drawn, in white. The result is `(rows, columns, 3)` uint8.
     """
     from PIL import Image
     from scipy import ndimage
@@ -134,10 +138,12 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
     table = np.zeros((256, 3), np.float32)
     for class_id, colour in class_colours(classes).items():
         table[class_id] = rgb(colour)
+    table[IGNORE] = 255
     border = ndimage.morphological_gradient(big, footprint=ndimage.generate_binary_structure(2, 1)) > 0
     shade = np.where(border, 0, np.clip(SLOPE * (grey - MIDDLE), -SHADE, SHADE))
     coloured = np.clip(table[big] + shade[..., None], 0, 255)
-    return np.rint(np.where(big[..., None] > 0, coloured, grey[..., None])).astype(np.uint8)
+    painted = (big > 0) & ((big != IGNORE) | border)
+    return np.rint(np.where(painted[..., None], coloured, grey[..., None])).astype(np.uint8)
 
 
 def _sheet(planes: list[np.ndarray]) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, orientation_to, reorient_to_ras
 
@@ -107,11 +108,36 @@ def resample_classes(labels: np.ndarray, shape: Shape, *, separate_axis: int | N
     if separate_axis is not None:
         chosen = _nearest(labels.shape[separate_axis], shape[separate_axis])
         labels = np.take(labels, chosen, axis=separate_axis)
-    found = np.zeros(shape, np.uint8)
-    for class_id in np.unique(labels):
-        share = resample((labels == class_id).astype(np.float32), shape, "linear")
-        found[share >= 0.5 - ROUNDING] = class_id
+    return settle_classes(
+        np.unique(labels).tolist(),
+        lambda value: resample((labels == value).astype(np.float32), shape, "linear"),
+        half=0.5 - ROUNDING,
+    )
+
+
+def settle_classes(values: Iterable[int], share: Callable[[int], np.ndarray], *, half: float) -> np.ndarray:
+    """Choose for each voxel the value whose share reaches `half`: of several the highest, else background.
+
+    Values are class ids, 0 and `IGNORE`, ascending; `share` gives how much of each voxel one has. A voxel is
+    `IGNORE` where the result depends on what is ignored: where no class reaches one half, and one would with
+    the ignored share added to its own (ours). So no class comes from there, and a thin one beside it stays.
+    """
+    found, most = np.zeros((), np.uint8), np.zeros((), np.float32)
+    for value in values:
+        part = share(value)
+        reaches = part >= half if value != IGNORE else (found == 0) & (most + part >= half)
+        found = np.where(reaches, np.uint8(value), found)
+        most = np.maximum(most, part) if value else most
     return found
+
+
+def without_ignored(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two label maps with background in both where the reference has `IGNORE`: such voxels score nothing.
+
+    Surfaces that end there end in both, so that a class that is right around them keeps its NSD (ours).
+    """
+    counts = reference != IGNORE
+    return (reference, other) if counts.all() else (reference * counts, other * counts)
 
 
 def _cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 
 from flare.core.cases import CASE_RULES
 from flare.core.checks import NEAR_INTEGER, current_checks
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.dicom import open_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
 from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
@@ -286,10 +286,11 @@ def read_labels(
 ) -> Volume:
     """Read a label map, from what `read_image` reads.
 
-    `data.label_map` renumbers it: value in the file -> class id, and `rest` -> id of all others.
+    `data.label_map` renumbers it: value in the file -> class id, and `rest` -> id of all others but 0 and
+    `classes.ignore`, which stay what they are unless the map names them.
 
     Returns:
-        uint8 class ids.
+        uint8 class ids, and `IGNORE` where the file has `classes.ignore`.
 
     Raises:
         CaseError: If values are further than 1e-3 from integers (or at all, where the checks refuse that),
@@ -337,21 +338,22 @@ def _lookup(
     found: list[int], classes: ClassList, label_map: Mapping[Any, int] | None, path: Path, case: str
 ) -> dict[int, int]:
     """Class id of each value found, or a refusal naming the values."""
-    known = {0, *classes.ids}
+    known = {0, *classes.ids} | ({classes.ignore} if classes.ignore else set())
     given = {str(k): int(v) for k, v in (label_map or {}).items()}
     table: dict[int, int] = {}
     for value in found:
-        # background stays background unless the map names it
-        unnamed = 0 if value == 0 else given.get("rest", -1 if given else value)
+        # background stays background, and what is ignored ignored, unless the map names it
+        is_fixed = value in (0, classes.ignore)
+        unnamed = value if is_fixed else given.get("rest", -1 if given else value)
         table[value] = given.get(str(value), unnamed)
     bad = sorted(v for v, wanted in table.items() if wanted not in known)
     if bad:
         raise CaseError(
             case,
             f"{path} has label values {bad[:20]} outside the class list {sorted(known)}; "
-            "renumber them with data.label_map",
+            "renumber them with data.label_map; classes.ignore=<value> leaves voxels of a value out",
         )
-    return table
+    return {value: IGNORE if wanted == classes.ignore else wanted for value, wanted in table.items()}
 
 
 def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:

@@ -11,10 +11,9 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from flare.core.classes import IGNORE
 from flare.core.geometry import Shape
+from flare.core.preprocessing import settle_classes
 
-ROUNDING = 1e-3  # weights of a linear interpolation below this come of coordinates in float32
 SPLINE_REACH = 6  # voxels beyond the grid after which a cubic spline no longer feels where the box ends
 
 
@@ -112,16 +111,15 @@ def resample_image(image: Tensor, grid: Tensor, interpolation: str) -> Tensor:
 def resample_label(label: Tensor, grid: Tensor, interpolation: str) -> Tensor:
     """Resample a label map `(Z, Y, X)` uint8 as `resample_image`; no class appears that was not there.
 
-    The interpolation is `nearest`, or `linear`: each class on its own, set where it reaches one half, and
-    `IGNORE` wherever a neighbour has it, since a mixture with the unknown is unknown.
+    The interpolation is `nearest`, or `linear`: each class on its own, see `settle_classes`.
     """
     if interpolation == "linear":
-        depth = label.shape[0] if len(grid) == 2 else grid.shape[1]
-        result = label.new_zeros((depth, *grid.shape[-2:]))
-        for value in label.unique().tolist():
-            share = resample_image((label == value).float(), grid, "linear")
-            result[share > ROUNDING if value == IGNORE else share >= 0.5] = value  # IGNORE is the last
-        return result
+        found = settle_classes(
+            label.unique().tolist(),
+            lambda value: resample_image((label == value).float(), grid, "linear").numpy(),
+            half=0.5,
+        )
+        return torch.from_numpy(found)
     flat = torch.zeros(grid.shape[1:], dtype=torch.int64)
     for places, size in zip(grid, label.shape[-len(grid) :], strict=True):
         flat = flat * size + places.round().long()

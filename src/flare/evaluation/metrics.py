@@ -41,25 +41,15 @@ Part = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """How predictions are scored; plain values.
-
-    Attributes:
-        classes: The classes to score.
-        protocol: `flare23`, `corrected` or `present`.
-        label_map: `data.label_map`, applied to the references.
-        extra: Scores of the user's own, each as its part of the configuration.
-        details: Whether to write `details.csv` and `lesions.csv` and give confidence intervals, too.
-        max_failed: Share of the cases that may fail by no fault of their files; by default all are named.
-        has_paper: Whether the paper's figures stand beside the scores.
-    """
+    """How predictions are scored; plain values."""
 
     classes: ClassList
-    protocol: str = "flare23"
-    label_map: Mapping[Any, int] | None = None
-    extra: tuple[Part, ...] = ()
-    details: bool = False
-    max_failed: float = 1.0
-    has_paper: bool = False
+    protocol: str = "flare23"  # or `corrected`, or `present`
+    label_map: Mapping[Any, int] | None = None  # `data.label_map`, applied to the references
+    extra: tuple[Part, ...] = ()  # scores of the user's own, each as its part of the configuration
+    details: bool = False  # whether to write `details.csv` and `lesions.csv` and give confidence intervals
+    max_failed: float = 1.0  # share of the cases that may fail by no fault of their files
+    has_paper: bool = False  # whether the paper's figures stand beside the scores
 
     @classmethod
     def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:

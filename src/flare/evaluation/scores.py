@@ -17,6 +17,7 @@ from flare.core.class_files import agreed_classes
 from flare.core.errors import FlareError
 from flare.core.files import write_csv, write_json
 from flare.core.paths import settle_paths
+from flare.core.preprocessing import without_ignored
 from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
 from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
 from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
@@ -178,6 +179,9 @@ def failed_cases(summary: Mapping[str, Any]) -> list[Outcome]:
 def score_files(case: str, reference: Path, prediction: Path | None, settings: ScoreSettings) -> CaseScores:
     """Score one case from its files; without a prediction every scored class is zero.
 
+    Voxels that the reference ignores are in no score, volume or lesion, see `without_ignored`; a prediction
+    that has `classes.ignore` claims no class there.
+
     Raises:
         CaseError: If a file is bad or the grids differ.
     """
@@ -188,7 +192,7 @@ def score_files(case: str, reference: Path, prediction: Path | None, settings: S
         array = np.zeros_like(truth.array)
     else:
         array = match_grid(read_labels(prediction, classes, case=case), truth, case).array
-    pair = truth.array, array
+    pair = without_ignored(truth.array, array)
     scores = score_case(
         *pair, spacing_mm=spacing_mm, classes=classes, protocol=settings.protocol, details=details
     )

@@ -47,16 +47,11 @@ _VOXELS_PER_POINT = 20  # voxels of a distance transform in the time of one poin
 
 @dataclass(frozen=True)
 class Surface:
-    """Surface elements of a mask.
+    """Surface elements of a mask; beyond its array all is outside."""
 
-    Args:
-        border: Bool, one larger than the mask along each axis: points where eight voxels meet, some of
-            them inside and some outside. Beyond the mask's array all is outside.
-        areas: mm² of each element, in the order of `border`'s true points.
-    """
-
+    # bool, one larger than the mask along each axis: points where eight voxels meet, some inside, some not
     border: np.ndarray
-    areas: np.ndarray
+    areas: np.ndarray  # mm² of each element, in the order of `border`'s true points
 
 
 def surface(mask: np.ndarray, spacing_mm: Spacing) -> Surface:

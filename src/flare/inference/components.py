@@ -11,6 +11,7 @@ import numpy as np
 
 from flare.core.classes import ClassList
 from flare.core.files import read_json, write_json
+from flare.core.preprocessing import without_ignored
 from flare.core.volumes import match_grid, read_labels
 from flare.inference.largest import keep_largest
 from flare.runs.work import Executor, Outcome, run_cases
@@ -36,11 +37,12 @@ def compare_case(
     predicted = read_labels(prediction, classes, case=case)
     truth = match_grid(read_labels(reference, classes, label_map, case=case), predicted, case).array
     cleaned = keep_largest(predicted.array, classes.organs)
+    sides = [without_ignored(truth, side)[1] for side in (predicted.array, cleaned)]
     scores = {}
     for organ in classes.organs:
         mask = truth == organ
         if mask.any():
-            before, after = (dice(side == organ, mask) for side in (predicted.array, cleaned))
+            before, after = (dice(side == organ, mask) for side in sides)
             scores[classes.name_of(organ)] = before, after
     return scores
 

@@ -33,7 +33,7 @@ from flare.core.series import is_there
 from flare.core.volumes import case_id, find_scans, is_readable, read_scan, unique_cases, write_labels
 from flare.inference.measure import measured
 from flare.inference.settings import InferenceSettings
-from flare.runs.folders import named_run
+from flare.runs.folders import named_run, tell_kinds
 from flare.runs.journal import Inputs, Journal, require_own, resume_cases
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, around, build_executor, report_failures, under_checks
@@ -266,12 +266,7 @@ class Request:
             raise FlareError(
                 "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
             )
-        checkpoint = Path(cfg.checkpoint or named_run(cfg).round(cfg.round.name).last)
-        if cfg.checkpoint is None and not checkpoint.exists():
-            raise FlareError(
-                f"round={cfg.round.name}: {checkpoint} is not there; "
-                f"run `python train.py name={cfg.name} round={cfg.round.name}` first"
-            )
+        checkpoint = _find_checkpoint(cfg)
         wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
@@ -282,6 +277,21 @@ class Request:
             require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
         settings.tell_flips(found.mirror_axes)
         return cls(source, output, checkpoint, settings, classes, is_one, case_rule(cfg.data.case_id))
+
+
+def _find_checkpoint(cfg: DictConfig) -> Path:
+    """The file that `checkpoint` names, or the `kind` of the round whose folder it, or `round`, names."""
+    kind, given = cfg.kind, Path(cfg.checkpoint or named_run(cfg).round(cfg.round.name).root)
+    if cfg.checkpoint and not given.is_dir():
+        if kind != "last":
+            raise FlareError(f"kind={kind}: checkpoint={given} is no folder; expected that of a round")
+        return given
+    place = given / "checkpoints" if cfg.checkpoint is None or (given / "checkpoints").is_dir() else given
+    if not (found := place / f"{kind}.ckpt").is_file():
+        key = f"checkpoint={given}" if cfg.checkpoint else f"round={cfg.round.name}"
+        first = "" if cfg.checkpoint else f"; run `python train.py name={cfg.name} {key}` first"
+        raise FlareError(f"{key}: {found} is not there (kind={kind}; {tell_kinds(place, kind)}){first}")
+    return found
 
 
 def _check_checkpoint(path: Path, chosen: ClassList | None, wanted: Mapping[str, Any]) -> Checkpoint:

@@ -10,7 +10,7 @@ import edt
 import numpy as np
 from scipy import ndimage
 
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import FlareError
 from flare.core.geometry import Box, bounding_box
 
@@ -27,19 +27,21 @@ def table(values: np.ndarray | Sequence[int]) -> np.ndarray:
 
 def drawn_classes(volume: np.ndarray) -> frozenset[int]:
     """Class ids that occur in a map."""
-    return frozenset(np.flatnonzero(table(volume)).tolist()) - {0}
+    return frozenset(np.flatnonzero(table(volume)).tolist()) - {0, IGNORE}
 
 
 def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
     """Refuse maps that cannot be merged.
 
     Raises:
-        FlareError: If one is not uint8 `(Z, Y, X)`, holds values outside the class list, or shapes differ.
+        FlareError: If one is not uint8 `(Z, Y, X)`, holds values outside the class list (the ground truth may
+            hold `IGNORE`), or shapes differ.
     """
-    known = table((0, *classes.ids))
-    for name, volume in (("ground truth", ground_truth), ("pseudo labels", pseudo)):
+    maps = (("ground truth", ground_truth, (IGNORE,)), ("pseudo labels", pseudo, ()))
+    for name, volume, beside in maps:
         if volume is None:
             continue
+        known = table((0, *classes.ids, *beside))
         if volume.dtype != np.uint8 or volume.ndim != 3:
             raise FlareError(f"{name}: expected uint8 (Z, Y, X), given {volume.dtype} {volume.shape}")
         foreign = np.flatnonzero(table(volume) & ~known).tolist()
@@ -66,17 +68,11 @@ class Component:
 
 @dataclass(frozen=True, order=True)
 class Shell:
-    """What surrounds a component: the voxels that touch it (26 neighbours) and are not tumor.
-
-    Args:
-        voxels: Size of the shell.
-        organ_voxels: How many of them are organ.
-        organ: The most frequent organ among them, ties to the lowest id; 0 if there is none.
-    """
+    """What surrounds a component: the voxels that touch it (26 neighbours) and are not tumor."""
 
     voxels: int
-    organ_voxels: int
-    organ: int
+    organ_voxels: int  # how many of them are organ
+    organ: int  # the most frequent organ among them, ties to the lowest id; 0 if there is none
 
     @property
     def organ_fraction(self) -> float:

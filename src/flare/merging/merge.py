@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from flare.core.cases import Source, case_rule, read_sources, source_of
 from flare.core.class_files import CLASSES, write_classes
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_json, remove_partial, write_json
 from flare.core.geometry import Volume
@@ -97,13 +98,19 @@ def _on_grid_of(pseudo: Volume, truth: Volume, case: str) -> Volume:
         raise CaseError(case, reason) from None
 
 
-def write_merged(outputs: Mapping[str, Path], labels: Volume, told: Mapping[str, Any]) -> None:
-    """Write merged labels and their sidecar, see `merged_files`; a case of the list's name is refused."""
+def write_merged(
+    outputs: Mapping[str, Path], labels: Volume, told: dict[str, Any], classes: ClassList
+) -> None:
+    """Write merged labels, `classes.ignore` for `IGNORE`, and their sidecar; see `merged_files`.
+
+    A case of the list's name is refused.
+    """
     if outputs["provenance"].name == CLASSES:
         raise CaseError(
             told["case"], f"its sidecar would be the folder's {CLASSES}; give the case another name"
         )
-    write_labels(outputs["labels"], labels.array, labels.geometry)
+    array = np.where(labels.array == IGNORE, classes.ignore or IGNORE, labels.array)
+    write_labels(outputs["labels"], array, labels.geometry)
     write_json(outputs["provenance"], told)
 
 
@@ -225,4 +232,4 @@ def merge_case(
     annotation = None if truth is None else read_labels(truth, settings.classes, settings.label_map, case)
     guess = None if pseudo is None else read_labels(pseudo, settings.classes, None, case)
     merged = merge_maps(case, annotation, guess, settings, declared=declared, source=PseudoSource())
-    write_merged(outputs, *merged)
+    write_merged(outputs, *merged, settings.classes)

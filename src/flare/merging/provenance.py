@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.files import write_csv, write_text
 from flare.merging.maps import Shell
 
@@ -25,16 +25,12 @@ FATES = ("kept", "dropped", "superseded", "absorbed")
 class TumorComponent:
     """What became of one component of a tumor.
 
-    Args:
-        origin: The source in whose map it was found.
-        fate: `kept`; `dropped` (a pseudo tumor outside the organs); `superseded` (a pseudo tumor where the
-            ground truth answers for tumors, or where tumors are no target); `absorbed` (a ground-truth tumor
-            in an organ-only round).
-        voxels: Size of the component.
-        shell: What surrounds it.
+    Its fate: `kept`; `dropped` (a pseudo tumor outside the organs); `superseded` (a pseudo tumor where the
+    ground truth answers for tumors, or where tumors are no target); `absorbed` (a ground-truth tumor in an
+    organ-only round).
     """
 
-    origin: str
+    origin: str  # the source in whose map it was found
     fate: str
     voxels: int
     shell: Shell
@@ -65,7 +61,9 @@ def tell_origin(
 
     Returns:
         `trusted`, `tumor_bearing`, `classes` and `tumors`, these with the largest first. Of a class, `filled`
-        counts the voxels that it has where its source has another: there was a tumor.
+        counts the voxels that it has where its source has another: there was a tumor, or nothing was known.
+        `ignored` counts the voxels that the ground truth ignores and those that stay so; it is left out where
+        there are none.
     """
     names = {0: "background"} | {c.id: c.name for c in classes.entries}
     after = _histogram(merged)
@@ -96,12 +94,14 @@ def tell_origin(
         }
         for t in sorted(tumors, key=lambda t: (-t.voxels, t))
     ]
-    return {
+    told = {
         "trusted": [names[c] for c in trusted],
         "tumor_bearing": [names[c] for c in bearing],
         "classes": by_name,
         "tumors": found,
     }
+    silent = before[GROUND_TRUTH][IGNORE] if GROUND_TRUTH in before else 0
+    return told | ({"ignored": {GROUND_TRUTH: int(silent), "merged": int(after[IGNORE])}} if silent else {})
 
 
 def _histogram(planes: Iterable[np.ndarray]) -> np.ndarray:
@@ -120,6 +120,8 @@ def provenance_row(told: Mapping[str, Any], classes: ClassList) -> dict[str, Any
         **{f"tumors_{fate}": fates[fate] for fate in FATES},
         "overwritten": sum(c["overwritten_by_pseudo_tumor"] for c in told["classes"].values()),
     }
+    ignored = told.get("ignored", {})
+    row |= {f"ignored_{name}": ignored.get(name, 0) for name in (GROUND_TRUTH, "merged") if classes.ignore}
     for c in classes.entries:
         known = told["classes"][c.name]
         before = known["before"]
@@ -159,6 +161,9 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
     tumors = ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])
     table = DataFrame(rows).to_markdown(tablefmt="github", index=False, stralign=None, disable_numparse=True)
     told = f"{len(sidecars)} cases; voxels before (ground truth, pseudo) and after (merged)"
+    if ignored := [s["ignored"] for s in sidecars if "ignored" in s]:
+        before, after = (sum(counts[name] for counts in ignored) for name in (GROUND_TRUTH, "merged"))
+        told += f"; ignored voxels in {len(ignored)} cases: {before:,} before, {after:,} after"
     return f"{told}\n\n{table}\n\ntumor components: {tumors or 'none judged'}\n"
 
 

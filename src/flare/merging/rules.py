@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.merging.maps import check_maps, components, dilated, drawn_classes, shell_of, table
 from flare.merging.provenance import GROUND_TRUTH, NONE, PSEUDO, TumorComponent, tell_origin
 from flare.merging.settings import MergeRules
@@ -28,24 +28,14 @@ class Merged:
 
 @dataclass(frozen=True)
 class CaseMaps:
-    """Ground truth and pseudo labels of one case, and what is asked of them.
+    """Ground truth and pseudo labels of one case, `(Z, Y, X)` uint8, and what is asked of them."""
 
-    Args:
-        truth: `(Z, Y, X)` uint8; all background where there is no ground truth.
-        pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
-        has_truth: Whether there is a ground truth.
-        teacher: Name of the pseudo labels' source.
-        classes: The class list.
-        annotated: Class ids that the ground truth annotates.
-        tumor_is_target: Whether the round learns tumors.
-    """
-
-    truth: np.ndarray
+    truth: np.ndarray  # all background where there is no ground truth, `IGNORE` where it is silent
     pseudo: np.ndarray
     has_truth: bool
-    teacher: str
+    teacher: str  # name of the pseudo labels' source
     classes: ClassList
-    annotated: frozenset[int]
+    annotated: frozenset[int]  # class ids that the ground truth annotates
     tumor_is_target: bool
 
     @cached_property
@@ -57,6 +47,11 @@ class CaseMaps:
     def true_tumor(self) -> np.ndarray:
         """Where the ground truth has tumor."""
         return self.truth == self.tumor_id
+
+    @cached_property
+    def is_ignored(self) -> np.ndarray:
+        """Where the ground truth says nothing."""
+        return self.truth == IGNORE
 
     @cached_property
     def pseudo_tumor(self) -> np.ndarray:
@@ -91,8 +86,13 @@ def merge_labels(
 ) -> Merged:
     """Merge the ground truth and the pseudo labels of one case on one grid. The inputs are left untouched.
 
+    The paper knows no ignored voxels. Ours: where the ground truth has `IGNORE` it is neither for nor against
+    a class, so that the voxel is as the pseudo label has it, also of a class that is trusted. Where that is a
+    tumor which is not kept it stays ignored, as do all ignored voxels of a case without pseudo labels and of
+    a tumor-only round. The provenance counts both.
+
     Args:
-        ground_truth: `(Z, Y, X)` uint8, or None for a case without one.
+        ground_truth: `(Z, Y, X)` uint8, class ids or `IGNORE`, or None for a case without one.
         pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
         rules: How to merge.
         classes: The class list.
@@ -140,7 +140,7 @@ def _paper(case: CaseMaps, rules: MergeRules, spacing_mm: Sequence[float]) -> Me
     bearing = _tumor_bearing(case, rules.dilation_mm, spacing_mm)
     trusted = tuple(c for c in case.classes.organs if c in case.annotated and c not in bearing)
     organs = np.where(case.pseudo_tumor, np.uint8(0), case.pseudo)
-    merged = _with_trusted(organs, case.truth, trusted)
+    merged = _with_trusted(case, organs, trusted)
     kept = np.zeros(merged.shape, dtype=bool)
     found = []
     any_tumor = case.pseudo_tumor | case.true_tumor
@@ -155,7 +155,7 @@ def _paper(case: CaseMaps, rules: MergeRules, spacing_mm: Sequence[float]) -> Me
         fate = ("kept" if fits else "dropped") if case.may_keep_tumors else "superseded"
         found.append(TumorComponent(case.teacher, fate, component.voxels, shell))
     if found:
-        merged = _with_trusted(organs, case.truth, trusted)
+        merged = _with_trusted(case, organs, trusted)
     return _finished(case, merged, trusted, kept, bearing, found)
 
 
@@ -165,11 +165,13 @@ def _gt_first(case: CaseMaps) -> Merged:
     absent = table([c for c in case.classes.organs if c not in known])
     merged = case.truth.copy()
     np.copyto(merged, case.pseudo, where=(merged == 0) & absent[case.pseudo])
+    pseudo_organs = np.where(case.is_organ[case.pseudo], case.pseudo, np.uint8(0))
+    np.copyto(merged, pseudo_organs, where=case.is_ignored)
     if not case.tumor_is_target:
-        pseudo_organs = np.where(case.is_organ[case.pseudo], case.pseudo, np.uint8(0))
         np.copyto(merged, pseudo_organs, where=case.true_tumor)
     trusted = tuple(c for c in case.classes.organs if c in known)
-    return _finished(case, merged, trusted, case.pseudo_tumor & (merged != 0) & case.may_keep_tumors)
+    inside = (merged != 0) | case.is_ignored
+    return _finished(case, merged, trusted, case.pseudo_tumor & inside & case.may_keep_tumors)
 
 
 def _tumor_bearing(case: CaseMaps, dilation_mm: float, spacing_mm: Sequence[float]) -> tuple[int, ...]:
@@ -182,11 +184,11 @@ def _tumor_bearing(case: CaseMaps, dilation_mm: float, spacing_mm: Sequence[floa
     return tuple(c for c in case.classes.organs if overlapped[c])
 
 
-def _with_trusted(organs: np.ndarray, truth: np.ndarray, trusted: Sequence[int]) -> np.ndarray:
+def _with_trusted(case: CaseMaps, organs: np.ndarray, trusted: Sequence[int]) -> np.ndarray:
     """Pseudo organs with the trusted classes replaced by the ground truth, both ways (step 2)."""
     is_trusted = table(trusted)
-    merged = np.where(is_trusted[organs], np.uint8(0), organs)
-    np.copyto(merged, truth, where=is_trusted[truth])
+    merged = np.where(is_trusted[organs] & ~case.is_ignored, np.uint8(0), organs)
+    np.copyto(merged, case.truth, where=is_trusted[case.truth])
     return merged
 
 
@@ -216,6 +218,7 @@ def _finished(
     """Set the tumors, those of the teacher that are kept and those of the ground truth, and report."""
     np.copyto(merged, case.pseudo, where=kept)
     judged = [*found, *_set_true_tumor(case, merged)]
+    merged[case.is_ignored & case.pseudo_tumor & ~kept] = IGNORE
     source = {c: GROUND_TRUTH if c in trusted else case.teacher for c in case.classes.organs}
     if case.classes.tumor is not None:
         answered = GROUND_TRUTH if case.truth_answers_for_tumors else case.teacher

@@ -89,7 +89,8 @@ class DeepSupervision(nn.Module):
                 index = reduced.long().masked_fill(~counted, 0)
                 index = index if self.partial == "none" else as_known(index, known)
                 parts = self.compare(logits, index, known, counted)
-                weighted.append([part if part is None else weight * part for part in parts])
+                factor = weight * counted.any()  # where no voxel counts there is no loss
+                weighted.append([part if part is None else factor * part for part in parts])
         totals = (None if part[0] is None else sum(part) for part in zip(*weighted, strict=True))
         return LossParts(*totals)  # type: ignore[arg-type]
 

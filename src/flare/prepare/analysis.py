@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flare.core.cases import KINDS, Case, Entry
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import some
 from flare.core.files import atomic, write_csv
 from flare.prepare.settings import Values
@@ -30,7 +30,8 @@ class Analysis:
     """What the label files of a cohort hold."""
 
     cases: list[Case] = field(default_factory=list)  # every case that can be used
-    # case id to class id to millilitres, for labelled cases; classes with no voxel are absent
+    # case id to class id to millilitres, for labelled cases; classes with no voxel are absent, `IGNORE` is
+    # what is ignored
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)  # case id to its source, for labelled cases
     contradictions: dict[str, str] = field(default_factory=dict)  # case id to what contradicts its source
@@ -60,7 +61,7 @@ def analyse_labels(entries: Sequence[Entry], values: Values, classes: ClassList)
             continue
         counted = values[entry.id]
         voxels = {int(k): n for k, n in counted.get("voxels", {}).items()}
-        present, declared = set(voxels), set(entry.annotates or ())
+        present, declared = voxels.keys() - {IGNORE}, set(entry.annotates or ())
         # an empty label file tells nothing, whatever its source declares
         annotated = present | declared if present else set()
         kind = "unlabeled" if entry.label is None else kind_of(present, annotated, classes)
@@ -108,20 +109,23 @@ def write_label_analysis(path: Path, analysis: Analysis, classes: ClassList) -> 
     """Write `label_analysis.csv`, one row a case, and beside it, as `.png`, the plot of the training cases.
 
     In the first, a class has its volume in ml, 0 where the source annotates it and the patient lacks it, and
-    an empty cell where nothing says that it was annotated. `label_sources.csv` beside has a row a source and
-    class: whether the source declares the class, and how many of its labelled cases, of all splits, show it.
+    an empty cell where nothing says that it was annotated; `ignored_ml` is what `classes.ignore` leaves out.
+    `label_sources.csv` beside has a row a source and class: whether the source declares the class, and how
+    many of its labelled cases, of all splits, show it.
     What is unchanged is not written again.
     """
     rows = []
     for case in analysis.cases:
         volumes = analysis.volumes_ml.get(case.id, {})
         found = {f"{classes.name_of(c)}_ml": round(volumes.get(c, 0.0), 4) for c in case.annotated}
+        found["ignored_ml"] = round(volumes.get(IGNORE, 0.0), 4)
         told = {
             "source": analysis.sources.get(case.id),
             "contradiction": analysis.contradictions.get(case.id),
         }
         rows.append({"case": case.id, "split": case.split, "kind": case.kind, **found, **told})
-    columns = ["case", "split", "kind", *(f"{name}_ml" for name in classes.names), "source", "contradiction"]
+    volumes_of = [*classes.names, *(["ignored"] if classes.ignore else [])]
+    columns = ["case", "split", "kind", *(f"{name}_ml" for name in volumes_of), "source", "contradiction"]
     write_csv(path.with_name("label_sources.csv"), analysis.table, SOURCE_COLUMNS)
     plot = path.with_suffix(".png")
     before = path.read_bytes() if path.exists() and plot.exists() else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.core.files import atomic, read_json, write_json
 from flare.core.preprocessing import Intensity
@@ -19,13 +20,13 @@ BINS = 65536
 
 
 def foreground_histogram(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count the HU of an image where a label map is above 0, at native resolution.
+    """Count the HU of an image where a label map has a class, at native resolution.
 
     Returns:
         `(65536,)` int64, the first bin at -32768 HU; what is not a whole number is rounded, what int16 cannot
         hold is clipped.
     """
-    values = image[labels > 0]
+    values = image[(labels > 0) & (labels != IGNORE)]
     if values.dtype.kind == "f":
         values = np.rint(np.clip(values, LOWEST_HU, LOWEST_HU + BINS - 1))
     return np.bincount(values.astype(np.int64) - LOWEST_HU, minlength=BINS)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.cases import Entry
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import FlareError
 from flare.core.files import remove_partial, stat_key
 from flare.core.geometry import Spacing, Volume, orientation_to
@@ -122,7 +122,7 @@ def count_labels(
     """Count the voxels of each class in one label file, whose ids `label_map` renumbers.
 
     Returns:
-        Plain values: `voxels` (class id as text -> count), `voxel_ml`, `warnings`.
+        Plain values: `voxels` (class id or `IGNORE` as text -> count), `voxel_ml`, `warnings`.
 
     Raises:
         CaseError: If the file is unreadable or holds values outside the class list.
@@ -136,7 +136,7 @@ def _counts(labels: Volume, warnings: list[str]) -> dict[str, Any]:
     """What `count_labels` says of the voxels."""
     counts = np.bincount(labels.array.reshape(-1), minlength=1)
     voxels = {str(i): int(counts[i]) for i in np.flatnonzero(counts) if i > 0}
-    if not voxels:
+    if not voxels.keys() - {str(IGNORE)}:
         warnings.append(EMPTY_LABEL)
     return {"voxels": voxels, "voxel_ml": math.prod(labels.geometry.spacing_mm) / 1000}
 

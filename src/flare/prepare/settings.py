@@ -193,7 +193,7 @@ class PrepareSettings:
     def decisive(self, *, is_cached: bool) -> dict[str, Any]:
         """What decides, beside the files, what a case comes to, and what is cached of it."""
         found: dict[str, Any] = {"classes": self.classes.ids, "label_map": self.label_map}
-        found["checks"] = asdict(self.checks)
+        found |= {"checks": asdict(self.checks), **({"ignore": i} if (i := self.classes.ignore) else {})}
         if is_cached:
             found |= self.resampling
         return {**found, "format": STORE_FORMAT}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flare.core.cases import Case, select_cases
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.volumes import case_id, find_images, match_grid, read_labels
 from flare.evaluation.metrics import mean
 from flare.report.facts import ReportSettings
@@ -131,12 +131,12 @@ def compare_case(
 
 
 def _compare(ours: np.ndarray, reference: np.ndarray, classes: ClassList, targets: str) -> dict[int, float]:
-    """Dice of the classes of `targets`; without the tumor among them its voxels do not count."""
+    """Dice of the classes of `targets`; what either ignores and a tumor that is none of them left out."""
+    asked = (ours != IGNORE) & (reference != IGNORE)
     wanted = [i for i in classes.outputs(targets) if i]
     if classes.tumor is not None and classes.tumor not in wanted:
-        asked = reference != classes.tumor
-        ours, reference = ours[asked], reference[asked]
-    return dice(ours, reference, wanted)
+        asked &= reference != classes.tumor
+    return dice(ours[asked], reference[asked], wanted)
 
 
 def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[int, float]:

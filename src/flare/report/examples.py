@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from flare.core.classes import ClassList
+from flare.core.classes import IGNORE, ClassList
 from flare.core.geometry import Shape, Volume
 from flare.core.pictures import WINDOW_HU, class_colours, draw_case, rgb, title
-from flare.core.preprocessing import resample
+from flare.core.preprocessing import resample, without_ignored
 from flare.core.volumes import read_compared
 from flare.evaluation.lesions import find_lesions
 from flare.inference.predict import segmentation_path
@@ -110,8 +110,8 @@ def show_case(
     pictures = draw_case(volumes, classes, small=not is_large)
     if not seeks_tumor:
         return pictures, 0
-    truth, ours = volumes[1:]
-    lesions = find_lesions(truth.array, ours.array, spacing_mm=truth.geometry.spacing_mm, classes=classes)
+    pair = without_ignored(volumes[1].array, volumes[2].array)
+    lesions = find_lesions(*pair, spacing_mm=volumes[1].geometry.spacing_mm, classes=classes)
     return pictures, sum(lesion.side == "reference" and not lesion.matched for lesion in lesions)
 
 
@@ -171,6 +171,8 @@ def lookup_table(classes: ClassList) -> dict[str, list[Any]]:
     """Colours and names by class id, as niivue takes them; the background is clear."""
     colours = class_colours(classes)
     entries = [(0, 0, 0, 0, 0, ""), *((*rgb(colours[c.id]), 255, c.id, title(c)) for c in classes.entries)]
+    if classes.ignore is not None:
+        entries.append((255, 255, 255, 80, IGNORE, "ignored"))
     names = ("R", "G", "B", "A", "I", "labels")
     return {name: list(column) for name, column in zip(names, zip(*entries, strict=True), strict=True)}
 

@@ -20,7 +20,9 @@ from flare.core.errors import CONF, FlareError
 from flare.core.paths import settle_paths
 from flare.models.names import describe_network
 from flare.rounds.settings import RoundSettings
+from flare.runs.folders import tell_kinds
 from flare.runs.work import console
+from flare.training.settings import option
 
 if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
@@ -124,10 +126,11 @@ def require_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Non
             continue
         if teacher.round is None:
             raise FlareError(f"round.checkpoint={path}: no such file (round={name})")
-        kind = "" if settings.teacher_kind == "last" else f", round.teacher_kind={settings.teacher_kind}"
+        kind = settings.teacher_kind
+        told = "" if kind == "last" else f", round.teacher_kind={kind}: {tell_kinds(path.parent, kind)}"
         raise FlareError(
             f"round={name} needs its teacher's checkpoint {path}, which does not exist "
-            f"(round.{teacher.key}{kind}): run `python train.py round={teacher.round} "
+            f"(round.{teacher.key}{told}): run `python train.py round={teacher.round} "
             f"name={settings.config.name}` with the same overrides first"
         )
 
@@ -179,7 +182,15 @@ def check_rounds(rounds: Sequence[RoundSettings]) -> None:
         raise FlareError("rounds: expected at least one, given none")
     for number, item in enumerate(rounds):
         if not item.is_frozen:
-            require_teacher(item, list(planned_before(rounds, number)))
+            planned = planned_before(rounds, number)
+            require_teacher(item, list(planned))
+            for teacher in present_teachers(item) if item.teacher_kind == "ema" else ():
+                taught = planned.get(str(teacher.round))
+                if taught and option(taught.training.callbacks, "ema", "decay") is None:
+                    raise FlareError(
+                        f"round={item.name}: round.teacher_kind=ema, and round {teacher.round} leaves no "
+                        "ema.ckpt; set callbacks.ema.decay=0.999"
+                    )
 
 
 def planned_before(rounds: Sequence[RoundSettings], number: int) -> dict[str, RoundSettings]:

@@ -129,7 +129,7 @@ def label_case(job: LabelJob) -> dict[str, Any]:
     source = PseudoSource() if job.labeller is None else job.labeller.source
     labels, told = merge_maps(case, truth, pseudo, merge, declared=job.case.annotated, source=source)
     weight, ignore = select(job.settings.select, case, labels.array, told)
-    write_merged(job.outputs, labels, told)
+    write_merged(job.outputs, labels, told, merge.classes)
     if job.cached is not None:
         from flare.data.cache import cache_labels  # the store: only where there is work
 

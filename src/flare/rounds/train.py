@@ -45,7 +45,7 @@ from flare.training.resuming import (
     named_checkpoint,
     training_key,
 )
-from flare.training.settings import TrainingSettings
+from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,10 @@ def train_round(
         with told_if_full(folder.root):
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         if is_first():
-            mark_trained(start.training, {"config": own.public, "parts": training.parts})
+            noted: dict[str, Any] = {"config": own.public, "parts": training.parts}
+            if option(own.callbacks, "rescue", "epoch") is not None:  # of processes that are gone
+                noted["rescued"] = read_weights_file(start.training.last)["callbacks"]["Rescue"]["is_rescued"]
+            mark_trained(start.training, noted)
     return tell_training(folder, own.objective)
 
 

@@ -63,6 +63,7 @@ class TrainingFolder:
 
     last = Place("last.ckpt")  # from which it resumes
     best = Place("best.ckpt")  # with the best validation DSC
+    ema = Place("ema.ckpt")  # the moving average of the weights, where `callbacks.ema` asks for it
     training_csv = Place("training.csv")  # loss, learning rate and validation scores by epoch
     logs = Place("logs")  # what its loggers write
 
@@ -78,6 +79,16 @@ class TrainingFolder:
         kinds = sorted(left | {"last.ckpt", "best.ckpt"})
         named = {self.round.checkpoints / name: self.root / name for name in kinds}
         return named | {self.round.training_csv: self.training_csv}
+
+
+# what makes the kinds of checkpoints that not every training leaves
+MADE_BY = {"best": "a labelled validation case makes it", "ema": "callbacks.ema.decay=0.999 makes it"}
+
+
+def tell_kinds(folder: Path, kind: str) -> str:
+    """Say which kinds of checkpoints a folder has, and what makes the one that it lacks."""
+    there = ", ".join(sorted(path.stem for path in folder.glob("*.ckpt"))) or "none"
+    return f"{there} there" + (f", {MADE_BY[kind]}" if kind in MADE_BY else "")
 
 
 def round_of(checkpoint: Path) -> RoundFolder:

@@ -25,7 +25,7 @@ from flare.runs.folders import TrainingFolder, git_revision
 from flare.training.callbacks import AtomicCheckpointIO, Messages, Stops, TrainingTable, hide_messages
 from flare.training.loggers import Loggers
 from flare.training.module import SegmentationModule
-from flare.training.settings import TrainingSettings
+from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
 BROKEN_KERNEL, BROKEN_DEPTH = 3, 2  # slices, see is_bfloat16_broken
@@ -51,6 +51,8 @@ def check_optimizer(settings: TrainingSettings, network: nn.Module) -> None:
         optimizer = instantiate(settings.optimizer)(parameters)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"expected an optimizer of torch, found {type(optimizer).__name__}")
+    if option(settings.callbacks, "rescue", "epoch") is not None and "momentum" not in optimizer.defaults:
+        raise FlareError("callbacks.rescue.epoch: expected null, the optimizer has no momentum to lower")
     with refusing(settings.scheduler, "scheduler"):
         scheduler = instantiate(settings.scheduler)(optimizer)
         if not isinstance(scheduler, LRScheduler):
@@ -142,7 +144,8 @@ def build_trainer(
         raise FlareError(f"trainer.accelerator={accelerator}: this machine has none; expected auto or cpu")
     callbacks = [build_part(part, f"callbacks.{name}") for name, part in settings.callbacks.items()]
     loggers = Loggers(settings.loggers, folder.logs, ckpt_path)
-    callbacks += [Stops(), TrainingTable(settings.classes), loggers, Messages()]
+    table = TrainingTable(settings.classes, averaged=option(settings.callbacks, "ema", "decay"))
+    callbacks += [Stops(), table, loggers, Messages()]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
     return build_part(
         settings.trainer,

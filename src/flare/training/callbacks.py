@@ -154,9 +154,7 @@ class Stops(Callback):
         """Stop at once, the last checkpoint is there."""
         self._stop_waiting()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Forget the training."""
         self.teardown(trainer, pl_module, "fit")
 
@@ -189,11 +187,9 @@ class Throughput(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *batch: Any) -> None:
         """Count a batch; the clock stops at the last one, so that validation is not timed."""
-        self.patches += len(batch["image"]) * trainer.world_size
+        self.patches += len(batch[0]["image"]) * trainer.world_size
         self.stopped = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -237,9 +233,7 @@ class EpochProgress(Callback):
         self.stack.close()
         self.bar = None
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Close the bar: Lightning leaves `teardown` out after an exception."""
         self.teardown(trainer, pl_module, "fit")
 
@@ -250,8 +244,8 @@ class TrainingTable(Callback):
     A resumed training goes on in the same table; rows of epochs that it does again are replaced.
     """
 
-    def __init__(self, classes: ClassList) -> None:
-        self.columns = ["epoch", "step", *table_columns(classes)]
+    def __init__(self, classes: ClassList, *, averaged: Any = None) -> None:
+        self.columns = ["epoch", "step", *table_columns(classes, averaged=averaged)]
         self.rows: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

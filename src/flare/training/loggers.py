@@ -19,7 +19,6 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from flare.core.cases import Case
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, build_part
 from flare.core.geometry import Volume, reorient_to_ras
@@ -42,9 +41,7 @@ class Loggers(Callback):
             own = {"run_id": known[name]} if name in known else {}
             self.loggers[name] = build_part(part, f"logger.{name}", save_dir=str(folder), **own)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the ids."""
         ids = {name: getattr(logger, "run_id", None) for name, logger in self.loggers.items()}
         checkpoint[KEY] = {name: str(run_id) for name, run_id in ids.items() if run_id is not None}
@@ -104,12 +101,10 @@ class Overlays(Callback):
         self.shown: int | None = None
         self.slices: list[Slice] = []
 
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Case, *_: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *given: Any) -> None:
         """Keep a slice of a case that is to be shown."""
         if len(self.slices) < self.cases and self._is_due(trainer) and showing(trainer):
-            self.slices.append(cut_slice(batch.id, outputs, pl_module.classes))  # type: ignore[arg-type]
+            self.slices.append(cut_slice(given[0].id, outputs, pl_module.classes))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what was kept."""

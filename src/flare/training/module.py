@@ -20,9 +20,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from flare.core.cases import Case
 from flare.core.checks import reading
-from flare.core.classes import IGNORE, ClassList
+from flare.core.classes import ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.geometry import Volume
+from flare.core.preprocessing import without_ignored
 from flare.core.volumes import match_grid, read_image, read_labels
 from flare.data.loaders import Batch
 from flare.evaluation.metrics import score_case as surface_scores
@@ -32,7 +33,7 @@ from flare.inference.predictor import Predictor
 from flare.models.losses import DeepSupervision
 from flare.models.zoo import unsupervised
 from flare.runs.checkpoints import KEY
-from flare.training.settings import TrainingSettings
+from flare.training.settings import MEASURES, TrainingSettings
 
 Scores = dict[str, float]
 EPOCH_LOSS = "epoch_loss"  # entry of a checkpoint
@@ -68,8 +69,7 @@ def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[in
         `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes
         (`outputs`, class ids, 0 first) that the annotation has.
     """
-    counts = segmented["reference"] != IGNORE
-    reference, segmentation = segmented["reference"] * counts, segmented["segmentation"] * counts
+    reference, segmentation = without_ignored(segmented["reference"], segmented["segmentation"])
     there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
     present = [class_id for class_id in outputs[1:] if class_id in there]
     scores = {f"dsc/{classes.name_of(c)}": dice(segmentation == c, reference == c) for c in present}
@@ -88,7 +88,8 @@ def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
 
     Returns:
         `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
-        of the tumor where no organ is trained; the same for `nsd`. Empty if no class was to be scored.
+        of the tumor where no organ is trained; the same for `nsd` and `ema_dsc`. Empty if no class was to be
+        scored.
     """
     organs = {classes.name_of(class_id) for class_id in classes.organs}
     by_key: dict[str, list[float]] = {}
@@ -96,7 +97,7 @@ def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
         for key, value in scores[case].items():
             by_key.setdefault(key, []).append(value)
     means: Scores = {}
-    for measure in ("dsc", "nsd"):
+    for measure in MEASURES:
         keys = {name: f"{measure}/{name}" for name in classes.names}
         found = {name: fmean(by_key[key]) for name, key in keys.items() if key in by_key}
         if found:
@@ -212,9 +213,13 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget earlier scores, and make the predictor that later predicts from the checkpoint, too."""
         self.scores = {}
+        self.predictor = self.predictor_of(self.net)
+
+    def predictor_of(self, net: nn.Module) -> Predictor:
+        """The predictor of a network that has been trained as this one."""
         how = replace(self.settings.inference, device=str(self.device))
-        engine = torch_engine(self.net, device=self.device, precision=how.precision)
-        self.predictor = Predictor.from_carried(engine, self.carried, how)
+        engine = torch_engine(net, device=self.device, precision=how.precision)
+        return Predictor.from_carried(engine, self.carried, how)
 
     def validation_step(self, case: Case, batch_index: int) -> Segmented:
         """Segment and score a whole case on its original grid; callbacks show what is returned."""

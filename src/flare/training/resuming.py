@@ -19,7 +19,7 @@ from flare.core.files import config_hash, is_same_file, name_file, remove_partia
 from flare.runs.changes import joined, members_told, settings_told
 from flare.runs.folders import RoundFolder, TrainingFolder
 from flare.runs.journal import Journal
-from flare.training.settings import TrainingSettings
+from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
 UNKNOWN = "unknown"  # trainings of which only files were found
@@ -48,7 +48,18 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     loss = {name: value for name, value in config["loss"].items() if (name, value) != ("partial", "none")}
     whole = ("model", "optimizer", "scheduler", "loss", "data", "classes", "seed")
     parts = {name: config[name] for name in whole} | {"loss": loss}  # in the order of the key
-    return {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
+    found = {**parts, "round": own, "labels.targets": config["labels"]["targets"], "trainer": trainer}
+    for name, key in (("ema", "decay"), ("rescue", "epoch")):
+        if (value := option(config.get("callbacks") or {}, name, key)) is not None:
+            found[f"callbacks.{name}.{key}"] = value
+    return {name: _as_before(part) for name, part in found.items()}
+
+
+def _as_before(part: Any) -> Any:
+    """A part of a configuration as before there was `classes.ignore`, if that is null: trainings stand."""
+    if not isinstance(part, Mapping):
+        return part
+    return {k: _as_before(value) for k, value in part.items() if k != "ignore" or value is not None}
 
 
 @dataclass(frozen=True)

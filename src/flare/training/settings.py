@@ -28,6 +28,7 @@ from flare.models.names import PARTIAL_LOSSES
 from flare.runs.folders import plain_config, public_config
 
 MONITOR = "val/dsc_mean"
+MEASURES = ("dsc", "nsd", "ema_dsc")  # of validation cases; the last by the moving average of the weights
 STEPS = "trainer.limit_train_batches"
 RULES = {
     "seed": whole(0, 2**32 - 1),
@@ -61,53 +62,48 @@ RULES = {
     "scheduler.T_max": COUNT,
     "scheduler.eta_min": NOT_NEGATIVE,
     "callbacks.checkpoint.every_n_epochs": COUNT,
+    "callbacks.ema.decay": optional(Rule(lambda x: isinstance(x, float) and 0 < x < 1, "a share below 1")),
+    "callbacks.rescue.epoch": optional(whole(0)),
     "callbacks.overlays.every_n_epochs": COUNT,
     "callbacks.overlays.cases": whole(0),
 }
 EACH_EPOCH = ("lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb")
 
 
-def table_columns(classes: ClassList) -> list[str]:
+def table_columns(classes: ClassList, *, averaged: Any = None) -> list[str]:
     """What `training.csv` tells of an epoch; scores only of those with a validation."""
-    scores = [f"val/{measure}/{name}" for measure in ("dsc", "nsd") for name in classes.names]
-    return [*EACH_EPOCH, *scores, MONITOR, "val/nsd_mean"]
+    measures = MEASURES if averaged else MEASURES[:2]
+    scores = [f"val/{measure}/{name}" for measure in measures for name in classes.names]
+    return [*EACH_EPOCH, *scores, *(f"val/{measure}_mean" for measure in measures)]
+
+
+def option(callbacks: Mapping[str, Any], name: str, key: str) -> Any:
+    """A key of one of `callbacks`; None where that is off or left out."""
+    return (callbacks.get(name) or {}).get(key)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What one training is made of.
-
-    Args:
-        targets: What is trained: `organs`, `tumor` or `organs_tumor`.
-        round: Name of the round, None for `round=all`.
-        init: Where the weights start: `fresh` or `teacher`.
-        net: `model.net`; it and the following are plain sections, with a `_target_` each.
-        callbacks: By name, as are the loggers.
-        inference: How validation cases are predicted.
-        interpolation: How images were resampled: `linear`, `cubic` or `nnunet`.
-        nsd: Whether validation scores surfaces as well.
-        objective: The column of `training.csv` that a sweep optimises, if any.
-        public: The whole configuration without a path of the machine, for checkpoints and trackers.
-    """
+    """What one training is made of."""
 
     classes: ClassList
-    targets: str
-    round: str | None
-    init: str
-    net: Mapping[str, Any]
+    targets: str  # `organs`, `tumor` or `organs_tumor`
+    round: str | None  # its name, None for `round=all`
+    init: str  # where the weights start: `fresh` or `teacher`
+    net: Mapping[str, Any]  # `model.net`; it and the following are plain sections, with a `_target_` each
     loss: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     trainer: Mapping[str, Any]
-    callbacks: Mapping[str, Mapping[str, Any]]
+    callbacks: Mapping[str, Mapping[str, Any]]  # by name, as are the loggers
     loggers: Mapping[str, Mapping[str, Any]]
     patches: PatchSettings
-    inference: InferenceSettings
-    interpolation: str
+    inference: InferenceSettings  # how validation cases are predicted
+    interpolation: str  # how images were resampled: `linear`, `cubic` or `nnunet`
     label_map: Mapping[Any, int] | None
-    nsd: bool
-    objective: str | None
-    public: Mapping[str, Any]
+    nsd: bool  # whether validation scores surfaces as well
+    objective: str | None  # the column of `training.csv` that a sweep optimises, if any
+    public: Mapping[str, Any]  # the whole configuration without a path of the machine
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> TrainingSettings:
@@ -120,7 +116,7 @@ class TrainingSettings:
         SECTION.require("callbacks.checkpoint", callbacks.get("checkpoint"))  # or nothing would be left
         RULES[STEPS].require(STEPS, plain["trainer"].get("limit_train_batches"))
         classes = ClassList.from_config(plain["classes"])
-        columns = table_columns(classes)
+        columns = table_columns(classes, averaged=option(callbacks, "ema", "decay"))
         if cfg.objective is not None and cfg.objective not in columns:
             raise FlareError(f"objective={cfg.objective}: expected null or one of {', '.join(columns)}")
         patches, inference = PatchSettings.from_config(cfg, classes), InferenceSettings.from_config(cfg)
