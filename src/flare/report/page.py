@@ -16,9 +16,12 @@ from omegaconf import OmegaConf
 
 from flare.core.cases import KINDS, SPLITS
 from flare.core.classes import ClassList
-from flare.core.files import config_hash, read_csv, sha256, stat_key, write_text
+from flare.core.files import config_hash, read_csv, read_json, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
+from flare.evaluation.lesions import detection_tables
 from flare.evaluation.metrics import MEASURES
+from flare.evaluation.published import PUBLIC, public_validation
+from flare.evaluation.rendering import csv_table
 from flare.evaluation.summary import Row
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
@@ -29,13 +32,14 @@ from flare.report.examples import show_cases, viewer_json
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
 from flare.report.figures import render
 from flare.rounds.graph import tell_frozen, tell_starts
+from flare.rounds.protocol import TRAININGS
 from flare.rounds.score import Results, Trained
 from flare.runs.folders import public_config
 from flare.runs.journal import Journal, tell_again
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
-FORMAT = 7  # raised when the page changes, so that pages made before are made again
+FORMAT = 8  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(settings: ReportSettings, trained: Trained, results: Results) -> Path:
@@ -124,7 +128,10 @@ def build_report(
         "frozen": tell_frozen([r.plan for r in rounds]),
         "trend": charts.trend(facts),
         "ablation": [(m, ablation_table(facts, m)) for m in MEASURES] if facts.table else [],
+        "tumors": detection_tables(results.tumors, facts.last.name) if results.tumors else [],
         "boxes": charts.class_boxes(facts.last, classes) if facts.ranked else None,
+        "fits": {r.name: read_json(path) for r in trained.rounds if (path := r.folder.components).exists()},
+        "protocol": [csv_table(trained.run.root / "table2.csv", TRAININGS)],
         "sample": SAMPLE,
         "quality": quality,
         "quality_parts": parts(classes).values(),
@@ -209,6 +216,8 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
     for key in keys:
         values = [row[key] for row in facts.table if row.get(key) is not None]
         best[key] = max(values) if len(values) > 1 and max(values) > 0 else None
+    theirs = public_validation(measure)
+    public = {"round": PUBLIC, "cases": None, **{f"paper_{name}_{measure}": v for name, v in theirs.items()}}
     return [
         {
             "name": row["round"],
@@ -224,7 +233,7 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
                 for key in keys
             ],
         }
-        for row in facts.table
+        for row in [*facts.table, *([public] if facts.settings.has_paper else [])]
     ]
 
 
