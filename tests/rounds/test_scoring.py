@@ -280,6 +280,8 @@ def test_without_a_labelled_validation_case_a_fifth_of_the_complete_ones_is_held
     assert [c.id for c in mo.fit_cases(train[::-1])[1]] == [c.id for c in fold]  # by id, not by place
     assert mo.fit_cases(train[:4]) == ("components", [])  # too few to lose one
     assert everything.train_cases(train) == train  # it teaches none
+    strict = RoundSettings.from_config(config("train", "round=mo", "data.components_split=validation"))
+    assert (strict.fit_cases(train), strict.train_cases(train)) == (("validation", []), train)
     assert not mt.fits_components
     # a labelled validation case is enough
     assert mo.fit_cases([*train, *cases]) == ("validation", cases)
@@ -288,7 +290,13 @@ def test_without_a_labelled_validation_case_a_fifth_of_the_complete_ones_is_held
 
 @pytest.mark.parametrize(
     ("split", "fitted", "kept"),
-    [("test", ["t"], 11), ("train", 2, 9), ("[c3,b]", ["c3", "b"], 10), ("validation", ["a", "b"], 11)],
+    [
+        ("auto", ["a", "b"], 11),
+        ("test", ["t"], 11),
+        ("train", 2, 9),
+        ("[c3,b]", ["c3", "b"], 10),
+        ("validation", ["a", "b"], 11),
+    ],
 )
 def test_the_fit_is_made_on_the_cases_that_are_named_and_no_round_trains_on_them(
     config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path, split: str, fitted: Any, kept: int
@@ -313,7 +321,7 @@ def test_a_name_that_no_labelled_case_has_is_refused(
 
 @pytest.mark.parametrize("value", ["nowhere", "3", "[1,2]", "null"])
 def test_a_split_that_is_none_is_refused(config: Callable[..., DictConfig], value: str) -> None:
-    with pytest.raises(FlareError, match=r"data\.components_split=.*expected train, validation, test, or a"):
+    with pytest.raises(FlareError, match=r"data\.components_split=.*expected auto, train, validation, test"):
         RoundSettings.from_config(config("train", "round=mo", f"data.components_split={value}"))
 
 

@@ -72,8 +72,7 @@ def table5(
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
     All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
-    `has_paper` the paper's figures stand beside; its mean over organs only where all of them are scored. A
-    last row of `.md` and `.tex` is its MOT3 on the 50 public validation cases.
+    `has_paper` the paper's figures stand beside, its organ mean where all organs are scored, and below.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.

@@ -40,6 +40,7 @@ def protocol_row(item: RoundSettings) -> dict[str, Any]:
         gpus = [*known["gpus"], *[""] * devices][:devices]  # what no driver tells of stays unknown
         watts += [energy.gpu_watts or (re.findall(r"([\d.]+) W", gpu) or [None])[0] for gpu in gpus]
     kwh = None if hours is None or None in watts else hours * sum(map(float, watts)) / 1000
+    costs = {"hours": hours, "energy_kwh": kwh, "co2_kg": kwh and kwh * energy.grid_kg_per_kwh}
     return {
         "round": item.name,
         "model": item.config.model.name,
@@ -49,7 +50,5 @@ def protocol_row(item: RoundSettings) -> dict[str, Any]:
         "patch": "x".join(map(str, training.patches.patch_size)),
         "epochs": str(training.trainer["max_epochs"]),
         **{key: network.get(key) for key in ("parameters_m", "multiply_adds_g", "as_paper_g")},
-        "hours": hours,
-        "energy_kwh": kwh,
-        "co2_kg": None if kwh is None else kwh * energy.grid_kg_per_kwh,
+        **{key: None if value is None else round(value, 4) for key, value in costs.items()},
     }

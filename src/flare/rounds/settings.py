@@ -38,8 +38,8 @@ RULES = {
     "labels.source": choice("ground_truth", HYBRID),
     "labels.cases": choice(*SELECTIONS),
     "data.components_split": Rule(
-        lambda value: value in SPLITS or (isinstance(value, list) and all(isinstance(c, str) for c in value)),
-        "train, validation, test, or a list of case ids",
+        lambda v: v in ("auto", *SPLITS) or (isinstance(v, list) and all(isinstance(c, str) for c in v)),
+        "auto, train, validation, test, or a list of case ids",
     ),
     "report.energy.gpu_watts": optional(NOT_NEGATIVE),
     "report.energy.host_watts": NOT_NEGATIVE,
@@ -170,16 +170,17 @@ class RoundSettings:
     def fit_cases(self, cases: Sequence[Case]) -> tuple[str, list[Case]]:
         """The folder of the predictions that the fit is made on, and their cases, no training cases of it.
 
-        Without a labelled validation case, a round of the graph takes a fold of the complete training cases.
+        By `auto` that are validation cases, or without a labelled one a fold of the complete training cases.
         """
         named, labeled = self.components_split, [c for c in cases if c.is_labeled]
         if not isinstance(named, str):
             if unknown := sorted({*named} - {c.id for c in labeled}):
                 raise FlareError(f"data.components_split: no labelled case is named {', '.join(unknown)}")
             return FIT, [c for c in labeled if c.id in named]
-        found = [c for c in labeled if c.split == named]
-        if named == "test" or (named == "validation" and (found or self.name is None)):
-            return named, found
+        split = "validation" if named == "auto" else named
+        found = [c for c in labeled if c.split == split]
+        if split != "train" and (found or named != "auto" or self.name is None):
+            return split, found
         complete = [c for c in labeled if (c.split, c.kind) == ("train", "organs_complete")]
         complete.sort(key=lambda c: hashlib.sha256(c.id.encode()).digest())
         return FIT, complete[: len(complete) // FOLDS]
