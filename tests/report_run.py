@@ -20,6 +20,7 @@ from flare.merging.settings import PseudoSource
 from flare.prepare.cohort import Cohort, prepare_cohort
 from flare.report.facts import ReportSettings
 from flare.rounds.graph import compose_rounds, plan_rounds
+from flare.rounds.protocol import write_protocol
 from flare.rounds.score import Results, Trained, held_out, score_split
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RoundFolder, RunFolder, record_environment, run_folder
@@ -67,6 +68,7 @@ def make_run(root: Path, names: tuple[str, ...] = ("mot", "mot1"), held_out_case
     record_environment(run.root, cfg)
     write_csv(run.root / "plan.csv", plan_rounds(rounds, cohort.cases))
     rows = [_leave_round(item, cohort.cases, run.round(item.name)) for item in rounds]
+    write_protocol(rounds, run.root / "table2", has_paper=True)
     if held_out_cases:
         rows.append(AblationRow("atlas", None, rows[-1].summary))
     else:

@@ -36,7 +36,7 @@ SETTINGS = [
 
 def counts(**cases: int) -> str:
     """Override of the phantom's number of cases of each kind."""
-    kinds = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra")
+    kinds = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra", "control")
     none = dict.fromkeys(kinds, 0)
     return "data.phantom.counts={" + ", ".join(f"{k}: {v}" for k, v in (none | cases).items()) + "}"
 

@@ -59,6 +59,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     from flare.report.facts import ReportSettings
     from flare.report.page import explain_report, write_report
     from flare.rounds.iterate import iterate
+    from flare.rounds.protocol import write_protocol
     from flare.rounds.score import write_ablation
 
     settle_paths(cfg)
@@ -68,6 +69,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     def finish(trained: Trained) -> Results:
         settings = ReportSettings.from_config(cfg)
         baselines = {name: partial(predict_baseline, name, trained) for name in cfg.baselines}
+        write_protocol(trained.rounds, trained.run.root / "table2", has_paper=settings.has_paper)
         results = write_ablation(trained, baselines)
         write_report(settings, trained, results)
         publish_table(cfg, trained.run, results.table)

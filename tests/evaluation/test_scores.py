@@ -12,7 +12,7 @@ from flare.core.files import read_csv, read_json
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_labels
 from flare.evaluation.metrics import ScoreSettings
-from flare.evaluation.scores import evaluate, score_folder
+from flare.evaluation.scores import evaluate, read_lesions, score_folder
 from flare.evaluation.summary import summarise
 from flare.runs.work import LocalExecutor
 
@@ -137,6 +137,31 @@ def test_details_and_lesions_of_a_cohort(config: Any, folders: tuple[Path, Path]
     assert [row["side"] for row in read_csv(folders[0] / "lesions.csv")] == ["reference", "prediction"]
     low, high = summary["intervals"]["Lesion"]["DSC"]
     assert 0 <= low < 0.5 < high <= 1
+
+
+def test_a_lesion_is_as_sure_as_its_confidence_where_every_prediction_has_a_map(
+    config: Any, folders: tuple[Path, Path]
+) -> None:
+    """Voxel order differs; one map alone is not mixed with volumes of the other cases."""
+    sure = np.zeros((8, 8, 8), np.uint8)
+    sure[4:6], sure[6:] = 51, 153  # of the two slices that are right and the two that are not
+    confidence = folders[0].parent / "confidence"
+    write_labels(confidence / "b.nii.gz", sure[:, :, ::-1], FLIPPED)
+    assert run(config, *folders)["lesions"]["auc"] == 1
+    assert read_lesions(folders[0])["b"][1].score == pytest.approx(64 * 2 / 1000)
+    write_labels(confidence / "a.nii.gz", sure, GEOMETRY)
+    run(config, *folders)
+    reference, found = read_lesions(folders[0])["b"]
+    assert reference.score == found.score == pytest.approx((51 + 153) / 2 / 255)
+    assert read_lesions(folders[0])["a"] == []
+
+
+def test_the_console_tells_patients_and_lesions(
+    config: Any, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(config, *folders)["lesions"]
+    assert (found["patients_with_tumor"], found["controls"], found["specificity"]) == (1, 2, 1)
+    assert "specificity" in capsys.readouterr().err
 
 
 def test_a_lesion_without_prediction_is_missed(config: Any, folders: tuple[Path, Path]) -> None:

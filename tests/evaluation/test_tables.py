@@ -77,6 +77,23 @@ def test_table5_of_other_rounds_has_no_figures_of_the_paper(labels: ClassList, t
     assert "| mo | 4 (222) | 60.00 (95.72) |" in text
 
 
+def test_table5_says_which_cohorts_the_papers_are_and_has_its_public_cases(
+    labels: ClassList, tmp_path: Path
+) -> None:
+    """Ours on the 50 public cases is compared with the first column of Table 4, typed here from the paper."""
+    rows = [AblationRow("mot3", 4, summary(labels, 0.5, 0.5))]
+    found = table5(rows, labels, tmp_path / "table5", note="Ours are validation cases of flare23.")
+    text = (tmp_path / "table5.md").read_text()
+    assert text.count("100 online validation cases") == text.count("50 public ones (Table 4)") == 2
+    assert text.count("Ours are validation cases of flare23.") == 2
+    lines = [line for line in text.splitlines() if line.startswith("| mot3, public |")]
+    assert lines[0].startswith("| mot3, public | - (4000) | - (97.46) | - (94.35) |")
+    assert lines[1].endswith("| - (51.80) | - (96.75) |")
+    assert [row["round"] for row in found] == ["mot3"]  # the csv has rounds alone
+    table5(rows, labels, tmp_path / "alone", has_paper=False)
+    assert "public" not in (tmp_path / "alone.md").read_text()
+
+
 def test_table4_averages_cases_and_skips_what_is_not_scored(labels: ClassList, tmp_path: Path) -> None:
     rows = [
         {f"{c.short}_{m}": value for c in labels.entries for m in ("DSC", "NSD")} for value in ("0.5", "0.7")

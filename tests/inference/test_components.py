@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,30 +57,46 @@ def test_dice_by_hand():
 
 
 def test_an_organ_is_chosen_only_if_its_mean_improves(labels, tmp_path):
-    scores = [
-        {"liver": (0.90, 0.92), "spleen": (0.8, 0.9), "aorta": (0.7, 0.7)},
-        {"liver": (0.90, 0.89), "spleen": (0.8, 0.6)},
-    ]
+    scores = {
+        "a": {"liver": (0.90, 0.92), "spleen": (0.8, 0.9), "aorta": (0.7, 0.7)},
+        "b": {"liver": (0.90, 0.89), "spleen": (0.8, 0.6)},
+    }
     fit = decide(scores, labels)
     assert set(fit) == {labels.name_of(organ) for organ in labels.organs}
     assert fit["liver"] == {
         "keep_largest": True,
         "dice_before": pytest.approx(0.9),
         "dice_after": pytest.approx(0.905),
+        "dice_judged": pytest.approx((0.90 + 0.89) / 2),  # a is left as it is, as b chooses; b follows a
         "cases": 2,
     }
     assert not fit["spleen"]["keep_largest"]
     assert not fit["aorta"]["keep_largest"]  # equal is no improvement
-    assert fit["pancreas"] == {"keep_largest": False, "dice_before": 0.0, "dice_after": 0.0, "cases": 0}
+    none = dict.fromkeys(("dice_before", "dice_after", "dice_judged"), 0.0)
+    assert fit["pancreas"] == {"keep_largest": False, **none, "cases": 0}
     write_fit(tmp_path / "components.json", fit, "hash")
     assert fitted_classes(tmp_path / "components.json", "hash", labels) == (labels.id_of("liver"),)
+
+
+def test_each_half_is_judged_by_the_choice_of_the_other(labels):
+    rng = np.random.default_rng(0)
+    for cases in rng.integers(2, 12, size=40):
+        names = [f"case{n}" for n in range(cases)]
+        scores = {c: {"liver": tuple(rng.integers(0, 9, size=2) / 8)} for c in names if rng.random() < 0.9}
+        order = sorted(scores, key=lambda case: hashlib.sha256(case.encode()).hexdigest())
+        total = 0.0
+        for own, other in ((order[0::2], order[1::2]), (order[1::2], order[0::2])):
+            helps = sum(scores[c]["liver"][1] - scores[c]["liver"][0] for c in other) > 0
+            total += sum(scores[c]["liver"][int(helps)] for c in own)
+        expected = total / len(scores) if scores else 0.0
+        assert decide(scores, labels)["liver"]["dice_judged"] == pytest.approx(expected)
 
 
 def test_a_fit_counts_for_its_own_checkpoint_alone(labels, tmp_path, caplog):
     path = tmp_path / "components.json"
     assert fitted_classes(path, "hash", labels) == ()
     assert not caplog.messages
-    write_fit(path, decide([{"liver": (0.8, 0.9)}], labels), "hash of the last")
+    write_fit(path, decide({"a": {"liver": (0.8, 0.9)}}, labels), "hash of the last")
     assert fitted_classes(path, "hash of the best", labels) == ()
     assert "fitted on another checkpoint" in caplog.text
 
@@ -101,6 +119,7 @@ def test_the_fit_reads_cases_and_only_scores_what_the_reference_has(labels, tmp_
         "keep_largest": True,
         "dice_before": pytest.approx(128 / 129),
         "dice_after": 1.0,
+        "dice_judged": pytest.approx(128 / 129),  # the other half has no case to choose by
         "cases": 1,
     }
     assert fit["spleen"]["cases"] == 0

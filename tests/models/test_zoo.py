@@ -19,7 +19,7 @@ from flare.core.errors import FlareError
 from flare.core.preprocessing import Intensity
 from flare.inference.settings import InferenceSettings
 from flare.models.names import describe_network
-from flare.models.zoo import Adapted, check_network, load_network
+from flare.models.zoo import Adapted, check_network, count_network, load_network
 from flare.runs.checkpoints import KEY
 from flare.training import build
 from flare.training.build import check_architecture, start_from_teacher
@@ -265,3 +265,38 @@ def test_a_checkpoint_reads_nothing_of_the_machine(tmp_path: Path) -> None:
 def test_a_network_in_few_words() -> None:
     assert describe_network(configuration("model=tiny").model.net) == "UNet 16 32 64 128"
     assert describe_network(configuration("model=swinunetr").model.net) == "SwinUNETR"
+
+
+def counted(*overrides: str) -> dict[str, float]:
+    settings = TrainingSettings.from_config(composed("train", *overrides))
+    return count_network(lambda: build.build_network(settings), settings.patches.patch_size)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "adds", "paper"),
+    [("medium", 22.56, 253.06, 253.90), ("large", 84.94, 373.89, 375.14)],
+)
+def test_operations_are_the_papers_as_the_paper_counts(
+    model: str, parameters: float, adds: float, paper: float
+) -> None:
+    """Tables 2 and 3; without what normalisation costs, convolutions and heads alone (method, section 6)."""
+    found = counted(f"model={model}")
+    assert found == {
+        "parameters_m": parameters,
+        "multiply_adds_g": adds,
+        "as_paper_g": pytest.approx(paper, abs=0.011),
+    }
+
+
+def test_networks_of_others_are_counted_and_one_that_needs_values_is_not() -> None:
+    class Picky(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image if image.sum().item() else -image
+
+    found = counted("model=dynunet", *SMALL_DYNUNET, "data.patch_size=[8,16,16]")
+    assert 0 < found["multiply_adds_g"] <= found["as_paper_g"]
+    # 3000 kernels of 27 weights and a bias, at 5 of 7 places along each axis
+    plain = count_network(lambda: nn.Conv3d(1, 3000, 3), (7, 7, 7))
+    assert plain["multiply_adds_g"] == pytest.approx(3000 * 27 * 125 / 1e9, abs=0.005)
+    assert plain["parameters_m"] == pytest.approx(3000 * 28 / 1e6, abs=0.005)
+    assert count_network(Picky, (2, 2, 2)) == {}

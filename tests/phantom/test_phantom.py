@@ -373,6 +373,19 @@ def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], key: st
         plan_cohort(settings(**changes))
 
 
+def test_controls_are_test_cases_without_a_tumor_and_change_no_other(tmp_path: Path) -> None:
+    before = plan_cohort(settings())
+    after = plan_cohort(settings(counts={**COUNTS, "control": 3}))
+    controls = {case: after.pop(case) for case in ("phantom_7001", "phantom_7002", "phantom_7003")}
+    assert after == before
+    assert all(spec["tumors"] == [] and spec["style"] == "complete" for spec in controls.values())
+    make(tmp_path, counts={"control": 1})
+    (label,) = (tmp_path / "labelsTs").glob("*.nii.gz")
+    assert label.name == "phantom_7001.nii.gz"
+    assert set(np.unique(read(label)[1])) == {0, *(CLASS_IDS[n] for n in ORGANS)}
+    assert [c.split for c in Phantom(tmp_path, settings(counts={"control": 1})).planned_cases()] == ["test"]
+
+
 def test_plan_of_a_case_does_not_depend_on_the_others() -> None:
     few = plan_cohort(settings(counts={"tumor": 1}))
     many = plan_cohort(settings(counts={"organs_complete": 3, "tumor": 5}))

@@ -32,11 +32,14 @@ def test_the_best_of_ours_is_marked_whatever_the_paper_has(labels: ClassList) ->
         {"round": "mo", "cases": 4, "Liver_DSC": 60.0, "organ_mean_DSC": 50.0, "paper_Liver_DSC": 95.7},
         {"round": "atlas", "cases": None, "Liver_DSC": 70.0, "organ_mean_DSC": 20.0},
     ]
-    first, second = ablation_table(facts(two_classes(labels), [RoundFacts("mo", [], PLAN)], rows), "DSC")
+    found = ablation_table(facts(two_classes(labels), [RoundFacts("mo", [], PLAN)], rows), "DSC")
+    first, second, public = found
     assert [c["best"] for c in first["cells"]] == [False, False, True]  # liver, tumor, organ mean
     assert [c["best"] for c in second["cells"]] == [True, False, False]
     assert (first["baseline"], second["baseline"]) == (False, True)
     assert first["cells"][0] == {"ours": 60.0, "paper": 95.7, "best": False}
+    # Table 4, first column; the mean of its 13 organs, by hand
+    assert [(c["ours"], c["paper"]) for c in public["cells"]] == [(None, 97.46), (None, 52.23), (None, 88.92)]
 
 
 def test_provenance_counts_maps_and_volume_by_source(labels: ClassList) -> None:

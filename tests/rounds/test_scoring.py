@@ -205,12 +205,138 @@ def test_without_labelled_cases_the_table_is_left_out_and_an_old_one_does_not_st
     results = score.write_ablation(trained)
     assert results.table == []
     assert "data.scoring.split=test: no labelled case" in caplog.text
-    left = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    left = {p.name: p.read_text() for p in tmp_path.glob("table[4-8]*")}
     assert left == {
         "table4.previous.csv": "table4.csv",
         "table5.previous.csv": "table5.csv",
         "table5.previous.md": "table5.md",
     }
+
+
+def test_a_reference_without_tumor_is_a_control_where_its_source_looks_for_tumors(
+    mo: RoundSettings, config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    """Under `present` an absent tumor is not scored: only a declaration says that the patient has none."""
+    present = ["data.scoring.protocol=present", f"paths.run={tmp_path}"]
+    own = RoundSettings.from_config(config("train", "round=mo", *present))
+    declared = [replace(cases[0], annotated=(1, 14)), cases[1]]
+    root, executor = mo.folder.root / "validation", Flaky("none", "none")
+    for given, controls in ((cases, 0), (declared, 1), (declared, 1)):
+        lesions = score_split(own, given, root, executor)[0]["lesions"]
+        assert (lesions["scans"], lesions["controls"]) == (controls, controls)
+        assert lesions["specificity"] == (1.0 if controls else None)
+    assert executor.seen == ["score_files"] * 2  # another declaration scores again
+
+
+def test_the_table_of_tumors_has_the_rows_that_segment_them(
+    config: Callable[..., DictConfig],
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MT finds the lesion of `a` and calls `b`, which has none; MO learns no tumor."""
+    run = RunFolder(tmp_path)
+    truth = read_image(cases[0].image).array
+    truth[:2, 2:4, 2:4] = 14
+    write_labels(cases[0].image, truth, GEOMETRY)
+    for name in ("mo", "mt"):
+        for case in cases:
+            array = read_image(case.image).array
+            array[:1, 3:5, 3:5] = 14
+            write_labels(
+                run.round(name).root / "validation/predictions" / f"{case.id}.nii.gz", array, GEOMETRY
+            )
+    monkeypatch.setattr(score, "predict_split", lambda *_: Predicted())
+    overrides = ["data.scoring={split: validation, protocol: flare23}", f"paths.run={tmp_path}"]
+    rounds = [RoundSettings.from_config(config("train", f"round={n}", *overrides)) for n in ("mo", "mt")]
+    trained = score.Trained(rounds, _Cohort(cases), run, LocalExecutor(0, 0))  # type: ignore[arg-type]
+    tumors = score.write_ablation(trained).tumors
+    assert list(tumors) == ["mt"]
+    row = tumors["mt"]
+    assert (row["patient_sensitivity"], row["specificity"], row["sensitivity"]) == (1.0, 0.0, 1.0)
+    assert (row["false_alarms"], row["auc"]) == (["b"], 1.0)  # the lesion of `a` is the larger one
+    (line,) = read_csv(tmp_path / "tumors.csv")
+    assert (line["Name"], line["controls"], line["false_positives_per_scan"]) == ("mt", "1", "0.5")
+    assert "Ours are validation cases of phantom." in (tmp_path / "tumors.md").read_text()
+    assert (tmp_path / "tumors.tex").exists()
+
+
+def complete_cases(count: int, tmp_path: Path) -> list[Case]:
+    """Training cases with complete organs, all with one file."""
+    file = tmp_path / "any.nii.gz"
+    return [Case(f"c{n}", file, file, "train", "organs_complete", (1,), (1,)) for n in range(count)]
+
+
+def test_without_a_labelled_validation_case_a_fifth_of_the_complete_ones_is_held_out_for_the_fit(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path
+) -> None:
+    train = complete_cases(11, tmp_path)
+    mo, mt, everything = (
+        RoundSettings.from_config(config("train", f"round={name}")) for name in ("mo", "mt", "all")
+    )
+    folder, fold = mo.fit_cases(train)
+    assert (folder, len(fold)) == ("components", 2)
+    assert [c for c in train if c not in fold] == mo.train_cases(train)
+    assert [c.id for c in mo.fit_cases(train[::-1])[1]] == [c.id for c in fold]  # by id, not by place
+    assert mo.fit_cases(train[:4]) == ("components", [])  # too few to lose one
+    assert everything.train_cases(train) == train  # it teaches none
+    strict = RoundSettings.from_config(config("train", "round=mo", "data.components_split=validation"))
+    assert (strict.fit_cases(train), strict.train_cases(train)) == (("validation", []), train)
+    assert not mt.fits_components
+    # a labelled validation case is enough
+    assert mo.fit_cases([*train, *cases]) == ("validation", cases)
+    assert mo.train_cases([*train, *cases]) == train
+
+
+@pytest.mark.parametrize(
+    ("split", "fitted", "kept"),
+    [
+        ("auto", ["a", "b"], 11),
+        ("test", ["t"], 11),
+        ("train", 2, 9),
+        ("[c3,b]", ["c3", "b"], 10),
+        ("validation", ["a", "b"], 11),
+    ],
+)
+def test_the_fit_is_made_on_the_cases_that_are_named_and_no_round_trains_on_them(
+    config: Callable[..., DictConfig], cases: list[Case], tmp_path: Path, split: str, fitted: Any, kept: int
+) -> None:
+    everything = [*complete_cases(11, tmp_path), *cases, replace(cases[0], id="t", split="test")]
+    mo = RoundSettings.from_config(config("train", "round=mo", f"data.components_split={split}"))
+    found = [c.id for c in mo.fit_cases(everything)[1]]
+    assert found == fitted if isinstance(fitted, list) else len(found) == fitted
+    trained = {c.id for c in mo.train_cases(everything)}
+    assert len(trained) == kept
+    assert not trained & set(found)
+
+
+def test_a_name_that_no_labelled_case_has_is_refused(
+    config: Callable[..., DictConfig], cases: list[Case]
+) -> None:
+    mo = RoundSettings.from_config(config("train", "round=mo", "data.components_split=[a,nobody,c]"))
+    unlabeled = replace(cases[0], id="c", label=None)
+    with pytest.raises(FlareError, match=r"data\.components_split: no labelled case is named c, nobody"):
+        mo.train_cases([*cases, unlabeled])
+
+
+@pytest.mark.parametrize("value", ["nowhere", "3", "[1,2]", "null"])
+def test_a_split_that_is_none_is_refused(config: Callable[..., DictConfig], value: str) -> None:
+    with pytest.raises(FlareError, match=r"data\.components_split=.*expected auto, train, validation, test"):
+        RoundSettings.from_config(config("train", "round=mo", f"data.components_split={value}"))
+
+
+def test_held_out_training_cases_are_predicted_and_fitted_on_but_not_scored(
+    mo: RoundSettings, cases: list[Case], folder: RoundFolder
+) -> None:
+    named = replace(mo, components_split=("a", "b"))
+    held = [replace(c, split="train", kind="organs_complete") for c in cases]
+    shutil.move(folder.root / "validation", folder.root / "components")
+    executor = Flaky("none", "none")
+    assert finish_round(named, held, executor) == []
+    fit = read_json(folder.components)
+    assert (fit["cases"], fit["organs"]["liver"]["cases"]) == ("2 held-out training cases", 2)
+    assert executor.seen == ["compare_case"]
+    assert not (folder.root / "validation" / "metrics.csv").exists()
 
 
 class _Cohort:

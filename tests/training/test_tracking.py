@@ -14,6 +14,7 @@ from PIL import Image
 from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.core.geometry import Geometry, Volume
+from flare.evaluation.lesions import detection, write_detection
 from flare.evaluation.tables import AblationRow, table5
 from flare.prepare.cohort import Cohort
 from flare.report.comparison import publish_table
@@ -142,13 +143,14 @@ def test_table5_is_an_artifact_once(cohort: Cohort, labels: ClassList, tmp_path:
     scores = dict.fromkeys(("DSC", "NSD"), 0.5)
     summary = {"classes": {c.short: scores for c in labels.entries}, "organ_mean": scores}
     rows = table5([AblationRow("mo", 3, summary)], labels, run.root / "table5")
+    write_detection(run.root / "tumors", {"mo": detection({"a": [], "b": []})}, "mo", "")
     publish_table(cfg, run, rows)
     publish_table(cfg, run, rows)  # unchanged: nothing to say
     (only,) = read_offline(run.root / "logs")
     assert synced(run.root) == {only.folder}
     assert (only.run["run_group"], only.run["job_type"]) == ("trial", "ablation")
-    artifact = next(a for a in only.artifacts if a["type"] == "table")
-    assert artifact["name"] == "trial-table5"
+    artifact, tumors = (a for a in only.artifacts if a["type"] == "table")
+    assert (artifact["name"], tumors["name"]) == ("trial-table5", "trial-tumors")
     files = {entry["path"] for entry in artifact["manifest"]["contents"]}
     assert {"table5.csv", "table5.md", "table5.tex"} <= files
     assert {key.replace("<name>", "trial") for key in documented("Of a run of rounds")} <= only.keys

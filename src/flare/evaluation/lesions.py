@@ -1,20 +1,32 @@
-"""Lesion-wise detection: which tumors of the reference were found, and which found ones are none."""
+"""Detection of tumors: which lesions were found, which found ones are none, and which patients bear any."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flare.core.classes import ClassList
+from flare.core.files import write_csv
 from flare.core.geometry import Spacing, bounding_box
 from flare.evaluation.metrics import mean
+from flare.evaluation.rendering import Column, Table, cell, write_table
 from flare.merging.maps import components, shell_of
 
 SIZES_MM = (10.0, 20.0)  # limits between small, middle and large (ours)
 OUTSIDE = "none"
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives a scan that FROC averages over (LUNA16's)
+LOWEST = "false_positives_per_scan"
+COUNTS = ("patients_with_tumor", "controls", "lesions")
+OF_PATIENTS = (*COUNTS[:2], "patient_sensitivity", "specificity", "auc")
+OF_LESIONS = (COUNTS[2], "sensitivity", "mean_dsc", LOWEST, "froc")
+OF_CURVE = tuple(f"at_{rate:g}" for rate in RATES)
+Cases = Mapping[str, Sequence["Lesion"]]
+Row = dict[str, Any]
+Map = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class Lesion:
         matched: Whether it overlaps a tumor of the other side: a reference lesion is then detected; a
             predicted one that is not is a false positive.
         dsc: For a reference lesion, against all predicted ones that overlap it.
+        score: How sure a predicted one is: the mean confidence of its voxels, or without a map its volume in
+            ml. For a reference lesion, the highest score of those that overlap it; None if none does.
     """
 
     side: str
@@ -37,14 +51,16 @@ class Lesion:
     organ: str
     matched: bool
     dsc: float | None = None
+    score: float | None = None
 
 
 def find_lesions(
-    reference: np.ndarray, prediction: np.ndarray, *, spacing_mm: Spacing, classes: ClassList
+    reference: Map, prediction: Map, *, spacing_mm: Spacing, classes: ClassList, confidence: Map | None = None
 ) -> list[Lesion]:
     """List the tumors of both sides, matched by overlap (one voxel suffices).
 
-    Both maps are `(Z, Y, X)` uint8 class ids. Without a tumor class the list is empty.
+    Both maps are `(Z, Y, X)` uint8 class ids, `confidence` is how sure the prediction is of each voxel, of
+    the same shape. Without a tumor class the list is empty.
 
     Returns:
         The reference's lesions, then the predicted ones. Where the reference has no organ, the prediction
@@ -60,6 +76,10 @@ def find_lesions(
     is_organ = np.isin(np.arange(256), classes.organs)
     organs = np.where(is_organ[sides[0]], *sides)
     predicted = list(components(tumors[1]))
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    scores = np.array([0.0, *(lesion.voxels * voxel_ml for lesion in predicted)])
+    if confidence is not None:
+        scores[1:] = [confidence[box][lesion.box][lesion.mask].mean() for lesion in predicted]
     numbers = np.zeros(organs.shape, dtype=np.int64)
     for number, lesion in enumerate(predicted, start=1):
         numbers[lesion.box][lesion.mask] = number
@@ -67,16 +87,17 @@ def find_lesions(
     found = []
     for side, own, lesions in (("reference", 0, components(tumors[0])), ("prediction", 1, predicted)):
         for lesion in lesions:
-            volume_ml = float(lesion.voxels * np.prod(spacing_mm) / 1000)
+            volume_ml = lesion.voxels * voxel_ml
             shared = lesion.mask & tumors[1 - own][lesion.box]
             dsc = None
-            if side == "reference":
-                partners = np.unique(numbers[lesion.box][shared])
+            partners = np.unique(numbers[lesion.box][lesion.mask if own else shared])
+            if not own:
                 dsc = float(2 * np.count_nonzero(shared) / (lesion.voxels + sizes[partners].sum()))
+            score = float(scores[partners].max()) if partners.size else None
             organ = shell_of(lesion, tumors[own], organs, is_organ).organ
             diameter_mm = float(np.cbrt(6 * volume_ml * 1000 / np.pi))
             around = classes.by_id(organ).short if organ else OUTSIDE
-            found.append(Lesion(side, volume_ml, diameter_mm, around, bool(shared.any()), dsc))
+            found.append(Lesion(side, volume_ml, diameter_mm, around, bool(shared.any()), dsc, score))
     return found
 
 
@@ -88,34 +109,106 @@ def size_class(diameter_mm: float) -> str:
     return f">={SIZES_MM[-1]:g} mm"
 
 
-def detection(cases: Mapping[str, Sequence[Lesion]]) -> dict[str, Any]:
-    """Sum up a cohort: sensitivity, false positives per scan, and both by size and bearing organ.
+def detection(cases: Cases) -> Row:
+    """Sum up a cohort: patients, and lesions found and false positives per scan, also by size and organ.
 
-    Cases without any lesion count as scans.
+    Cases without any lesion are scans. `froc` is the mean sensitivity `at_` the `RATES`, to which a group has
+    the false positives of all.
     """
     lesions = [lesion for found in cases.values() for lesion in found]
-    total, scans = _counts(lesions), len(cases)
+    false, scans = [x for x in lesions if x.side == "prediction" and not x.matched], len(cases)
     sizes = dict.fromkeys(size_class(x.diameter_mm) for x in sorted(lesions, key=lambda x: x.diameter_mm))
     organs = sorted({x.organ for x in lesions})
+
+    def counts(group: Sequence[Lesion]) -> Row:
+        real, own = ([x for x in group if x.side == side] for side in ("reference", "prediction"))
+        curve = froc([*real, *false], scans)
+        best = [curve[curve[:, 0] <= rate, 1].max() if len(curve) else None for rate in RATES]
+        detected, missed = sum(x.matched for x in real), sum(not x.matched for x in own)
+        return {
+            "lesions": len(real),
+            "detected": detected,
+            "sensitivity": detected / len(real) if real else None,
+            "mean_dsc": mean(x.dsc for x in real),
+            "predicted": len(own),
+            "false_positives": missed,
+            LOWEST: missed / scans if scans else None,
+            "froc": mean(best),
+            **dict(zip(OF_CURVE, best, strict=True)),
+        }
+
     return {
         "scans": scans,
-        **total,
-        "false_positives_per_scan": total["false_positives"] / scans if scans else None,
-        "by_size": {
-            size: _counts([x for x in lesions if size_class(x.diameter_mm) == size]) for size in sizes
-        },
-        "by_organ": {organ: _counts([x for x in lesions if x.organ == organ]) for organ in organs},
+        **_by_patient(cases),
+        **counts(lesions),
+        "by_size": {s: counts([x for x in lesions if size_class(x.diameter_mm) == s]) for s in sizes},
+        "by_organ": {organ: counts([x for x in lesions if x.organ == organ]) for organ in organs},
     }
 
 
-def _counts(lesions: Sequence[Lesion]) -> dict[str, Any]:
-    real, predicted = ([x for x in lesions if x.side == side] for side in ("reference", "prediction"))
-    detected = sum(x.matched for x in real)
+def _by_patient(cases: Cases) -> Row:
+    """Sum up by patient: who has a predicted tumor, wherever it lies, is called positive.
+
+    Controls have no tumor in the reference. A patient's score is the highest of the predicted lesions, or 0;
+    `auc` is the area under its ROC curve, ties by half.
+    """
+    best = {
+        c: max((x.score or 0.0 for x in of if x.side == "prediction"), default=0) for c, of in cases.items()
+    }
+    ill = {c for c, of in cases.items() if any(x.side == "reference" for x in of)}
+    bearing, free = ({c: s for c, s in best.items() if (c in ill) is bears} for bears in (True, False))
+    auc = None
+    if bearing and free:
+        from scipy.stats import mannwhitneyu
+
+        pairs = len(bearing) * len(free)
+        auc = float(mannwhitneyu([*bearing.values()], [*free.values()]).statistic) / pairs
+    missed, called = [c for c in bearing if not bearing[c]], [c for c in free if free[c]]
     return {
-        "lesions": len(real),
-        "detected": detected,
-        "sensitivity": detected / len(real) if real else None,
-        "mean_dsc": mean(x.dsc for x in real),
-        "predicted": len(predicted),
-        "false_positives": sum(not x.matched for x in predicted),
+        "patients_with_tumor": len(bearing),
+        "patient_sensitivity": 1 - len(missed) / len(bearing) if bearing else None,
+        "controls": len(free),
+        "specificity": 1 - len(called) / len(free) if free else None,
+        "auc": auc,
+        "missed_patients": missed,
+        "false_alarms": called,
     }
+
+
+def froc(lesions: Sequence[Lesion], scans: int) -> np.ndarray:
+    """The curve `(points, 2)` of false positives per scan and sensitivity, from no lesion kept to all."""
+    real = np.array([x.score or 0.0 for x in lesions if x.side == "reference"])
+    false = np.array([x.score or 0.0 for x in lesions if x.side == "prediction" and not x.matched])
+    if not real.size:
+        return np.empty((0, 2))
+    scores = np.unique([*real[real > 0], *false, np.inf])[::-1]
+    return np.array([[(false >= s).sum() / scans, (real >= s).mean()] for s in scores])
+
+
+def detection_tables(rows: Mapping[str, Row], last: str, note: str = "") -> list[Table]:
+    """What `detection` gives by name, in bold the best; of the row `last` also lesions by size and organ."""
+
+    def table(title: str, rows: Mapping[str, Row], keys: Sequence[str], best: str = "") -> Table:
+        marked = {k: "min" if k == LOWEST else best for k in keys if best and k not in COUNTS}
+        cells = [[cell(n), *(cell(of[k], 0 if k in COUNTS else 3) for k in keys)] for n, of in rows.items()]
+        heads = [Column("name"), *(Column(k.replace("_", " "), marked.get(k, "")) for k in keys)]
+        return Table(title.strip(), heads, cells)
+
+    last = last if last in rows else list(rows)[-1]  # the last round may learn no tumor
+    groups = {told: rows[last][f"by_{told}"] for told in ("size", "organ") if rows[last][f"by_{told}"]}
+    return [
+        table(f"By patient. {note}", rows, OF_PATIENTS, "max"),
+        table("By lesion", rows, OF_LESIONS, "max"),
+        table("Sensitivity for lesions at false positives per scan (FROC)", rows, OF_CURVE, "max"),
+        *(table(f"Lesions of {last} by {told}", of, OF_LESIONS) for told, of in groups.items()),
+    ]
+
+
+def write_detection(stem: Path, rows: Mapping[str, Row], last: str, note: str) -> None:
+    """Write `<stem>.csv`, a row a name, and `detection_tables` as `.md` and `.tex`; no row leaves no file."""
+    for stale in () if rows else stem.parent.glob(f"{stem.name}.*"):
+        stale.unlink()
+    if rows:
+        lines = [{"Name": name, **found} for name, found in rows.items()]
+        write_csv(stem.with_suffix(".csv"), lines, ["Name", *OF_PATIENTS, *OF_LESIONS, *OF_CURVE])
+        write_table(stem, detection_tables(rows, last, note))

@@ -48,6 +48,8 @@ class ScoreSettings:
     label_map: Mapping[Any, int] | None = None  # `data.label_map`, applied to the references
     extra: tuple[Part, ...] = ()  # scores of the user's own, each as its part of the configuration
     details: bool = False  # whether to write `details.csv` and `lesions.csv` and give confidence intervals
+    # cases of which a reference without a tumor says, whatever the protocol, that there is none
+    answered: tuple[str, ...] = ()
     max_failed: float = 1.0  # share of the cases that may fail by no fault of their files
     has_paper: bool = False  # whether the paper's figures stand beside the scores
 
@@ -69,12 +71,13 @@ class ScoreSettings:
             if not callable(build_part(OmegaConf.create(part), f"{EXTRA}[{number}]")):
                 raise FlareError(f"{EXTRA}[{number}]: {part['_target_']} gives nothing that can be called")
         has_paper = shows_published(cfg, classes, protocol)
-        return cls(classes, protocol, label_map, tuple(parts), False, failed_share(cfg), has_paper)
+        return cls(classes, protocol, label_map, tuple(parts), False, (), failed_share(cfg), has_paper)
 
     def identity(self) -> dict[str, Any]:
         """What decides the scores, as plain values."""
         own = {"protocol": self.protocol, "label_map": self.label_map, "extra": list(self.extra)}
-        return {"classes": self.classes.to_config(), **own}
+        tumors = {} if self.classes.tumor is None else {"answered": self.answered}
+        return {"classes": self.classes.to_config(), **own, **tumors}
 
 
 @dataclass(frozen=True)

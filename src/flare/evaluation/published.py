@@ -12,12 +12,22 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError, choice
 
 PHANTOM = "phantom"  # `data.name` of the embedded cohort
+PUBLIC = "mot3, public"  # the row of `public_validation` in Table 5
 
 
 @cache
 def published() -> dict[str, Any]:
     """All tables by name, `table4` to `table8`, as plain values; layout and units are in the file."""
     return OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))  # type: ignore[return-value]
+
+
+def public_validation(measure: str) -> dict[str, float]:
+    """The paper's MOT3 on the 50 public validation cases (Table 4): by short name, and the organs' mean."""
+    rows: dict[str, float] = {
+        n: published()["table4"][n][f"public_{measure}"] for n in published()["classes"]
+    }
+    organs = [rows[n] for n, (_, _, role, *_) in published()["classes"].items() if role == "organ"]
+    return rows | {"organ_mean": round(sum(organs) / len(organs), 2)}
 
 
 def is_flare23(classes: ClassList) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flare.core.files import write_text
+from flare.core.files import read_csv, write_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame  # half a second to import, so only where tables are made
@@ -119,6 +119,13 @@ def write_table(stem: Path, tables: Sequence[Table]) -> None:
     """Write tables as `<stem>.md` and `<stem>.tex`."""
     write_text(stem.with_suffix(".md"), to_markdown(tables))
     write_text(stem.with_suffix(".tex"), to_latex(tables))
+
+
+def csv_table(path: Path, title: str) -> Table:
+    """A table of what a csv file holds."""
+    rows = read_csv(path)
+    cells = [[cell(value or None) for value in row.values()] for row in rows]
+    return Table(title, [Column(key.replace("_", " ")) for key in rows[0]], cells)
 
 
 def show(table: Table) -> None:

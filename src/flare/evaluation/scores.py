@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from flare.core.cases import case_rule
 from flare.core.class_files import agreed_classes
 from flare.core.errors import FlareError
-from flare.core.files import write_csv, write_json
+from flare.core.files import read_json, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import without_ignored
-from flare.core.volumes import find_images, match_grid, read_labels, strip_extension, unique_cases
-from flare.evaluation.lesions import Lesion, detection, find_lesions, size_class
+from flare.core.volumes import find_images, match_grid, read_image, read_labels, strip_extension, unique_cases
+from flare.evaluation.lesions import Lesion, detection, detection_tables, find_lesions, size_class
 from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
 from flare.evaluation.rendering import show
 from flare.evaluation.summary import (
@@ -33,16 +33,16 @@ from flare.evaluation.summary import (
 from flare.runs.work import Executor, Outcome, build_executor, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)
-EXTRA_CSV = "extra_scores.csv"
+EXTRA_CSV, LESIONS_JSON = "extra_scores.csv", "lesions.json"
 DETAILS = ("DSC", "NSD", "HD95_mm", "reference_ml", "prediction_ml", "volume_error_ml")
-LESIONS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC")
+LESIONS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched", "DSC", "score")
 
 
 @dataclass(frozen=True)
 class CaseScores:
     """All that is known of one case: scores by short name, tumors of both sides, scores of the user's own.
 
-    `lesions` is None where they are not asked for, or where the protocol does not score the tumor.
+    `lesions` is None where nothing says whether the patient bears a tumor.
     """
 
     classes: Mapping[str, ClassScore]
@@ -101,6 +101,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         summary["comparison"] = comparison
         write_json(output / "summary.json", summary)
     show(class_table(summary))
+    if summary["lesions"]["scans"]:
+        for table in detection_tables({"all": summary["lesions"]}, "all"):
+            show(table)
     if summary["missing"]:
         log.warning("without a prediction, scored zero: %s", ", ".join(summary["missing"]))
     report_failures(failures, "evaluate")
@@ -119,8 +122,9 @@ def score_folder(
 ) -> dict[str, Any]:
     """Score every reference's prediction; a missing prediction scores zero and is named.
 
-    The folder of predictions is searched recursively for `<case>.nii.gz`. `references` are case id -> label
-    map, `refused` the cases that are known to fail, and why. Predictions are named by `rule` (`case_id`).
+    The folder of predictions is searched recursively for `<case>.nii.gz`; lesions are scored by maps of the
+    folder `confidence` beside it (0 to 255), if each case has one. `references` are case id -> label map,
+    `refused` the cases that are known to fail, and why. Predictions are named by `rule` (`case_id`).
 
     Returns:
         The summary; cases that could not be scored are under `failed` with the reason, and have no row;
@@ -135,10 +139,12 @@ def score_folder(
     for what, cases in (("has no prediction and scores zero", missing), ("has no reference", extra)):
         for case in cases:
             log.warning("case %s %s", case, what)
+    maps = {case: predictions.with_name("confidence") / given[case].name for case in given.keys() - extra}
+    known = maps if all(path.exists() for path in maps.values()) else {}
     jobs = {
-        case: {"case": case, "reference": path, "prediction": given.get(case), "settings": settings}
-        for case, path in sorted(references.items())
-        if case not in failed
+        case: {"case": case, "reference": references[case], "prediction": given.get(case)}
+        | {"confidence": known.get(case), "settings": settings}
+        for case in sorted(references.keys() - failed.keys())
     }
     done = run_cases(score_files, jobs, executor=executor, description="score")
     outcomes = sorted(done, key=lambda o: o.case_id)
@@ -164,10 +170,19 @@ def score_folder(
         summary["extra_scores"] = write_extra_scores(scored, output / EXTRA_CSV)
     else:
         (output / EXTRA_CSV).unlink(missing_ok=True)
+    lesions = {case: found.lesions for case, found in scored.items() if found.lesions is not None}
+    write_json(output / LESIONS_JSON, {case: [asdict(x) for x in found] for case, found in lesions.items()})
+    summary["lesions"] = detection(lesions)
     if settings.details:
         summary |= {"intervals": intervals(rows, settings.classes), **write_details(scored, output)}
     write_json(output / "summary.json", summary)
     return summary
+
+
+def read_lesions(folder: Path) -> dict[str, list[Lesion]]:
+    """The lesions of each scan that `score_folder` has scored into a folder and whose reference tells."""
+    found = read_json(folder / LESIONS_JSON)
+    return {case: [Lesion(**x) for x in lesions] for case, lesions in found.items()}
 
 
 def failed_cases(summary: Mapping[str, Any]) -> list[Outcome]:
@@ -176,7 +191,9 @@ def failed_cases(summary: Mapping[str, Any]) -> list[Outcome]:
     return [Outcome(case, None, reason, case in faults) for case, reason in summary["failed"].items()]
 
 
-def score_files(case: str, reference: Path, prediction: Path | None, settings: ScoreSettings) -> CaseScores:
+def score_files(
+    case: str, reference: Path, prediction: Path | None, confidence: Path | None, settings: ScoreSettings
+) -> CaseScores:
     """Score one case from its files; without a prediction every scored class is zero.
 
     Voxels that the reference ignores are in no score, volume or lesion, see `without_ignored`; a prediction
@@ -200,9 +217,11 @@ def score_files(case: str, reference: Path, prediction: Path | None, settings: S
         scores = {k: s if s.dsc is None else replace(s, dsc=0.0, nsd=0.0) for k, s in scores.items()}
     extra = extra_scores(*pair, spacing_mm=spacing_mm, settings=settings)
     tumor = classes.tumor
-    if not details or tumor is None or scores[classes.by_id(tumor).short].dsc is None:
+    if tumor is None or (scores[classes.by_id(tumor).short].dsc is None and case not in settings.answered):
         return CaseScores(scores, extra=extra)
-    return CaseScores(scores, find_lesions(*pair, spacing_mm=spacing_mm, classes=classes), extra)
+    sure = None if confidence is None else match_grid(read_image(confidence, case), truth, case).array / 255
+    lesions = find_lesions(*pair, spacing_mm=spacing_mm, classes=classes, confidence=sure)
+    return CaseScores(scores, lesions, extra)
 
 
 def write_extra_scores(scored: Mapping[str, CaseScores], path: Path) -> dict[str, float | None]:
@@ -217,7 +236,7 @@ def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, A
 
     Returns:
         For the summary: `distances` (short -> mean HD95 and over how many cases, mean and mean absolute
-        volume error in ml) and `lesions`.
+        volume error in ml).
     """
     rows = [
         {"case": case, "class": short, **{k: getattr(s, k.lower()) for k in DETAILS}}
@@ -243,4 +262,4 @@ def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, A
             "volume_error_ml": mean(errors),
             "absolute_volume_error_ml": mean(map(abs, errors)),
         }
-    return {"distances": distances, "lesions": detection(cases)}
+    return {"distances": distances}

@@ -13,10 +13,11 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.evaluation.metrics import MEASURES, mean
-from flare.evaluation.published import published
+from flare.evaluation.published import PUBLIC, public_validation, published
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, write_table
 from flare.evaluation.summary import Row, only_learned, score_matrix
 
+ONLINE = "FLARE23's 100 online validation cases, in the last row on its 50 public ones (Table 4)"
 # of Table 4: our cases, then the paper's cohorts
 COHORTS = ("", "paper_public_", "paper_online_", "paper_testing_")
 # up to these the challenge's ranking makes no difference (paper, section 3.1)
@@ -71,7 +72,8 @@ def table5(
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
     All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
-    `has_paper` the paper's figures stand beside its rounds; its mean over organs only where all are scored.
+    `has_paper` the paper's figures stand beside its rounds, its organ mean where all organs are scored, and
+    its public cases below.
 
     Returns:
         The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
@@ -95,7 +97,7 @@ def table5(
     heads = [Column("round"), Column("cases"), *(Column(n.replace("_", " "), "max") for n in names)]
     tables = []
     for m in MEASURES:
-        told = ", the paper's in brackets" if has_paper else ""
+        told = f"; in brackets the paper's on {ONLINE}" if has_paper else ""
         title = f"{m} (%){told}; best of each column in bold" + (note and f". {note}")
         body = [
             [
@@ -105,6 +107,9 @@ def table5(
             ]
             for line in lines
         ]
+        if has_paper:
+            public = public_validation(m)
+            body.append([Cell(PUBLIC), beside(None, 4000, 0), *(beside(None, public.get(n)) for n in names)])
         tables.append(Table(title, heads, body))
     write_table(stem, tables)
     return lines
@@ -178,12 +183,12 @@ def table6(cases: Sequence[Mapping[str, Any]], stem: Path, *, has_paper: bool = 
     paper = [c | {"size": "x".join(map(str, c["size"]))} for c in published()["table6"] if has_paper]
     columns = ("case", "size", "time_s", "max_gpu_mb", "gpu_auc")
     told = f"the challenge tolerates {TOLERANCE_S} s and {TOLERANCE_GB} GB of GPU memory"
-    return _write(cases, paper, columns, stem, f"Efficiency per case ({told})")
+    return write_compared(cases, paper, columns, stem, f"Efficiency per case ({told})")
 
 
 def table7(ours: Mapping[str, float | None], stem: Path, *, has_paper: bool = True) -> list[Row]:
     """Write average efficiency, ours and the paper's; the keys are those of `EFFICIENCY`."""
-    return _write([ours], [published()["table7"]][:has_paper], EFFICIENCY, stem, "Average efficiency")
+    return write_compared([ours], [published()["table7"]][:has_paper], EFFICIENCY, stem, "Average efficiency")
 
 
 def table8(
@@ -200,23 +205,24 @@ def table8(
     ours: Row = {f"organ_{m}": summary["organ_mean"][m] for m in MEASURES}
     ours |= {f"tumor_{m}": (summary["tumor"] or {}).get(m) for m in MEASURES}
     ours |= {k: (efficiency or {}).get(k) for k in ("gpu_auc", "time_s")}
-    return _write([ours], [published()["table8"]][:has_paper], ours, stem, "Test cases", digits=4)
+    return write_compared([ours], [published()["table8"]][:has_paper], ours, stem, "Test cases", digits=4)
 
 
-def _write(
+def write_compared(
     ours: Sequence[Mapping[str, Any]],
     paper: Sequence[Mapping[str, Any]],
     keys: Sequence[str] | Mapping[str, Any],
     stem: Path,
     title: str,
     digits: int = 2,
+    best: str = "max",
 ) -> list[Row]:
-    """Write ours and the paper's rows; of a score the highest is best, of a cost the lowest."""
+    """Write ours and the paper's rows; of a score the highest is best (`best`), of a cost the lowest."""
     groups = (("ours", ours), ("paper", paper))
     lines = [{"source": of, **{k: row.get(k) for k in keys}} for of, rows in groups for row in rows]
     write_csv(stem.with_suffix(".csv"), lines)
     heads = {k: EFFICIENCY.get(k, k.replace("_", " ")) for k in lines[0]}
-    columns = [Column(head, "min" if k in EFFICIENCY else "max") for k, head in heads.items()]
+    columns = [Column(head, "min" if k in EFFICIENCY else best) for k, head in heads.items()]
     write_table(stem, [Table(title, columns, [[cell(ln[k], digits) for k in heads] for ln in lines])])
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,35 +56,41 @@ def fit_components(
     `pairs` are case id to prediction, without post-processing, and reference.
 
     Returns:
-        Organ name to `keep_largest`, mean Dice before and after, and the number of cases, as plain values;
-        and the cases that could not be scored, which the means leave out.
+        Organ name to what `decide` says, as plain values; and the cases that could not be scored, which the
+        means leave out.
     """
     shared = {"classes": classes, "label_map": label_map}
     jobs = {case: {"case": case, "prediction": p, "reference": r, **shared} for case, (p, r) in pairs.items()}
     found = run_cases(compare_case, jobs, executor=executor, description="fit components")
     outcomes = sorted(found, key=lambda o: o.case_id)  # means do not depend on which case finished first
     failures = [outcome for outcome in outcomes if outcome.error is not None]
-    return decide([o.value for o in outcomes if o.error is None], classes), failures
+    return decide({o.case_id: o.value for o in outcomes if o.error is None}, classes), failures
 
 
-def decide(scores: list[dict[str, tuple[float, float]]], classes: ClassList) -> Fit:
+def decide(scores: Mapping[str, Mapping[str, tuple[float, float]]], classes: ClassList) -> Fit:
     """Average the Dice of each organ over the cases that have it, before and after, and decide.
 
-    `scores` are what `compare_case` gives. An organ that no case has is left as it is.
+    `scores` are what `compare_case` gives, by case. An organ that no case has is left as it is. In the mean
+    `dice_judged` each case follows what the half of the cases chooses that it is not in, by a hash of its id.
     """
+    order = sorted(scores, key=lambda case: hashlib.sha256(case.encode()).digest())
     fit: Fit = {}
     for organ in classes.organs:
         name = classes.name_of(organ)
-        found = [case[name] for case in scores if name in case]
+        halves = [[scores[c][name] for c in order[n::2] if name in scores[c]] for n in (0, 1)]
+        found = [case[name] for case in scores.values() if name in case]
         before, after = np.mean(found, axis=0).tolist() if found else (0.0, 0.0)
+        helps = [bool(half and np.diff(np.mean(half, axis=0))[0] > 0) for half in halves]
+        judged = [pair[helps[1 - n]] for n, half in enumerate(halves) for pair in half]
         means = {"dice_before": before, "dice_after": after}
+        means["dice_judged"] = float(np.mean(judged)) if judged else 0.0
         fit[name] = {"keep_largest": after > before, **means, "cases": len(found)}
     return fit
 
 
-def write_fit(path: Path, fit: Fit, checkpoint: str) -> None:
-    """Store a fit with the hash of the checkpoint whose predictions it was made on."""
-    write_json(path, {"checkpoint": checkpoint, "organs": fit})
+def write_fit(path: Path, fit: Fit, checkpoint: str, cases: str = "") -> None:
+    """Store a fit with the hash of the checkpoint whose predictions it was made on, and on which cases."""
+    write_json(path, {"checkpoint": checkpoint, "cases": cases, "organs": fit})
 
 
 def fitted_classes(path: Path, checkpoint: str, classes: ClassList) -> tuple[int, ...]:

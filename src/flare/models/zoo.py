@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from hydra.utils import get_class
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError, build_part
@@ -19,6 +22,7 @@ from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import Checkpoint, load_checkpoint
 
 OWN = "flare.models."
+NORMS = [getattr(torch.ops.aten, f"native_{kind}_norm") for kind in ("batch", "group", "layer")]
 NETWORKS = (OWN, "monai.networks.nets.")  # that a checkpoint may name
 
 
@@ -191,6 +195,25 @@ def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[i
             f"model.net: gives {sizes}, expected {expected} first and as many classes in each; a network "
             "that takes their number is told by model.net.outputs_as, see conf/model/adapted.yaml"
         )
+
+
+def count_network(make: Callable[[], nn.Module], patch_size: Sequence[int]) -> dict[str, float]:
+    """Count, on the meta device, parameters (M) and operations (G) of a patch `(1, 1, Z, Y, X)`, all heads.
+
+    Multiply-adds are of convolutions and matrix products. The paper's figures (Tables 2 and 3) have five more
+    for each normalised element, as fvcore counts. What cannot run there is not counted.
+    """
+    kinds = [*NORMS, *(kind.default for kind in NORMS)]  # which keeps them from being taken apart
+    norms = dict.fromkeys(kinds, lambda shape, *_, **__: 2 * 5 * math.prod(shape))  # torch counts two a pair
+    counter = FlopCounterMode(display=False, custom_mapping=norms)
+    with suppress(Exception), torch.device("meta"), counter:  # networks of others may need values
+        network = make().train()
+        network(torch.empty(1, 1, *patch_size))
+        whole, by_kind = counter.get_total_flops(), counter.get_flop_counts()["Global"]
+        counts = {"parameters_m": sum(p.numel() for p in network.parameters()) / 1e6}
+        counts["multiply_adds_g"] = (whole - sum(by_kind.get(kind, 0) for kind in NORMS)) / 2e9
+        return {k: round(n, 2) for k, n in counts.items()} | {"as_paper_g": round(whole / 2e9, 2)}
+    return {}
 
 
 def head_axes(network: nn.Module) -> dict[str, int]:

@@ -67,7 +67,8 @@ class Phantom:
         cases = []
         for case_id, spec in self.plan.items():
             files = case_files(self.root, case_id, spec["kind"])
-            split = {"validation": "validation", "test": "test", "extra": "test"}.get(spec["kind"], "train")
+            folder = files["image"].parent.name
+            split = {"imagesVal": "validation", "imagesTs": "test"}.get(folder, "train")
             kind = spec["kind"] if split == "train" else "organs_complete"
             cases.append(Case(case_id, files["image"], files.get("label"), split, kind, (), ()))
         return cases

@@ -38,7 +38,7 @@ RULES = {
 }
 
 # First case number of each kind: growing one kind renames no case of another.
-KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra")
+KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra", "control")
 FIRST_NUMBER = {kind: 1000 * place + 1 for place, kind in enumerate(KINDS)}
 MAPS = ("amos_0001.nii.gz", "amos_0013.nii.gz")
 # folders of image, label file and truth for each kind, as the challenge names them
@@ -46,7 +46,7 @@ FOLDERS: dict[str, tuple[str, str | None, str | None]] = {
     **dict.fromkeys(("organs_complete", "tumor", "partial"), ("imagesTr2200", "labelsTr2200", "truth")),
     "unlabeled": ("unlabelTr1800", None, "truth"),
     "validation": ("imagesVal", "labelsVal", None),
-    **dict.fromkeys(("test", "extra"), ("imagesTs", "labelsTs", None)),
+    **dict.fromkeys(("test", "extra", "control"), ("imagesTs", "labelsTs", None)),
 }
 # Where the index axes i, j, k run to, and whether the grid is tilted against the room.
 ORDERS = (
@@ -56,7 +56,7 @@ ORDERS = (
 TUMOR_STYLES = ("tumor_with_host", "tumor_with_others", "tumor_only")
 PARTIAL_STYLES = ("some_organs", "some_organs_filled")
 # How often a patient of the kind bears a tumor at all.
-BEARING = {"organs_complete": 0.0, "tumor": 1.0, "partial": 0.6, "unlabeled": 0.75}
+BEARING = {"organs_complete": 0.0, "tumor": 1.0, "partial": 0.6, "unlabeled": 0.75, "control": 0.0}
 # Without contrast agent a lesion 40 HU below its organ would look like fat, so tumor patients get contrast.
 PHASES = {False: {"native": 0.25, "arterial": 0.3, "portal": 0.45}, True: {"arterial": 0.4, "portal": 0.6}}
 
@@ -113,7 +113,7 @@ def _scan(draw: random.Random, kind: str, k: int, settings: Mapping[str, Any]) -
     """Field of view, voxels, voxel order and quality of the scan."""
     grid = settings["grids"][settings["size"]]
     order, tilted = ORDERS[(k + list(FIRST_NUMBER).index(kind)) % len(ORDERS)]
-    whole = kind in ("organs_complete", "validation", "test", "extra") or draw.random() < 0.6
+    whole = kind in ("organs_complete", "validation", "test", "extra", "control") or draw.random() < 0.6
     in_plane = draw.uniform(*grid["in_plane_mm"])
     return {
         "spacing_mm": [round(draw.uniform(*grid["slice_mm"]), 2), round(in_plane, 3), round(in_plane, 3)],

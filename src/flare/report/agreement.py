@@ -57,7 +57,7 @@ def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Qua
     for item in trained.rounds:
         if not item.is_hybrid or item.teacher is None:
             continue
-        chosen = select_cases(trained.cohort.cases, item.labels.cases)
+        chosen = item.train_cases(trained.cohort.cases)
         sample = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, SAMPLE).astype(int))]
         jobs = {}
         for case in sample:

@@ -18,6 +18,7 @@ from flare.core.files import sha256, write_json, write_text
 from flare.core.pictures import Stroke, run_strokes
 from flare.evaluation.metrics import MEASURES
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_markdown
+from flare.evaluation.summary import read_scores
 from flare.report.figures import draw_curve, new_figure, render
 from flare.runs.folders import RunFolder, is_public
 from flare.runs.journal import Journal
@@ -241,16 +242,17 @@ def _panel(wr: Any, panel: Panel) -> Any:
 
 
 def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, Any]]) -> None:
-    """Send `table5.csv`, `.md` and `.tex` to W&B, if that is a logger of the run.
+    """Send `table5` and, where there is one, `tumors` (csv, md, tex) to W&B, if that is a logger of the run.
 
-    It goes into a run of its own, of job type `ablation` in the experiment's group, always the same.
+    They go into a run of their own, of job type `ablation` in the experiment's group, always the same.
     """
     settings = (cfg.get("logger") or {}).get("wandb")
     if settings is None or not table:
         return
     journal = Journal(run.root / "journal" / "tracking.jsonl")
-    files = [run.root / f"table5{suffix}" for suffix in (".csv", ".md", ".tex")]
-    inputs = {path.name: sha256(path) for path in files}
+    names = {path.stem for path in run.root.glob("*.csv")} & {"table5", "tumors"}
+    files = {n: [run.root / f"{n}{suffix}" for suffix in (".csv", ".md", ".tex")] for n in sorted(names)}
+    inputs = {path.name: sha256(path) for paths in files.values() for path in paths}
     config = {"project": settings.project, "entity": settings.entity, "group": settings.group}
     if journal.is_current("table5", inputs, config):
         return
@@ -258,6 +260,8 @@ def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, 
     chosen = OmegaConf.to_container(settings, resolve=True) | {"job_type": "ablation", "run_id": run_id}  # type: ignore[operator]
     logger = instantiate(chosen, save_dir=str(run.root / "logs"))
     with logger.running():
-        logger.log_files(f"{cfg.name}-table5", "table", files, table)
+        for name, paths in files.items():
+            rows = table if name == "table5" else read_scores(paths[0])
+            logger.log_files(f"{cfg.name}-{name}", "table", paths, rows)
         run_id = logger.run_id
     journal.record("table5", inputs, config, {}, {"run_id": run_id})

@@ -15,9 +15,12 @@ from omegaconf import OmegaConf
 
 from flare.core.cases import KINDS, SPLITS
 from flare.core.classes import ClassList
-from flare.core.files import config_hash, read_csv, sha256, stat_key, write_text
+from flare.core.files import config_hash, read_csv, read_json, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
+from flare.evaluation.lesions import detection_tables
 from flare.evaluation.metrics import MEASURES
+from flare.evaluation.published import PUBLIC, public_validation
+from flare.evaluation.rendering import csv_table
 from flare.evaluation.summary import Row
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
@@ -28,13 +31,14 @@ from flare.report.examples import show_cases, viewer_json
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
 from flare.report.figures import render
 from flare.rounds.graph import tell_frozen, tell_starts
+from flare.rounds.protocol import TRAININGS
 from flare.rounds.score import Results, Trained
 from flare.runs.folders import public_config
 from flare.runs.journal import Journal, tell_again
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
-FORMAT = 7  # raised when the page changes, so that pages made before are made again
+FORMAT = 8  # raised when the page changes, so that pages made before are made again
 
 
 def write_report(settings: ReportSettings, trained: Trained, results: Results) -> Path:
@@ -113,12 +117,15 @@ def build_report(
         "completeness": draw_label_analysis(facts.cases, facts.classes),
         "curves": charts.learning_curves(rounds),
         "sources": source_rows(trained.cohort.folder.label_sources),
-        "has_paper": any(key.startswith("paper_") for row in facts.table for key in row),
+        "has_paper": has_paper(facts),
         "starts": tell_starts([r.plan for r in rounds]),
         "frozen": tell_frozen([r.plan for r in rounds]),
         "trend": charts.trend(facts),
         "ablation": [(m, ablation_table(facts, m)) for m in MEASURES] if facts.table else [],
+        "tumors": detection_tables(results.tumors, facts.last.name) if results.tumors else [],
         "boxes": charts.class_boxes(facts.last, classes) if facts.ranked else None,
+        "fits": {r.name: read_json(path) for r in trained.rounds if (path := r.folder.components).exists()},
+        "protocol": [csv_table(trained.run.root / "table2.csv", TRAININGS)],
         "sample": SAMPLE,
         "quality": quality,
         "quality_parts": parts(classes).values(),
@@ -187,6 +194,11 @@ def cohort_table(facts: Facts) -> list[Row]:
     return [{"split": k, **kinds, "all": n} for k, kinds in counts.items() if (n := sum(kinds.values()))]
 
 
+def has_paper(facts: Facts) -> bool:
+    """Whether a round of the run is one of the paper's, whose figures stand beside it."""
+    return any(key.startswith("paper_") for row in facts.table for key in row)
+
+
 def ablation_table(facts: Facts, measure: str) -> list[Row]:
     """Rows of Table 5 for `DSC` or `NSD`: ours, the paper's beside, the best of ours marked."""
     keys = [f"{name}_{measure}" for name in [*(c.short for c in facts.classes.entries), "organ_mean"]]
@@ -203,6 +215,8 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
             "best": ours is not None and ours == best[key],
         }
 
+    theirs = public_validation(measure)
+    public = {"round": PUBLIC, "cases": None, **{f"paper_{name}_{measure}": v for name, v in theirs.items()}}
     return [
         {
             "name": row["round"],
@@ -211,7 +225,7 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
             "paper_cases": row.get("paper_cases"),
             "cells": [cell(row, key) for key in keys],
         }
-        for row in facts.table
+        for row in [*facts.table, *([public] if has_paper(facts) else [])]
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from flare.core.cases import Case, select_cases
+from flare.core.cases import Case
 from flare.core.files import is_same_file
 from flare.prepare.cohort import Foreseen
 from flare.rounds.graph import Teacher, teachers_of
@@ -72,7 +72,7 @@ def explain_round(
     item: RoundSettings, cohort: Foreseen, known: Mapping[str, Outlook], frozen: RoundSettings | None = None
 ) -> Outlook:
     """Explain one round; `known` are those before it, `frozen` is the round as it is kept, if it is."""
-    name, chosen = str(item.name), select_cases(cohort.cases, item.labels.cases)
+    name, chosen = str(item.name), item.train_cases(cohort.cases)
     before = resuming.whole_training(item.folder)
     if not chosen and frozen is None:
         why = f"no training case is {item.labels.cases!r} (labels.cases): refused"

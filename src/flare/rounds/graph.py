@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from flare.core.cases import Case, select_cases
+from flare.core.cases import Case
 from flare.core.class_files import own_classes
 from flare.core.errors import CONF, FlareError
 from flare.core.paths import settle_paths
@@ -203,7 +203,7 @@ def plan_rounds(rounds: Sequence[RoundSettings], cases: Sequence[Case]) -> list[
     return [
         {
             "round": r.name,
-            "cases": r.trained_cases or len(select_cases(cases, r.labels.cases)),
+            "cases": r.trained_cases or len(r.train_cases(cases)),
             "of": r.labels.cases,
             "labels": r.labels.source,
             "partial": None if (how := r.training.loss.get("partial", "none")) == "none" else how,

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from flare.core.cases import Case, read_index, select_cases
+from flare.core.cases import Case, read_index
 from flare.core.class_files import agreed_classes, write_classes
 from flare.core.errors import FlareError, refusing
 from flare.core.files import config_hash, read_json, remove_partial, sha256
@@ -40,7 +40,7 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
     Raises:
         FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases away.
     """
-    chosen = select_cases(cases, settings.labels.cases)
+    chosen = settings.train_cases(cases)
     if not chosen:
         raise FlareError(
             f"round={settings.name}: no training case is {settings.labels.cases!r} (labels.cases); "
@@ -261,6 +261,6 @@ def _merge_round(settings: RoundSettings, executor: Executor) -> MergedFolder:
         )
     require_teacher(settings)
     read_teacher(settings)
-    cases = select_cases(read_index(settings.prepared.index), settings.labels.cases)
+    cases = settings.train_cases(read_index(settings.prepared.index))
     with lock(settings.folder.root):
         return label_cases(settings, cases, executor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import SELECTIONS, Case
+from flare.core.cases import SELECTIONS, SPLITS, Case, select_cases
 from flare.core.classes import ClassList
-from flare.core.errors import FlareError, Rule, build_part, check_values, choice
+from flare.core.errors import NOT_NEGATIVE, FlareError, Rule, build_part, check_values, choice, optional
 from flare.inference.settings import InferenceSettings
 from flare.merging.settings import MergeSettings
 from flare.prepare.settings import RULES as OF_COHORTS
@@ -31,9 +32,18 @@ if TYPE_CHECKING:
     from flare.evaluation.metrics import ScoreSettings
 
 HYBRID = "hybrid"
+FIT = "components"  # folder of a round: predictions of cases that are held out for the fit alone
+FOLDS = 5  # of complete training cases, of which one is held out for it (as nnU-Net's folds)
 RULES = {
     "labels.source": choice("ground_truth", HYBRID),
     "labels.cases": choice(*SELECTIONS),
+    "data.components_split": Rule(
+        lambda v: v in ("auto", *SPLITS) or (isinstance(v, list) and all(isinstance(c, str) for c in v)),
+        "auto, train, validation, test, or a list of case ids",
+    ),
+    "report.energy.gpu_watts": optional(NOT_NEGATIVE),
+    "report.energy.host_watts": NOT_NEGATIVE,
+    "report.energy.grid_kg_per_kwh": NOT_NEGATIVE,
     "round.teacher_kind": Rule(
         lambda value: isinstance(value, str) and value.isidentifier(),
         "the name of a checkpoint, such as last",
@@ -80,6 +90,7 @@ class RoundSettings:
         teacher_kind: Which of a teacher's checkpoints: `last`, `best`, or another that its training left.
         checkpoint: A file instead of `teacher`'s checkpoint.
         split: The held-out cases of the ablation table.
+        components_split: On which cases largest components are fitted: a split, of `train` a fold, or ids.
         max_failed: Share of a step's cases that may fail by no fault of their files.
         config: The whole configuration, for records.
         is_frozen: Whether it is kept as it was trained; then its other settings are those of that time.
@@ -97,6 +108,7 @@ class RoundSettings:
     training: TrainingSettings
     prepared: PreparedFolder
     split: str
+    components_split: str | tuple[str, ...]
     score: ScoreSettings
     max_failed: float
     config: DictConfig
@@ -136,6 +148,7 @@ class RoundSettings:
             training=training,
             prepared=prepared_folder(cfg),
             split=cfg.data.scoring.split,
+            components_split=named if isinstance(named := cfg.data.components_split, str) else tuple(named),
             score=ScoreSettings.from_config(cfg, "data.scoring.protocol"),
             max_failed=failed_share(cfg),
             config=cfg,
@@ -150,6 +163,35 @@ class RoundSettings:
     def classes(self) -> ClassList:
         """The class list."""
         return self.labels.merge.classes
+
+    @property
+    def fits_components(self) -> bool:
+        """Whether it decides of which organs the largest component is kept in pseudo labels."""
+        learned = self.classes.outputs(self.labels.targets)
+        return self.labels.inference.components == "fitted" and bool({*self.classes.organs} & {*learned})
+
+    def fit_cases(self, cases: Sequence[Case]) -> tuple[str, list[Case]]:
+        """The folder of the predictions that the fit is made on, and their cases, no training cases of it.
+
+        By `auto` that are validation cases, or without a labelled one a fold of the complete training cases.
+        """
+        named, labeled = self.components_split, [c for c in cases if c.is_labeled]
+        if not isinstance(named, str):
+            if unknown := sorted({*named} - {c.id for c in labeled}):
+                raise FlareError(f"data.components_split: no labelled case is named {', '.join(unknown)}")
+            return FIT, [c for c in labeled if c.id in named]
+        split = "validation" if named == "auto" else named
+        found = [c for c in labeled if c.split == split]
+        if split != "train" and (found or named != "auto" or self.name is None):
+            return split, found
+        complete = [c for c in labeled if (c.split, c.kind) == ("train", "organs_complete")]
+        complete.sort(key=lambda c: hashlib.sha256(c.id.encode()).digest())
+        return FIT, complete[: len(complete) // FOLDS]
+
+    def train_cases(self, cases: Sequence[Case]) -> list[Case]:
+        """Its training cases, in index order, without those that its fit of largest components needs."""
+        held_out = {c.id for c in self.fit_cases(cases)[1]} if self.fits_components else set()
+        return [c for c in select_cases(cases, self.labels.cases) if c.id not in held_out]
 
     @property
     def is_hybrid(self) -> bool:

@@ -20,7 +20,7 @@ from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
 from flare.data.loaders import CaseArrays, FlareDataModule
-from flare.models.zoo import check_network
+from flare.models.zoo import check_network, count_network
 from flare.rounds.graph import read_teacher, require_teacher
 from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.checkpoints import load_checkpoint, read_weights_file
@@ -170,7 +170,9 @@ def train_round(
             start_from_teacher(module.net, teacher, classes=own.classes, targets=own.targets)
         if is_first():  # everything that can refuse is built: only now files are touched
             begin(start)
-            record_environment(folder.root, cfg)
+            network = count_network(lambda: build_network(own), own.patches.patch_size)
+            used = {"device": trainer.strategy.root_device.type, "devices": trainer.world_size}
+            record_environment(folder.root, cfg, network=network, **used)
         with told_if_full(folder.root):
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         if is_first():

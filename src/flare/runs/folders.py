@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
+import runpy
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,14 +181,18 @@ LIBRARIES = (
 def git_revision() -> str:
     """Revision of the code, with `+changes` if the tree is not clean; `unknown` outside a checkout."""
     # a package installed below another project is no part of that project's history
-    ours = ["ls-files", "--error-unmatch", Path(__file__).name]
-    state = ["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    ours = _told("git", "ls-files", "--error-unmatch", Path(__file__).name)
+    state = _told("git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+    return state[0] if ours and state else "unknown"
+
+
+def _told(*command: str) -> list[str]:
+    """What a command prints, started beside this file; nothing if it fails or is not there."""
     given: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
     try:
-        _, found = (subprocess.run(["git", *c], check=True, timeout=10, **given) for c in (ours, state))
+        return subprocess.run(command, check=True, timeout=10, **given).stdout.strip().splitlines()
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
+        return []
 
 
 def plain_config(cfg: Any) -> Any:
@@ -234,9 +242,28 @@ def _without_paths(key: str, value: Any) -> Any:
     return value if is_public(key, value) else None
 
 
-def record_environment(folder: Path, cfg: DictConfig) -> None:
-    """Store the configuration, code revision and library versions of a run."""
+def machine() -> dict[str, Any]:
+    """Operating system, CPU, RAM, GPUs and torch's CUDA; nothing that names the machine or its owner."""
+    import psutil
+
+    os_name, cpu = platform.platform(terse=True), platform.processor()
+    with suppress(OSError):  # no Linux
+        os_name = platform.freedesktop_os_release()["PRETTY_NAME"]
+        cpu = (re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()) or [cpu])[0]
+    torch = find_spec("torch")  # importing it would take seconds
+    return {
+        "os": os_name,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "ram_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpus": _told("nvidia-smi", "--query-gpu=name,memory.total,power.limit", "--format=csv,noheader"),
+        "cuda": torch and runpy.run_path(str(Path(str(torch.origin)).with_name("version.py")))["cuda"],
+    }
+
+
+def record_environment(folder: Path, cfg: DictConfig, **known: Any) -> None:
+    """Store the configuration, revision, library versions and machine of a run, and what else is known."""
     write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     code = {"git_revision": git_revision(), "python": platform.python_version()}
-    write_json(folder / "environment.json", code | {"libraries": versions})
+    write_json(folder / "environment.json", code | {"libraries": versions} | machine() | known)
