@@ -20,7 +20,14 @@ from flare.inference.blend import Accumulator, covered_box
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips, torch_engine
 from flare.inference.largest import keep_largest
 from flare.inference.measure import Stopwatch
-from flare.inference.restore import Blended, Linear, interpolated_axes, restore_labels, restore_probabilities
+from flare.inference.restore import (
+    Blended,
+    Linear,
+    interpolated_axes,
+    restore_confidence,
+    restore_labels,
+    restore_probabilities,
+)
 from flare.inference.settings import InferenceSettings
 from flare.inference.windows import (
     Plan,
@@ -53,6 +60,7 @@ class Prediction:
         volumes_ml: Class name to volume, of every class that the network knows.
         probabilities: `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any
             largest component is kept; None if not asked for.
+        confidence: `(Z, Y, X)` uint8, 255 times the probability of each voxel's label; None if not asked for.
     """
 
     segmentation: np.ndarray
@@ -62,6 +70,7 @@ class Prediction:
     seconds: dict[str, float]
     volumes_ml: dict[str, float] = field(default_factory=dict)
     probabilities: np.ndarray | None = None
+    confidence: np.ndarray | None = None
 
 
 @dataclass
@@ -171,7 +180,7 @@ class Predictor:
         blended, windows = self.blend(rows, padded, offsets, case.array.shape)
         watch.lap("network")
         linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
-        segmentation = self._labels(blended, case, linear, (*components, *self._cleaned))
+        segmentation, sure = self._labels(blended, case, linear, (*components, *self._cleaned))
         maps = self._probabilities(blended, case, linear) if probabilities else None
         # plane by plane, since counting takes eight bytes a voxel
         counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
@@ -179,7 +188,7 @@ class Predictor:
         volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
         watch.lap("restore")
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
-        return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps)
+        return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps, sure)
 
     def _nothing(self, case: Preprocessed, watch: Stopwatch, *, probabilities: bool) -> Prediction:
         """Say that a case is background."""
@@ -189,27 +198,28 @@ class Predictor:
         if maps is not None:
             maps[0] = 1 if self.settings.average == "probabilities" else np.finfo(np.float16).max
         volumes = {self.classes.name_of(i): 0.0 for i in self.outputs if i}
-        segmentation = np.zeros(shape, np.uint8)
-        return Prediction(
-            segmentation,
-            0,
-            0,
-            body_found=False,
-            seconds=watch.seconds,
-            volumes_ml=volumes,
-            probabilities=maps,
-        )
+        sure = np.full(shape, 255, np.uint8) if self.settings.confidence else None
+        return Prediction(np.zeros(shape, np.uint8), 0, 0, False, watch.seconds, volumes, maps, sure)
 
     def _labels(
         self, blended: Blended, case: Preprocessed, linear: Linear, components: tuple[int, ...]
-    ) -> np.ndarray:
-        """Give the labels in the case's own grid and voxel order, of some classes the largest component."""
-        memory_mb = self.settings.memory_mb
-        labels = restore_labels(
-            blended, case.ras.shape, linear=linear, outputs=self.outputs, memory_mb=memory_mb
-        )
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Give the labels in the case's own grid and voxel order, and their confidence if it is asked for.
+
+        Of some classes the largest component alone is kept.
+        """
+        how: dict[str, Any] = {
+            "linear": linear,
+            "outputs": self.outputs,
+            "memory_mb": self.settings.memory_mb,
+        }
+        labels = restore_labels(blended, case.ras.shape, **how)
         labels = keep_largest(labels, components) if components else labels
-        return np.ascontiguousarray(case.orientation.invert(labels))
+        own = np.ascontiguousarray(case.orientation.invert(labels))
+        if not self.settings.confidence:
+            return own, None
+        sure = restore_confidence(blended, labels, softmax=self.settings.average == "logits", **how)
+        return own, np.ascontiguousarray(case.orientation.invert(sure))
 
     def _probabilities(self, blended: Blended, case: Preprocessed, linear: Linear) -> np.ndarray:
         """Give `(C, Z, Y, X)` float16 in the case's own grid and voxel order, written in place."""

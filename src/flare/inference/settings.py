@@ -117,6 +117,7 @@ class InferenceSettings:
         device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
         networks: Dotted names that a checkpoint may build beside our networks and MONAI's.
         checks: What becomes of doubtful files.
+        confidence: Whether the probability of each voxel's label is kept; for steps that use it.
 
     Raises:
         FlareError: If a value is none of the choices or out of range, naming the key.
@@ -139,6 +140,7 @@ class InferenceSettings:
     device: str = "auto"
     networks: tuple[str, ...] = ()
     checks: Checks = DEFAULTS
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         for key, rule in RULES.items():
@@ -192,5 +194,5 @@ class InferenceSettings:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
-        outside = ("memory_mb", "device", "measure", "networks")
+        outside = ("memory_mb", "device", "measure", "networks", "confidence")
         return {key: value for key, value in asdict(self).items() if key not in outside}
