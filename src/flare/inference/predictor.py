@@ -48,28 +48,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one case came to.
+    """What one case came to."""
 
-    Attributes:
-        segmentation: `(Z, Y, X)` uint8 class ids, in the input's own grid and voxel order.
-        windows: Windows that the network looked at.
-        uncovered_body_vox: Voxels of the body on the network's grid that no counted window saw.
-        body_found: Whether there was a body; without, nothing is known to be uncovered. Of mere air no
-            window is looked at, and all is background.
-        seconds: Wall time by stage.
-        volumes_ml: Class name to volume, of every class that the network knows.
-        probabilities: `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any
-            largest component is kept; None if not asked for.
-        confidence: `(Z, Y, X)` uint8, 255 times the probability of each voxel's label; None if not asked for.
-    """
-
-    segmentation: np.ndarray
-    windows: int
-    uncovered_body_vox: int
+    segmentation: np.ndarray  # `(Z, Y, X)` uint8 class ids, in the input's own grid and voxel order
+    windows: int  # windows that the network looked at
+    uncovered_body_vox: int  # voxels of the body on the network's grid that no counted window saw
+    # whether there was a body; without, nothing is known to be uncovered. Of mere air no window is looked at,
+    # and all is background.
     body_found: bool
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # wall time by stage
+    # class name to volume, of every class that the network knows
     volumes_ml: dict[str, float] = field(default_factory=dict)
+    # `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any largest
+    # component is kept; None if not asked for
     probabilities: np.ndarray | None = None
+    # `(Z, Y, X)` uint8, 255 times the probability of each voxel's label; None if not asked for
     confidence: np.ndarray | None = None
 
 
@@ -208,11 +201,7 @@ class Predictor:
 
         Of some classes the largest component alone is kept.
         """
-        how: dict[str, Any] = {
-            "linear": linear,
-            "outputs": self.outputs,
-            "memory_mb": self.settings.memory_mb,
-        }
+        how = dict[str, Any](linear=linear, outputs=self.outputs, memory_mb=self.settings.memory_mb)
         labels = restore_labels(blended, case.ras.shape, **how)
         labels = keep_largest(labels, components) if components else labels
         own = np.ascontiguousarray(case.orientation.invert(labels))

@@ -25,19 +25,13 @@ BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block
 
 @dataclass(frozen=True)
 class Blended:
-    """Maps of a whole volume on the network's grid, stored over the box that windows cover.
+    """Maps of a whole volume on the network's grid, stored over the box that windows cover."""
 
-    Attributes:
-        values: `(C, z, y, x)` float32 probabilities or logits inside the box, 0 where no window was.
-        covered: `(z, y, x)` bool inside the box: whether any window was there.
-        box: Where the box lies in the volume.
-        shape: `(Z, Y, X)` of the volume.
-    """
-
+    # `(C, z, y, x)` float32 probabilities or logits inside the box, 0 where no window was
     values: torch.Tensor
-    covered: torch.Tensor
-    box: Box
-    shape: Shape
+    covered: torch.Tensor  # `(z, y, x)` bool inside the box: whether any window was there
+    box: Box  # where the box lies in the volume
+    shape: Shape  # `(Z, Y, X)` of the volume
 
     def of_volume(self, of_box: torch.Tensor) -> np.ndarray:
         """Give `values` (large) or `covered` of the whole volume, `(..., Z, Y, X)`, 0 without a window."""

@@ -180,16 +180,19 @@ def _round(
         name=str(item.name),
         teacher=item.teacher if item.is_hybrid else None,
         plan=plan,
-        curve=[{k: float(v) if v else None for k, v in row.items()} for row in _csv(folder.training_csv)],
+        curve=[
+            {k: float(v) if v else None for k, v in row.items()} for row in table_rows(folder.training_csv)
+        ],
         scores=only_learned(scores, settings.classes, plan["targets"]),
-        provenance=_csv(folder.labels / "provenance.csv"),
+        provenance=table_rows(folder.labels / "provenance.csv"),
         seconds=[journal.values(c.id) for c in scored if c.id in journal],
         revision=_json(folder.root / "environment.json").get("git_revision", "unknown"),
         unlabeled_teacher=item.unlabeled_teacher,
     )
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
+def table_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, none where there is no file."""
     return read_csv(path) if path.exists() else []
 
 

@@ -24,9 +24,16 @@ from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import kind_counts, plot_label_analysis
 from flare.report import charts
-from flare.report.agreement import COMPARISONS, SAMPLE, label_quality, parts, pseudo_label_quality
+from flare.report.agreement import (
+    COMPARISONS,
+    SAMPLE,
+    kept_labels,
+    label_quality,
+    parts,
+    pseudo_label_quality,
+)
 from flare.report.examples import show_cases, viewer_json
-from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
+from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of, table_rows
 from flare.report.figures import render
 from flare.rounds.graph import tell_frozen, tell_starts
 from flare.rounds.score import Results, Trained
@@ -129,6 +136,7 @@ def build_report(
         "quality": quality,
         "quality_parts": parts(classes).values(),
         "quality_figure": label_quality(quality, classes),
+        "kept": kept_labels([row for r in trained.rounds for row in table_rows(r.folder.selection)]),
         "comparisons": COMPARISONS if settings.truth else COMPARISONS[:1],
         "provenance": [provenance_row(r, classes) for r in rounds if r.provenance],
         "shown": shown,
