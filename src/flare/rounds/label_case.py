@@ -68,10 +68,11 @@ class LabelJob:
         own |= {"label_format": FORMAT, "label_interpolation": self.settings.interpolation}
         if self.labeller is not None:
             own |= {**self.known[1], "teacher": self.labeller.source.to_config()}
-        if self.others or self.thresholds is not None:
+        if self.others:
             further = {name: other.known for name, other in self.others.items()}
-            known = {name: [inputs["checkpoint"], how] for name, (inputs, how) in further.items()}
-            own |= {"further_maps": known, "thresholds": self.thresholds}
+            own["further_maps"] = {name: [made["checkpoint"], how] for name, (made, how) in further.items()}
+        if self.thresholds is not None:
+            own["thresholds"] = self.thresholds
         return {**self.settings.merge.identity(), **own}
 
     @property

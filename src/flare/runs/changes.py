@@ -41,6 +41,8 @@ SPOKEN = {
     "image": "its image",
     "label": "its label",
     "cached": "its cached image",
+    "further_maps": "what makes the further maps",
+    "thresholds": "the fitted thresholds",
     "checkpoint": "the network's weights",
     "teacher": "the teacher's weights",
     "components": "the fit of largest components",
