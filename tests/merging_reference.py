@@ -58,6 +58,8 @@ def merge(
     dilation_mm: float,
     tumor_inside_fraction: float,
     constrain_unlabeled: bool,
+    tumor_inside: str,
+    organs: np.ndarray | None,
 ) -> np.ndarray:
     """The merged map of one case."""
     if truth is None and not constrain_unlabeled:
@@ -69,6 +71,7 @@ def merge(
     g = dict.fromkeys(every, 0) if truth is None else {v: int(truth[v]) for v in every}
     known = set(g.values()) - {0, IGNORE} if annotated is None or truth is None else set(annotated)
     ignored = {v for v in every if g[v] == IGNORE}
+    organ_map = organs
     organs, tumor = set(classes.organs), classes.tumor
     g_tumor = {v for v in every if g[v] == tumor}
     tumor_known = bool(g_tumor) or tumor in known
@@ -113,11 +116,16 @@ def merge(
     for component in _components(p_tumor):
         shell = [plain[v] for v in _touching(component, plain) if v not in p_tumor | g_tumor]
         share = sum(c in organs for c in shell) / len(shell) if shell else 0
-        if targets != "organs" and not tumor_known and share >= tumor_inside_fraction:
-            kept |= component
-        else:
-            for v in component:
-                without[v] = _filling(shell, organs)
+        stays = component if share >= tumor_inside_fraction else set()
+        if tumor_inside == "voxel" and organ_map is not None:
+            stays = {v for v in component if int(organ_map[v]) in organs}
+        elif tumor_inside == "voxel":
+            stays = {v for v in component if any(_encloses(p, c, v) for c in organs)}
+        if targets == "organs" or tumor_known:
+            stays = set()
+        kept |= stays
+        for v in component - stays:
+            without[v] = _filling(shell, organs)
     out = step_two(without)
     for v in kept:
         out[v] = tumor
@@ -151,6 +159,24 @@ def _filling(shell: list[int], organs: set[int]) -> int:
     if not inside or 2 * len(inside) < len(shell):
         return 0
     return max(sorted(set(inside)), key=inside.count)
+
+
+def _encloses(volume: dict[Voxel, int], organ: int, start: Voxel) -> bool:
+    """Whether no walk within some plane through `start`, by faces and around the organ, leaves the grid."""
+    for axis in range(3):
+        steps = [s for s in itertools.product((-1, 0, 1), repeat=3) if sum(map(abs, s)) == 1 and not s[axis]]
+        front, seen, is_out = [start], {start}, False
+        while front:
+            v = front.pop()
+            for step in steps:
+                n = (v[0] + step[0], v[1] + step[1], v[2] + step[2])
+                is_out |= n not in volume
+                if n in volume and volume[n] != organ and n not in seen:
+                    seen.add(n)
+                    front.append(n)
+        if not is_out:
+            return True
+    return False
 
 
 def _distance(a: Voxel, b: Voxel, spacing_mm: tuple[float, float, float]) -> float:

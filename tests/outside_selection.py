@@ -34,3 +34,18 @@ def one_in_two(case: str, labels: np.ndarray, provenance: Mapping[str, Any]) -> 
 
 def nonsense(case: str, labels: np.ndarray, provenance: Mapping[str, Any]) -> Any:
     return {"weight": -1.0, "mask": (1.0, labels)}[provenance["case"].split("_")[0]]
+
+
+class Unsure:
+    """Leaves out what the teacher gives with a low probability, or otherwise when it looks unmirrored."""
+
+    def __call__(
+        self,
+        case: str,
+        labels: np.ndarray,
+        provenance: Mapping[str, Any],
+        confidence: np.ndarray,
+        pseudo: np.ndarray,
+        unflipped: np.ndarray,
+    ) -> tuple[float, np.ndarray]:
+        return 0.5, (confidence < 128) | (unflipped != pseudo)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig
 
 from flare.convert.nnunet import _channel_names
-from flare.core.cases import read_label_map
+from flare.core.cases import Entry, read_label_map
 from flare.core.class_files import Dataset, agreed_classes, classes_at, own_classes, write_classes
 from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import CaseError, FlareError
@@ -30,7 +30,6 @@ from flare.merging.merge import merge_folders, merged_files
 from flare.prepare.analysis import analyse_labels, write_label_analysis
 from flare.prepare.intensity import foreground_histogram
 from flare.prepare.read import count_labels
-from flare.prepare.settings import Entry
 
 IDENTITY = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)
 Compose = Callable[..., DictConfig]

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 from itertools import permutations, product
 
 import numpy as np
@@ -352,7 +353,30 @@ def test_a_checkpoint_says_of_what_its_outputs_are_logits(labels):
         "intensity": Intensity(-150, 250, 20, 80).to_dict(), "patch_size": PATCH, "mirror_axes": (),
     }  # fmt: skip
     said = {None: "softmax", "none": "softmax", "marginal": "softmax", "masked": "sigmoid"}
-    for partial, activation in said.items():
-        loss = {} if partial is None else {"partial": partial}
+    for value, activation in said.items():
+        loss = {} if value is None else {"partial": value}
         found = Predictor.from_carried(one_hot, {**carried, "config": {"loss": loss}}, DENSE)
         assert found.activation == activation
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_confidence_lies_on_the_scans_own_grid_and_only_if_asked_for(labels, average):
+    def network(patch):
+        """The class is 3 with a probability that the intensity says."""
+        logits = torch.zeros(1, 2, *patch.shape[2:])
+        logits[:, 1] = patch[:, 0]
+        return logits
+
+    array = np.random.default_rng(0).choice([-3.0, -1.0, 1.0, 2.0], (8, 16, 16)).astype(np.float32)
+    turned = np.ascontiguousarray(array[:, ::-1])
+    scan = volume(turned, direction=(1, 0, 0, 0, -1, 0, 0, 0, 1))
+    plain = replace(DENSE, average=average)
+    build = partial(predictor, network, labels, outputs=(0, 3))
+    found = build(settings=replace(plain, confidence=True)).predict(scan)
+    np.testing.assert_array_equal(found.segmentation, np.where(turned > 0, 3, 0))
+    np.testing.assert_allclose(found.confidence, 255 / (1 + np.exp(-np.abs(turned))), atol=1.0)
+    without = build(settings=plain).predict(scan)
+    assert without.confidence is None
+    np.testing.assert_array_equal(without.segmentation, found.segmentation)
+    air = volume(np.full((8, 16, 16), -1000, np.float32))
+    assert (build(settings=replace(plain, confidence=True)).predict(air).confidence == 255).all()

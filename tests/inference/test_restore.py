@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from flare.core.preprocessing import resample
-from flare.inference.restore import Blended, interpolated_axes, restore_labels, restore_probabilities
+from flare.inference.restore import (
+    Blended,
+    interpolated_axes,
+    restore_confidence,
+    restore_labels,
+    restore_probabilities,
+)
 
 ALL, NONE, PLANE = (True, True, True), (False, False, False), (False, True, True)
 
@@ -175,13 +181,17 @@ def test_working_memory_stays_near_the_budget():
     assert float(run.stdout) < 64 + 22.5 + 40  # the budget, the labels, and what the allocator keeps
 
 
+def activation(softmax):
+    return (lambda maps: maps.softmax(0)) if softmax else (lambda maps: maps)
+
+
 def probabilities(maps, shape, *, linear=ALL, softmax=False, memory_mb=64.0):
     found = np.full((len(maps.values), *shape), 7, dtype=np.float16)
     restore_probabilities(
         maps,
         list(found),
         linear=linear,
-        activate=(lambda maps: maps.softmax(0)) if softmax else (lambda maps: maps),
+        activate=activation(softmax),
         memory_mb=memory_mb,
     )
     return found.astype(np.float32)
@@ -212,3 +222,39 @@ def test_probabilities_know_only_what_windows_saw(softmax):
     expected = 1 / (1 + np.exp(-0.5)) if softmax else 0.75
     np.testing.assert_allclose(found[1], np.where(seen, expected, 0), atol=1e-3)
     np.testing.assert_allclose(found[0], np.where(seen, 1 - expected, 1), atol=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    wanted=st.tuples(*[st.integers(1, 9)] * 3),
+    memory_mb=st.sampled_from([1e-6, 0.001, 1.0]),
+    softmax=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_confidence_is_the_probability_of_each_voxels_own_label(shape, wanted, memory_mb, softmax, seed):
+    maps = blended(shape, seed=seed)
+    maps.values.div_(1 if softmax else maps.values.sum(0))
+    outputs = (0, 3, 14, 7)
+    labels = restore(maps, wanted, outputs=outputs)
+    labels.ravel()[::5] = 0  # as a component that was removed
+    found = restore_confidence(
+        maps, labels, linear=ALL, outputs=outputs, activate=activation(softmax), memory_mb=memory_mb
+    )
+    whole = interpolate(maps.values[None], size=wanted, mode="trilinear", align_corners=False)[0]
+    whole = (whole.softmax(0) if softmax else whole).numpy()
+    assert found.dtype == np.uint8
+    for place in np.ndindex(*wanted):
+        assert abs(int(found[place]) - 255 * whole[(outputs.index(labels[place]), *place)]) < 0.5 + 1e-3
+
+
+def test_where_no_window_was_the_background_is_certain():
+    maps = blended((4, 4, 4))
+    maps.covered[2:] = False
+    maps.values[:, 2:] = 0
+    labels = restore(maps, (4, 4, 4))
+    options = {"linear": ALL, "outputs": (0, 1, 2, 3), "activate": activation(False), "memory_mb": 1}
+    confidence = restore_confidence(maps, labels, **options)
+    assert (labels[2:] == 0).all()
+    assert (confidence[2:] == 255).all()
+    assert (confidence[:2] < 255).all()

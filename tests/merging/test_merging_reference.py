@@ -48,6 +48,10 @@ def random_case(seed: int) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any
             "dilation_mm": float(rng.choice([0.0, 0.95, 1.45, 3.05])),
             "tumor_inside_fraction": float(rng.choice([0.5, 0.5, 0.3, 0.8])),
             "constrain_unlabeled": bool(rng.random() < 0.5),
+            "tumor_inside": str(rng.choice(["component", "voxel"])),
+            "organs": reference.random_maps(rng, shape, list(LABELS.organs), TUMOR)
+            if rng.random() < 0.5
+            else None,
         },
     )
 
@@ -124,6 +128,7 @@ def test_commutes_with_flips_and_axis_permutations(seed: int, order: Any) -> Non
     truth, pseudo, settings_ = random_case(seed)
     merged = ours(truth, pseudo, **settings_)
     settings_["spacing_mm"] = tuple(settings_["spacing_mm"][a] for a in axes)
+    settings_["organs"] = turned(settings_["organs"])
     again = ours(turned(truth), turned(pseudo), **settings_)
     np.testing.assert_array_equal(again.labels, turned(merged.labels))
     assert again.origin == merged.origin
@@ -135,6 +140,7 @@ def test_is_idempotent_where_the_ground_truth_has_no_tumor(seed: int) -> None:
     truth, pseudo, settings_ = random_case(seed)
     if truth is not None:
         truth[(truth == TUMOR) | (truth == IGNORE)] = 0  # a merged map that ignores voxels is no prediction
+    settings_["tumor_inside"] = "component"  # a hull of other organs is another one
     once = ours(truth, pseudo, **settings_).labels
     np.testing.assert_array_equal(ours(truth, once, **settings_).labels, once)
 

@@ -30,6 +30,7 @@ def merge(truth: np.ndarray | None, pseudo: np.ndarray, **changes: Any) -> Merge
         "dilation_mm": 1.0,
         "tumor_inside_fraction": 0.5,
         "constrain_unlabeled": False,
+        "tumor_inside": "component",
     }
     options |= changes
     rules = MergeRules(**{key: options.pop(key) for key in CHOICES})
@@ -286,3 +287,40 @@ def test_maps_that_cannot_be_merged_are_refused(truth: np.ndarray, pseudo: np.nd
 def test_unknown_choices_are_refused_with_the_key(key: str, value: str) -> None:
     with pytest.raises(FlareError, match=rf"labels\.{key}={value}: expected one of"):
         merge(row(1), row(1), **{key: value})
+
+
+def test_voxels_of_a_pseudo_tumor_stay_inside_an_earlier_map_and_the_rest_becomes_its_organ() -> None:
+    pseudo = row(0, 1, T, T, T, 1, 0)
+    earlier = row(0, 1, 2, 2, 0, 0, 0)
+    merged = merge(None, pseudo, tumor_inside="voxel", organs=earlier, constrain_unlabeled=True)
+    assert values(merged) == [0, 1, T, T, 1, 1, 0]
+    told = [(t["fate"], t["voxels"], t["filled_with"]) for t in merged.origin["tumors"]]
+    assert told == [("kept", 2, None), ("dropped", 1, "organ_1")]
+    # without an earlier map nothing of the row is enclosed in a plane
+    assert values(merge(None, pseudo, tumor_inside="voxel", constrain_unlabeled=True)) == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]
+    assert values(merge(None, pseudo, constrain_unlabeled=True)) == [0, 1, T, T, T, 1, 0]
+
+
+def test_the_hull_of_an_organ_takes_in_what_it_encloses_in_a_plane() -> None:
+    pseudo = np.zeros((3, 5, 5), np.uint8)
+    pseudo[1, 1:4, 1:4] = 2
+    pseudo[0:3, 2, 2] = T  # runs through a ring; two of its voxels lie above and below
+    pseudo[1, 0, 4] = T
+    merged = merge(None, pseudo, tumor_inside="voxel", constrain_unlabeled=True).labels
+    assert np.argwhere(merged == T).tolist() == [[1, 2, 2]]
+
+
+def test_a_rule_that_came_later_is_noted_where_it_is_chosen() -> None:
+    rules = {"targets": "organs", "rule": "paper", "dilation_mm": 3, "tumor_inside_fraction": 0.5}
+    plain = MergeRules(**rules, constrain_unlabeled=False)
+    assert plain.to_config() == {**rules, "constrain_unlabeled": False}
+    chosen = MergeRules(**rules, constrain_unlabeled=False, tumor_inside="voxel").to_config()
+    assert chosen == {**plain.to_config(), "tumor_inside": "voxel"}

@@ -53,5 +53,5 @@ def test_the_drawing_is_well_formed_with_one_arrow_a_pupil() -> None:
 
 def test_a_round_whose_loss_leaves_the_unknown_open_says_so() -> None:
     own, other = facts({"partial": None, "mo": None})
-    drawn = draw_graph([RoundFacts("partial", None, {**own.plan, "partial": "marginal"}), other])
+    drawn = draw_graph([RoundFacts("partial", [], {**own.plan, "partial": "marginal"}), other])
     assert drawn.count(">partial ground truth<") == drawn.count(">ground truth<") == 1

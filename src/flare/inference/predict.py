@@ -80,12 +80,13 @@ def segment_case(
     predictor: Predictor,
     components: tuple[int, ...],
     cached: Path | None = None,
+    confidence: Path | None = None,
 ) -> tuple[Volume, Row]:
     """Read an image, a file or DICOM folder, segment it and write, and say how long each took.
 
     Of the classes in `components` only the largest component is kept. What lies in the cache is read instead
     of the image where it is what the predictor would make of it; a network of another grid or interpolation
-    starts from the image.
+    starts from the image. `confidence` names a file for that, where the predictor gives it.
 
     Returns:
         The segmentation, and what `inference.csv` says of the case.
@@ -105,6 +106,8 @@ def segment_case(
     geometry = found.geometry
     written = time.perf_counter()
     write_labels(target, prediction.segmentation, geometry)
+    if confidence is not None and prediction.confidence is not None:
+        write_labels(confidence, prediction.confidence, geometry)
     seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
     row = {
         "case": case,

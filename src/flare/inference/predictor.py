@@ -20,7 +20,14 @@ from flare.inference.blend import Accumulator, covered_box
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips, torch_engine
 from flare.inference.largest import keep_largest
 from flare.inference.measure import Stopwatch
-from flare.inference.restore import Blended, Linear, interpolated_axes, restore_labels, restore_probabilities
+from flare.inference.restore import (
+    Blended,
+    Linear,
+    interpolated_axes,
+    restore_confidence,
+    restore_labels,
+    restore_probabilities,
+)
 from flare.inference.settings import InferenceSettings
 from flare.inference.windows import (
     Plan,
@@ -42,27 +49,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one case came to.
+    """What one case came to."""
 
-    Attributes:
-        segmentation: `(Z, Y, X)` uint8 class ids, in the input's own grid and voxel order.
-        windows: Windows that the network looked at.
-        uncovered_body_vox: Voxels of the body on the network's grid that no counted window saw.
-        body_found: Whether there was a body; without, nothing is known to be uncovered. Of mere air no
-            window is looked at, and all is background.
-        seconds: Wall time by stage.
-        volumes_ml: Class name to volume, of every class that the network knows.
-        probabilities: `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any
-            largest component is kept; None if not asked for.
-    """
-
-    segmentation: np.ndarray
-    windows: int
-    uncovered_body_vox: int
+    segmentation: np.ndarray  # `(Z, Y, X)` uint8 class ids, in the input's own grid and voxel order
+    windows: int  # windows that the network looked at
+    uncovered_body_vox: int  # voxels of the body on the network's grid that no counted window saw
+    # whether there was a body; without, nothing is known to be uncovered. Of mere air no window is looked at,
+    # and all is background.
     body_found: bool
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # wall time by stage
+    # class name to volume, of every class that the network knows
     volumes_ml: dict[str, float] = field(default_factory=dict)
+    # `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any largest
+    # component is kept; None if not asked for
     probabilities: np.ndarray | None = None
+    # `(Z, Y, X)` uint8, 255 times the probability of each voxel's label; None if not asked for
+    confidence: np.ndarray | None = None
 
 
 @dataclass
@@ -175,7 +177,7 @@ class Predictor:
         blended, windows = self.blend(rows, padded, offsets, case.array.shape)
         watch.lap("network")
         linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
-        segmentation = self._labels(blended, case, linear, (*components, *self._cleaned))
+        segmentation, sure = self._labels(blended, case, linear, (*components, *self._cleaned))
         maps = self._probabilities(blended, case, linear) if probabilities else None
         # plane by plane, since counting takes eight bytes a voxel
         counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
@@ -183,7 +185,7 @@ class Predictor:
         volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
         watch.lap("restore")
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
-        return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps)
+        return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps, sure)
 
     def _nothing(self, case: Preprocessed, watch: Stopwatch, *, probabilities: bool) -> Prediction:
         """Say that a case is background."""
@@ -193,27 +195,24 @@ class Predictor:
         if maps is not None:
             maps[0] = 1 if self.settings.average == "probabilities" else np.finfo(np.float16).max
         volumes = {self.classes.name_of(i): 0.0 for i in self.outputs if i}
-        segmentation = np.zeros(shape, np.uint8)
-        return Prediction(
-            segmentation,
-            0,
-            0,
-            body_found=False,
-            seconds=watch.seconds,
-            volumes_ml=volumes,
-            probabilities=maps,
-        )
+        sure = np.full(shape, 255, np.uint8) if self.settings.confidence else None
+        return Prediction(np.zeros(shape, np.uint8), 0, 0, False, watch.seconds, volumes, maps, sure)
 
     def _labels(
         self, blended: Blended, case: Preprocessed, linear: Linear, components: tuple[int, ...]
-    ) -> np.ndarray:
-        """Give the labels in the case's own grid and voxel order, of some classes the largest component."""
-        memory_mb = self.settings.memory_mb
-        labels = restore_labels(
-            blended, case.ras.shape, linear=linear, outputs=self.outputs, memory_mb=memory_mb
-        )
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Give the labels in the case's own grid and voxel order, and their confidence if it is asked for.
+
+        Of some classes the largest component alone is kept.
+        """
+        how = dict[str, Any](linear=linear, outputs=self.outputs, memory_mb=self.settings.memory_mb)
+        labels = restore_labels(blended, case.ras.shape, **how)
         labels = keep_largest(labels, components) if components else labels
-        return np.ascontiguousarray(case.orientation.invert(labels))
+        own = np.ascontiguousarray(case.orientation.invert(labels))
+        if not self.settings.confidence:
+            return own, None
+        sure = restore_confidence(blended, labels, activate=self._finish, **how)
+        return own, np.ascontiguousarray(case.orientation.invert(sure))
 
     def _probabilities(self, blended: Blended, case: Preprocessed, linear: Linear) -> np.ndarray:
         """Give `(C, Z, Y, X)` float16 in the case's own grid and voxel order, written in place."""

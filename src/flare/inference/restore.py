@@ -25,19 +25,13 @@ BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block
 
 @dataclass(frozen=True)
 class Blended:
-    """Maps of a whole volume on the network's grid, stored over the box that windows cover.
+    """Maps of a whole volume on the network's grid, stored over the box that windows cover."""
 
-    Attributes:
-        values: `(C, z, y, x)` float32 probabilities or logits inside the box, 0 where no window was.
-        covered: `(z, y, x)` bool inside the box: whether any window was there.
-        box: Where the box lies in the volume.
-        shape: `(Z, Y, X)` of the volume.
-    """
-
+    # `(C, z, y, x)` float32 probabilities or logits inside the box, 0 where no window was
     values: torch.Tensor
-    covered: torch.Tensor
-    box: Box
-    shape: Shape
+    covered: torch.Tensor  # `(z, y, x)` bool inside the box: whether any window was there
+    box: Box  # where the box lies in the volume
+    shape: Shape  # `(Z, Y, X)` of the volume
 
     def of_volume(self, of_box: torch.Tensor) -> np.ndarray:
         """Give `values` (large) or `covered` of the whole volume, `(..., Z, Y, X)`, 0 without a window."""
@@ -107,17 +101,53 @@ def restore_probabilities(
     `channels` are written in place, an array `(Z, Y, X)` a channel, which may be a view of any strides.
     `activate` makes interpolated maps `(C, ...)` probabilities.
     """
-    shape = channels[0].shape
     for channel, array in enumerate(channels):
         array[...] = float(channel == 0)
+    for at, found in _probabilities(blended, channels[0].shape, linear, activate, memory_mb):
+        for array, part in zip(channels, found.cpu().numpy(), strict=True):
+            array[at] = part
+
+
+def restore_confidence(
+    blended: Blended,
+    labels: np.ndarray,
+    *,
+    linear: Linear,
+    outputs: tuple[int, ...],
+    activate: Callable[[torch.Tensor], torch.Tensor],
+    memory_mb: float,
+) -> np.ndarray:
+    """Give 255 times the probability of each voxel's own label, `(Z, Y, X)` uint8, rounded.
+
+    `labels` are of a grid of the same extent, of classes in `outputs`. Where no window was, background is
+    certain, as in `restore_probabilities`.
+    """
+    confidence = np.full(labels.shape, 255, dtype=np.uint8)
+    channel = np.zeros(256, dtype=np.int64)
+    channel[list(outputs)] = np.arange(len(outputs))
+    for at, found in _probabilities(blended, labels.shape, linear, activate, memory_mb):
+        own = torch.from_numpy(channel[labels[at]]).to(found.device)
+        values = found.gather(0, own[None])[0].clamp(0, 1)
+        confidence[at] = (255 * values).round().byte().cpu().numpy()
+    return confidence
+
+
+def _probabilities(
+    blended: Blended,
+    shape: Shape,
+    linear: Linear,
+    activate: Callable[[torch.Tensor], torch.Tensor],
+    memory_mb: float,
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    """Give where a block lies and its `(C, slices, y, x)` probabilities; elsewhere all is background."""
     z, y, x = axes = _axes(blended, shape, linear)
     if not all(map(len, axes)):
         return
     whole = slice(0, len(y)), slice(0, len(x))
-    coverage = blended.covered.float()
-    for block in _blocks(len(z), shape, memory_mb, 4 * (2 * len(channels) + 4)):
+    coverage, channels = blended.covered.float(), len(blended.values)
+    for block in _blocks(len(z), shape, memory_mb, 4 * (2 * channels + 4)):
         sources, between = _rows(z, block)
-        values = coverage.new_empty((len(channels) + 1, len(between), len(y), len(x)))
+        values = coverage.new_empty((channels + 1, len(between), len(y), len(x)))
         for kind, maps in enumerate([*blended.values, coverage]):
             planes = _in_plane(maps[sources], blended, axes, whole, shape[2])
             for row, (below, above, weight) in enumerate(between):
@@ -127,10 +157,8 @@ def restore_probabilities(
         found = activate(found)
         background = torch.zeros_like(found[:, :1, :1, :1])
         background[0] = 1
-        found = found.where(seen, background)
         at = slice(z.span.start + block.start, z.span.start + block.stop)
-        for array, part in zip(channels, found.cpu().numpy(), strict=True):
-            array[at, y.span, x.span] = part
+        yield (at, y.span, x.span), found.where(seen, background)
 
 
 def _axes(blended: Blended, shape: Shape, linear: Linear) -> tuple[Axis, Axis, Axis]:

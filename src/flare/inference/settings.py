@@ -98,47 +98,32 @@ class BodyRule:
 class InferenceSettings:
     """How a case is predicted, by default as the paper does; plain values, the same in every process.
 
-    Attributes:
-        name: Window schedule: `paper`, `flare22`, `dense` or `fast`.
-        overlap: Fraction by which windows overlap along z (`dense`: every axis).
-        average: What is averaged over flips and windows: `probabilities` or `logits`.
-        centre: What in-plane windows are centred on: `image` or `body`.
-        extend: Whether in-plane windows are added until the body is covered.
-        tta: Flips: `none`, `tta4` or `tta8`.
-        restore: Way back to the original grid: `trilinear`, `nnunet` or `nearest`.
-        engine: What runs the network: `torch`, or the dotted name of a factory, see `engines`.
-        memory_mb: Bound on the working memory of the way back.
-        precision: `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it.
-        body: Thresholds of the body mask.
-        interpolation: How images are resampled: `linear`, `cubic` or `nnunet`; None as for the training.
-        components: Whose largest component alone is kept: `fitted`, of the organs that a round's fit names,
-            and only in pseudo labels, `organs`, of every organ always, or `none`, of none ever.
-        measure: Whether the efficiency of each case is measured, one case at a time.
-        device: `cpu`, `cuda`, or `auto`: a GPU if this process sees one.
-        networks: Dotted names that a checkpoint may build beside our networks and MONAI's.
-        checks: What becomes of doubtful files.
-
     Raises:
         FlareError: If a value is none of the choices or out of range, naming the key.
     """
 
-    name: str = "paper"
-    overlap: float = 0.5
-    average: str = "probabilities"
-    centre: str = "image"
-    extend: bool = False
-    tta: str = "tta4"
-    restore: str = "trilinear"
-    engine: str = "torch"
-    memory_mb: float = 1024
+    name: str = "paper"  # window schedule: `paper`, `flare22`, `dense` or `fast`
+    overlap: float = 0.5  # fraction by which windows overlap along z (`dense`: every axis)
+    average: str = "probabilities"  # what is averaged over flips and windows: `probabilities` or `logits`
+    centre: str = "image"  # what in-plane windows are centred on: `image` or `body`
+    extend: bool = False  # whether in-plane windows are added until the body is covered
+    tta: str = "tta4"  # flips: `none`, `tta4` or `tta8`
+    restore: str = "trilinear"  # way back to the original grid: `trilinear`, `nnunet` or `nearest`
+    engine: str = "torch"  # what runs the network: `torch`, or the dotted name of a factory, see `engines`
+    memory_mb: float = 1024  # bound on the working memory of the way back
+    # `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it
     precision: str = "auto"
-    body: BodyRule = BodyRule()
+    body: BodyRule = BodyRule()  # thresholds of the body mask
+    # how images are resampled: `linear`, `cubic` or `nnunet`; None as for the training
     interpolation: str | None = None
+    # whose largest component alone is kept: `fitted`, of the organs that a round's fit names, and only in
+    # pseudo labels, `organs`, of every organ always, or `none`, of none ever
     components: str = "fitted"
-    measure: bool = False
-    device: str = "auto"
-    networks: tuple[str, ...] = ()
-    checks: Checks = DEFAULTS
+    measure: bool = False  # whether the efficiency of each case is measured, one case at a time
+    device: str = "auto"  # `cpu`, `cuda`, or `auto`: a GPU if this process sees one
+    networks: tuple[str, ...] = ()  # dotted names that a checkpoint may build beside our networks and MONAI's
+    checks: Checks = DEFAULTS  # what becomes of doubtful files
+    confidence: bool = False  # whether the probability of each voxel's label is kept; for steps that use it
 
     def __post_init__(self) -> None:
         for key, rule in RULES.items():
@@ -192,5 +177,5 @@ class InferenceSettings:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
-        outside = ("memory_mb", "device", "measure", "networks")
+        outside = ("memory_mb", "device", "measure", "networks", "confidence")
         return {key: value for key, value in asdict(self).items() if key not in outside}

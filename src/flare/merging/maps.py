@@ -101,6 +101,17 @@ def dilated(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> 
     return box, squared_mm <= (radius_mm + _ROUNDING_MM) ** 2
 
 
+def organ_hull(volume: np.ndarray, organs: Sequence[int]) -> np.ndarray:
+    """Tell where a map `(Z, Y, X)` has an organ, or where one encloses a voxel in a plane of the grid."""
+    hull = np.zeros(volume.shape, dtype=bool)
+    for organ in organs:
+        box = bounding_box(volume == organ)
+        for axis in range(3) if box is not None else ():
+            plane = np.moveaxis(ndimage.generate_binary_structure(2, 1)[None], 0, axis)
+            hull[box] |= ndimage.binary_fill_holes(volume[box] == organ, plane)
+    return hull
+
+
 def components(mask: np.ndarray) -> Iterator[Component]:
     """Give the 26-connected components of a boolean mask one by one, each in its own box."""
     box = bounding_box(mask, (1, 1, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def merge_maps(
     *,
     declared: Collection[int] | None,
     source: PseudoSource,
+    organs: np.ndarray | None = None,
 ) -> tuple[Volume, dict[str, Any]]:
     """Merge what there is of one case: both maps on the pseudo labels' grid, or the only one as it is.
 
@@ -54,6 +55,7 @@ def merge_maps(
         settings: How to merge.
         declared: Class ids that the annotation's source declares to annotate; None if it does not say.
         source: Who made the prediction.
+        organs: What an earlier organ round's teacher gives, on the prediction's grid.
 
     Returns:
         The merged labels and their provenance, as the sidecar has it.
@@ -83,9 +85,10 @@ def merge_maps(
             spacing_mm=pseudo.geometry.spacing_mm,
             annotated=annotated,
             teacher=source.name,
+            organs=organs,
         )
         grid = pseudo.geometry
-    told = {"case": case, "rules": asdict(rules), "sources": sources, **merged.origin}
+    told = {"case": case, "rules": rules.to_config(), "sources": sources, **merged.origin}
     return Volume(merged.labels, grid), told
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from flare.core.classes import IGNORE, ClassList
 from flare.core.files import write_csv, write_text
-from flare.merging.maps import Shell
+from flare.merging.maps import Shell, table
 
 GROUND_TRUTH = "ground_truth"
 PSEUDO = "pseudo"
@@ -102,6 +102,12 @@ def tell_origin(
     }
     silent = before[GROUND_TRUTH][IGNORE] if GROUND_TRUTH in before else 0
     return told | ({"ignored": {GROUND_TRUTH: int(silent), "merged": int(after[IGNORE])}} if silent else {})
+
+
+def from_teacher(labels: np.ndarray, pseudo: np.ndarray, told: Mapping[str, Any]) -> np.ndarray:
+    """Mask the voxels of a case whose label is the teacher's own, by its map and the case's sidecar."""
+    found = [c["id"] for c in told["classes"].values() if c["source"] not in (GROUND_TRUTH, NONE)]
+    return (labels == pseudo) & table([0, *found] if found else [])[labels]
 
 
 def _histogram(planes: Iterable[np.ndarray]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.classes import IGNORE, ClassList
-from flare.merging.maps import check_maps, components, dilated, drawn_classes, shell_of, table
+from flare.merging.maps import check_maps, components, dilated, drawn_classes, organ_hull, shell_of, table
 from flare.merging.provenance import GROUND_TRUTH, NONE, PSEUDO, TumorComponent, tell_origin
 from flare.merging.settings import MergeRules
 
@@ -83,6 +83,7 @@ def merge_labels(
     spacing_mm: Sequence[float],
     annotated: Collection[int] | None = None,
     teacher: str = PSEUDO,
+    organs: np.ndarray | None = None,
 ) -> Merged:
     """Merge the ground truth and the pseudo labels of one case on one grid. The inputs are left untouched.
 
@@ -100,6 +101,8 @@ def merge_labels(
         annotated: Class ids that the ground truth annotates; one of them that is absent is absent in the
             patient. None: the classes present, for absent then means not annotated.
         teacher: How the source of the pseudo labels is called.
+        organs: `(Z, Y, X)` uint8, the map in whose organs `tumor_inside=voxel` keeps a tumor; None: the
+            hull of the prediction's own organs, see `organ_hull`.
 
     Raises:
         FlareError: If the maps differ in shape, are not uint8 or hold values outside the class list, or if
@@ -126,7 +129,10 @@ def merge_labels(
     )
     if rules.rule == "gt_first" and has_truth:
         return _gt_first(case)
-    return _paper(case, rules, spacing_mm)
+    inside = None
+    if rules.tumor_inside == "voxel" and case.may_keep_tumors:
+        inside = organ_hull(pseudo, classes.organs) if organs is None else case.is_organ[organs]
+    return _paper(case, rules, spacing_mm, inside)
 
 
 def taken_alone(volume: np.ndarray, source: str, classes: ClassList) -> Merged:
@@ -135,8 +141,10 @@ def taken_alone(volume: np.ndarray, source: str, classes: ClassList) -> Merged:
     return Merged(volume.copy(), tell_origin(volume, {source: volume}, sources, classes))
 
 
-def _paper(case: CaseMaps, rules: MergeRules, spacing_mm: Sequence[float]) -> Merged:
-    """Steps 1 to 5 of the paper's rule."""
+def _paper(
+    case: CaseMaps, rules: MergeRules, spacing_mm: Sequence[float], inside: np.ndarray | None
+) -> Merged:
+    """Steps 1 to 5 of the paper's rule; a pseudo tumor stays where it is `inside`, or whole by its shell."""
     bearing = _tumor_bearing(case, rules.dilation_mm, spacing_mm)
     trusted = tuple(c for c in case.classes.organs if c in case.annotated and c not in bearing)
     organs = np.where(case.pseudo_tumor, np.uint8(0), case.pseudo)
@@ -148,12 +156,13 @@ def _paper(case: CaseMaps, rules: MergeRules, spacing_mm: Sequence[float]) -> Me
     for component in components(case.pseudo_tumor):
         shell = shell_of(component, any_tumor, merged, case.is_organ)
         fits = shell.organ_fraction >= rules.tumor_inside_fraction
-        if case.may_keep_tumors and fits:
-            kept[component.box] |= component.mask
-        else:
-            organs[component.box][component.mask] = shell.fill
-        fate = ("kept" if fits else "dropped") if case.may_keep_tumors else "superseded"
-        found.append(TumorComponent(case.teacher, fate, component.voxels, shell))
+        stays = component.mask & case.may_keep_tumors & (fits if inside is None else inside[component.box])
+        goes = component.mask & ~stays
+        kept[component.box] |= stays
+        organs[component.box][goes] = shell.fill
+        for fate, part in {"kept": stays, "dropped" if case.may_keep_tumors else "superseded": goes}.items():
+            if part.any():  # of one that is cut each part is told
+                found.append(TumorComponent(case.teacher, fate, int(np.count_nonzero(part)), shell))
     if found:
         merged = _with_trusted(case, organs, trusted)
     return _finished(case, merged, trusted, kept, bearing, found)

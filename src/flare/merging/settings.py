@@ -18,6 +18,7 @@ CHOICES = {
     "targets": choice(*TARGETS),
     "rule": choice("paper", "gt_first"),
     "dilation_mm": NOT_NEGATIVE,
+    "tumor_inside": choice("component", "voxel"),
     "tumor_inside_fraction": SHARE,
     "constrain_unlabeled": FLAG,
 }
@@ -27,26 +28,27 @@ CHOICES = {
 class MergeRules:
     """The choices of a merge, named as their keys in `labels`.
 
-    Args:
-        targets: `organs`, `tumor` or `organs_tumor`; a tumor-only round takes the ground truth alone.
-        rule: `paper` or `gt_first`.
-        dilation_mm: Radius of the ball by which a tumor is dilated to find the organs that bear it.
-        tumor_inside_fraction: Share of a pseudo tumor's shell that must be organ for it to be kept.
-        constrain_unlabeled: Whether pseudo tumors are constrained in cases without ground truth too.
-
     Raises:
         FlareError: For a value that cannot be, with its key.
     """
 
-    targets: str
-    rule: str
-    dilation_mm: float
-    tumor_inside_fraction: float
-    constrain_unlabeled: bool
+    targets: str  # `organs`, `tumor` or `organs_tumor`; a tumor-only round takes the ground truth alone
+    rule: str  # `paper` or `gt_first`
+    dilation_mm: float  # radius of the ball by which a tumor is dilated to find the organs that bear it
+    tumor_inside_fraction: float  # share of a pseudo tumor's shell that must be organ for it to be kept
+    constrain_unlabeled: bool  # whether pseudo tumors are constrained in cases without ground truth too
+    # what of a pseudo tumor is judged: a `component` stays or goes whole, by its shell; of it each `voxel`
+    # stays that lies inside an organ of an earlier organ round's map, or of the hull
+    tumor_inside: str = "component"
 
     def __post_init__(self) -> None:
         for key, rule in CHOICES.items():
             rule.require(f"labels.{key}", getattr(self, key))
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain values; a key that came later is there where it is chosen, so that older journals hold."""
+        later = {"tumor_inside": "component"}
+        return {key: value for key, value in asdict(self).items() if later.get(key) != value}
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,10 @@ class PseudoSource:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """How the maps of a cohort are read and merged; plain values, for jobs as well.
-
-    Args:
-        classes: The class list.
-        label_map: Renumbering of the annotations' ids; predictions have ours.
-        rules: How to merge.
-    """
+    """How the maps of a cohort are read and merged; plain values, for jobs as well."""
 
     classes: ClassList
-    label_map: dict[str, int] | None
+    label_map: dict[str, int] | None  # renumbering of the annotations' ids; predictions have ours
     rules: MergeRules
 
     @classmethod
@@ -99,5 +95,5 @@ class MergeSettings:
             "classes": self.classes.to_config(),
             "label_map": self.label_map,
             "format": FORMAT,
-            "rules": asdict(self.rules),
+            "rules": self.rules.to_config(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -174,6 +174,25 @@ def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None
             axes.set_ylim(0, 102)
         grid[0].set_ylabel("Dice (%)")
         legend_below(figure, grid[0])
+    return figure
+
+
+def kept_labels(rows: Sequence[Mapping[str, str]]) -> Figure | None:
+    """Share of the teachers' voxels that selections kept, by class and round, from their `selection.csv`."""
+    names, rounds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("class", "round"))
+    if not rows:
+        return None
+    with new_figure(9.2, 3.0) as figure:
+        axes = figure.subplots()
+        for number, item in enumerate(rounds):
+            share = {r["class"]: 100 * int(r["kept"]) / int(r["voxels"]) for r in rows if r["round"] == item}
+            draw_series(axes, [share.get(name) for name in names], "os^vDPX<"[number % 8], f"C{number}", item)
+        axes.set_xticks(
+            range(len(names)), [name.replace("_", " ") for name in names], rotation=40, ha="right"
+        )
+        axes.set_ylim(0, 102)
+        axes.set_ylabel("kept (%)")
+        legend_below(figure, axes)
     return figure
 
 

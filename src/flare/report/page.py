@@ -26,7 +26,14 @@ from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import draw_label_analysis, kind_counts
 from flare.report import charts
-from flare.report.agreement import COMPARISONS, SAMPLE, label_quality, parts, pseudo_label_quality
+from flare.report.agreement import (
+    COMPARISONS,
+    SAMPLE,
+    kept_labels,
+    label_quality,
+    parts,
+    pseudo_label_quality,
+)
 from flare.report.examples import show_cases, viewer_json
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
 from flare.report.figures import render
@@ -130,6 +137,9 @@ def build_report(
         "quality": quality,
         "quality_parts": parts(classes).values(),
         "quality_figure": label_quality(quality, classes),
+        "kept": kept_labels(
+            [row for r in trained.rounds for row in read_csv(r.folder.selection, may_lack=True)]
+        ),
         "comparisons": COMPARISONS if settings.truth else COMPARISONS[:1],
         "provenance": [provenance_row(r, classes) for r in rounds if r.provenance],
         "shown": shown,

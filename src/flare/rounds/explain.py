@@ -142,7 +142,7 @@ def _labels(
             continue
         for case, job in label_jobs(item, own).items():
             read = cohort.pending.get(case, "")
-            if job.labeller and (why := job.why_predict()):
+            if job.labeller and (why := job.why_network()):
                 infer[case] = read or why
             if why := read or journal.why(case, job.inputs, job.config):
                 merge[case] = why

@@ -93,13 +93,13 @@ class Teacher:
 def teachers_of(settings: RoundSettings) -> list[Teacher]:
     """A round's teachers: of its weights and most labels, then that of its cases without ground truth."""
     named = {"teacher": settings.teacher, UNLABELED: settings.unlabeled_teacher}
-    found = [Teacher(k, name, _checkpoint(settings, name)) for k, name in named.items() if name is not None]
+    found = [Teacher(k, name, checkpoint_of(settings, name)) for k, name in named.items() if name is not None]
     if settings.checkpoint is None:
         return found
     return [Teacher("checkpoint", None, settings.checkpoint), *(t for t in found if t.key == UNLABELED)]
 
 
-def _checkpoint(settings: RoundSettings, name: str) -> Path:
+def checkpoint_of(settings: RoundSettings, name: str) -> Path:
     """A round's checkpoint: the run's own, or else, for a job of a sweep, that of the run it names."""
     file = f"{settings.teacher_kind}.ckpt"
     own, outside = (run.round(name).checkpoints / file for run in (settings.run, settings.named_run))

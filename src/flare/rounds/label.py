@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, read_index
 from flare.core.class_files import agreed_classes, write_classes
 from flare.core.errors import FlareError, refusing
-from flare.core.files import config_hash, read_json, remove_partial, sha256
+from flare.core.files import config_hash, read_json, remove_partial, sha256, write_json
 from flare.core.paths import settle_paths
-from flare.inference.components import fitted_classes
 from flare.inference.predict import one_by_one, report_coverage
 from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders, merged_files
 from flare.merging.provenance import GROUND_TRUTH, NONE, TABLE
 from flare.rounds.graph import UNLABELED, Teacher, read_teacher, require_teacher, teachers_of
-from flare.rounds.label_case import LabelJob, Labeller, label_case
+from flare.rounds.label_case import LabelJob, judge_case, label_case
+from flare.rounds.score import held_out
+from flare.rounds.selection import built, fit
 from flare.rounds.settings import RoundSettings, TrainingSet
-from flare.runs.folders import round_of
+from flare.rounds.views import dropped_cases, further_maps, lineage, write_selection
 from flare.runs.journal import Journal, Resumed, refuse_foreign, resume_cases
 from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, build_executor, console, report_failures, stop_on_faults
@@ -49,7 +51,7 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
     require_teacher(settings)
     if not makes_labels(settings):
         return training_set(settings, chosen, None, [])
-    done = label_cases(settings, chosen, executor).done
+    done = label_cases(settings, chosen, executor, held_out(cases, "validation")).done
     moved = [Outcome(c, error=CHANGED, is_fault=True) for c, v in done.values.items() if not v["cached"]]
     return training_set(settings, chosen, done.values, [*done.failures, *moved])
 
@@ -78,7 +80,8 @@ def training_set(
         weights = dict.fromkeys((case.id for case in cases), 1.0)
         journal, step, place = images, "labels", prepared.labels
     else:
-        weights = {case: v["weight"] for case, v in values.items() if v["cached"]}
+        dropped = dropped_cases(settings, values)
+        weights = {case: v["weight"] * (case not in dropped) for case, v in values.items() if v["cached"]}
         journal, step, place = Journal(settings.folder.journal("label")), "cached", settings.folder.cached
     weights = {c.id: weights[c.id] for c in cases if weights.get(c.id, 0) > 0}  # in index order
     if not weights:
@@ -126,8 +129,12 @@ def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, t
     return known
 
 
-def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> MergedFolder:
+def label_cases(
+    settings: RoundSettings, cases: Sequence[Case], executor: Executor, validation: Sequence[Case]
+) -> MergedFolder:
     """Label a round's training cases, each in one go; only what is new or changed is done again.
+
+    What a selection fits is fitted first, on labelled `validation` cases.
 
     Returns:
         The merged labels on the original grids; of each case what `label_case` gives.
@@ -138,8 +145,10 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
     folder = settings.folder
     for place in (folder.labels, folder.training_labels, *([folder.predictions] * settings.is_hybrid)):
         write_classes(place, settings.classes)
+    if "thresholds" in settings.labels.needs:
+        fit_thresholds(settings, label_jobs(settings, validation), executor)
     jobs = label_jobs(settings, cases)
-    fresh = {case: why for case, job in jobs.items() if job.labeller and (why := job.why_predict())}
+    fresh = {case: why for case, job in jobs.items() if job.labeller and (why := job.why_network())}
     predicted = {case: jobs[case].prediction for case in fresh}
     refuse_foreign([path for c, path in predicted.items() if jobs[c].note.is_foreign(c, path)])
     one = _resume(settings, {case: jobs[case] for case in fresh}, executor, fresh)
@@ -152,32 +161,62 @@ def label_cases(settings: RoundSettings, cases: Sequence[Case], executor: Execut
     )
     stop_on_faults(done.failures, f"round={settings.name}, labelling", jobs, settings.max_failed)
     report_coverage([v["prediction"] for v in done.values.values() if v["prediction"] is not None])
-    dropped = sum(v["weight"] == 0 for v in done.values.values())
+    dropped = len(dropped_cases(settings, done.values))
     masked = sum(v["ignored"] > 0 for v in done.values.values())
     for count, what in ((dropped, "dropped"), (masked, "masked in part")):
         if count:
             log.info("labels.select: %d of %d cases %s", count, len(jobs), what)
+    settings.folder.selection.unlink(missing_ok=True)
+    if "pseudo" in settings.labels.needs:
+        write_selection(settings, done.values)
     return MergedFolder.told(settings.folder.labels, done, settings.classes)
+
+
+def fit_thresholds(settings: RoundSettings, jobs: Mapping[str, LabelJob], executor: Executor) -> None:
+    """Predict labelled validation cases as a round's own, count how right they are, write the thresholds.
+
+    Raises:
+        FlareError: If there is none, or the step failed in general.
+    """
+    if not jobs:
+        raise FlareError(
+            "labels.select: no labelled validation case to fit thresholds on; expected one in the cohort, or "
+            "labels.select.threshold=<0 to 1>"
+        )
+    place = replace(settings.folder, root=settings.folder.root / "selection" / "validation")
+    jobs = {case: replace(job, thresholds=None, folder=place) for case, job in jobs.items()}
+    done = resume_cases(
+        judge_case,
+        {case: {"job": job} for case, job in jobs.items()},
+        inputs={case: job.inputs for case, job in jobs.items()},
+        config=lambda case: jobs[case].config,
+        outputs=lambda _: {},
+        journal=Journal(settings.folder.journal("judge")),
+        executor=executor,
+        description="judge pseudo labels of validation cases",
+        alone=lambda count: count == 1 or one_by_one(settings.labels.inference),
+    )
+    stop_on_faults(done.failures, f"round={settings.name}, fitting labels.select", jobs, settings.max_failed)
+    counts = [value["counts"] for value in done.values.values()]
+    write_json(settings.folder.thresholds, fit(counts, built(settings.labels.select).right))
 
 
 def label_jobs(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, LabelJob]:
     """What labelling each case takes, the cases of one teacher together so that its network stays loaded."""
-    images = Journal(settings.prepared.journal("cache"))
+    images, fitted = Journal(settings.prepared.journal("cache")), settings.folder.thresholds
+    limits = read_json(fitted) if "thresholds" in settings.labels.needs and fitted.exists() else None
     jobs: dict[str, LabelJob] = {}
+    depth = None if settings.labels.views else 1
     for teacher, own in by_teacher(settings, cases):
-        labeller = None
-        if teacher is not None:
-            digest = sha256(teacher.checkpoint)
-            fitted: Sequence[int] = ()
-            if settings.labels.inference.components == "fitted":
-                fitted = fitted_classes(round_of(teacher.checkpoint).components, digest, settings.classes)
-            labeller = Labeller(teacher.checkpoint, digest, teacher.round, tuple(sorted(fitted)))
+        line = [] if teacher is None else list(islice(lineage(settings, teacher), depth))
+        labeller, further = line[0] if line else None, further_maps(settings, line)
         for case in own:
             job = LabelJob(case, None, "", labeller, settings.labels, settings.folder)
             if images.is_current(case.id, job.files, None):
                 digest = images.output_hash(case.id, "image")
                 job = replace(job, cached=settings.prepared.image(case.id), cached_sha256=digest)
-            jobs[case.id] = job
+            others = {name: replace(job, **own) for name, own in further.items()}
+            jobs[case.id] = replace(job, others=others, thresholds=limits)
     return jobs
 
 
@@ -261,6 +300,7 @@ def _merge_round(settings: RoundSettings, executor: Executor) -> MergedFolder:
         )
     require_teacher(settings)
     read_teacher(settings)
-    cases = settings.train_cases(read_index(settings.prepared.index))
+    cases = read_index(settings.prepared.index)
+    chosen = settings.train_cases(cases)
     with lock(settings.folder.root):
-        return label_cases(settings, cases, executor)
+        return label_cases(settings, chosen, executor, held_out(cases, "validation"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from omegaconf import DictConfig
 
 from flare.core.cases import SELECTIONS, SPLITS, Case, select_cases
 from flare.core.classes import ClassList
-from flare.core.errors import NOT_NEGATIVE, FlareError, Rule, build_part, check_values, choice, optional
+from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, Rule, build_part, check_values, choice, optional
 from flare.inference.settings import InferenceSettings
-from flare.merging.settings import MergeSettings
+from flare.merging.settings import MergeSettings, PseudoSource
 from flare.prepare.settings import RULES as OF_COHORTS
 from flare.runs.folders import (
     PreparedFolder,
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 HYBRID = "hybrid"
 FIT = "components"  # folder of a round: predictions of cases that are held out for the fit alone
 FOLDS = 5  # of complete training cases, of which one is held out for it (as nnU-Net's folds)
+VIEWS = ("previous", "earlier", "unflipped")
+EVIDENCE = ("pseudo", "confidence", "thresholds", *VIEWS)  # what a selection may ask for
 RULES = {
+    "labels.confidence": FLAG,
     "labels.source": choice("ground_truth", HYBRID),
     "labels.cases": choice(*SELECTIONS),
     "data.components_split": Rule(
@@ -53,29 +57,49 @@ RULES = {
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """How a round's labels are made; plain values, for jobs as well.
+    """How a round's labels are made; plain values, for jobs as well."""
 
-    Args:
-        source: `ground_truth` as it is, or `hybrid`: merged with a teacher's pseudo labels.
-        cases: Which training cases, see `select_cases`.
-        interpolation: How labels get to the training grid: `nearest`, or `nnunet` as in `resample_classes`.
-        inference: How teachers predict.
-        select: What weighs, drops or masks the labels of cases, a section with a `_target_`; None keeps all.
-        trusted: Ids of the classes whose pseudo labels count as known.
-    """
-
-    source: str
-    cases: str
-    interpolation: str
+    source: str  # `ground_truth` as it is, or `hybrid`: merged with a teacher's pseudo labels
+    cases: str  # which training cases, see `select_cases`
+    interpolation: str  # how labels get to the training grid: `nearest`, or `nnunet` as in `resample_classes`
     merge: MergeSettings
-    inference: InferenceSettings
+    inference: InferenceSettings  # how teachers predict
+    # what weighs, drops or masks the labels of cases, a section with a `_target_`; None keeps all
     select: dict[str, Any] | None
-    trusted: tuple[int, ...]
+    trusted: tuple[int, ...]  # ids of the classes whose pseudo labels count as known
+    # which of `EVIDENCE` it asks for, by its arguments' names or its attribute `needs`
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def views(self) -> list[str]:
+        """Which maps of a case are needed beside its teacher's, to select, or to tell where organs are."""
+        is_cut = self.merge.rules.tumor_inside == "voxel" and self.targets == "organs_tumor"
+        return [*(name for name in VIEWS if name in self.needs), *["organs"] * is_cut]
 
     @property
     def targets(self) -> str:
         """What the round's network learns: `organs`, `tumor` or `organs_tumor`."""
         return self.merge.rules.targets
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What makes the pseudo labels of a case: a network, its hash, and its round, if that is known.
+
+    Of the classes with the ids `components` only the largest component is kept, as was fitted on it. It
+    `knows` the classes with those ids.
+    """
+
+    checkpoint: Path
+    digest: str
+    round: str | None
+    components: tuple[int, ...]
+    knows: tuple[int, ...] = ()
+
+    @property
+    def source(self) -> PseudoSource:
+        """How provenance names it."""
+        return PseudoSource(self.round, self.digest)
 
 
 @dataclass(frozen=True)
@@ -122,8 +146,13 @@ class RoundSettings:
 
         check_values(cfg, OF_COHORTS | RULES)
         own, labels = cfg.round, cfg.labels
+        needs, is_hybrid = frozenset[str](), labels.source == HYBRID
         if labels.select is not None:
-            build_part(labels.select, "labels.select")
+            rule = build_part(labels.select, "labels.select")
+            named = getattr(rule, "needs", None) or (signature(rule).parameters if callable(rule) else ())
+            needs = frozenset(named) & frozenset(EVIDENCE)
+        is_idle = not is_hybrid and "pseudo" in needs  # it judges a teacher's labels, and there are none
+        sure = is_hybrid and (labels.confidence or "confidence" in needs)
         training = TrainingSettings.from_config(cfg)
         has_unlabeled = labels.source == HYBRID and labels.cases == "all"
         is_same = own.unlabeled_teacher == own.teacher and own.checkpoint is None
@@ -141,9 +170,10 @@ class RoundSettings:
                 interpolation=cfg.data.label_interpolation,
                 merge=MergeSettings.from_config(cfg, labels if rules is None else rules),
                 # what a teacher costs is not measured: that takes one case at a time, from its file
-                inference=replace(training.inference, measure=False),
-                select=plain_config(labels.select),
+                inference=replace(training.inference, measure=False, confidence=sure),
+                select=None if is_idle else plain_config(labels.select),
                 trusted=_trusted(labels.trust_pseudo, training.classes),
+                needs=frozenset() if is_idle else needs,
             ),
             training=training,
             prepared=prepared_folder(cfg),

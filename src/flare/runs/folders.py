@@ -48,6 +48,9 @@ class RoundFolder:
     last = Place("checkpoints/last.ckpt")  # the current training's: the teacher of later rounds
     best = Place("checkpoints/best.ckpt")  # the current training's with the best validation DSC
     training_csv = Place("training.csv")  # the current training's loss, learning rate, scores by epoch
+    confidence = Place("confidence")  # of the predictions: 255 times the probability of each voxel's label
+    selection = Place("selection.csv")  # what `labels.select` kept, by teacher and class
+    thresholds = Place("selection/thresholds.json")  # what it fitted, beside the maps that it needed
     components = Place("components.json")  # organs of which keeping the largest part helps, as fitted
 
     def cached(self, case_id: str) -> Path:
