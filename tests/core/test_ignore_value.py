@@ -240,7 +240,7 @@ def test_scores_volumes_and_fits_leave_it_out(tmp_path: Path) -> None:
     ours[1:5, 2:10, 6:8] = 4  # whatever is said there
     ours[1:5, 8:10, 2:6] = 0
     reference, prediction = labels_file(tmp_path, truth, "r.nii.gz"), labels_file(tmp_path, ours, "p.nii.gz")
-    found = score_files("a", reference, prediction, ScoreSettings(classes, "present", details=True))
+    found = score_files("a", reference, prediction, None, ScoreSettings(classes, "present", details=True))
     liver = found.classes["LIVER"]
     assert liver.dsc == pytest.approx(2 * 96 / (96 + 128), abs=1e-4)
     assert (liver.reference_ml, liver.prediction_ml) == (
@@ -249,7 +249,7 @@ def test_scores_volumes_and_fits_leave_it_out(tmp_path: Path) -> None:
     )
     assert found.classes["LESION"].dsc is None
     assert not found.lesions
-    flare = score_files("a", reference, prediction, ScoreSettings(classes, "flare23"))
+    flare = score_files("a", reference, prediction, None, ScoreSettings(classes, "flare23"))
     assert flare.classes["LESION"].dsc == 1  # both lack it where somebody knows
     assert compare_case("a", prediction, reference, classes, None)["liver"] == pytest.approx(
         (2 * 96 / (96 + 128),) * 2

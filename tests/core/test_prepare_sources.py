@@ -59,3 +59,10 @@ def test_a_label_map_takes_ids_as_numbers_or_text_and_classes_by_id_or_name(labe
 def test_a_bad_label_map_is_refused(labels: ClassList, given: dict, message: str) -> None:
     with pytest.raises(FlareError, match=message):
         read_label_map(given, labels)
+
+
+def test_a_source_that_annotates_all_does_so_for_any_class_list(labels: ClassList) -> None:
+    given = [{"match": "*", "annotates": "all"}]
+    assert read_sources(given, labels)[0].annotates == tuple(range(1, 15))
+    two = ClassList(labels.entries[2:4])
+    assert read_sources(given, two)[0].annotates == (3, 4)

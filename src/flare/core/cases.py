@@ -15,7 +15,7 @@ from flare.core.files import read_csv, write_csv
 SPLITS = ("train", "validation", "test")
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled")
 SELECTIONS = ("organs_complete", "tumor", "labeled", "all")  # labeled: every case with an annotation
-SOURCES = "[{match: <glob>, annotates: [<class>, ...]}, ...]"
+SOURCES = "[{match: <glob>, annotates: all, or [<class>, ...]}, ...]"
 CASE_RULES = ("leaf", "parent", "path", "dicom_series_uid")  # of `data.case_id`; `file` stands for leaf
 COLUMNS = ("case", "split", "kind", "present", "annotated", "image", "label")
 
@@ -116,7 +116,7 @@ UNDECLARED = Source("", None)
 
 
 def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) -> tuple[Source, ...]:
-    """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`.
+    """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`, or `annotates: all`.
 
     Raises:
         FlareError: If an item lacks a key or names an unknown class.
@@ -126,14 +126,16 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) 
     sources = []
     for number, item in enumerate(given or ()):
         is_one = isinstance(item, Mapping) and set(item) == {"match", "annotates"}
-        if not is_one or isinstance(item["annotates"], str) or not isinstance(item["annotates"], Sequence):
+        named = item["annotates"] if is_one else None
+        named = [c.name for c in classes.entries] if named == "all" else named
+        if isinstance(named, str) or not isinstance(named, Sequence):
             raise FlareError(
                 f"data.sources[{number}]: expected the keys match and annotates, as {SOURCES}; given {item}"
             )
         if not isinstance(item["match"], str):  # YAML reads 007 as the number 7
             raise FlareError(f"data.sources[{number}].match: {item['match']} is no text; it needs quotes")
         try:
-            annotates = tuple(sorted(classes.id_of(str(name)) for name in item["annotates"]))
+            annotates = tuple(sorted(classes.id_of(str(name)) for name in named))
         except FlareError as error:
             raise FlareError(f"data.sources[{number}].annotates: {error}") from None
         sources.append(Source(item["match"], annotates))

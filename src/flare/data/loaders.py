@@ -42,19 +42,12 @@ class CaseArrays(NamedTuple):
 
 
 class Batch(TypedDict):
-    """What a training step gets.
+    """What a training step gets."""
 
-    Args:
-        image: `(B, 1, Z, Y, X)` float32, normalised and augmented.
-        target: `(B, Z, Y, X)` uint8, index of the right output of the network, or `IGNORE`.
-        known: `(B, K)` bool: whether a sample's labels tell where the class of each of the K outputs is.
-        case: The B case ids.
-    """
-
-    image: Tensor
-    target: Tensor
-    known: Tensor
-    case: list[str]
+    image: Tensor  # `(B, 1, Z, Y, X)` float32, normalised and augmented
+    target: Tensor  # `(B, Z, Y, X)` uint8, index of the right output of the network, or `IGNORE`
+    known: Tensor  # `(B, K)` bool: whether a sample's labels tell where the class of each of the K outputs is
+    case: list[str]  # the B case ids
 
 
 class SampleKey(NamedTuple):

@@ -31,26 +31,18 @@ Map = np.ndarray
 
 @dataclass(frozen=True)
 class Lesion:
-    """One 26-connected tumor of the reference or of the prediction.
+    """One 26-connected tumor of the reference or of the prediction."""
 
-    Args:
-        side: `reference` or `prediction`.
-        volume_ml: Its volume.
-        diameter_mm: Of the ball of this volume.
-        organ: Short name of the organ that surrounds most of it, or `none`.
-        matched: Whether it overlaps a tumor of the other side: a reference lesion is then detected; a
-            predicted one that is not is a false positive.
-        dsc: For a reference lesion, against all predicted ones that overlap it.
-        score: How sure a predicted one is: the mean confidence of its voxels, or without a map its volume in
-            ml. For a reference lesion, the highest score of those that overlap it; None if none does.
-    """
-
-    side: str
-    volume_ml: float
-    diameter_mm: float
-    organ: str
+    side: str  # `reference` or `prediction`
+    volume_ml: float  # its volume
+    diameter_mm: float  # of the ball of this volume
+    organ: str  # short name of the organ that surrounds most of it, or `none`
+    # whether it overlaps a tumor of the other side: a reference lesion is then detected; a predicted one that
+    # is not is a false positive
     matched: bool
-    dsc: float | None = None
+    dsc: float | None = None  # for a reference lesion, against all predicted ones that overlap it
+    # how sure a predicted one is: the mean confidence of its voxels, or without a map its volume in ml. For a
+    # reference lesion, the highest score of those that overlap it; None if none does
     score: float | None = None
 
 

@@ -69,31 +69,20 @@ class Prediction:
 
 @dataclass
 class Predictor:
-    """Predicts cases with one network.
+    """Predicts cases with one network."""
 
-    Args:
-        engine: Maps `(B, 1, Z, Y, X)` float32 to `(B, C, Z, Y, X)` logits, see `engines`.
-        outputs: Class id of each channel, background first.
-        spacing_mm: The network's grid along Z, Y, X.
-        interpolation: How images are resampled to it: `linear`, `cubic` or `nnunet`.
-        intensity: The training cohort's foreground statistics.
-        patch_size: Window along Z, Y, X.
-        mirror_axes: Axes (0 = Z) along which the network was trained to be flipped.
-        activation: Of what the outputs are logits; of `sigmoid` a class needs more than a half.
-        settings: Everything else that can be chosen; `device` is where patches are given to the engine.
-    """
-
-    engine: Engine
+    engine: Engine  # maps `(B, 1, Z, Y, X)` float32 to `(B, C, Z, Y, X)` logits, see `engines`
     _: KW_ONLY
     classes: ClassList
-    outputs: tuple[int, ...]
-    spacing_mm: Spacing
-    interpolation: str
-    intensity: Intensity
-    patch_size: Shape
-    mirror_axes: tuple[int, ...]
+    outputs: tuple[int, ...]  # class id of each channel, background first
+    spacing_mm: Spacing  # the network's grid along Z, Y, X
+    interpolation: str  # how images are resampled to it: `linear`, `cubic` or `nnunet`
+    intensity: Intensity  # the training cohort's foreground statistics
+    patch_size: Shape  # window along Z, Y, X
+    mirror_axes: tuple[int, ...]  # axes (0 = Z) along which the network was trained to be flipped
+    # everything else that can be chosen; `device` is where patches are given to the engine
     settings: InferenceSettings
-    activation: str = "softmax"
+    activation: str = "softmax"  # of what the outputs are logits; of `sigmoid` a class needs more than a half
 
     def __post_init__(self) -> None:
         self.device = choose_device(self.settings.device)

@@ -104,40 +104,31 @@ class Labeller:
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """One round.
+    """One round."""
 
-    Args:
-        name: `mo` ... `mot3`; None for `round=all`, which trains on the ground truth of all labelled cases.
-        named_run: The folder of the run that `name` names, where a job of a sweep finds earlier rounds.
-        teacher: The round whose checkpoint makes the pseudo labels, and from whose weights it may start.
-        unlabeled_teacher: The round that labels its cases without ground truth, where that is not `teacher`.
-        teacher_kind: Which of a teacher's checkpoints: `last`, `best`, or another that its training left.
-        checkpoint: A file instead of `teacher`'s checkpoint.
-        split: The held-out cases of the ablation table.
-        components_split: On which cases largest components are fitted: a split, of `train` a fold, or ids.
-        max_failed: Share of a step's cases that may fail by no fault of their files.
-        config: The whole configuration, for records.
-        is_frozen: Whether it is kept as it was trained; then its other settings are those of that time.
-        trained_cases: How many cases a frozen round was trained on, if that is known.
-    """
-
+    # `mo` ... `mot3`; None for `round=all`, which trains on the ground truth of all labelled cases
     name: str | None
     run: RunFolder
+    # the folder of the run that `name` names, where a job of a sweep finds earlier rounds
     named_run: RunFolder
+    # the round whose checkpoint makes the pseudo labels, and from whose weights it may start
     teacher: str | None
+    # the round that labels its cases without ground truth, where that is not `teacher`
     unlabeled_teacher: str | None
-    teacher_kind: str
-    checkpoint: Path | None
+    teacher_kind: str  # which of a teacher's checkpoints: `last`, `best`, or another that its training left
+    checkpoint: Path | None  # a file instead of `teacher`'s checkpoint
     labels: LabelSettings
     training: TrainingSettings
     prepared: PreparedFolder
-    split: str
+    split: str  # the held-out cases of the ablation table
+    # on which cases largest components are fitted: a split, of `train` a fold, or ids
     components_split: str | tuple[str, ...]
     score: ScoreSettings
-    max_failed: float
-    config: DictConfig
+    max_failed: float  # share of a step's cases that may fail by no fault of their files
+    config: DictConfig  # the whole configuration, for records
+    # whether it is kept as it was trained; then its other settings are those of that time
     is_frozen: bool = False
-    trained_cases: int | None = None
+    trained_cases: int | None = None  # how many cases a frozen round was trained on, if that is known
 
     @classmethod
     def from_config(cls, cfg: DictConfig, rules: DictConfig | None = None) -> RoundSettings:
@@ -250,18 +241,13 @@ def _trusted(given: Any, classes: ClassList) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a round trains on.
+    """What a round trains on."""
 
-    Args:
-        items: Case id -> cached image, cached labels and how often it is drawn; in index order.
-        key: Digest of all of it: equal keys train equal networks.
-        failures: Cases that could not be labelled.
-        parts: What the key is made of, to tell later what has changed: `cases`, `start` and `statistics`.
-        known: Case id -> ids of the classes whose place its labels tell; a case that is not there tells all.
-    """
-
+    # case id -> cached image, cached labels and how often it is drawn; in index order
     items: dict[str, tuple[Path, Path, float]]
-    key: str
-    failures: list[Outcome]
+    key: str  # digest of all of it: equal keys train equal networks
+    failures: list[Outcome]  # cases that could not be labelled
+    # what the key is made of, to tell later what has changed: `cases`, `start` and `statistics`
     parts: dict[str, Any] = field(default_factory=dict)
+    # case id -> ids of the classes whose place its labels tell; a case that is not there tells all
     known: dict[str, tuple[int, ...]] = field(default_factory=dict)
