@@ -255,7 +255,9 @@ def test_scores_volumes_and_fits_leave_it_out(tmp_path: Path) -> None:
         (2 * 96 / (96 + 128),) * 2
     )
     right = np.where(truth == 9, 3, truth)
-    perfect = score_files("a", reference, labels_file(tmp_path, right, "q.nii.gz"), ScoreSettings(classes))
+    perfect = score_files(
+        "a", reference, labels_file(tmp_path, right, "q.nii.gz"), None, ScoreSettings(classes)
+    )
     assert (perfect.classes["LIVER"].dsc, perfect.classes["LIVER"].nsd) == (1, 1)
     same = np.arange(8, dtype=np.uint8)
     assert without_ignored(same, same)[0] is same
