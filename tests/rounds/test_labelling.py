@@ -56,7 +56,7 @@ class Copy:
     def predict(self, image: Volume, *, components: tuple[int, ...]) -> SimpleNamespace:
         found = image.array.astype(np.uint8)
         return SimpleNamespace(
-            segmentation=found, windows=1, body_found=True, uncovered_body_vox=0, seconds={}
+            segmentation=found, windows=1, body_found=True, uncovered_body_vox=0, seconds={}, confidence=None
         )
 
 
