@@ -47,20 +47,21 @@ def fail_at(how: str, number: int) -> None:
     raise CaseError("a", f"/data/{number}.nii.gz is no image")
 
 
-def die(record: Path, times: int = 0, after_s: float = 0.0, beside: Path | None = None) -> str:
+def die(record: Path, times: int = 0, beside: Path | None = None) -> str:
     """Note the run in a file; kill the process in the first `times` runs.
 
     Args:
         record: Grows by one letter a run.
         times: How often to die.
-        after_s: When.
-        beside: Wait for the record of another job first.
+        beside: Wait for the record of another job first, for a minute at most.
     """
+    until = time.monotonic() + 60
     while beside is not None and not beside.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(beside.name)
         time.sleep(0.02)
     with record.open("a") as stream:
         stream.write("x")
-    time.sleep(after_s)
     if len(record.read_text()) <= times:
         os._exit(1)
     return f"process {os.getpid()}"
@@ -74,6 +75,11 @@ def die_later(after_s: float) -> str:
 
 def threads() -> str:
     return os.environ["OMP_NUM_THREADS"]
+
+
+def surroundings() -> tuple[dict[str, str], str]:
+    """The environment and the folder in which a case is worked on."""
+    return dict(os.environ), os.getcwd()
 
 
 LOADED = set(sys.modules)  # when a worker imports this file

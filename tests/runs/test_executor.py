@@ -15,9 +15,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import executor_jobs
-from executor_jobs import die, die_later, double, fail_at, misbehave, threads
+from executor_jobs import die, die_later, double, fail_at, misbehave, surroundings, threads
 from flare.core.errors import FlareError, NoRoomError
 from flare.runs.work import (
+    THREADS,
     CheckedExecutor,
     LocalExecutor,
     Outcome,
@@ -81,7 +82,7 @@ def test_without_workers_all_runs_here(tmp_path: Path) -> None:
 
 def test_nothing_to_do_starts_nothing(pool: LocalExecutor) -> None:
     assert collect(pool, double, {}) == {}
-    assert pool._pool is None
+    assert not pool._pools
 
 
 def test_workers_are_forked_from_a_process_that_has_imported_what_they_need():
@@ -123,14 +124,11 @@ def test_a_worker_that_dies_costs_its_case_a_retry(
 
 
 @pytest.mark.slow
-def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
+def test_a_death_is_seen_while_others_work_and_costs_them_nothing(tmp_path: Path) -> None:
+    """`slow` waits for `late`, which gets a worker only when the death of `guilty` is seen."""
     executor = LocalExecutor(workers=2, retries=0)
-    guilty = tmp_path / "guilty"
-    jobs = {
-        "slow": {"record": tmp_path / "slow", "after_s": 2.5, "beside": guilty},
-        "guilty": {"record": guilty, "times": ALWAYS, "after_s": 0.1},
-        "late": {"record": tmp_path / "late"},
-    }
+    jobs = {name: {"record": tmp_path / name} for name in ("slow", "guilty", "late")}
+    jobs["slow"]["beside"], jobs["guilty"]["times"] = tmp_path / "late", ALWAYS
     found = collect(executor, die, jobs)
     executor.close()
     assert found["slow"].error is None
@@ -138,22 +136,41 @@ def test_innocents_in_flight_are_not_blamed(tmp_path: Path) -> None:
     assert "worker process died" in str(found["guilty"].error)
     assert found["guilty"].is_fault  # the case may be sound
     assert not found["guilty"].is_general  # the others trained without it
-    assert guilty.read_text() == "xx"  # once beside the slow one, once alone
+    runs = {name: len((tmp_path / name).read_text()) for name in jobs}
+    assert runs == {"slow": 1, "guilty": 2, "late": 1}  # the guilty one once beside others, once alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workers", "retries", "runs"), [(1, 0, 1), (1, 2, 3), (2, 0, 2), (2, 1, 2), (2, 2, 3)]
+)
+def test_how_often_a_case_that_always_dies_is_run(
+    workers: int, retries: int, runs: int, tmp_path: Path
+) -> None:
+    executor = LocalExecutor(workers, retries)
+    found = collect(executor, die, {"a": {"record": tmp_path / "a", "times": ALWAYS}})
+    executor.close()
+    assert "worker process died" in str(found["a"].error)
+    assert (tmp_path / "a").read_text() == "x" * runs
+
+
+def wait_for_a_death(executor: LocalExecutor) -> None:
+    """Be as busy as a caller may be: until a worker has died and is known to be dead."""
+    until = time.monotonic() + 60
+    while not any(pool._broken for pool in executor._pools.values()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_while_the_caller_is_busy(pool: LocalExecutor, tmp_path: Path) -> None:
-    """The pool is found broken when the next case is handed to it."""
-    jobs = {
-        "quick": {"record": tmp_path / "quick"},
-        "guilty": {"record": tmp_path / "guilty", "times": ALWAYS, "after_s": 0.2},
-        "late": {"record": tmp_path / "late"},
-    }
+    jobs = {name: {"record": tmp_path / name} for name in ("quick", "guilty", "late")}
+    jobs["guilty"] |= {"times": ALWAYS, "beside": tmp_path / "quick"}
     found = {}
     for outcome in pool.run(die, jobs):
         found[outcome.case_id] = outcome
         if outcome.case_id == "quick":
-            time.sleep(1.0)
+            wait_for_a_death(pool)
     assert found["quick"].error is None
     assert found["late"].error is None
     assert "worker process died" in str(found["guilty"].error)
@@ -164,14 +181,35 @@ def test_a_worker_that_dies_with_nothing_to_do() -> None:
     executor = LocalExecutor(workers=1, retries=0)
     found = []
     for outcome in executor.run(die_later, {"a": {"after_s": 0.1}, "b": {"after_s": 99.0}}):
-        found.append(outcome)
-        time.sleep(0.5)
-        if outcome.case_id == "b":
-            break
-    assert [(o.case_id, o.value, o.error) for o in found] == [("a", "well", None), ("b", "well", None)]
-    for process in executor._pool._processes.values():
+        found.append((outcome.case_id, outcome.value, outcome.error))
+        if outcome.case_id == "a":
+            wait_for_a_death(executor)
+    assert found == [("a", "well", None), ("b", "well", None)]
+    for process in executor._pools[0]._processes.values():
         process.kill()  # its timer would hold it up
     executor.close()
+
+
+def test_workers_have_the_environment_and_the_folder_of_their_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever those were when the process began that workers are forked from."""
+    executor = LocalExecutor(workers=1, retries=0)
+    for value in ("one", "other", None):
+        if value is None:
+            monkeypatch.delenv("FLARE_TEST")
+        else:
+            monkeypatch.setenv("FLARE_TEST", value)
+        folder = tmp_path / str(value)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        environment, cwd = collect(executor, surroundings, {"a": {}})["a"].value
+        executor.close()
+        assert Path(cwd) == folder
+        assert environment.get("FLARE_TEST") == value
+        assert {k: v for k, v in environment.items() if k not in THREADS} == {
+            k: v for k, v in os.environ.items() if k not in THREADS
+        }
 
 
 def test_cores_are_shared_out(pool: LocalExecutor) -> None:

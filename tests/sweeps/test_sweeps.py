@@ -1,7 +1,6 @@
 """Each job of a sweep notes how it ended; the table compares jobs; failed jobs run again alone."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, write_csv
+from flare.inference.measure import ResourceSampler
 from flare.inference.predict import predict_case
 from flare.inference.predictor import Prediction
 from flare.inference.settings import InferenceSettings
@@ -105,6 +105,13 @@ def test_what_depends_on_predictions_does_not_keep_scores_from_being_compared() 
     assert {c.heading: c.best for c in table.columns}["organ_mean/DSC"] == "max"
 
 
+def measured_here(function: Callable[..., dict], job: dict, *, gpu: int | None) -> dict:
+    """What `measured` gives, without the seconds in which a process of its own begins."""
+    with ResourceSampler(gpu=gpu) as sampler:
+        row = function(**job)
+    return row | sampler.usage()
+
+
 def test_what_a_case_costs_is_shown_beside_what_the_job_took(
     config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +119,8 @@ def test_what_a_case_costs_is_shown_beside_what_the_job_took(
     sitk.WriteImage(sitk.Image(12, 12, 12, sitk.sitkInt16), str(image))
     prediction = Prediction(np.zeros((12, 12, 12), np.uint8), 12, 0, True, {"network": 40.0})
     predictor = SimpleNamespace(predict=lambda volume, components: prediction)
-    monkeypatch.setattr("flare.inference.predict.load_predictor", cache(lambda *_: predictor))
+    monkeypatch.setattr("flare.inference.predict.load_predictor", lambda *_: predictor)
+    monkeypatch.setattr("flare.inference.predict.measured", measured_here)
     settings = InferenceSettings.from_config(config("infer", "inference.measure=true"))
     row = predict_case("a", image, tmp_path / "out" / "a.nii.gz", image, "", settings, ())
     for n, tta in enumerate(("none", "tta4")):

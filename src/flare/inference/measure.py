@@ -115,7 +115,7 @@ def measured(
     and the network's loading count. `function` is importable.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    how = cores, logging.getLogger().getEffectiveLevel()
+    how = cores, logging.getLogger().getEffectiveLevel(), dict(os.environ)
     cold = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(1, mp_context=cold, initializer=prepare_worker, initargs=how)
     with ResourceSampler(gpu=gpu) as sampler, pool:  # the process ends before the sampling

@@ -148,9 +148,9 @@ def run_cases(
 class LocalExecutor:
     """Processes on this machine.
 
-    A worker that dies (out of memory, killed) costs its case a retry, not the run: cases that were in
-    flight are then run again one at a time, so that the guilty one is known and memory is its own. The
-    others lose nothing by it, whatever `retries` is.
+    A worker that dies (out of memory, killed) costs its case a retry, not the run. The others go on; when
+    they are done the case is run again, alone, so that memory is its own. With several workers that is done
+    once at least, whatever `retries` is.
 
     Args:
         workers: Processes; null takes one per core; 0 runs in this process (on a GPU, or to debug).
@@ -163,7 +163,9 @@ class LocalExecutor:
                 whole(0).require(f"executor.{key}", value)
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
         self.retries = retries
-        self._pool: ProcessPoolExecutor | None = None
+        # one process each, whose death is its own case's. A pool of several does not watch a process that it
+        # starts while it waits: a death there is not seen before another case is done
+        self._pools: dict[int, ProcessPoolExecutor] = {}
 
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """See `Executor`."""
@@ -171,28 +173,21 @@ class LocalExecutor:
             for case_id, job in jobs.items():
                 yield attempt(case_id, function, job)
             return
-        waiting = deque(jobs.items())
-        flying: dict[Future, tuple[str, Job]] = {}
+        waiting, idle = deque(jobs.items()), list(range(self.workers))
+        flying: dict[Future, tuple[int, tuple[str, Job]]] = {}
+        died = []
         while waiting or flying:
-            try:
-                # only as many as there are workers: then what flies when one dies is what it was running
-                while waiting and len(flying) < self.workers:
-                    flying[self._submit(*waiting[0], function)] = waiting[0]
-                    waiting.popleft()
-            except BrokenProcessPool:  # a worker died since the last look; what flies says so below
-                if not flying:
-                    self.close()
-            done, _ = wait(flying, return_when=FIRST_COMPLETED)
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                done, _ = wait(flying)  # all of them went with the pool, or were done before
-            suspects = []
-            for future in done:
-                case = flying.pop(future)
+            while waiting and idle:
+                worker, case = idle.pop(), waiting.popleft()
+                flying[self._submit(worker, *case, function)] = worker, case
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                worker, case = flying.pop(future)
+                idle.append(worker)
                 if isinstance(future.exception(), BrokenProcessPool):
-                    suspects.append(case)
+                    died.append(case)
                 else:
                     yield future.result()
-            yield from self._one_at_a_time(function, suspects)
+        yield from self._one_at_a_time(function, died)
 
     def alone(self) -> LocalExecutor:
         """Give one that works in this process."""
@@ -200,38 +195,37 @@ class LocalExecutor:
 
     def close(self) -> None:
         """End the worker processes."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        while self._pools:
+            self._pools.popitem()[1].shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, case_id: str, job: Job, function: Callable[..., Any]) -> Future:
-        if self._pool is None:
-            threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
-            self._pool = ProcessPoolExecutor(
-                self.workers,
-                mp_context=_context(threads),
-                initializer=prepare_worker,
-                initargs=(threads, logging.getLogger().getEffectiveLevel()),
-            )
-        return self._pool.submit(attempt, case_id, function, job)
+    def _submit(self, worker: int, case_id: str, job: Job, function: Callable[..., Any]) -> Future:
+        if worker in self._pools:
+            try:
+                return self._pools[worker].submit(attempt, case_id, function, job)
+            except BrokenProcessPool:  # its process died, with a case or with nothing to do
+                self._pools.pop(worker).shutdown()
+        threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
+        how = threads, logging.getLogger().getEffectiveLevel(), dict(os.environ)
+        context = _context(threads)
+        self._pools[worker] = ProcessPoolExecutor(1, context, initializer=prepare_worker, initargs=how)
+        return self._pools[worker].submit(attempt, case_id, function, job)
 
     def _one_at_a_time(
-        self, function: Callable[..., Any], suspects: Sequence[tuple[str, Job]]
+        self, function: Callable[..., Any], died: Sequence[tuple[str, Job]]
     ) -> Iterator[Outcome]:
-        """Run cases alone after a worker died; one whose worker dies `retries` times more has failed."""
-        # of several only one is guilty, and only running them alone tells which
-        attempts = max(self.retries, 1) if len(suspects) > 1 else self.retries
-        for case_id, job in suspects:
+        """Run cases alone after their workers died; one whose worker dies `retries` times more has failed."""
+        # beside others it may have died for the memory that they took
+        attempts = max(self.retries, 1) if self.workers > 1 else self.retries
+        for case_id, job in died:
             for _ in range(attempts):
                 self.close()
                 log.warning("case %s: a worker process died, running it alone", case_id)
                 try:
-                    yield self._submit(case_id, job, function).result()
+                    yield self._submit(0, case_id, job, function).result()
                     break
                 except BrokenProcessPool:
                     continue
             else:
-                self.close()
                 yield Outcome(case_id, error=DIED, is_fault=True, kind=DIED)
 
 
@@ -260,9 +254,13 @@ def _environment(threads: int) -> Iterator[None]:
         os.environ.update(before)
 
 
-def prepare_worker(threads: int, level: int) -> None:
-    """Prepare a worker process: its share of the cores, also for libraries that are yet to be loaded."""
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+def prepare_worker(threads: int, level: int, environment: Mapping[str, str]) -> None:
+    """Prepare a worker process: its parent's environment, but its share of the cores for any library.
+
+    The process that it is forked from has the environment of the first worker's time.
+    """
+    os.environ.clear()
+    os.environ.update({**environment, **dict.fromkeys(THREADS, str(threads))})
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)
     logging.basicConfig(level=level)
