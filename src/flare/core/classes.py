@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
-from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, check_values, choice, optional, whole
+from flare.core.errors import FlareError, check_values, optional, rules_of, whole
 
-RULES = {
-    "classes.*.id": whole(1, 254),
-    "classes.*.role": choice("organ", "tumor"),
-    "classes.*.tolerance_mm": NOT_NEGATIVE,
-    "classes.*.slice_range": FLAG,
-    "classes.*.tube": FLAG,
-}
+RULES = rules_of("classes")
 IGNORED = optional(whole(1, 255))  # label maps are written in uint8
 TARGETS = ("organs", "tumor", "organs_tumor")  # method: MO has 14 outputs, MT 2, MOT 15
 IGNORE = 255  # in a label map: the voxel is of no known class and counts in no loss and no score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import logging
 import math
@@ -129,6 +130,25 @@ SHARE = number(0, 1)
 COUNT = whole(1)
 POSITIVE = number(0, above=True)
 NOT_NEGATIVE = number(0)
+NAMED = {"flag": FLAG, "share": SHARE, "count": COUNT, "positive": POSITIVE, "not_negative": NOT_NEGATIVE}
+
+
+def rules_of(room: str) -> dict[str, Rule]:
+    """The rules by config key that `rules.csv` has of a room, such as `whole 0 999` or `optional count`."""
+    with Path(__file__).with_name("rules.csv").open(newline="", encoding="utf-8") as stream:
+        return {row["key"]: _rule(row["rule"]) for row in csv.DictReader(stream) if row["room"] == room}
+
+
+def _rule(text: str) -> Rule:
+    """A rule by the name of its function or constant here, and the arguments behind it."""
+    name, *given = text.split()
+    if name in NAMED:
+        return NAMED[name]
+    if name == "optional":
+        return optional(_rule(" ".join(given)))
+    if name == "several":
+        return several(int(given[0]), _rule(" ".join(given[1:])))
+    return choice(*given) if name == "choice" else {"whole": whole, "limits": limits}[name](*map(int, given))
 
 
 def check_values(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:

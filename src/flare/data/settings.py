@@ -9,49 +9,21 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
-from flare.core.errors import FLAG, NOT_NEGATIVE, SHARE, Rule, check_values, choice, limits, several, whole
+from flare.core.errors import Rule, check_values, rules_of
 from flare.core.geometry import AXES, Shape, Spacing
-
-TRANSFORMS = {  # sections of data.augmentation that have a probability, and their ranges
-    "rotation": {"degrees": NOT_NEGATIVE, "degrees_2d": NOT_NEGATIVE},
-    "scaling": {"range": limits(0)},
-    "elastic": {"alpha": limits(0), "alpha_2d": limits(0), "sigma": limits(0)},
-    "noise": {"std": limits(0)},
-    "blur": {"channel_probability": SHARE, "sigma": limits(0)},
-    "brightness": {"range": limits(0)},
-    "contrast": {"range": limits(0)},
-    "low_resolution": {"channel_probability": SHARE, "zoom": limits(0, 1)},
-    "gamma_inverted": {"range": limits(0)},
-    "gamma": {"range": limits(0)},
-    "mirror": {
-        "axes": Rule(
-            lambda axes: isinstance(axes, list) and all(a in AXES for a in axes), "a list of some of z, y, x"
-        )
-    },
-}
 
 
 def _are_parts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(t, dict) and "_target_" in t for t in value)
 
 
-RULES = {
-    "data.patch_size": several(3, whole(1)),
-    "data.batch_size": whole(1),
-    "data.oversample_foreground": SHARE,
-    "data.tumor_fraction": SHARE,
-    "data.workers": whole(0),
-    "data.augmentation.dummy_2d": FLAG,
-    "data.augmentation.image_interpolation": choice("cubic", "linear"),
-    "data.augmentation.label_interpolation": choice("nearest", "linear"),
+RULES = rules_of("data") | {
+    "data.augmentation.mirror.axes": Rule(
+        lambda axes: isinstance(axes, list) and all(a in AXES for a in axes), "a list of some of z, y, x"
+    ),
     "data.augmentation.extra": Rule(
         _are_parts, "a list of transforms such as {_target_: torchio.RandomGhosting}"
     ),
-    **{
-        f"data.augmentation.{name}.{key}": rule
-        for name, ranges in TRANSFORMS.items()
-        for key, rule in {"probability": SHARE, **ranges}.items()
-    },
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare.core.errors import COUNT, NOT_NEGATIVE, SHARE, check_values, choice, limits, optional, whole
+from flare.core.errors import check_values, choice, rules_of
 
 VERSION = 1  # raised when the generator makes other voxels of the same settings
 
@@ -20,22 +20,7 @@ TUMOR = "tumor"
 CLASS_IDS = {name: number for number, name in enumerate((*ORGANS, TUMOR), start=1)}
 OUTSIDE = "outside"  # of the organs: a tumor's host as well
 SETTINGS = ("size", "seed", "counts", "grids", "tumors", "deformation_mm", "noise_hu", "extra_anatomy")
-RULES = {
-    "data.phantom.seed": whole(0),
-    "data.phantom.counts.*": whole(0, 999),
-    "data.phantom.grids.*.in_plane_mm": limits(0),
-    "data.phantom.grids.*.slice_mm": limits(0),
-    "data.phantom.grids.*.matrix": optional(COUNT),
-    "data.phantom.tumors.diameter_mm": limits(0),
-    "data.phantom.tumors.minimum_mm": NOT_NEGATIVE,
-    "data.phantom.tumors.contrast_hu": limits(),
-    "data.phantom.tumors.isodense": SHARE,
-    "data.phantom.tumors.hosts.*": NOT_NEGATIVE,
-    "data.phantom.tumors.secondary": SHARE,
-    "data.phantom.tumors.secondary_diameter_mm": limits(0),
-    "data.phantom.deformation_mm": NOT_NEGATIVE,
-    "data.phantom.noise_hu": limits(0),
-}
+RULES = rules_of("phantom")
 
 # First case number of each kind: growing one kind renames no case of another.
 KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra", "control")

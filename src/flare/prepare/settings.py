@@ -14,17 +14,7 @@ from flare.core.cases import SPLITS, Case, Source, case_rule, read_label_map, re
 from flare.core.checks import Checks
 from flare.core.class_files import classes_at, own_classes, require_agreement
 from flare.core.classes import ClassList
-from flare.core.errors import (
-    FLAG,
-    POSITIVE,
-    FlareError,
-    build_part,
-    check_values,
-    choice,
-    limits,
-    require_id,
-    several,
-)
+from flare.core.errors import FlareError, build_part, check_values, choice, limits, require_id, rules_of
 from flare.core.files import searched
 from flare.prepare.splits import NO_SPLIT, Split
 from flare.runs.folders import PreparedFolder, prepared_folder
@@ -33,14 +23,9 @@ from flare.runs.work import Executor, build_executor, failed_share
 log = logging.getLogger(__name__)
 
 STORE_FORMAT = 2  # raised when what is cached or noted of a case changes, so that old caches are redone
-RULES = {
-    "data.accept_removed": FLAG,
-    "data.spacing_mm": several(3, POSITIVE),
-    "data.interpolation": choice("linear", "cubic", "nnunet"),
-    "data.label_interpolation": choice("nearest", "nnunet"),
+RULES = rules_of("prepare") | {
     "data.percentiles": limits(0, 100, apart=True),
     "data.scoring.split": choice(*SPLITS),
-    "data.missing_labels": choice("refuse", "unlabeled"),
 }
 Values = Mapping[str, Mapping[str, Any]]  # case id -> as `read.count_labels` gives them
 # config keys of the folders of each group of cases: images, labels, split

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from flare.core.cases import SELECTIONS, SPLITS, Case, select_cases
 from flare.core.classes import ClassList
-from flare.core.errors import FLAG, NOT_NEGATIVE, FlareError, Rule, build_part, check_values, choice, optional
+from flare.core.errors import FlareError, Rule, build_part, check_values, choice, rules_of
 from flare.inference.settings import InferenceSettings
 from flare.merging.settings import MergeSettings, PseudoSource
 from flare.prepare.settings import RULES as OF_COHORTS
@@ -37,17 +37,12 @@ FIT = "components"  # folder of a round: predictions of cases that are held out 
 FOLDS = 5  # of complete training cases, of which one is held out for it (as nnU-Net's folds)
 VIEWS = ("previous", "earlier", "unflipped")
 EVIDENCE = ("pseudo", "confidence", "thresholds", *VIEWS)  # what a selection may ask for
-RULES = {
-    "labels.confidence": FLAG,
-    "labels.source": choice("ground_truth", HYBRID),
+RULES = rules_of("rounds") | {
     "labels.cases": choice(*SELECTIONS),
     "data.components_split": Rule(
         lambda v: v in ("auto", *SPLITS) or (isinstance(v, list) and all(isinstance(c, str) for c in v)),
         "auto, train, validation, test, or a list of case ids",
     ),
-    "report.energy.gpu_watts": optional(NOT_NEGATIVE),
-    "report.energy.host_watts": NOT_NEGATIVE,
-    "report.energy.grid_kg_per_kwh": NOT_NEGATIVE,
     "round.teacher_kind": Rule(
         lambda value: isinstance(value, str) and value.isidentifier(),
         "the name of a checkpoint, such as last",

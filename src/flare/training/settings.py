@@ -10,18 +10,7 @@ from omegaconf import DictConfig
 
 from flare.core.cases import read_label_map
 from flare.core.classes import ClassList
-from flare.core.errors import (
-    COUNT,
-    FLAG,
-    NOT_NEGATIVE,
-    SHARE,
-    FlareError,
-    Rule,
-    check_values,
-    choice,
-    optional,
-    whole,
-)
+from flare.core.errors import FlareError, Rule, check_values, choice, optional, rules_of
 from flare.data.settings import PatchSettings
 from flare.inference.settings import SECTION, InferenceSettings
 from flare.models.names import PARTIAL_LOSSES
@@ -30,42 +19,12 @@ from flare.runs.folders import plain_config, public_config
 MONITOR = "val/dsc_mean"
 MEASURES = ("dsc", "nsd", "ema_dsc")  # of validation cases; the last by the moving average of the weights
 STEPS = "trainer.limit_train_batches"
-RULES = {
-    "seed": whole(0, 2**32 - 1),
-    "round.init": choice("fresh", "teacher"),
-    "validation.nsd": FLAG,
+# samples are a function of the step, so gradients are not accumulated: a larger batch is data.batch_size
+RULES = rules_of("training") | {
     "model.optimizer": Rule(lambda value: False, "the key optimizer instead, a group of its own"),
     "model.scheduler": Rule(lambda value: False, "the key scheduler instead, a group of its own"),
-    "loss.dice_weight": NOT_NEGATIVE,
-    "loss.ce_weight": NOT_NEGATIVE,
-    "loss.smooth": NOT_NEGATIVE,
-    "loss.batch_dice": FLAG,
-    "loss.supervise_lowest": FLAG,
     "loss.partial": choice(*PARTIAL_LOSSES),
-    "trainer.accelerator": choice("auto", "cpu", "gpu", "cuda", "mps"),
-    "trainer.precision": choice("auto", "32", "32-true", "16-mixed", "bf16-mixed"),
-    "trainer.max_epochs": COUNT,
-    STEPS: COUNT,
-    "trainer.overfit_batches": whole(0),
-    # samples are a function of the step: a larger batch is data.batch_size
-    "trainer.accumulate_grad_batches": choice("1"),
-    "trainer.check_val_every_n_epoch": COUNT,
-    "trainer.gradient_clip_val": optional(NOT_NEGATIVE),
-    "trainer.log_every_n_steps": whole(0),
-    "trainer.num_sanity_val_steps": whole(-1),
-    "optimizer.lr": NOT_NEGATIVE,
-    "optimizer.momentum": SHARE,
-    "optimizer.nesterov": FLAG,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "scheduler.power": NOT_NEGATIVE,
-    "scheduler.decay_epochs": COUNT,
-    "scheduler.T_max": COUNT,
-    "scheduler.eta_min": NOT_NEGATIVE,
-    "callbacks.checkpoint.every_n_epochs": COUNT,
     "callbacks.ema.decay": optional(Rule(lambda x: isinstance(x, float) and 0 < x < 1, "a share below 1")),
-    "callbacks.rescue.epoch": optional(whole(0)),
-    "callbacks.overlays.every_n_epochs": COUNT,
-    "callbacks.overlays.cases": whole(0),
 }
 EACH_EPOCH = ("lr", "train/loss", "train/dice", "train/ce", "patches_per_s", "gpu_memory_mb")
 
