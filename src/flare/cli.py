@@ -46,10 +46,8 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
 def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the rounds, then the baselines; write table and report, publish the table and show it.
 
-    Takes and returns what `rounds.iterate` does.
-
-    Raises:
-        FlareError: As `rounds.iterate`; for a name in `baselines` that is none, before any work.
+    Takes, returns and refuses what `rounds.iterate` does; a name in `baselines` that is none is refused
+    before any work.
     """
     from flare.baselines.predictors import check_baselines, predict_baseline
     from flare.core.class_files import own_classes

@@ -39,10 +39,8 @@ def make_dashboard(
 ) -> dict[str, Path]:
     """Write the dashboard of a run or sweep as files, and with `online` create it on W&B as well.
 
-    Project and entity there are by default those that the run was logged to. Returns the files by suffix.
-
-    Raises:
-        FlareError: If there is nothing to show, or W&B refuses.
+    Project and entity there are by default those that the run was logged to. Returns the files by suffix. A
+    folder with nothing to show is refused, and so is what W&B refuses.
     """
     found = read_comparison(run)
     found = replace(found, project=project or found.project, entity=entity or found.entity)
@@ -58,10 +56,8 @@ def make_dashboard(
 def read_comparison(run: Path) -> Comparison:
     """Read a run of rounds (`outputs/<name>`) or a sweep (`outputs/<name>/multirun/<time>`).
 
-    The jobs of a sweep that trained nothing, such as one of `infer`, are compared by their measures.
-
-    Raises:
-        FlareError: If nothing was trained there and no job has begun.
+    The jobs of a sweep that trained nothing, such as one of `infer`, are compared by their measures. A folder
+    in which nothing was trained and no job has begun is refused.
     """
     jobs = read_jobs(run)
     names = {job.folder: job.name(varied(jobs)) for job in jobs}

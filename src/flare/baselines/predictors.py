@@ -38,10 +38,8 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
     """Predict held-out cases with one baseline into `<folder>/predictions`.
 
     `untrained` is the last round's network with fresh weights; `thresholds` and `atlas` learn from the
-    annotated training cases of the cohort. Returns the cases that failed, and why.
-
-    Raises:
-        FlareError: If the cohort has no case to learn from.
+    annotated training cases of the cohort, and a cohort without any is refused. Returns the cases that
+    failed, and why.
     """
     if name == "untrained":
         return _predict_untrained(trained, held_out, folder)

@@ -89,11 +89,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def convert(source: Path, output: Path, settings: ConvertSettings) -> None:
-    """Convert a checkpoint; what it is decides which way.
-
-    Raises:
-        FlareError: If the source cannot be converted, with the reason.
-    """
+    """Convert a checkpoint, or refuse it with the reason; what it is decides which way."""
     if not source.exists():
         raise FlareError(f"source={source}: no such file or folder")
     if source.suffix == ".ckpt":

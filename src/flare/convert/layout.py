@@ -51,8 +51,7 @@ class Foreign:
 def from_nnunet(state: Mapping[str, Tensor]) -> Weights:
     """Rename the weights of nnU-Net 1.x's `Generic_UNet` or v2's `PlainConvUNet`; float32 copies.
 
-    Raises:
-        FlareError: If a key is none of these networks'.
+    A key that is none of these networks' is refused.
     """
     found: dict[str, dict[str, str]] = {}
     blocks: dict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
@@ -146,10 +145,9 @@ def without_zeros(weights: Weights) -> Weights:
 
 
 def architecture(weights: Weights) -> dict[str, Any]:
-    """Find the arguments of `UNet` from the shapes of its weights by our names; all but classes and targets.
+    """Find the arguments of `UNet`, all but classes and targets, from the shapes of its weights by our names.
 
-    Raises:
-        FlareError: If no `UNet` has such weights.
+    Weights that no `UNet` has are refused.
     """
     stages = len({name.split(".")[1] for name in weights if name.startswith("encoder.")})
     blocks = {place: [weights[name] for name in names] for place, names in _by_stage(weights).items()}

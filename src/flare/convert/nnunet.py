@@ -36,10 +36,8 @@ WORDS = Path(__file__).parent / "nnunet.json"
 def read_network(path: Path, fold: str | int | None) -> Foreign:
     """Read a network of nnU-Net of either generation: a `.model` file or its folder, or a model folder of v2.
 
-    The latter is `<trainer>__<plans>__<configuration>`, and `fold` one of it; None where there is only one.
-
-    Raises:
-        FlareError: If a file is missing, holds anything but plain values, or another network.
+    The latter is `<trainer>__<plans>__<configuration>`, and `fold` one of it; None where there is only one. A
+    file that is missing, holds anything but plain values, or another network is refused.
     """
     if (path / "plans.json").is_file():
         return _read_nnunet2(path, fold)
@@ -200,12 +198,9 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     """Write `plans.json`, `dataset.json` and `fold_<fold>/checkpoint_final.pth`, for `nnUNetv2_predict`.
 
     For its `-d <id>` the folder is, below `nnUNet_results`,
-    `Dataset<id>_<name>/nnUNetTrainer__nnUNetPlans__3d_fullres`.
-    Class ids of its segmentations are the numbers of the output channels: the tumor is 1 if it was trained
-    alone. A fold is a number, or `all`.
-
-    Raises:
-        FlareError: If the source is none of our checkpoints, or its network none of our U-Nets.
+    `Dataset<id>_<name>/nnUNetTrainer__nnUNetPlans__3d_fullres`. Class ids of its segmentations are the
+    numbers of the output channels: the tumor is 1 if it was trained alone. A fold is a number, or `all`. A
+    source that is no checkpoint of one of our U-Nets is refused.
     """
     checkpoint = load_checkpoint(source)
     build_network(checkpoint)  # refuses weights that do not belong together

@@ -84,8 +84,7 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(path: Path) -> Any:
     """Read a pickle of numbers, text, arrays of numbers and plain containers.
 
-    Raises:
-        FlareError: If it is damaged or names anything else, with that name.
+    A damaged one, and one that names anything else, is refused, with that name.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -95,11 +94,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """Read a file of `torch.save` with tensors, numbers, arrays of numbers and plain containers.
-
-    Raises:
-        FlareError: If it is damaged or names anything else, with that name.
-    """
+    """Read a file of `torch.save` with tensors and what `read_pickle` takes; others are refused as there."""
     types = {f"numpy.dtypes.{type(np.dtype(code)).__name__}": type(np.dtype(code)) for code in TYPES}
     with torch.serialization.safe_globals([(made, name) for name, made in (NUMPY | types).items()]):
         return read_weights_file(path)

@@ -63,11 +63,7 @@ def write_index(path: Path, cases: Sequence[Case]) -> None:
 
 
 def read_index(path: Path) -> list[Case]:
-    """Read a cohort's index.
-
-    Raises:
-        FlareError: If the cohort was not prepared.
-    """
+    """Read a cohort's index; a cohort that was not prepared is refused."""
     if not Path(path).exists():
         raise FlareError(f"{path} does not exist: run `python prepare.py` with the same data first")
     return [
@@ -93,11 +89,7 @@ def select_cases(cases: Sequence[Case], which: str) -> list[Case]:
 
 
 def case_rule(given: Any) -> str:
-    """Read `data.case_id`: by which of `CASE_RULES` scans are named.
-
-    Raises:
-        FlareError: If it is none.
-    """
+    """Read `data.case_id`: by which of `CASE_RULES` scans are named; another is refused."""
     choice(*CASE_RULES, "file").require("data.case_id", given)
     return "leaf" if given == "file" else str(given)
 
@@ -118,8 +110,7 @@ UNDECLARED = Source("", None)
 def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) -> tuple[Source, ...]:
     """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`, or `annotates: all`.
 
-    Raises:
-        FlareError: If an item lacks a key or names an unknown class.
+    An item that lacks a key or names an unknown class is refused.
     """
     if not isinstance(given or [], Sequence):
         raise FlareError(f"data.sources={given}: expected {SOURCES}")
@@ -158,12 +149,9 @@ def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]
 def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[str, int] | None:
     """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
 
-    Returns:
-        Text of the id (or `rest`) to class id, as `volumes.read_labels` takes it; None if nothing is mapped.
-        The name `ignore` is the value of `classes.ignore`.
-
-    Raises:
-        FlareError: If a key is no whole number or a value no class.
+    Gives text of the id (or `rest`) to class id, as `volumes.read_labels` takes it; None if nothing is
+    mapped. The name `ignore` is the value of `classes.ignore`. A key that is no whole number and a value that
+    is no class are refused.
     """
     if not given:
         return None

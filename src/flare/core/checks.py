@@ -62,11 +62,7 @@ class Checks:
         return cls(**{str(key): value for key, value in given.items()}, intensity=intensity)
 
     def judge(self, check: str, case: str, problem: str, counts: str) -> None:
-        """Refuse a file for a problem, or warn of it and say what counts.
-
-        Raises:
-            DoubtfulFileError: If the check of this name refuses.
-        """
+        """Refuse a file for a problem by a `DoubtfulFileError`, or warn of it and say what counts."""
         if getattr(self, check) == "refuse":
             raise DoubtfulFileError(check, f"{problem}; data.checks.{check}=warn goes on: {counts}")
         log.warning("case %s: %s; %s (data.checks.%s=warn)", case, problem, counts, check)
@@ -92,8 +88,7 @@ class Checks:
     def doubt(self, array: np.ndarray, case: str) -> str:
         """Say what is doubtful about the values of a CT; nothing if they may be HU, or nobody asks.
 
-        Raises:
-            CaseError: If such values are refused.
+        Values that the check refuses are a `CaseError`.
         """
         cause = None if self.intensity == "off" else unlikely_cause(array)
         if cause is None:

@@ -46,8 +46,7 @@ class Dataset:
     def read(cls, path: Path) -> Dataset:
         """Read a cohort's file.
 
-        Raises:
-            FlareError: If it is not there, not one of nnU-Net's, or of several channels or another format.
+        One that is not there, not nnU-Net's, or of several channels or another format, is refused.
         """
         if not path.is_file():
             raise FlareError(f"data.dataset: no file {path}; set data.root to the folder that holds it")
@@ -146,8 +145,7 @@ def classes_at(folder: Path) -> tuple[Path, ClassList] | None:
 def carried_classes(key: str, root: Path) -> tuple[Path, ClassList] | None:
     """The class list that the folders below `root`, or itself, carry, and the first file that has it.
 
-    Raises:
-        FlareError: If folders of one `key` carry different lists.
+    Folders of one `key` that carry different lists are refused.
     """
     top = root.parent if root.is_file() else root  # one that is not there carries none
     folders = [Path(folder) for folder, _, _ in os.walk(top)]
@@ -200,10 +198,8 @@ def own_classes(cfg: DictConfig) -> DictConfig:
 
     That is its classes, the cases that it lists, and the folder's name as `data.name`. With a `label_map` and
     no list that somebody chose, the classes are those of its ids and names that the map leads to; the value
-    that it ignores stays so unless the map names it.
-
-    Raises:
-        FlareError: If the file cannot be read, or contradicts a chosen list that no `label_map` explains.
+    that it ignores stays so unless the map names it. A file that cannot be read, or contradicts a chosen list
+    that no `label_map` explains, is refused.
     """
     data = cfg.data
     if not data.get("dataset"):
@@ -235,11 +231,9 @@ def agreed_classes(
 ) -> DictConfig:
     """The configuration with the class list that folders of segmentations, by key, carry.
 
-    What somebody chose must be the same. Where no folder carries a list, the configuration's counts. A
-    folder of `renumbered` has the ids of another list where there is a `data.label_map`.
-
-    Raises:
-        FlareError: If two lists contradict each other.
+    Lists that contradict each other, or what somebody chose, are refused. Where no folder carries a list, the
+    configuration's counts. A folder of `renumbered` has the ids of another list where there is a
+    `data.label_map`.
     """
     cfg = own_classes(cfg)
     read = {k: f for k, f in folders.items() if not (k in renumbered and cfg.data.label_map)}

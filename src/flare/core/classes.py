@@ -55,8 +55,7 @@ class ClassList:
     def from_config(cls, classes: Mapping[str, Any]) -> ClassList:
         """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}, and `ignore`.
 
-        Raises:
-            FlareError: If a class lacks a key other than `tube`, or a value is not as it must be.
+        A class that lacks a key other than `tube`, and a value that is not as it must be, are refused.
         """
         sections = {name: given for name, given in classes.items() if name != "ignore"}
         ignore = classes.get("ignore")

@@ -154,10 +154,8 @@ def _rule(text: str) -> Rule:
 def check_values(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     """Refuse, before any work, a value of a configuration, or of plain values, that means nothing.
 
-    In the key of a rule `*` stands for any key. A key that is absent or `???` is not asked for.
-
-    Raises:
-        FlareError: Naming the first such key, what was given and what was expected.
+    In the key of a rule `*` stands for any key. A key that is absent or `???` is not asked for. The first
+    such key is named, with what was given and what was expected.
     """
     for pattern, rule in rules.items():
         for key, value in _values(cfg, pattern.split(".")):
@@ -178,10 +176,9 @@ def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[s
 
 
 def require_id(key: str, case: Any) -> str:
-    """A case id of the configuration, which names files; YAML reads `007` as the number 7.
+    """A case id of the configuration, which names files: text that can be a file's name, else it is refused.
 
-    Raises:
-        FlareError: If it is no text, or no name of a file.
+    YAML reads `007` as the number 7.
     """
     if not isinstance(case, str):
         raise FlareError(f"{key}: {case} is no text; an id that looks like a number, as 007, needs quotes")

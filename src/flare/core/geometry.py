@@ -143,8 +143,7 @@ def orientation_to(geometry: Geometry, directions: np.ndarray = RAS) -> Orientat
 def reorient_to_ras(volume: Volume) -> tuple[Volume, Orientation]:
     """Bring a volume to RAS voxel order without touching a value (paper, section 2.1).
 
-    Returns:
-        The volume in RAS order, and the orientation that `invert`s arrays back.
+    With it comes the orientation that `invert`s arrays back.
     """
     orientation = orientation_to(volume.geometry)
     array = np.ascontiguousarray(orientation.apply(volume.array))
@@ -154,8 +153,7 @@ def reorient_to_ras(volume: Volume) -> tuple[Volume, Orientation]:
 def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarray, Shape]:
     """Pad an array, centred (floor before), until it is at least `shape`.
 
-    Returns:
-        The padded array, and the index of the original's first voxel in it.
+    With it comes the index of the original's first voxel in it.
     """
     missing = [max(0, wanted - have) for have, wanted in zip(array.shape, shape, strict=True)]
     before = tuple(m // 2 for m in missing)
@@ -166,10 +164,9 @@ def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarra
 
 
 def bounding_box(mask: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> Box | None:
-    """Give the smallest box around a boolean mask, grown by a margin in voxels within the volume.
+    """Give the smallest box (Z, Y, X) around a boolean mask, grown by a margin in voxels within the volume.
 
-    Returns:
-        Slices along Z, Y, X; None for an empty mask.
+    It is None for an empty mask.
     """
     plane = np.any(mask, axis=0)
     sides = [np.flatnonzero(side) for side in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
@@ -198,9 +195,7 @@ def checked_grid(
     """The grid of a header of any format, after all checks of it: sizes and mm along x, y, z in LPS.
 
     Directions are columns of `(3, 3)`, those of x, y, z; as the header states them they must be orthonormal.
-
-    Raises:
-        BadFileError: If it is no grid of a 3D image, or of one too large to be a CT.
+    What is no grid of a 3D image, or of one too large to be a CT, is a `BadFileError`.
     """
     if len(size) != 3:
         raise BadFileError(f"has {len(size)} dimensions {tuple(size)}; expected a 3D image")

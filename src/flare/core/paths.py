@@ -34,9 +34,7 @@ HOME = re.compile(r"""^([\w.@/+]+=)(["']?)~(?=/|\2$)""")
 def settle_paths(cfg: DictConfig) -> None:
     """Check every path of a configuration, in place: `~` is expanded, and no change of folder moves one.
 
-    Raises:
-        FlareError: If a value is no path, naming the key, and how to quote what the command line took for
-            something else.
+    A value that is no path is refused, with how to quote what the command line took for something else.
     """
     start = Path(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else Path.cwd()
     has_moved = start != Path.cwd()  # hydra.job.chdir

@@ -88,9 +88,8 @@ def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, sma
 def find_view(truth: Volume, prediction: np.ndarray, classes: ClassList) -> View:
     """Where to cut maps in RAS voxel order: in the middle of the tumor if there is one, around all labels.
 
-    Returns:
-        Index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's, if it
-        has none) with a margin.
+    Gives the index along Z, Y, X of the slices, and the box around the reference's labels (the prediction's,
+    if it has none) with a margin.
     """
     candidates = (
         (truth.array > 0) & (truth.array != IGNORE),

@@ -70,10 +70,8 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
 
     The order is `linear` (trilinear, torch's `align_corners=False`), `cubic` (spline of order 3 on every
     axis), `nearest`, or `nnunet`: nearest along the separate axis of anisotropic data and cubic in its
-    planes, or cubic on every axis where nnU-Net's rule for anisotropy does not hold and it is None.
-
-    Returns:
-        `(Z, Y, X)`, float32; for `nearest` of the input's type.
+    planes, or cubic on every axis where nnU-Net's rule for anisotropy does not hold and it is None. The
+    result is `(Z, Y, X)` float32; for `nearest` of the input's type.
     """
     if order not in ORDERS:
         raise FlareError(f"data.interpolation: expected one of {list(ORDERS)}, given {order!r}")
@@ -205,10 +203,8 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
 def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
     """The axis along which nnU-Net takes the nearest slice: the coarsest one of the anisotropic spacing.
 
-    The spacing before resampling is asked first, the one after it second (nnU-Net 1.7 `resample_patient`).
-
-    Returns:
-        0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
+    The spacing before resampling is asked first, the one after it second (nnU-Net 1.7 `resample_patient`). It
+    is 0, 1 or 2 for Z, Y, X; None if neither is anisotropic or two axes are equally coarse.
     """
     for spacing in (spacing_mm, target_mm):
         if max(spacing) / min(spacing) > ANISOTROPY:

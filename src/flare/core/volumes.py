@@ -43,16 +43,11 @@ def strip_extension(name: str) -> str:
 
 
 def case_id(path: Path, known: Collection[str] = (), *, rule: str = "leaf", root: Path | None = None) -> str:
-    """Id of the case that a path holds, by a rule, see `data.case_id` in docs/data.md.
+    """Id of the case that a path holds, by one of `cases.CASE_RULES`, see `data.case_id` in docs/data.md.
 
-    A whole name that is a known id is that id: the label map of a case called `x_0000` is none of `x`. One of
-    several series in a folder adds a digest of its UID.
-
-    Args:
-        path: A file, a DICOM folder, or the name of one of several series in it.
-        known: Ids of the images, where the path is that of a label map.
-        rule: One of `cases.CASE_RULES`.
-        root: The folder that was searched; one that is directly in it has no `parent`.
+    The path is a file, a DICOM folder, or the name of one of several series in it, which adds a digest of its
+    UID. Of a label map a whole name that is a `known` id of an image is that id: the label map of a case
+    called `x_0000` is none of `x`. What lies directly in the `root` that was searched has no `parent`.
     """
     place, uid = named_series(path) or (path, "")
     place = Path(os.path.abspath(place))  # `.` has a name as well
@@ -137,10 +132,8 @@ def find_scans(root: Path) -> tuple[list[Path], dict[Path, str]]:
     `*` and `?` in the path stand for any names. Of several series in a folder each counts, by its name, see
     `named_series`. Images of formats that are not read are among them, to be refused by name, unless the same
     image lies beside in one that is. Links are followed; what is reached twice, or by a loop of links, counts
-    once. Folders whose name begins with a dot are passed over.
-
-    Returns:
-        The paths; and those of localizers and scouts, which are none, with the reason.
+    once. Folders whose name begins with a dot are passed over. Beside the paths come those of localizers and
+    scouts, which are none, with the reason.
     """
     root = Path(root)
     if root.is_file() or named_series(root):
@@ -200,11 +193,8 @@ def _refuse_folder(error: OSError) -> None:
 def read_image(path: Path, case: str | None = None) -> Volume:
     """Read a CT image: .nii, .nii.gz, .nrrd, .mha, a DICOM file, or a folder with one DICOM series.
 
-    Returns:
-        HU, int16 if the file holds integers that fit, else float32.
-
-    Raises:
-        CaseError: As interface's table of bad input says; the rest of a cohort can go on.
+    It is HU, int16 if the file holds integers that fit, else float32. A bad file is a `CaseError`; the rest
+    of a cohort can go on.
     """
     path = Path(path)
     case = case or case_id(path)
@@ -229,8 +219,7 @@ def read_image(path: Path, case: str | None = None) -> Volume:
 def read_grid(path: Path, case: str) -> Geometry:
     """Read the grid alone of a CT, by its header; of a NIfTI file nothing else is read.
 
-    Raises:
-        CaseError: As `read_scan`, for what header and size of the file can show.
+    Refuses the case as `read_scan`, for what header and size of the file can show.
     """
     with _one_file(path, case):
         is_one = path.is_file() and is_nifti(path)
@@ -266,11 +255,8 @@ def _one_file(path: Path, case: str) -> Iterator[None]:
 def read_scan(path: Path, case: str) -> tuple[Volume, str]:
     """Read a CT that is learned from or segmented, and hold its size and values against the checks.
 
-    Returns:
-        As `read_image`, and what is doubtful about its values; empty if nothing is.
-
-    Raises:
-        CaseError: As `read_image`, or if the checks refuse it.
+    Gives and refuses what `read_image` does, and tells what is doubtful about its values, or refuses it for
+    that, as the checks say; the text is empty if nothing is.
     """
     volume = read_image(path, case)
     checks, grid = current_checks(), volume.geometry
@@ -284,17 +270,12 @@ def read_scan(path: Path, case: str) -> tuple[Volume, str]:
 def read_labels(
     path: Path, classes: ClassList, label_map: Mapping[Any, int] | None = None, case: str | None = None
 ) -> Volume:
-    """Read a label map, from what `read_image` reads.
+    """Read a label map, from what `read_image` reads, as uint8 class ids.
 
-    `data.label_map` renumbers it: value in the file -> class id, and `rest` -> id of all others but 0 and
-    `classes.ignore`, which stay what they are unless the map names them.
-
-    Returns:
-        uint8 class ids, and `IGNORE` where the file has `classes.ignore`.
-
-    Raises:
-        CaseError: If values are further than 1e-3 from integers (or at all, where the checks refuse that),
-            or not in the class list, or the file is bad.
+    Where it has `classes.ignore` the result has `IGNORE`. `data.label_map` renumbers it: value in the file ->
+    class id, and `rest` -> id of all others but 0 and `classes.ignore`, which stay what they are unless the
+    map names them. The case is refused if the file is bad, if values are further than 1e-3 from integers (or
+    at all, where the checks refuse that), or not in the class list.
     """
     path = Path(path)
     case = case or case_id(path)
@@ -359,9 +340,8 @@ def _lookup(
 def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
     """Bring a label map to the voxel order of its image, losslessly, and give it the image's geometry.
 
-    Raises:
-        CaseError: If a corner voxel of one grid is further from the other's than the tolerance of
-            `data.checks`, with both values.
+    The case is refused, with both values, if a corner voxel of one grid is further from the other's than the
+    tolerance of `data.checks`.
     """
     geometry = image if isinstance(image, Geometry) else image.geometry
     # to the image's directions, not to RAS: nearest axes are no matter of rounding at 45 degrees
@@ -378,11 +358,8 @@ def read_compared(
 ) -> tuple[Volume, Volume, Volume]:
     """Read a CT, its annotation, which `label_map` renumbers, and a prediction, for showing.
 
-    Returns:
-        Image, reference and prediction on the image's grid, in RAS voxel order.
-
-    Raises:
-        CaseError: If a file cannot be read or a label map does not lie on the image's grid.
+    All are on the image's grid, in RAS voxel order. A bad file and a label map that does not lie on that grid
+    are a `CaseError`.
     """
     image, reference, prediction = files
     ct = read_image(image, case)

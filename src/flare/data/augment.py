@@ -117,10 +117,8 @@ def _around_one(rng: Generator, limits: Sequence[float]) -> float:
 class Augmenter:
     """Applies the augmentation of training patches, by `PatchSettings.augmentation`.
 
-    Patch size and spacing, for transforms that count in millimetres, are along Z, Y, X.
-
-    Raises:
-        FlareError: If `extra` makes no transforms.
+    Patch size and spacing, for transforms that count in millimetres, are along Z, Y, X. What `extra` names
+    and is no transform is refused.
     """
 
     patch_size: Shape
@@ -140,10 +138,8 @@ class Augmenter:
     def apply(self, read: BoxReader, drawn: Augmentation) -> tuple[Tensor, Tensor]:
         """Read what a patch needs and augment it; without a spatial transform nothing is resampled.
 
-        `read` gives the normalised image and the labels of a box, which may leave the volume.
-
-        Returns:
-            `(Z, Y, X)` float32 image and `(Z, Y, X)` uint8 labels, both of the patch's size.
+        `read` gives the normalised image and the labels of a box, which may leave the volume. The result is a
+        float32 image and uint8 labels, `(Z, Y, X)` of the patch's size.
         """
         two_d = bool(self.settings["dummy_2d"])
         grid = sampling_grid(drawn, self.patch_size, dummy_2d=two_d)

@@ -101,10 +101,8 @@ def store_array(
 ) -> None:
     """Write an array `(Z, Y, X)` in compressed chunks, whole or not at all, to a file (`.b2nd`).
 
-    Plain values `meta` and the voxels that `sample_foreground` gives are kept with it.
-
-    Raises:
-        NoRoomError: If the disk is full.
+    Plain values `meta` and the voxels that `sample_foreground` gives are kept with it. A full disk is a
+    `NoRoomError`.
     """
     chunks = np.minimum(CHUNKS, array.shape).clip(min=1).tolist()
     blocks = np.minimum(BLOCKS, chunks).tolist()
@@ -173,13 +171,11 @@ def cache_labels(
 ) -> None:
     """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
 
-    The cached image, not the label file's header, decides the size, so that headers which differ in the
-    last digit cannot give arrays one voxel apart. `labels` are class ids in any voxel order; `interpolation`
-    is `nearest`, or `nnunet` as in `resample_classes`; the boolean `ignore` marks voxels that training leaves
-    out, a voxel of the grid by the nearest one. At most `samples` voxels are kept per class.
-
-    Raises:
-        CaseError: If the label map is not of the size of the image.
+    The cached image, not the label file's header, decides the size, so that headers which differ in the last
+    digit cannot give arrays one voxel apart; a map of another size refuses the case. `labels` are class ids
+    in any voxel order; `interpolation` is `nearest`, or `nnunet` as in `resample_classes`; the boolean
+    `ignore` marks voxels that training leaves out, a voxel of the grid by the nearest one. At most `samples`
+    voxels are kept per class.
     """
     grid = open_array(image)
     ras, order = reorient_to_ras(labels)

@@ -118,8 +118,7 @@ def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shap
 class PatchDataset(Dataset[dict[str, Any]]):
     """Augmented training patches, each a function of the seed and its key alone.
 
-    Raises:
-        FlareError: If a case's weight is negative or not finite, or none is above 0.
+    A case's weight that is negative or not finite is refused, and so are weights of which none is above 0.
     """
 
     cases: Sequence[tuple[str, CaseArrays]]
@@ -244,16 +243,10 @@ class StepLoader:
 class FlareDataModule(pl.LightningDataModule):
     """Training patches and validation cases of one round.
 
-    Every process trains on `data.batch_size` patches per step; with several processes the patches differ.
-    An epoch is `trainer.limit_train_batches` steps, whatever the number of cases.
-
-    Args:
-        training: Case id to its cached image and the labels of the round: the cache's ground truth, or
-            what the round's `training_labels` holds.
-        validation: Cases of the validation split; those without labels are left out.
-
-    Raises:
-        FlareError: If there is no training case, or a part of `data.augmentation` cannot be built.
+    Every process trains on `data.batch_size` patches per step; with several processes the patches differ. An
+    epoch is `trainer.limit_train_batches` steps, whatever the number of cases. `training` leads from case id
+    to the cached image and the labels of the round: the cache's ground truth, or what the round's
+    `training_labels` holds; none at all is refused. Validation cases without labels are left out.
     """
 
     def __init__(

@@ -38,12 +38,10 @@ class Move:
 def sampling_grid(drawn: Move, patch_size: Shape, *, dummy_2d: bool) -> Tensor | None:
     """Say where each voxel of the augmented patch comes from.
 
-    The displacement comes first, then rotation about the centre of the patch, then the factor of the
-    scaling, as in nnU-Net. With `dummy_2d` the same in-plane grid serves all slices.
-
-    Returns:
-        Voxel coordinates counted from the first voxel of the patch before augmentation: `(2, Y, X)`
-        in two dimensions, `(3, Z, Y, X)` in three; `None` if nothing moves.
+    The displacement comes first, then rotation about the centre of the patch, then the factor of the scaling,
+    as in nnU-Net. With `dummy_2d` the same in-plane grid serves all slices. Voxel coordinates count from the
+    first voxel of the patch before augmentation: `(2, Y, X)` in two dimensions, `(3, Z, Y, X)` in three;
+    `None` if nothing moves.
     """
     if drawn.rotation is None and drawn.scale is None and drawn.elastic is None:
         return None
@@ -90,8 +88,7 @@ def apply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
 def source_box(grid: Tensor, patch_size: Shape, *, cubic: bool) -> tuple[Shape, Shape]:
     """Find the voxels that a grid touches, so that no others need be read; a `cubic` spline reaches further.
 
-    Returns:
-        First voxel and voxel after the last, along Z, Y, X, counted from the first voxel of the patch.
+    Gives the first voxel and the one after the last, along Z, Y, X, counted from the patch's first voxel.
     """
     reach = SPLINE_REACH if cubic else 0
     lowest, highest = grid.flatten(1).aminmax(dim=1)

@@ -49,14 +49,11 @@ class Lesion:
 def find_lesions(
     reference: Map, prediction: Map, *, spacing_mm: Spacing, classes: ClassList, confidence: Map | None = None
 ) -> list[Lesion]:
-    """List the tumors of both sides, matched by overlap (one voxel suffices).
+    """List the tumors of both sides, matched by overlap (one voxel suffices), those of the reference first.
 
     Both maps are `(Z, Y, X)` uint8 class ids, `confidence` is how sure the prediction is of each voxel, of
-    the same shape. Without a tumor class the list is empty.
-
-    Returns:
-        The reference's lesions, then the predicted ones. Where the reference has no organ, the prediction
-        says which organ surrounds a lesion.
+    the same shape. Without a tumor class the list is empty. Where the reference has no organ, the prediction
+    says which organ surrounds a lesion.
     """
     if classes.tumor is None:
         return []

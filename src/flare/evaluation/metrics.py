@@ -57,8 +57,7 @@ class ScoreSettings:
     def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:
         """Read the settings, the protocol at `key`; build each score of the user's own once, before any work.
 
-        Raises:
-            FlareError: If a value is none of the choices, or a score cannot be built or called.
+        A value that is none of the choices, and a score that cannot be built or called, are refused.
         """
         protocol = OmegaConf.select(cfg, key)
         choice(*PROTOCOLS).require(key, protocol)
@@ -114,20 +113,14 @@ def score_case(
     details: bool = False,
     threads: int | None = None,
 ) -> dict[str, ClassScore]:
-    """Score one prediction, class by class.
+    """Score one prediction: short class name -> its scores, in the order of ids.
 
-    Both maps are `(Z, Y, X)` uint8 class ids in stored voxel order, on one grid. Both empty scores 1, one
-    empty 0, asked of the whole volume. Classes with `slice_range` are then cut to the reference's slices
-    along the first array axis, the stored z: `flare23` leaves the last slice out, as the official script
-    does to the digit, `corrected` keeps it, `present` does too and scores only classes that the reference
-    has. With `details` HD95 and volumes are given, too. `threads` classes are scored at once, by default
-    OMP_NUM_THREADS, or all cores.
-
-    Returns:
-        Short class name -> its scores, in the order of ids.
-
-    Raises:
-        FlareError: If shapes differ or the protocol is unknown.
+    Both maps are `(Z, Y, X)` uint8 class ids in stored voxel order, on one grid; other shapes, or protocols,
+    are refused. Both empty scores 1, one empty 0, asked of the whole volume. Classes with `slice_range` are
+    then cut to the reference's slices along the first array axis, the stored z: `flare23` leaves the last
+    slice out, as the official script does to the digit, `corrected` keeps it, `present` does too and scores
+    only classes that the reference has. With `details` HD95 and volumes are given, too. `threads` classes are
+    scored at once, by default OMP_NUM_THREADS, or all cores.
 
     Reference: JunMa11/FLARE, FLARE23/FLARE23_DSC_NSD_Eval.py.
     """
@@ -222,11 +215,7 @@ def _compare(
 def extra_scores(
     reference: np.ndarray, prediction: np.ndarray, *, spacing_mm: Spacing, settings: ScoreSettings
 ) -> dict[str, float | None]:
-    """Score one case by every score of the user's own.
-
-    Raises:
-        FlareError: If two scores give the same name.
-    """
+    """Score one case by every score of the user's own; two of one name are refused."""
     found: dict[str, float | None] = {}
     for number, part in enumerate(settings.extra):
         score = instantiate(part)

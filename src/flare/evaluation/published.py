@@ -40,10 +40,8 @@ def shows_published(cfg: DictConfig, classes: ClassList, protocol: str | None = 
     """Whether `report.published` sets the paper's figures beside those of a run.
 
     By `auto` they stand where class list and protocol are FLARE23's, and beside the embedded phantom's, which
-    every table names as such. What scores nothing has no protocol.
-
-    Raises:
-        FlareError: If they are asked for beside other classes.
+    every table names as such. What scores nothing has no protocol. To ask for them beside other classes is
+    refused.
     """
     wanted, is_same = cfg.report.published, is_flare23(classes)
     choice("auto", "none", "flare23").require("report.published", wanted)

@@ -51,18 +51,13 @@ class CaseScores:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Score a folder of predictions against a folder of references.
+    """Score a folder of predictions against a folder of references; gives what `summary.json` holds.
 
     Writes `metrics.csv`, `details.csv`, `lesions.csv` and `summary.json` to `output`, by default the
     predictions folder. Scores of the user's own go to `extra_scores.csv`, and a comparison with another run
-    (`compare`: its `metrics.csv` or folder) to `comparison.csv`.
-
-    Returns:
-        What `summary.json` holds. Its `missing` cases have no prediction: they score zero, which is no error.
-
-    Raises:
-        FlareError: Before any work if a path is missing or empty; after all is written if a case failed, or
-            none is left to compare.
+    (`compare`: its `metrics.csv` or folder) to `comparison.csv`. A `missing` case has no prediction: it
+    scores zero, which is no error. A path that is missing or empty is refused before any work. A case that
+    failed, and a comparison without a case, are refused after all is written.
     """
     settle_paths(cfg)
     predictions, references = Path(cfg.predictions), Path(cfg.references)
@@ -120,15 +115,13 @@ def score_folder(
     refused: Mapping[str, str] | None = None,
     rule: str = "leaf",
 ) -> dict[str, Any]:
-    """Score every reference's prediction; a missing prediction scores zero and is named.
+    """Score every reference's prediction and give the summary; a missing prediction scores zero and is named.
 
     The folder of predictions is searched recursively for `<case>.nii.gz`; lesions are scored by maps of the
     folder `confidence` beside it (0 to 255), if each case has one. `references` are case id -> label map,
-    `refused` the cases that are known to fail, and why. Predictions are named by `rule` (`case_id`).
-
-    Returns:
-        The summary; cases that could not be scored are under `failed` with the reason, and have no row;
-        `faults` names those of them that failed by no fault of their files.
+    `refused` the cases that are known to fail, and why. Predictions are named by `rule` (`case_id`). In the
+    summary cases that could not be scored are under `failed` with the reason, and have no row; `faults` names
+    those of them that failed by no fault of their files.
     """
     given, twice = unique_cases(
         find_images(predictions), known=references.keys(), rule=rule, root=predictions
@@ -197,10 +190,7 @@ def score_files(
     """Score one case from its files; without a prediction every scored class is zero.
 
     Voxels that the reference ignores are in no score, volume or lesion, see `without_ignored`; a prediction
-    that has `classes.ignore` claims no class there.
-
-    Raises:
-        CaseError: If a file is bad or the grids differ.
+    that has `classes.ignore` claims no class there. A bad file and grids that differ are a `CaseError`.
     """
     classes, details = settings.classes, settings.details
     truth = read_labels(reference, classes, settings.label_map, case)
@@ -234,9 +224,8 @@ def write_extra_scores(scored: Mapping[str, CaseScores], path: Path) -> dict[str
 def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
     """Write `details.csv` (one row a case and class) and `lesions.csv` (one row a lesion).
 
-    Returns:
-        For the summary: `distances` (short -> mean HD95 and over how many cases, mean and mean absolute
-        volume error in ml).
+    Gives for the summary `distances`: short -> mean HD95 and over how many cases, mean and mean absolute
+    volume error in ml.
     """
     rows = [
         {"case": case, "class": short, **{k: getattr(s, k.lower()) for k in DETAILS}}

@@ -131,12 +131,9 @@ def metrics_file(path: Path) -> Path:
 def compare_runs(ours: Path, other: Path, classes: ClassList) -> list[Row]:
     """Compare two runs, each by its `metrics.csv`, on the cases that both scored.
 
-    Returns:
-        One row a class and measure, and the organ mean per case: cases, both means, the mean difference
-        (ours less other) with its bootstrap interval, and the p of Wilcoxon's signed-rank test.
-
-    Raises:
-        FlareError: If the other run scored other classes, or no case is in both.
+    Gives one row a class and measure, and the organ mean per case: cases, both means, the mean difference
+    (ours less other) with its bootstrap interval, and the p of Wilcoxon's signed-rank test. A run that scored
+    other classes is refused, and one without a case in common.
     """
     a, b = ({row["Name"]: row for row in read_csv(path)} for path in (ours, other))
     cases = sorted(a.keys() & b.keys())

@@ -69,11 +69,9 @@ def distances_mm(
 ) -> np.ndarray:
     """Distance from each element of one surface to the nearest of another, not empty one on the same box.
 
-    Distances near the threshold, what they will be compared with, are exact in double precision, since there
-    rounding would decide. Those above may come as infinite, unless what lies `beyond` matters.
-
-    Returns:
-        `(n,)` float64 mm, in the order of `start`.
+    Distances are `(n,)` float64 mm, in the order of `start`. Those near the threshold, what they will be
+    compared with, are exact in double precision, since there rounding would decide. Those above may come as
+    infinite, unless what lies `beyond` matters.
     """
     apart = ~end.border[start.border]
     if beyond or np.count_nonzero(apart) * _VOXELS_PER_POINT > start.border.size:
@@ -121,10 +119,9 @@ def robust_hausdorff_mm(
 
 @cache
 def element_areas(spacing_mm: Spacing) -> np.ndarray:
-    """Area of the surface element of each of the 256 neighbour codes.
+    """Area (mm²) of the surface element of each of the 256 neighbour codes.
 
-    Returns:
-        `(256,)` mm². Bit `4 z + 2 y + x` counted from the highest belongs to corner (z, y, x).
+    Bit `4 z + 2 y + x` counted from the highest belongs to corner (z, y, x).
     """
     z, y, x = spacing_mm
     scale = np.array([y * x, z * x, z * y])

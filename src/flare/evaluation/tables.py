@@ -73,10 +73,8 @@ def table5(
 
     All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
     `has_paper` the paper's figures stand beside its rounds, its organ mean where all organs are scored, and
-    its public cases below.
-
-    Returns:
-        The rows of the csv: `round`, `cases`, scores in percent, then the paper's figures as `paper_*`.
+    its public cases below. Gives the rows of the csv: `round`, `cases`, scores in percent, then the paper's
+    figures as `paper_*`.
     """
     lines: list[Row] = []
     ours = ["cases", *_score_columns(classes)]

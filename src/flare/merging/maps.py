@@ -33,9 +33,8 @@ def drawn_classes(volume: np.ndarray) -> frozenset[int]:
 def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
     """Refuse maps that cannot be merged.
 
-    Raises:
-        FlareError: If one is not uint8 `(Z, Y, X)`, holds values outside the class list (the ground truth may
-            hold `IGNORE`), or shapes differ.
+    Each must be uint8 `(Z, Y, X)` with values of the class list (the ground truth may hold `IGNORE`), both of
+    one shape.
     """
     maps = (("ground truth", ground_truth, (IGNORE,)), ("pseudo labels", pseudo, ()))
     for name, volume, beside in maps:
@@ -88,8 +87,7 @@ class Shell:
 def dilated(mask: np.ndarray, radius_mm: float, spacing_mm: Sequence[float]) -> tuple[Box, np.ndarray] | None:
     """Dilate a mask by a ball in millimetres: voxels whose centre lies within `radius_mm` of one in the mask.
 
-    Returns:
-        A box of the volume and the dilated mask in it; None for an empty mask.
+    Gives a box of the volume and the dilated mask in it; None for an empty mask.
 
     Reference: method section 4, step 1 ("ours": a ball of 3 mm).
     """

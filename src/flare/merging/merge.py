@@ -48,20 +48,10 @@ def merge_maps(
 ) -> tuple[Volume, dict[str, Any]]:
     """Merge what there is of one case: both maps on the pseudo labels' grid, or the only one as it is.
 
-    Args:
-        case: The case id.
-        truth: Its annotation, if there is one.
-        pseudo: A prediction, if there is one.
-        settings: How to merge.
-        declared: Class ids that the annotation's source declares to annotate; None if it does not say.
-        source: Who made the prediction.
-        organs: What an earlier organ round's teacher gives, on the prediction's grid.
-
-    Returns:
-        The merged labels and their provenance, as the sidecar has it.
-
-    Raises:
-        CaseError: If there is no map, or the grids differ.
+    `truth` is the annotation, and `declared` are the class ids that its source declares to annotate; None if
+    it does not say. `pseudo` is a prediction, made by `source`; `organs` is what an earlier organ round's
+    teacher gives, on the prediction's grid. With the merged labels comes their provenance, as the sidecar has
+    it. A case without a map, or with grids that differ, is refused.
     """
     classes, rules = settings.classes, settings.rules
     sources = {} if truth is None else {GROUND_TRUTH: {"kind": GROUND_TRUTH}}
@@ -152,8 +142,7 @@ class FolderSettings:
     def from_config(cls, cfg: DictConfig) -> FolderSettings:
         """Read the configuration of `merge_labels.py`.
 
-        Raises:
-            FlareError: If a folder is not there, or the output would lie in an input.
+        A folder that is not there is refused, and an output that would lie in an input.
         """
         merge = MergeSettings.from_config(cfg, cfg)
         truth, pseudo, output = (Path(str(cfg[key])).expanduser().absolute() for key in FOLDERS)
@@ -169,9 +158,8 @@ class FolderSettings:
 def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
     """Merge two plain folders, matched by case id, into a third; only what is new or changed is done again.
 
-    Raises:
-        FlareError: If both folders are empty, another process writes to the output, or it holds files of
-            somebody else under the names of the results.
+    Two empty folders are refused, and so is an output to which another process writes, or that holds files of
+    somebody else under the names of the results.
     """
     output = settings.output
     found = [find_images(root) for root in (settings.ground_truth, settings.pseudo)]
@@ -229,8 +217,7 @@ def merge_case(
 ) -> None:
     """Merge the files of one case, see `merge_maps`, and write labels and sidecar.
 
-    Raises:
-        CaseError: If a file is bad or the grids differ; nothing is written.
+    For a case that is refused, of a bad file or grids that differ, nothing is written.
     """
     annotation = None if truth is None else read_labels(truth, settings.classes, settings.label_map, case)
     guess = None if pseudo is None else read_labels(pseudo, settings.classes, None, case)

@@ -90,7 +90,8 @@ def merge_labels(
     The paper knows no ignored voxels. Ours: where the ground truth has `IGNORE` it is neither for nor against
     a class, so that the voxel is as the pseudo label has it, also of a class that is trusted. Where that is a
     tumor which is not kept it stays ignored, as do all ignored voxels of a case without pseudo labels and of
-    a tumor-only round. The provenance counts both.
+    a tumor-only round. The provenance counts both. Maps that `check_maps` refuses, and targets that the class
+    list lacks, are refused.
 
     Args:
         ground_truth: `(Z, Y, X)` uint8, class ids or `IGNORE`, or None for a case without one.
@@ -103,10 +104,6 @@ def merge_labels(
         teacher: How the source of the pseudo labels is called.
         organs: `(Z, Y, X)` uint8, the map in whose organs `tumor_inside=voxel` keeps a tumor; None: the
             hull of the prediction's own organs, see `organ_hull`.
-
-    Raises:
-        FlareError: If the maps differ in shape, are not uint8 or hold values outside the class list, or if
-            the class list lacks the targets.
 
     Reference: method section 4.
     """

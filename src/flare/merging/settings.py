@@ -26,11 +26,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class MergeRules:
-    """The choices of a merge, named as their keys in `labels`.
-
-    Raises:
-        FlareError: For a value that cannot be, with its key.
-    """
+    """The choices of a merge, named as their keys in `labels`; a value that cannot be is refused."""
 
     targets: str  # `organs`, `tumor` or `organs_tumor`; a tumor-only round takes the ground truth alone
     rule: str  # `paper` or `gt_first`

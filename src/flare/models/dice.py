@@ -45,14 +45,12 @@ def share_of(chosen: Tensor) -> Tensor:
 
 
 def soft_dice(counts: Tensor, known: Tensor, *, smooth: float, batch_dice: bool) -> Tensor:
-    """Compute the Dice of every output, `(2 tp + smooth) / (predicted + in target + smooth + 1e-8)`.
+    """Compute `(C,)` Dice of the outputs, `(2 tp + smooth) / (predicted + in target + smooth + 1e-8)`.
 
     With `batch_dice` voxels are counted over all patches of all processes together; otherwise per patch, of
     which the mean is taken. `counts` are `(3, B, C)`: tp, predicted, in target; `known` is `(B, C)` bool, the
-    samples over which each output is counted.
-
-    Returns:
-        `(C,)`; of an output that no sample knows a value without meaning or gradient.
+    samples over which each output is counted. An output that no sample knows has a value without meaning or
+    gradient.
     """
     counts = counts * known
     counts = sum_over_ranks(counts.sum(dim=1, keepdim=True)) if batch_dice else counts

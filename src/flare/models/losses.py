@@ -39,10 +39,9 @@ class LossParts(NamedTuple):
 class DeepSupervision(nn.Module):
     """A loss over the resolutions of deep supervision; a subclass says what it is at one of them.
 
-    Args:
-        supervise_lowest: Whether the lowest resolution counts too (the authors' code for the medium
-            network: yes; nnU-Net: no).
-        partial: What becomes of classes that a sample's labels do not tell: `none` takes all as known.
+    With `supervise_lowest` the lowest resolution counts too (the authors' code for the medium network: yes;
+    nnU-Net: no). `partial` says what becomes of classes that a sample's labels do not tell: `none` takes all
+    as known.
     """
 
     def __init__(self, *, supervise_lowest: bool, partial: str = "none") -> None:
@@ -146,15 +145,9 @@ class DiceCELoss(DeepSupervision):
     Ignored voxels are in no sum. Everything is computed in float32, also under autocast. Batch Dice is over
     the patches of a step, those of all devices. Classes and targets are as in `UNet`. Unless `partial` is
     `none`, Dice counts a class over the samples that know it, and its mean over classes leaves out one that
-    no sample knows.
-
-    Args:
-        smooth: Added to Dice's numerator and denominator.
-        batch_dice: Whether voxels are counted over all patches together or per patch.
-        class_weights: Weight of single classes by name in the mean of Dice; a class not named has 1.
-
-    Raises:
-        FlareError: If a weight names no class of the list or is negative, or no weight is left.
+    no sample knows. `smooth` is added to Dice's numerator and denominator; with `batch_dice` voxels are
+    counted over all patches together, else per patch. `class_weights` has the weight of single classes by
+    name in the mean of Dice, 1 for others; a weight of no class or below 0 is refused, and that none is left.
     """
 
     class_weights: Tensor
@@ -206,13 +199,11 @@ class DiceCELoss(DeepSupervision):
 def dice_and_ce(
     logits: Tensor, target: Tensor, counted: Tensor, known: Tensor, *, smooth: float, batch_dice: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute the Dice of every output and the mean cross entropy, over the voxels that count.
+    """Compute `(C,)` Dice, background included, and the mean cross entropy, over the voxels that count.
 
-    Dice is as in `soft_dice`, of softmax probabilities. A class that is absent from the target scores near 0,
-    unless the network is sure of its absence everywhere. The tensors are those of `DeepSupervision.compare`.
-
-    Returns:
-        `(C,)` Dice per output, background included, and the scalar cross entropy; both float32.
+    Dice is as in `soft_dice`, of softmax probabilities; both are float32. A class that is absent from the
+    target scores near 0, unless the network is sure of its absence everywhere. The tensors are those of
+    `DeepSupervision.compare`.
 
     Reference: nnU-Net 1.7 `SoftDiceLoss`.
     """

@@ -22,9 +22,8 @@ def as_known(target: Tensor, known: Tensor) -> Tensor:
 def marginalise(logits: Tensor, known: Tensor) -> Tensor:
     """Add the probabilities of each sample's unknown classes to its background's.
 
-    Returns:
-        `(B, C, Z, Y, X)` float32 logits whose softmax has them so: 0 of an unknown class, without gradient.
-        Where all is known they are the given ones, to the last bit; where nothing is, none has a gradient.
+    Gives `(B, C, Z, Y, X)` float32 logits whose softmax has them so: 0 of an unknown class, without gradient.
+    Where all is known they are the given ones, to the last bit; where nothing is, none has a gradient.
 
     Reference: Shi et al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ
     segmentation" (arXiv 2007.03868).

@@ -79,6 +79,7 @@ class UNet(nn.Module):
     `eval()` gives the logits alone, `train()` the deep-supervision logits of all heads, highest resolution
     first. `encoder` runs from the highest resolution to the lowest; `upsampling`, `decoder` and `heads` run
     back from the lowest: an index is the same stage in all three, and `heads[-1]` is at full resolution.
+    Lists of other lengths than the stages are refused, and a first stride other than 1 1 1.
 
     Args:
         classes: The class list of the configuration, name to properties.
@@ -90,9 +91,6 @@ class UNet(nn.Module):
         transposed_bias: Whether transposed convolutions have a bias (nnU-Net v2: yes; 1.7: no).
         head_bias: Whether heads have a bias (nnU-Net v2: yes; 1.7: no).
         input_channels: Channels of the image; CT has one.
-
-    Raises:
-        FlareError: If the per-stage lists are of different lengths or the first stride is not 1 1 1.
 
     Reference: nnU-Net 1.7 `Generic_UNet`.
     """
@@ -151,14 +149,11 @@ class UNet(nn.Module):
         self.apply(initialise)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Segment patches `(B, input_channels, Z, Y, X)`.
+        """Segment patches `(B, input_channels, Z, Y, X)`, see the class.
 
-        Returns:
-            In `eval()` mode `(B, classes, Z, Y, X)` logits; in `train()` mode a list of logits, one per
-            decoder stage, highest resolution first.
-
-        Raises:
-            FlareError: If an axis cannot be halved as often as the network does.
+        In `eval()` mode the logits are `(B, classes, Z, Y, X)`; in `train()` mode there is one such tensor
+        per decoder stage, highest resolution first. An axis that cannot be halved as often as the network
+        does is refused.
         """
         check_patch_size(image.shape[2:], self.divisors, key="input")
         skips = []
@@ -180,9 +175,8 @@ def check_patch_size(
 ) -> None:
     """Refuse a patch that a network with such `divisors` cannot divide down to its lowest resolution.
 
-    Raises:
-        FlareError: If an axis is no multiple of its divisor, or one voxel alone would be left at the
-            lowest resolution, which instance normalisation cannot train on.
+    That is one with an axis that is no multiple of its divisor, or of which one voxel alone would be left at
+    the lowest resolution, which instance normalisation cannot train on.
     """
     for axis, size, divisor in zip(AXES, patch_size, divisors, strict=True):
         if size < divisor or size % divisor:

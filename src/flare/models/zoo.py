@@ -31,15 +31,12 @@ class Adapted(nn.Module):
 
     `eval()` gives the logits alone, `train()` a list of them, highest resolution first, as `UNet` does. The
     network itself may give a tensor, a list or tuple of them, or in training a stack `(B, N, C, Z, Y, X)`
-    (MONAI's DynUNet).
+    (MONAI's DynUNet); what is no network is refused.
 
     Args:
         network: Configuration of the network, `_target_` and arguments; classes and targets are as in `UNet`.
         outputs_as: The network's argument that takes the number of outputs; None for a network whose own
             arguments fix it, for example `classes` and `targets`.
-
-    Raises:
-        FlareError: If `network` does not make a network.
     """
 
     def __init__(
@@ -65,8 +62,7 @@ class Adapted(nn.Module):
     def head_axes(self) -> dict[str, int]:
         """Find the weights that have a row for each class: those that another number of classes resizes.
 
-        Raises:
-            FlareError: If the number of classes resizes an axis that is not one row a class.
+        One is refused of which that number resizes an axis that is not one row a class.
         """
         count = self._count(self.targets)
         other = next((t for t in TARGETS if self._count(t) not in (0, count)), self.targets)
@@ -121,10 +117,8 @@ def build(net: Mapping[str, Any], *, classes: Mapping[str, Mapping[str, Any]], t
 def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Module:
     """Build the checkpoint's network with its weights, in `eval()` mode.
 
-    Its `model.net` may name our networks, MONAI's, and what `allow` lists.
-
-    Raises:
-        FlareError: If the config names anything else, or the weights do not fit.
+    Its `model.net` may name our networks, MONAI's, and what `allow` lists. Anything else, and weights that do
+    not fit, are refused.
     """
     where = f"checkpoint={checkpoint.path}"
     net = checkpoint.config["model"]["net"]
@@ -167,12 +161,9 @@ def load_network(path: Path, allow: Collection[str] = ()) -> tuple[nn.Module, Ch
 
 
 def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[int], outputs: int) -> None:
-    """Refuse a network that does not give logits of `outputs` classes for a patch of this size.
+    """Refuse a network that does not give logits of `outputs` classes for a patch of this size, with the key.
 
     It may be on the meta device; values of its weights are not used.
-
-    Raises:
-        FlareError: Naming the key to change.
     """
     if isinstance(network, UNet):
         check_patch_size(patch_size, network.divisors)

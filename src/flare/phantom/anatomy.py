@@ -95,9 +95,8 @@ class Anatomy:
     def sample_organs(self, points: np.ndarray, numbers: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
         """Which organ each of `(3, N)` points, in the map's millimetres, lies in, and how deep.
 
-        Returns:
-            `(N,)` uint8 number of the organ's name (0: none) and `(N,)` float32 distance to the nearest
-            organ's surface, positive inside, `FAR` where no organ is near.
+        Gives `(N,)` uint8 number of the organ's name (0: none) and `(N,)` float32 distance to the nearest
+        organ's surface, positive inside, `FAR` where no organ is near.
         """
         labels = np.zeros(points.shape[1], np.uint8)
         depth = np.full(points.shape[1], FAR, np.float32)

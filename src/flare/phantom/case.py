@@ -131,9 +131,8 @@ def _paint_table(
 def stamp_tumor(canvas: Canvas, rng: np.random.Generator, wanted: dict[str, Any]) -> dict[str, Any]:
     """Put a tumor into the canvas, in place: `wanted` are `host`, `diameter_mm`, `contrast_hu`, `minimum_mm`.
 
-    Returns:
-        What was made: `host`, `diameter_mm` (of the ball of the same volume), `contrast_hu` (below its host;
-        0: iso-dense), `voxels`; voxels is 0 if it fits nowhere.
+    Tells what was made: `host`, `diameter_mm` (of the ball of the same volume), `contrast_hu` (below its
+    host; 0: iso-dense), `voxels`; voxels is 0 if it fits nowhere.
     """
     hosts = [wanted["host"], *(h for h in SPARE_HOSTS if h != wanted["host"])]
     best: tuple[float, Any, str] = (0.0, None, "")

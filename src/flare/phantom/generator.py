@@ -17,8 +17,7 @@ from flare.runs.work import Executor, report_failures
 class Phantom:
     """Makes the embedded cohort in the challenge's layout, or what is missing of it: a `data.generator`.
 
-    Raises:
-        FlareError: If a setting of `data.phantom` means nothing.
+    A setting of `data.phantom` that means nothing is refused.
     """
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
@@ -29,10 +28,8 @@ class Phantom:
     def make(self, executor: Executor) -> None:
         """Make each case that is new, that has changed, or whose files are not as they were made.
 
-        More cases can be asked for later. Cases that are no longer asked for are deleted.
-
-        Raises:
-            FlareError: If a case failed.
+        More cases can be asked for later. Cases that are no longer asked for are deleted. That a case failed
+        is said at the end, as a refusal.
         """
         root, journal = str(self.root), Journal(self.root / "cohort.jsonl")
         for case_id in journal.cases() - self.plan.keys():

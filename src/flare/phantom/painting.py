@@ -54,10 +54,7 @@ def paint(
 
     There is a field over the map of each name in `FIELD_LENGTHS_MM`; the table is as of `draw_hu`. `fat_mm`
     and `wall_mm` are the thickness of subcutaneous fat and of the muscle wall, `bowel_gas` and `stomach_gas`
-    the shares that hold gas.
-
-    Returns:
-        `(N,)` uint8 class ids, `PELVIC_ID` and `Tissue`, and `(N,)` float32 HU.
+    the shares that hold gas. Gives `(N,)` uint8 class ids, `PELVIC_ID` and `Tissue`, and `(N,)` float32 HU.
     """
     organs, depth = anatomy.sample_organs(points, NUMBERS)
     painted = np.where(organs > 0, organs, _paint_body(points, depth, anatomy, fields, spec))

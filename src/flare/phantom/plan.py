@@ -49,12 +49,9 @@ PHASES = {False: {"native": 0.25, "arterial": 0.3, "portal": 0.45}, True: {"arte
 def plan_cohort(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Draw the specification of every case, in order of case ids.
 
-    Args:
-        settings: `data.phantom` of `conf/data/phantom.yaml`; kinds that `counts` does not name have no case.
-            An absent folder `extra_anatomy` gives no `extra` cases.
-
-    Raises:
-        FlareError: If a key has a value that means nothing.
+    The settings are `data.phantom` of `conf/data/phantom.yaml`. Kinds that `counts` does not name have no
+    case. An absent folder `extra_anatomy` gives no `extra` cases. A key with a value that means nothing is
+    refused.
     """
     check_values({"data": {"phantom": settings}}, RULES)
     hosts = (*ORGANS, OUTSIDE)

@@ -66,8 +66,7 @@ class Cohort:
 def prepare(cfg: DictConfig) -> Cohort:
     """Prepare a cohort; refuse at the end, after all else is done, if any case was refused.
 
-    Raises:
-        FlareError: If a case was refused, with every such case and reason; or as `prepare_cohort`.
+    Every such case is named, with the reason. What `prepare_cohort` refuses is refused as there.
     """
     settle_paths(cfg)
     cfg = own_classes(cfg)
@@ -82,9 +81,8 @@ def prepare(cfg: DictConfig) -> Cohort:
 def prepare_cohort(cfg: DictConfig) -> Cohort:
     """Index, analyse, check and cache a cohort, all but its `failures`; only what is new or changed is read.
 
-    Raises:
-        FlareError: If a configuration cannot be; if files are gone that the last start saw; or if a step
-            failed in general, see `stop_on_faults`: index and statistics stay as they were.
+    A configuration that cannot be is refused, and that files are gone which the last start saw. A step that
+    failed in general, see `stop_on_faults`, stops the start: index and statistics stay as they were.
     """
     settings = PrepareSettings.from_config(cfg)
     with lock(settings.folder.root, wait=True):  # jobs of a sweep share it; the first prepares, the rest find
@@ -174,10 +172,8 @@ class Foreseen:
 def analyse(cfg: DictConfig) -> Foreseen:
     """List the cases of a cohort without a look at images, and say what a start will read again, and why.
 
-    Writes nothing. A cohort that is generated is told from its plan, whether it is made or not.
-
-    Raises:
-        FlareError: As a start does: if a configuration cannot be, or files are gone.
+    Writes nothing, and refuses what a start does: a configuration that cannot be, and files that are gone. A
+    cohort that is generated is told from its plan, whether it is made or not.
     """
     settings = PrepareSettings.from_config(cfg)
     if settings.generator is not None:
@@ -239,12 +235,9 @@ def _members(before: Sequence[str], now: Sequence[str]) -> list[str]:
 def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
     """Read the headers of all training cases, labelled or not; write nothing but a cohort that is made.
 
-    Returns:
-        What `read_header` gives of each case whose header is sound, and the cases that failed.
-
-    Raises:
-        FlareError: If a configuration cannot be, if there is no case at all, or if the step failed in
-            general, see `stop_on_faults`.
+    Gives what `read_header` tells of each case whose header is sound, and the cases that failed. A
+    configuration that cannot be, and a cohort without a case, are refused; a step that failed in general
+    stops, see `stop_on_faults`.
     """
     settings = PrepareSettings.from_config(cfg)
     try:

@@ -50,15 +50,10 @@ class Index:
 
 
 def build_index(files: CohortFiles) -> Index:
-    """List the cases of a cohort.
+    """List the cases of a cohort: entries ordered by split and id, and the cases that are refused.
 
-    Returns:
-        Entries ordered by split and id, and the refused cases: two of the same id, an image without its
-        label, a label without its image.
-
-    Raises:
-        FlareError: If a required folder is missing, or a path of `data.cases`; if `data.split` names what it
-            cannot.
+    Those are two of the same id, an image without its label, a label without its image. A required folder or
+    a path of `data.cases` that is missing is refused itself, and so is what `data.split` names and cannot.
     """
     keys = [key for *pair, _ in FOLDERS for key in pair if key]
     scans: Found = {key: {folder: find_scans(folder) for folder in files.existing(key)} for key in keys}

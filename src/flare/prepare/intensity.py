@@ -22,9 +22,8 @@ BINS = 65536
 def foreground_histogram(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Count the HU of an image where a label map has a class, at native resolution.
 
-    Returns:
-        `(65536,)` int64, the first bin at -32768 HU; what is not a whole number is rounded, what int16 cannot
-        hold is clipped.
+    Gives `(65536,)` int64, the first bin at -32768 HU; what is not a whole number is rounded, what int16
+    cannot hold is clipped.
     """
     values = image[(labels > 0) & (labels != IGNORE)]
     if values.dtype.kind == "f":
@@ -51,12 +50,8 @@ def pool(paths: Iterable[Path]) -> np.ndarray:
 def intensity_of(histogram: np.ndarray, percentiles: Sequence[float]) -> Intensity:
     """Statistics of all voxels that a `foreground_histogram` counts (paper section 2.1; method section 5).
 
-    Returns:
-        Clipping limits (numpy's linear interpolation between ranks), mean and standard deviation (ddof 0)
-        before clipping.
-
-    Raises:
-        FlareError: If no voxel was counted.
+    Clipping limits have numpy's linear interpolation between ranks, mean and standard deviation (ddof 0) are
+    from before clipping. No voxel at all is refused.
     """
     voxels = int(histogram.sum())
     if voxels == 0:

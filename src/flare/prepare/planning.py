@@ -77,13 +77,9 @@ class Plan:
 def plan_cohort(headers: Iterable[Mapping[str, Any]], *, outputs: int, memory_gb: float) -> Plan:
     """Propose what to train a cohort with.
 
-    Args:
-        headers: `shape` and `spacing_mm` along Z, Y, X of each case.
-        outputs: Classes with the background.
-        memory_gb: Of the GPU.
-
-    Raises:
-        FlareError: If the volumes, or the patch that fits into memory, are too small for a U-Net.
+    Headers are `shape` and `spacing_mm` along Z, Y, X of each case, `outputs` counts the classes with the
+    background, and the GPU has `memory_gb`. Volumes that are too small for a U-Net are refused, and so is
+    memory that holds no larger patch.
     """
     found = list(headers)
     spacings, shapes = [h["spacing_mm"] for h in found], [h["shape"] for h in found]
@@ -132,10 +128,8 @@ def target_spacing(spacings: Sequence[Spacing], shapes: Sequence[Shape]) -> tupl
 def fit_patch(spacing_mm: Sequence[float], median: Sequence[float], outputs: int, budget: float) -> Topology:
     """Shrink a patch, the axis that is longest beside the median case first, until its maps fit a budget.
 
-    The patch begins with even extents in mm and no axis longer than the median case's.
-
-    Raises:
-        FlareError: If no axis is left to halve.
+    The patch begins with even extents in mm and no axis longer than the median case's. A budget for which no
+    axis is left to halve is refused.
     """
     edge = (FIRST_PATCH * math.prod(spacing_mm)) ** (1 / 3)
     topology = stages(spacing_mm, [min(round(edge / s), n) for s, n in zip(spacing_mm, median, strict=True)])

@@ -35,9 +35,8 @@ TEMPLATES = Path(__file__).with_name("templates")  # of the files, filled by `to
 def main(cfg: DictConfig) -> Plan:
     """Plan as `conf/plan_data.yaml` and the command line say; write the plan and say how to take it.
 
-    Raises:
-        FlareError: If there is nothing to plan from, or another plan would be overwritten; at the end, if a
-            case was refused.
+    A cohort with nothing to plan from is refused, and so is a plan that would overwrite another; at the end,
+    that a case was refused.
     """
     settle_paths(cfg)
     check_values(cfg, {"gpu_memory_gb": POSITIVE, "overwrite": FLAG})
@@ -62,8 +61,7 @@ def main(cfg: DictConfig) -> Plan:
 def write_plan(output: Path, plan: Plan, *, cohort: str, memory_gb: float, overwrite: bool) -> None:
     """Write a plan as a preset of `experiment` and the `model` that it takes, and show what it says.
 
-    Raises:
-        FlareError: If one of the files is another already and may not be overwritten; nothing is written.
+    Nothing is written where one of the files is another already and may not be overwritten: that is refused.
     """
     given = to_text(plan) | {"cohort": cohort, "memory_gb": memory_gb}
     texts = {}

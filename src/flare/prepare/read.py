@@ -70,11 +70,7 @@ def _voxels(path: Path) -> float:
 
 
 def require_room(folder: Path, needed: Estimate) -> None:
-    """Say what the work will take; refuse it where the disk of the cache, to be made or not, cannot hold it.
-
-    Raises:
-        FlareError: If less is free than needed.
-    """
+    """Say what the work will take; refuse it where the disk of the cache, made or not, cannot hold it."""
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     free, disk = shutil.disk_usage(existing).free, size(needed.disk_bytes)
     time = duration(needed.seconds)
@@ -121,11 +117,8 @@ def count_labels(
 ) -> dict[str, Any]:
     """Count the voxels of each class in one label file, whose ids `label_map` renumbers.
 
-    Returns:
-        Plain values: `voxels` (class id or `IGNORE` as text -> count), `voxel_ml`, `warnings`.
-
-    Raises:
-        CaseError: If the file is unreadable or holds values outside the class list.
+    Gives plain values: `voxels` (class id or `IGNORE` as text -> count), `voxel_ml`, `warnings`. A file that
+    is unreadable or holds values outside the class list refuses the case.
     """
     with collected_warnings() as warnings:
         counts = _counts(read_labels(label, classes, label_map, case), warnings)
@@ -155,15 +148,10 @@ def read_case(
     """Read a case whole, with every check, count its labels and store what training reads of it.
 
     Outputs are where the `image`, and with a label the `labels` and `histogram`, shall lie at a voxel size
-    along Z, Y, X; there are none for a case that is not trained on.
-
-    Returns:
-        Plain values, as `count_labels`; `warnings` alone without a label.
-
-    Raises:
-        CaseError: If the case must be refused: unreadable, not a finite 3D scalar volume, broken geometry,
-            unknown label values, image and label on different grids, what the checks refuse. Then nothing is
-            written for it.
+    along Z, Y, X; there are none for a case that is not trained on. Gives plain values, as `count_labels`;
+    `warnings` alone without a label. A case is refused, and nothing written for it, that is unreadable, not a
+    finite 3D scalar volume, of broken geometry or unknown label values, with image and label on different
+    grids, or as the checks say.
     """
     # imported here: only the workers need the store
     from flare.data.cache import cache_image, cache_labels
@@ -191,8 +179,7 @@ def read_case(
 def read_header(case: str, image: Path) -> dict[str, Any]:
     """Read `shape` (voxels) and `spacing_mm` along Z, Y, X, in RAS voxel order, from a case's header.
 
-    Raises:
-        CaseError: If the header must be refused.
+    A bad header refuses the case.
     """
     grid = read_grid(image, case)
     grid = orientation_to(grid).apply_geometry(grid)
@@ -232,8 +219,7 @@ def _make_room(
 def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
     """Read every case that is new or changed, once; cache those of the training split.
 
-    Raises:
-        FlareError: If the disk has no room.
+    A disk without room for them is refused.
     """
     found = Resumed({}, [], [])
     same: dict[str, Any] = {"classes": settings.classes, "label_map": settings.label_map}

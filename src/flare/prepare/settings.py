@@ -133,9 +133,8 @@ class PrepareSettings:
     def from_config(cls, cfg: DictConfig) -> PrepareSettings:
         """Read the groups `classes`, `data` and `executor`, and nnU-Net's `dataset.json` if there is one.
 
-        Raises:
-            FlareError: Before any work, if a value means nothing, a required folder is missing, or one of
-                labels carries other classes.
+        Before any work a value that means nothing is refused, a required folder that is missing, and one of
+        labels that carries other classes.
         """
         cfg = own_classes(cfg)
         check_values(cfg, RULES)

@@ -36,8 +36,7 @@ class Split:
     def from_config(cls, given: Any, root: Path) -> Split:
         """Read `data.split`; the path of a file starts from the cohort's folder.
 
-        Raises:
-            FlareError: If it means nothing, or the file is not there or none of nnU-Net's.
+        What means nothing is refused, and so is a file that is not there or none of nnU-Net's.
         """
         given = {"file": given} if isinstance(given, str) else given
         if not isinstance(given or {}, Mapping):
@@ -80,14 +79,10 @@ class Split:
         return cls({"validation": held_out}, whole=frozenset([*train, *held_out]), origin=origin)
 
     def assign(self, cases: Sequence[Case | Entry], refused: Collection[str] = ()) -> dict[str, str]:
-        """Say which cases leave the training split, and for which other.
+        """Say which labelled cases leave the training split, and for which other; `cases` are of all splits.
 
-        Args:
-            cases: Of all splits; a labelled case of the training split may be held out.
-            refused: Ids that may be named although their case is none.
-
-        Raises:
-            FlareError: If a named case is none that can be held out, is named twice, or none is left.
+        Ids of `refused` may be named although their case is none. A named case that is none that can be held
+        out, or is named twice, is refused, and a split that leaves none to train on.
         """
         free = {c.id for c in cases if c.split == "train" and c.label is not None}
         found: dict[str, str] = {}

@@ -184,8 +184,7 @@ def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList, cohort: st
 def publish(found: Comparison) -> str:
     """Create the report on W&B (needs the extra `dashboard` and a login); returns its address.
 
-    Raises:
-        FlareError: If the extra is missing or W&B refuses.
+    Without the extra, and where W&B refuses, it is refused.
     """
     report = build_report(found)
     try:
@@ -198,8 +197,7 @@ def publish(found: Comparison) -> str:
 def build_report(found: Comparison) -> Any:
     """Build the report without telling W&B: a table, then every section over the runs of the group.
 
-    Raises:
-        FlareError: If the extra is missing.
+    Without the extra `dashboard` it is refused.
     """
     try:
         import wandb_workspaces.reports.v2 as wr

@@ -124,9 +124,8 @@ def pack_files(case: str, files: Files, settings: ReportSettings, voxels: int) -
 def pack_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, voxels: int) -> dict[str, str]:
     """Pack image, reference and prediction for the viewer, each in about so many voxels at most.
 
-    Returns:
-        `image`, `reference` and `prediction`: base64 of `.nii.gz`, uint8, in RAS voxel order; the image's
-        soft-tissue window is spread over 0 to 255.
+    Gives `image`, `reference` and `prediction`: base64 of `.nii.gz`, uint8, in RAS voxel order; the image's
+    soft-tissue window is spread over 0 to 255.
     """
     ct = volumes[0]
     coarse = max(1.0, (ct.array.size / voxels) ** (1 / 3))

@@ -24,10 +24,8 @@ def freeze_rounds(
 ) -> dict[str, RoundSettings]:
     """Give the rounds that `freeze` names, as far as they are among `rounds`, as they were trained.
 
-    Held-out cases are predicted and scored as the configuration says: the table compares all rounds alike.
-
-    Raises:
-        FlareError: If a name is no round, or a round was never trained to its end, or on other classes.
+    Held-out cases are predicted and scored as the configuration says: the table compares all rounds alike. A
+    name that is no round is refused, and a round that was never trained to its end, or on other classes.
     """
     given = require_rounds("freeze", names)
     for name in given:

@@ -35,10 +35,8 @@ Row = dict[str, Any]
 def compose_rounds(names: str | Sequence[str], overrides: Sequence[str]) -> list[RoundSettings]:
     """Compose the configuration of rounds, or of one, of `conf/round` and put teachers before their pupils.
 
-    Keys of iterate alone are left out of the user's command line, `overrides`.
-
-    Raises:
-        FlareError: If a name is no round, or rounds teach each other in a circle.
+    Keys of iterate alone are left out of the user's command line, `overrides`. A name that is no round is
+    refused, and rounds that teach each other in a circle.
     """
     names = require_rounds("rounds", names)
     own = set(OmegaConf.load(CONF / "iterate.yaml")) - {"defaults"}  # unknown to train
@@ -138,11 +136,8 @@ def require_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Non
 def read_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Checkpoint | None:
     """Read the checkpoints that a round learns from, but for those of rounds `planned` before it.
 
-    Returns:
-        The main one, from which weights may start; None if there is none yet.
-
-    Raises:
-        FlareError: If one is of another round, class list, or where weights start from it, spacing.
+    Gives the main one, from which weights may start; None if there is none yet. One of another round or class
+    list is refused, and where weights start from it of another spacing.
     """
     main = None
     for teacher in present_teachers(settings, planned):

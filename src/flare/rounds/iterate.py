@@ -37,12 +37,9 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Prepare what is missing and train the round that the configuration of `train` names.
 
-    Returns:
-        As `tell_training`.
-
-    Raises:
-        FlareError: Before any work if the configuration cannot be trained; before the training if a step
-            failed in general, see `stop_on_faults`; after it if cases were refused, with their reasons.
+    Gives what `tell_training` does. A configuration that cannot be trained is refused before any work; a step
+    that failed in general stops before the training, see `stop_on_faults`; that cases were refused is said
+    after it, with their reasons.
     """
     settle_paths(cfg)
     cfg = own_classes(cfg)
@@ -69,15 +66,13 @@ def iterate(
 
     The command line, by default Hydra's, is forwarded to each round as `overrides`. `finish` is done once all
     rounds are trained, the run still locked; `explain_finish` says of a run whose rounds all stand why it is
-    done again. Rounds of `freeze` are kept as they were trained.
+    done again. Rounds of `freeze` are kept as they were trained. A round that cannot be run is refused before
+    any work; a step that failed in general stops before a training, see `stop_on_faults`; that cases failed
+    is said at the end, with their reasons.
 
     Returns:
         `plan`, one row a round, and `table`, one row a name of the ablation table; of a `dry_run` `steps`
         instead, see `explain_run`.
-
-    Raises:
-        FlareError: Before any work if a round cannot be run; before a training if a step failed in
-            general, see `stop_on_faults`; at the end if cases failed, with their reasons.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     settle_paths(cfg)
@@ -161,10 +156,8 @@ def run_round(
     """Label, train and validate one round; what is done and unchanged is left alone.
 
     Of the processes that train it one `is_first`. A round that `is_alone` is trained by itself: by several
-    processes, and from where `ckpt_path` says.
-
-    Returns:
-        Cases that failed; where a step failed in general, it stops the run, see `stop_on_faults`.
+    processes, and from where `ckpt_path` says. Returns the cases that failed; a step that failed in general
+    stops the run, see `stop_on_faults`.
     """
     intensity = cohort.require_intensity()
     folder = settings.folder

@@ -39,8 +39,7 @@ CHANGED = "its files changed after they were cached: start again"
 def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor: Executor) -> TrainingSet:
     """Make the labels of a round of the cohort, or find them made; only what is new or changed is done again.
 
-    Raises:
-        FlareError: If the round has no case, its teacher no checkpoint, or a general fault keeps cases away.
+    A round without a case is refused, or whose teacher has no checkpoint; a general fault stops the run.
     """
     chosen = settings.train_cases(cases)
     if not chosen:
@@ -67,12 +66,9 @@ def training_set(
     values: Mapping[str, Mapping[str, Any]] | None,
     failures: list[Outcome],
 ) -> TrainingSet:
-    """What a round trains on, once its labels are made.
+    """What a round trains on, once its labels are made; that no case is left is refused.
 
     `values` are what `label_case` gave of each case; None where the ground truth is taken as it is.
-
-    Raises:
-        FlareError: If no case is left.
     """
     prepared = settings.prepared
     images = Journal(prepared.journal("cache"))
@@ -134,13 +130,9 @@ def label_cases(
 ) -> MergedFolder:
     """Label a round's training cases, each in one go; only what is new or changed is done again.
 
-    What a selection fits is fitted first, on labelled `validation` cases.
-
-    Returns:
-        The merged labels on the original grids; of each case what `label_case` gives.
-
-    Raises:
-        FlareError: If the step failed in general, see `stop_on_faults`.
+    What a selection fits is fitted first, on labelled `validation` cases. Gives the merged labels on the
+    original grids; of each case what `label_case` gives. A step that failed in general stops, see
+    `stop_on_faults`.
     """
     folder = settings.folder
     for place in (folder.labels, folder.training_labels, *([folder.predictions] * settings.is_hybrid)):
@@ -175,8 +167,7 @@ def label_cases(
 def fit_thresholds(settings: RoundSettings, jobs: Mapping[str, LabelJob], executor: Executor) -> None:
     """Predict labelled validation cases as a round's own, count how right they are, write the thresholds.
 
-    Raises:
-        FlareError: If there is none, or the step failed in general.
+    That there is none is refused; a step that failed in general stops, see `stop_on_faults`.
     """
     if not jobs:
         raise FlareError(
@@ -260,11 +251,8 @@ def _resume(
 def merge(cfg: DictConfig) -> dict[str, Any]:
     """Merge ground truth and pseudo labels, of the cases of a `round`, or of plain folders.
 
-    Returns:
-        `output` and `provenance` (paths), `merged` and `unchanged` (case ids), `summary` (Markdown).
-
-    Raises:
-        FlareError: If both or neither is given, before any work; at the end, if a case failed, naming it.
+    Gives `output` and `provenance` (paths), `merged` and `unchanged` (case ids), `summary` (Markdown). Both
+    or neither is refused before any work; a case that failed is named at the end, as a refusal.
     """
     settle_paths(cfg)
     given = [key for key in FOLDERS if cfg[key] is not None]

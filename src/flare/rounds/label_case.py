@@ -110,14 +110,9 @@ class LabelJob:
 def label_case(job: LabelJob) -> dict[str, Any]:
     """Label one case: predict, merge with the ground truth, select, and cache what training reads.
 
-    Maps are handed on in memory; the files of each step are left on the side.
-
-    Returns:
-        Plain values: `weight`, number of `ignored` voxels, the `prediction` as `inference.csv` has it, and
-        whether training's labels were `cached`.
-
-    Raises:
-        CaseError: If a file is bad or the grids differ.
+    Maps are handed on in memory; the files of each step are left on the side. Gives plain values: `weight`,
+    number of `ignored` voxels, the `prediction` as `inference.csv` has it, and whether training's labels were
+    `cached`. A bad file and grids that differ refuse the case.
     """
     case, merge = job.case.id, job.settings.merge
     pseudo, row = (None, None) if job.labeller is None else pseudo_labels(job)
@@ -232,8 +227,7 @@ def select(
 ) -> tuple[float, np.ndarray | None]:
     """Let the selection of `labels.select` judge one case, see `Selection`; None keeps it as it is.
 
-    Raises:
-        FlareError: If the selection gives anything else than a weight, or that and a mask.
+    One that gives anything else than a weight, or that and a mask, is refused.
     """
     if settings is None:
         return 1.0, None

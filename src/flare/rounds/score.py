@@ -102,11 +102,9 @@ def score_split(
     """Score `<folder>/predictions` against the annotations of labelled cases, if anything changed.
 
     The folder gets `metrics.csv` and `summary.json`, which stay if scoring stops the run (`stop_on_faults`).
-    `refused` are cases that could not be predicted.
-
-    Returns:
-        The summary, and the cases that could not be predicted or scored; all are scored again the next time
-        if one could not be scored by no fault of its files.
+    `refused` are cases that could not be predicted. Gives the summary, and the cases that could not be
+    predicted or scored; all are scored again the next time if one could not be scored by no fault of its
+    files.
     """
     references, inputs = _compared(_without(cases, refused), folder)
     own = _score_settings(settings, cases)

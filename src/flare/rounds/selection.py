@@ -46,7 +46,7 @@ def fit(counts: Sequence[Counts], right: float) -> dict[int, int]:
 
 
 class Judged:
-    """Selects by a score and a threshold a class.
+    """Selects by a score and a threshold a class; a value that cannot be is refused, with its key.
 
     Args:
         by: `confidence`, or the agreement with the previous round's teacher (`round_disagreement`) or with
@@ -58,9 +58,6 @@ class Judged:
         right: Share of pseudo labels above a threshold that must be right on validation cases, see `fit`.
         least: As above.
         threshold: From 0 to 1, for every class, instead of a fit.
-
-    Raises:
-        FlareError: For a value that cannot be, with its key.
     """
 
     def __init__(self, by: str, action: str, right: float, least: float, threshold: float | None) -> None:

@@ -58,10 +58,7 @@ def is_first() -> bool:
 def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSettings] | None = None) -> None:
     """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
 
-    `planned` are the rounds that will have run before this one, by name.
-
-    Raises:
-        FlareError: Naming the config key.
+    The key is named. `planned` are the rounds that will have run before this one, by name.
     """
     training = settings.training
     patches = training.patches
@@ -98,8 +95,7 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
 def check_start(settings: RoundSettings, network: nn.Module) -> None:
     """Refuse a checkpoint of `ckpt_path` that this training cannot go on from.
 
-    Raises:
-        FlareError: If it is not there, of other classes or another network, or at the end of its epochs.
+    That is one that is not there, of other classes or another network, or at the end of its epochs.
     """
     given, training = settings.config.ckpt_path, settings.training
     if given in (None, "auto"):
@@ -131,13 +127,10 @@ def check_epochs(path: Path, training: TrainingSettings, *, is_own: bool) -> Non
 def train_round(
     settings: RoundSettings, training: TrainingSet, cases: Sequence[Case], intensity: Intensity
 ) -> dict[str, Any]:
-    """Train a round whose labels are made; the cohort's cases are for its validation split.
+    """Train a round whose labels are made; gives what `tell_training` does.
 
-    Returns:
-        As `tell_training`.
-
-    Raises:
-        FlareError: If the training cannot start or resume, or another process trains the round.
+    The cohort's cases are for its validation split. A training that cannot start or resume is refused, and
+    one of a round that another process trains.
     """
     own, folder, cfg = settings.training, settings.folder, settings.config
     with lock(folder.checkpoints) if is_first() else nullcontext():
@@ -186,9 +179,8 @@ def train_round(
 def tell_training(folder: RoundFolder, objective: str | None) -> dict[str, Any]:
     """Tell what the round's current training has left in plain values.
 
-    Returns:
-        `checkpoint` and `best` (paths; `best` is None without validation), `metrics`, the last epoch's, and
-        `objective`, the last value of what `objective` names (None without validation, or if not finite).
+    They are `checkpoint` and `best` (paths; `best` is None without validation), `metrics`, the last epoch's,
+    and `objective`, the last value of what `objective` names (None without validation, or if not finite).
     """
     rows = read_csv(folder.training_csv)
     values = [float(row[objective]) for row in rows if row[objective]] if objective else []

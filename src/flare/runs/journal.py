@@ -162,11 +162,7 @@ def touch(mark: Path) -> None:
 
 
 def require_own(journal: Journal, outputs: Mapping[str, Mapping[str, Path]]) -> None:
-    """Refuse to overwrite what somebody else made or changed: segmentations and sidecars, by case id.
-
-    Raises:
-        FlareError: Naming the files.
-    """
+    """Refuse to overwrite what somebody else made or changed: segmentations and sidecars, by case id."""
     # a case with the class list's name is refused alone, where its sidecar would be written
     paths = [(c, p) for c, files in outputs.items() for p in files.values() if p.name != CLASSES]
     refuse_foreign([p for case, p in paths if p.name.endswith(GUARDED) and journal.is_foreign(case, p)])
@@ -220,8 +216,9 @@ def resume_cases(
 ) -> Resumed:
     """Do what is new or changed among a step's cases, and note each case as it is done.
 
-    A case that its files' content refuses loses what an earlier state of them gave; a case that failed by
-    no fault of its files keeps it, since that may be as good as ever.
+    A case that its files' content refuses loses what an earlier state of them gave; a case that failed by no
+    fault of its files keeps it, since that may be as good as ever. Before any work it is refused to overwrite
+    a segmentation or sidecar that is not ours.
 
     Args:
         function: Importable; takes a job and returns plain values.
@@ -235,9 +232,6 @@ def resume_cases(
         again: Cases to do although they are current, and why.
         alone: Whether so many cases are done one at a time, see `Executor.alone`.
         before: Called once with the cases to do, if there are any.
-
-    Raises:
-        FlareError: Before any work, if a segmentation or sidecar would be overwritten that is not ours.
     """
     configs = {case: config(case) if callable(config) else config for case in jobs}
     again = again or {}

@@ -27,11 +27,9 @@ PATIENCE_S = 20  # processes that prepare patches notice within 5 s that their p
 def lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder, made if it is not there, while the block runs; the lock goes with the process.
 
+    One that another process holds is waited for or refused, one that this process holds already is refused.
     Where the file system has no locks, as on some shares, a file that names host and process stands in. It
     goes with the block; that of a killed process of this host is removed by the next start.
-
-    Raises:
-        FlareError: If another process holds it and is not to `wait` for, or this one holds it already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as stream:

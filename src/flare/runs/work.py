@@ -148,13 +148,10 @@ def run_cases(
 class LocalExecutor:
     """Processes on this machine.
 
-    A worker that dies (out of memory, killed) costs its case a retry, not the run. The others go on; when
-    they are done the case is run again, alone, so that memory is its own. With several workers that is done
-    once at least, whatever `retries` is.
-
-    Args:
-        workers: Processes; null takes one per core; 0 runs in this process (on a GPU, or to debug).
-        retries: How often a case whose worker died is tried again.
+    With null `workers` there is one per core; 0 runs in this process (on a GPU, or to debug). A worker that
+    dies (out of memory, killed) costs its case a retry, not the run. The others go on; when they are done the
+    case is run again, alone, so that memory is its own, and tried again `retries` times. With several workers
+    that is done once at least, whatever `retries` is.
     """
 
     def __init__(self, workers: int | None, retries: int) -> None:
@@ -368,7 +365,8 @@ def stop_on_faults(
 
     That is so if a fault was met that every case would meet; if more than `max_failed` of the step's cases,
     and at least 3, failed for another reason than the content of their files; or if more than half of the
-    step's cases, or of a folder or source, and at least 3, were refused for one and the same reason.
+    step's cases, or of a folder or source, and at least 3, were refused for one and the same reason. The
+    refusal names the step, how many failed, the most frequent reason with one case, and the key.
 
     Args:
         failures: Cases that failed in the step, or were refused before it.
@@ -376,9 +374,6 @@ def stop_on_faults(
         cases: All cases of the step, those that needed no work included.
         max_failed: `executor.max_failed`; with 1 only a fault that every case would meet stops the run.
         groups: Name of a folder or source, with its config key -> the cases it holds.
-
-    Raises:
-        FlareError: Naming the step, how many failed, the most frequent reason with one case, and the key.
     """
     faults = [f for f in failures if f.is_fault and f.case_id in cases]
     is_general = any(f.is_general for f in faults)

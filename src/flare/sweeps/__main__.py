@@ -26,8 +26,7 @@ log = logging.getLogger("flare.sweeps")
 def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
     """List or rerun jobs as `conf/sweeps.yaml` and the command line (by default Hydra's) say.
 
-    Raises:
-        FlareError: If, at the end, a job is not complete.
+    A job that is not complete at the end is a refusal.
     """
     settle_paths(cfg)
     (sweep,) = given_paths(cfg, "sweep")

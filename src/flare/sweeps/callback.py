@@ -151,8 +151,7 @@ def end_refused(error: Exception) -> NoReturn:
 def set_direction(config: DictConfig) -> None:
     """Tell a search which way its objective is better, if the sweeper has a `direction` that is null.
 
-    Raises:
-        FlareError: If the direction is another, several are given, or the script has nothing to optimise.
+    Another direction is refused, several, and a script that has nothing to optimise.
     """
     sweeper, script = config.hydra.sweeper, config.hydra.job.config_name
     if "direction" not in sweeper:

@@ -77,14 +77,11 @@ def build_module(settings: TrainingSettings, intensity: Intensity) -> Segmentati
 
 
 def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
-    """Copy a teacher's weights into a network of the same architecture, in place.
+    """Copy a teacher's weights into a network of the same architecture, in place; another is refused.
 
     A head has one row a class, which goes by the class's name: the two class lists may differ. The rows of
     classes that the teacher does not know keep their fresh initialisation. `classes` and `targets` are the
     new round's.
-
-    Raises:
-        FlareError: If the architecture is another.
     """
     check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
     outputs, taught = (
@@ -132,10 +129,8 @@ def build_trainer(
     """Build the trainer of a round with its callbacks and loggers; no file is written.
 
     Callbacks find `folder` as the trainer's `default_root_dir`; trackers go on in the runs of `ckpt_path`,
-    from which the training resumes.
-
-    Raises:
-        FlareError: If this machine cannot have it, or a part of it cannot be built, with its key.
+    from which the training resumes. What this machine cannot have is refused, and a part that cannot be
+    built, with its key.
     """
     hide_messages()
     accelerator = settings.trainer["accelerator"]
@@ -164,11 +159,8 @@ def choose_precision(settings: TrainingSettings) -> str:
     """Resolve `trainer.precision` to Lightning's name.
 
     `auto` is mixed with float16 on GPUs (as nnU-Net), with bfloat16 on CPUs that compute in it and are right,
-    else float32.
-
-    Raises:
-        FlareError: If the device would emulate the type that is asked for, or that of its validation, or if a
-            CPU would read memory that it has not written.
+    else float32. A type is refused that the device would emulate, for the training or its validation, or with
+    which a CPU would read memory that it has not written.
     """
     precision, accelerator = str(settings.trainer["precision"]), settings.trainer["accelerator"]
     on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())

@@ -65,9 +65,8 @@ def segment_case(
 def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[int], nsd: bool) -> Scores:
     """Compare a segmentation with its annotation; voxels that it ignores are background in both.
 
-    Returns:
-        `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes
-        (`outputs`, class ids, 0 first) that the annotation has.
+    Gives `dsc/<class>`, and with `nsd` `nsd/<class>` as `protocol=present` has it, of the trained classes
+    (`outputs`, class ids, 0 first) that the annotation has.
     """
     reference, segmentation = without_ignored(segmented["reference"], segmented["segmentation"])
     there = np.flatnonzero(np.bincount(reference.ravel(), minlength=256))
@@ -86,10 +85,9 @@ def score_case(segmented: Segmented, *, classes: ClassList, outputs: Sequence[in
 def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
     """Average what `score_case` gives of each case over the cases that have a class, then over the organs.
 
-    Returns:
-        `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
-        of the tumor where no organ is trained; the same for `nsd` and `ema_dsc`. Empty if no class was to be
-        scored.
+    Gives `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
+    of the tumor where no organ is trained; the same for `nsd` and `ema_dsc`. Empty if no class was to be
+    scored.
     """
     organs = {classes.name_of(class_id) for class_id in classes.organs}
     by_key: dict[str, list[float]] = {}
@@ -112,9 +110,7 @@ class SegmentationModule(pl.LightningModule):
 
     Heads to which the loss gives no weight, and whatever else it does not reach, are frozen: nnU-Net never
     touches them either, and processes that train together need every other parameter to have a gradient.
-
-    Args:
-        carried: What a checkpoint carries beside the weights, see `checkpoints.Checkpoint`; plain values.
+    `carried` are plain values that a checkpoint has beside the weights, see `checkpoints.Checkpoint`.
     """
 
     def __init__(

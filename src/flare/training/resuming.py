@@ -75,11 +75,9 @@ def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
 
     `ckpt_path=auto` resumes the latest training of this `training_key`, and starts from the beginning where
     there is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
-    current checkpoint, a path from that file. What goes on from weights of another key is a training of its
-    own, which `auto` does not take for one of this key; the same command resumes it, too.
-
-    Raises:
-        FlareError: If there is nothing to resume.
+    current checkpoint, a path from that file, and what is not there is refused. What goes on from weights of
+    another key is a training of its own, which `auto` does not take for one of this key; the same command
+    resumes it, too.
     """
     if ckpt_path is None:
         return Start(_unused(folder, key), None)
