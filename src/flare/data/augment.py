@@ -18,16 +18,7 @@ from torchio.transforms import Transform
 
 from flare.core.errors import FlareError, build_part
 from flare.core.geometry import AXES, Shape, Spacing
-from flare.data.spatial import (
-    Elastic,
-    Move,
-    apply_along,
-    resample_image,
-    resample_label,
-    sampling_grid,
-    smooth,
-    source_box,
-)
+from flare.data import spatial
 
 # Reads image and labels between two corners (z, y, x), counted from the first voxel of the patch.
 BoxReader = Callable[[Shape, Shape], tuple[np.ndarray, np.ndarray]]
@@ -43,7 +34,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Augmentation(Move):
+class Augmentation(spatial.Move):
     """What happens to one patch; `None` or empty where nothing does."""
 
     noise: Noise | None = None
@@ -99,10 +90,10 @@ def _rotation(rng: Generator, rotation: Mapping[str, Any], two_d: bool) -> tuple
     return (z, y, x)
 
 
-def _elastic(rng: Generator, elastic: Mapping[str, Any], two_d: bool) -> Elastic:
+def _elastic(rng: Generator, elastic: Mapping[str, Any], two_d: bool) -> spatial.Elastic:
     """Draw the strength and smoothness of a displacement, and the seed of its noise."""
     alpha = rng.uniform(*elastic["alpha_2d" if two_d else "alpha"])
-    return Elastic(alpha, rng.uniform(*elastic["sigma"]), int(rng.integers(SEEDS)))
+    return spatial.Elastic(alpha, rng.uniform(*elastic["sigma"]), int(rng.integers(SEEDS)))
 
 
 def _around_one(rng: Generator, limits: Sequence[float]) -> float:
@@ -142,16 +133,16 @@ class Augmenter:
         float32 image and uint8 labels, `(Z, Y, X)` of the patch's size.
         """
         two_d = bool(self.settings["dummy_2d"])
-        grid = sampling_grid(drawn, self.patch_size, dummy_2d=two_d)
+        grid = spatial.sampling_grid(drawn, self.patch_size, dummy_2d=two_d)
         if grid is None:
             image, label = map(torch.from_numpy, read((0, 0, 0), self.patch_size))
         else:
             how = self.settings["image_interpolation"]
-            lower, upper = source_box(grid, self.patch_size, cubic=how == "cubic")
+            lower, upper = spatial.source_box(grid, self.patch_size, cubic=how == "cubic")
             image, label = map(torch.from_numpy, read(lower, upper))
             grid -= torch.tensor(lower[-len(grid) :]).view(-1, *[1] * (grid.ndim - 1))
-            image = resample_image(image, grid, how)
-            label = resample_label(label, grid, self.settings["label_interpolation"])
+            image = spatial.resample_image(image, grid, how)
+            label = spatial.resample_label(label, grid, self.settings["label_interpolation"])
         image = change_intensity(image, drawn, dummy_2d=two_d).flip(drawn.mirror)
         label = label.flip(drawn.mirror)
         return (image, label) if drawn.extra is None else self._apply_extra(image, label, drawn.extra)
@@ -184,7 +175,7 @@ def change_intensity(image: Tensor, drawn: Augmentation, *, dummy_2d: bool) -> T
         generator = torch.Generator().manual_seed(drawn.noise.seed)
         image = image + drawn.noise.std * torch.randn(image.shape, generator=generator)
     if drawn.blur is not None:
-        image = smooth(image, drawn.blur, dimensions=3, border="reflect")
+        image = spatial.smooth(image, drawn.blur, dimensions=3, border="reflect")
     if drawn.brightness is not None:
         image = image * drawn.brightness
     if drawn.contrast is not None:
@@ -235,5 +226,5 @@ def lower_resolution(image: Tensor, zoom: float, *, keep_z: bool) -> Tensor:
         units = np.eye(reduced.shape[axis], dtype=np.float32)
         factors = (image.shape[axis] / reduced.shape[axis], 1)
         matrix = ndimage.zoom(units, factors, order=3, mode="nearest", grid_mode=True)
-        enlarged = apply_along(enlarged, axis, torch.from_numpy(matrix))
+        enlarged = spatial.apply_along(enlarged, axis, torch.from_numpy(matrix))
     return enlarged.clamp(*reduced.aminmax())

@@ -13,18 +13,8 @@ from flare.core.classes import ClassList
 from flare.core.files import atomic
 from flare.core.pictures import TARGETS, class_colours, title
 from flare.evaluation.metrics import MEASURES
+from flare.report import figures
 from flare.report.facts import Facts, RoundFacts, mean_of
-from flare.report.figures import (
-    ACCENT,
-    GREY,
-    INK,
-    PAPER,
-    draw_curve,
-    draw_series,
-    legend_below,
-    new_figure,
-    render,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +60,7 @@ def draw_graph(rounds: Sequence[RoundFacts]) -> str:
     ]
     boxes = [(item, corners[item.name]) for item in rounds]
     given = {"size": size, "arrows": arrows, "boxes": boxes}
-    return render("graph.svg", **given, width=WIDTH, height=HEIGHT, targets=TARGETS)
+    return figures.render("graph.svg", **given, width=WIDTH, height=HEIGHT, targets=TARGETS)
 
 
 def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
@@ -86,15 +76,17 @@ def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
 
 def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
     """Training loss (above) and mean validation DSC (below) by epoch, one column a round."""
-    with new_figure(9.2, 3.9) as figure:
+    with figures.new_figure(9.2, 3.9) as figure:
         grid = figure.subplots(2, len(rounds), sharex="col", sharey="row", squeeze=False)
         for column, item in zip(grid.T, rounds, strict=True):
             for axes, key in zip(column, ("train/loss", "val/dsc_mean"), strict=True):
                 points = [(n + 1.0, v) for n, row in enumerate(item.curve) if (v := row.get(key)) is not None]
-                if not draw_curve(axes, points, TARGETS[item.plan["targets"]]):
-                    axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
+                if not figures.draw_curve(axes, points, TARGETS[item.plan["targets"]]):
+                    axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=figures.GREY)
                 if len(points) == 1:  # no curve: its one value in words
-                    axes.annotate(f"{points[0][1]:.2f} ", points[0], ha="right", va="center", color=INK)
+                    axes.annotate(
+                        f"{points[0][1]:.2f} ", points[0], ha="right", va="center", color=figures.INK
+                    )
             column[0].set_title(item.name.upper())
             epochs = max(1, len(item.curve))
             column[1].set_xlim(0, epochs + 0.5)
@@ -120,11 +112,11 @@ def trend(facts: Facts) -> Figure | None:
     """What `trends` tells, ours and the paper's, with the baselines as levels; None where it is nothing."""
     if not (wanted := trends(facts)):
         return None
-    with new_figure(9.2, 3.3) as figure:
+    with figures.new_figure(9.2, 3.3) as figure:
         grid = figure.subplots(1, len(wanted), squeeze=False)[0]
         for axes, (key, name) in zip(grid, wanted.items(), strict=True):
             draw_trend(axes, facts, key, name)
-        legend_below(figure, grid[0])
+        figures.legend_below(figure, grid[0])
     return figure
 
 
@@ -134,11 +126,13 @@ def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
     rows = {row["round"]: row for row in facts.table}
     ours = f"this run ({facts.settings.data}, n={facts.results.compared})"
     theirs = "the paper (FLARE23 online validation)"
-    draw_series(axes, [rows[n].get(key) for n in names], "o-", ACCENT, ours)
-    draw_series(axes, [rows[n].get(f"paper_{key}") for n in names], "s--", PAPER, theirs)
+    figures.draw_series(axes, [rows[n].get(key) for n in names], "o-", figures.ACCENT, ours)
+    figures.draw_series(axes, [rows[n].get(f"paper_{key}") for n in names], "s--", figures.PAPER, theirs)
     if best := facts.best_baseline(key):
-        axes.axhline(best[key], color=GREY, linewidth=1, linestyle=":", label="best baseline")
-        axes.text(len(names) - 0.6, best[key] + 1.5, best["round"], color=GREY, ha="right", fontsize=8.5)
+        axes.axhline(best[key], color=figures.GREY, linewidth=1, linestyle=":", label="best baseline")
+        axes.text(
+            len(names) - 0.6, best[key] + 1.5, best["round"], color=figures.GREY, ha="right", fontsize=8.5
+        )
     axes.set_title(name)
     axes.set_xticks(range(len(names)), [n.upper() for n in names])
     axes.set_xlim(-0.4, len(names) - 0.6)
@@ -150,9 +144,9 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
     """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
     colours = class_colours(classes)
     learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
-    look: dict[str, Any] = {k: {"color": GREY} for k in ("boxprops", "whiskerprops", "capprops")}
-    look |= {"medianprops": {"color": INK, "linewidth": 1.6}}
-    with new_figure(9.2, 5.6) as figure:
+    look: dict[str, Any] = {k: {"color": figures.GREY} for k in ("boxprops", "whiskerprops", "capprops")}
+    look |= {"medianprops": {"color": figures.INK, "linewidth": 1.6}}
+    with figures.new_figure(9.2, 5.6) as figure:
         grid = figure.subplots(2, 1, sharex=True)
         for axes, measure in zip(grid, MEASURES, strict=True):
             keys = [f"{c.short}_{measure}" for c in learned]
@@ -160,7 +154,7 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
             axes.boxplot(values, positions=range(len(values)), widths=0.55, showfliers=False, **look)
             for spot, (c, found) in enumerate(zip(learned, values, strict=True)):
                 offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
-                edge = {"edgecolor": INK, "linewidth": 0.6}
+                edge = {"edgecolor": figures.INK, "linewidth": 0.6}
                 axes.scatter(spot + offsets, found, s=22, zorder=3, color=colours[c.id], **edge)
             axes.set_ylim(-3, 103)
             axes.set_ylabel(f"{measure} (%)")
@@ -175,7 +169,7 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
 
 def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
     """Mean seconds a case by stage of inference, one bar a round."""
-    with new_figure(9.2, 0.9 + 0.32 * len(rounds)) as figure:
+    with figures.new_figure(9.2, 0.9 + 0.32 * len(rounds)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(rounds))
         for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
@@ -195,7 +189,7 @@ def write_overview(path: Path, facts: Facts, example: tuple[str, Mapping[str, by
     from matplotlib.patches import Patch
     from PIL import Image
 
-    with new_figure(11.5, 5.8) as figure:
+    with figures.new_figure(11.5, 5.8) as figure:
         left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1], squeeze=False).flat
         if example is not None:
             case, pictures = example

@@ -26,25 +26,8 @@ from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.runs.checkpoints import load_checkpoint, read_weights_file
 from flare.runs.folders import RoundFolder, TrainingFolder, record_environment
 from flare.runs.locks import lock
-from flare.training.build import (
-    build_loss,
-    build_module,
-    build_network,
-    build_trainer,
-    check_architecture,
-    check_optimizer,
-    start_from_teacher,
-)
+from flare.training import build, resuming
 from flare.training.loggers import WandbRun
-from flare.training.resuming import (
-    begin,
-    find_start,
-    is_trained,
-    make_current,
-    mark_trained,
-    named_checkpoint,
-    training_key,
-)
 from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
@@ -63,18 +46,18 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
     training = settings.training
     patches = training.patches
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
-        network = build_network(training)
+        network = build.build_network(training)
     check_network(
         network,
         batch_size=patches.batch_size,
         patch_size=patches.patch_size,
         outputs=len(patches.outputs),
     )
-    build_loss(training)
-    check_optimizer(training, network)
+    build.build_loss(training)
+    build.check_optimizer(training, network)
     Augmenter(patches.patch_size, patches.augmentation, patches.spacing_mm)
     checked = TrainingFolder(settings.folder.checkpoints / "checked")
-    for logger in build_trainer(training, checked, has_validation=True).loggers:
+    for logger in build.build_trainer(training, checked, has_validation=True).loggers:
         if isinstance(logger, WandbRun):
             logger.require_login()
     check_start(settings, network)
@@ -84,12 +67,12 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
     if training.init != "teacher":
         return
     if teacher is not None:
-        check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
+        build.check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
     elif (teaching := planned.get(str(settings.teacher))) is not None:
         with torch.device("meta"):
-            taught = build_network(teaching.training)
+            taught = build.build_network(teaching.training)
         between = f"round.init=teacher: round={settings.name}: round {settings.teacher}"
-        check_architecture(network, taught.state_dict(), between)
+        build.check_architecture(network, taught.state_dict(), between)
 
 
 def check_start(settings: RoundSettings, network: nn.Module) -> None:
@@ -100,7 +83,7 @@ def check_start(settings: RoundSettings, network: nn.Module) -> None:
     given, training = settings.config.ckpt_path, settings.training
     if given in (None, "auto"):
         return
-    path = named_checkpoint(given, settings.folder)
+    path = resuming.named_checkpoint(given, settings.folder)
     found = load_checkpoint(path)
     sides = (found.class_list, found.targets), (training.classes, training.targets)
     theirs, ours = (f"{classes.told} ({targets})" for classes, targets in sides)
@@ -108,7 +91,7 @@ def check_start(settings: RoundSettings, network: nn.Module) -> None:
         raise FlareError(
             f"ckpt_path={given}: its classes are {theirs}; classes and labels.targets say {ours}"
         )
-    check_architecture(network, found.state_dict, f"ckpt_path={given}")
+    build.check_architecture(network, found.state_dict, f"ckpt_path={given}")
     check_epochs(path, training, is_own=True)  # known once the labels are
 
 
@@ -134,12 +117,12 @@ def train_round(
     """
     own, folder, cfg = settings.training, settings.folder, settings.config
     with lock(folder.checkpoints) if is_first() else nullcontext():
-        start = find_start(cfg.ckpt_path, folder, training_key(own, training.key))
-        if start.checkpoint is not None and is_trained(start.training):
+        start = resuming.find_start(cfg.ckpt_path, folder, resuming.training_key(own, training.key))
+        if start.checkpoint is not None and resuming.is_trained(start.training):
             told = "%s is trained to its end; ckpt_path=null trains it afresh, beside it"
             log.info(told, start.training.root)
             if is_first():
-                make_current(start.training)
+                resuming.make_current(start.training)
             return tell_training(folder, own.objective)
         if start.checkpoint is not None:
             check_epochs(start.checkpoint, own, is_own=start.checkpoint == start.training.last)
@@ -148,22 +131,22 @@ def train_round(
         if not validation:
             log.info("no labelled validation case: no validation, and no best checkpoint")
         has_validation = bool(validation)
-        trainer = build_trainer(
+        trainer = build.build_trainer(
             own, start.training, has_validation=has_validation, ckpt_path=start.checkpoint
         )
         # Lightning leaves validation out on a process without a case, and the others would wait for it
         validation *= math.ceil(trainer.world_size / max(len(validation), 1))
         items = {case: CaseArrays(*item, training.known.get(case)) for case, item in training.items.items()}
         data = FlareDataModule(own.patches, items, validation=validation, intensity=intensity)
-        module = build_module(own, intensity)
+        module = build.build_module(own, intensity)
         is_taught = own.init == "teacher" and start.checkpoint is None
         teacher = read_teacher(settings) if is_taught else None
         if teacher is not None:
             log.info("weights start from those of round %s", teacher.round or "all")
-            start_from_teacher(module.net, teacher, classes=own.classes, targets=own.targets)
+            build.start_from_teacher(module.net, teacher, classes=own.classes, targets=own.targets)
         if is_first():  # everything that can refuse is built: only now files are touched
-            begin(start)
-            network = count_network(lambda: build_network(own), own.patches.patch_size)
+            resuming.begin(start)
+            network = count_network(lambda: build.build_network(own), own.patches.patch_size)
             used = {"device": trainer.strategy.root_device.type, "devices": trainer.world_size}
             record_environment(folder.root, cfg, network=network, **used)
         with told_if_full(folder.root):
@@ -172,7 +155,7 @@ def train_round(
             noted: dict[str, Any] = {"config": own.public, "parts": training.parts}
             if option(own.callbacks, "rescue", "epoch") is not None:  # of processes that are gone
                 noted["rescued"] = read_weights_file(start.training.last)["callbacks"]["Rescue"]["is_rescued"]
-            mark_trained(start.training, noted)
+            resuming.mark_trained(start.training, noted)
     return tell_training(folder, own.objective)
 
 
