@@ -9,7 +9,7 @@ import pytest
 from flare.core.classes import ClassList
 from flare.core.files import read_csv
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_latex, to_markdown
-from flare.evaluation.tables import AblationRow, table4, table5, table6, table7, table8
+from flare.evaluation.tables import AblationRow, table4, table5, write_efficiency, write_round_tables
 
 
 def summary(labels: ClassList, dsc: float, nsd: float, **special: float | None) -> dict[str, Any]:
@@ -139,15 +139,18 @@ def test_table4_compares_nothing_with_a_class_that_is_not_scored(labels: ClassLi
 
 def test_efficiency_tables_put_the_papers_rows_below(tmp_path: Path) -> None:
     case = {"case": "a", "size": "64x64x20", "time_s": 1.5, "max_gpu_mb": None, "gpu_auc": None}
-    assert len(table6([case], tmp_path / "table6")) == 9
+    means = write_efficiency([case], tmp_path)
+    assert means["time_s"] == 1.5
+    assert len(read_csv(tmp_path / "table6.csv")) == 9
     text = (tmp_path / "table6.md").read_text()
     assert "| ours | a | 64x64x20 | **1.50** | - | - |" in text
-    table7({"time_s": 1.5}, tmp_path / "table7")
     assert "| paper | 26.70 | 2504.60 |" in (tmp_path / "table7.md").read_text()
 
 
 def test_table8_compares_scores_upwards_and_time_downwards(labels: ClassList, tmp_path: Path) -> None:
-    table8(summary(labels, 0.9, 0.9), tmp_path / "table8", efficiency={"time_s": 20.0})
+    given: dict[str, Any] = {"scores": [], "inference": [{"time_s": 20.0, "size": "64x64x20"}]}
+    known = {"summary": summary(labels, 0.9, 0.9), "classes": labels, "targets": "organs_tumor"}
+    write_round_tables(tmp_path, **given, **known)
     text = (tmp_path / "table8.md").read_text()
     assert "| ours | **0.9000** | 0.9000 | **0.9000** | **0.9000** | - | 20.0000 |" in text
     assert "| paper | 0.8968 | **0.9589** | 0.6289 | 0.5169 | 33804.0000 | **18.5300** |" in text

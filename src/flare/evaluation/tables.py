@@ -158,8 +158,9 @@ def write_efficiency(
 ) -> dict[str, float | None]:
     """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
 
-    `rows` are those of `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`. Gives
-    the means over cases, None for what no case has; they are empty if nothing was measured.
+    The paper's eight cases stand below ours, its average below our means. `rows` are those of
+    `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`, None or absent for the GPU's
+    without one. Gives the means over cases, None for what no case has; they are empty if nothing was measured.
     """
     measured = [row for row in rows if row.get("time_s") is not None]
     if not measured:
@@ -167,43 +168,13 @@ def write_efficiency(
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
         return {}
     means = {k: mean(row.get(k) for row in measured) for k in EFFICIENCY}
-    table6(measured, folder / "table6", has_paper=has_paper)
-    table7(means, folder / "table7", has_paper=has_paper)
-    return means
-
-
-def table6(cases: Sequence[Mapping[str, Any]], stem: Path, *, has_paper: bool = True) -> list[Row]:
-    """Write time and GPU memory per case, ours first, then the paper's eight.
-
-    Ours have `case`, `size` (`512x512x100`: x, y, z), `time_s`, and, None or absent without a GPU,
-    `max_gpu_mb` and `gpu_auc`.
-    """
     paper = [c | {"size": "x".join(map(str, c["size"]))} for c in published()["table6"] if has_paper]
     columns = ("case", "size", "time_s", "max_gpu_mb", "gpu_auc")
     told = f"the challenge tolerates {TOLERANCE_S} s and {TOLERANCE_GB} GB of GPU memory"
-    return write_compared(cases, paper, columns, stem, f"Efficiency per case ({told})")
-
-
-def table7(ours: Mapping[str, float | None], stem: Path, *, has_paper: bool = True) -> list[Row]:
-    """Write average efficiency, ours and the paper's; the keys are those of `EFFICIENCY`."""
-    return write_compared([ours], [published()["table7"]][:has_paper], EFFICIENCY, stem, "Average efficiency")
-
-
-def table8(
-    summary: Mapping[str, Any],
-    stem: Path,
-    *,
-    efficiency: Mapping[str, float | None] | None = None,
-    has_paper: bool = True,
-) -> list[Row]:
-    """Write the test result, ours and the paper's: scores from 0 to 1, AUC of GPU memory, seconds.
-
-    `efficiency` has `gpu_auc` and `time_s`, where they were measured.
-    """
-    ours: Row = {f"organ_{m}": summary["organ_mean"][m] for m in MEASURES}
-    ours |= {f"tumor_{m}": (summary["tumor"] or {}).get(m) for m in MEASURES}
-    ours |= {k: (efficiency or {}).get(k) for k in ("gpu_auc", "time_s")}
-    return write_compared([ours], [published()["table8"]][:has_paper], ours, stem, "Test cases", digits=4)
+    write_compared(measured, paper, columns, folder / "table6", f"Efficiency per case ({told})")
+    averages = [published()["table7"]][:has_paper]
+    write_compared([means], averages, EFFICIENCY, folder / "table7", "Average efficiency")
+    return means
 
 
 def write_compared(
@@ -242,7 +213,10 @@ def write_round_tables(
     """
     table4(only_learned(scores, classes, targets), classes, folder / "table4", has_paper=has_paper)
     organ_mean = dict.fromkeys(MEASURES) if targets == "tumor" else summary["organ_mean"]
-    tumor = None if targets == "organs" else summary["tumor"]
+    tumor = {} if targets == "organs" else summary["tumor"] or {}
     efficiency = write_efficiency(inference, folder, has_paper=has_paper)
-    summary = {"organ_mean": organ_mean, "tumor": tumor}
-    table8(summary, folder / "table8", efficiency=efficiency, has_paper=has_paper)
+    ours: Row = {f"organ_{m}": organ_mean[m] for m in MEASURES}
+    ours |= {f"tumor_{m}": tumor.get(m) for m in MEASURES}
+    ours |= {k: efficiency.get(k) for k in ("gpu_auc", "time_s")}
+    paper = [published()["table8"]][:has_paper]
+    write_compared([ours], paper, ours, folder / "table8", "Test cases", digits=4)
