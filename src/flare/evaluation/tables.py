@@ -159,8 +159,9 @@ def write_efficiency(
     """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
 
     The paper's eight cases stand below ours, its average below our means. `rows` are those of
-    `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`, None or absent for the GPU's
-    without one. Gives the means over cases, None for what no case has; they are empty if nothing was measured.
+    `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`; the GPU's are None or
+    absent without one. Gives the means over cases, None for what no case has; they are empty if nothing was
+    measured.
     """
     measured = [row for row in rows if row.get("time_s") is not None]
     if not measured:

@@ -49,21 +49,15 @@ def tell_origin(
 ) -> dict[str, Any]:
     """Tell where a case's merged labels came from, classes by name, as its sidecar does.
 
-    Args:
-        merged: `(Z, Y, X)` uint8.
-        maps: Source -> its map, of the same kind; any number.
-        class_source: Class id -> the source that it was taken from.
-        classes: The class list.
-        trusted: Organs whose ground truth was taken, ascending.
-        bearing: Organs that a dilated ground-truth tumor overlaps, ascending.
-        overwritten: Class id -> trusted ground-truth voxels that a kept pseudo tumor took.
-        tumors: Every component that was judged.
+    `maps` are by source, `(Z, Y, X)` uint8 like the merged one; `class_source` leads from class id to the
+    source that the class was taken from. `trusted` are the organs whose ground truth was taken, `bearing`
+    those that a dilated ground-truth tumor overlaps, both ascending; `overwritten` counts by class id the
+    trusted ground-truth voxels that a kept pseudo tumor took; `tumors` are all components that were judged.
 
-    Returns:
-        `trusted`, `tumor_bearing`, `classes` and `tumors`, these with the largest first. Of a class, `filled`
-        counts the voxels that it has where its source has another: there was a tumor, or nothing was known.
-        `ignored` counts the voxels that the ground truth ignores and those that stay so; it is left out where
-        there are none.
+    Gives `trusted`, `tumor_bearing`, `classes` and `tumors`, these with the largest first. Of a class,
+    `filled` counts the voxels that it has where its source has another: there was a tumor, or nothing was
+    known. `ignored` counts the voxels that the ground truth ignores and those that stay so; it is left out
+    where there are none.
     """
     names = {0: "background"} | {c.id: c.name for c in classes.entries}
     after = _histogram(merged)
