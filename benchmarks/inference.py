@@ -34,6 +34,7 @@ NNUNET_RESTORE = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z":
 OURS = {
     "ours, dense, float32": ["inference=dense", "inference.precision=32"],
     "ours, dense": ["inference=dense"],
+    "ours, dense, OpenVINO": ["inference=dense", "engine=openvino"],
     "ours, paper": ["inference=paper"],
     "ours, fast": ["inference=fast"],
 }

@@ -196,6 +196,7 @@ def every_key() -> list[DictConfig]:
         "evaluate",
         "iterate",
         "convert",
+        "export",
         "plan_data",
         "sweeps",
     )

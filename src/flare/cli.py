@@ -28,6 +28,7 @@ WORK = {
 MODULES = {
     "convert": ("flare.convert.foreign", "main"),
     "dashboard": ("flare.dashboard", "main"),
+    "export": ("flare.inference.export", "main"),
     "plan_data": ("flare.prepare.proposal", "main"),
     "sweeps": ("flare.sweeps.__main__", "main"),
 }
@@ -90,3 +91,4 @@ def run(script: str) -> Any:
 
 # the console commands, see `[project.scripts]`
 prepare, train, infer, merge_labels, evaluate, iterate = (partial(run, script) for script in WORK)
+export = partial(run, "export")

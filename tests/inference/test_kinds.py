@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from flare.core.errors import FlareError
-from flare.inference.predict import _find_checkpoint
+from flare.inference.predict import find_checkpoint
 
 Compose = Callable[..., DictConfig]
 
@@ -28,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 def find(config: Compose, tmp_path: Path) -> Callable[..., Path]:
     def found(*overrides: str) -> Path:
         common = (f"paths.outputs={tmp_path / 'outputs'}", "name=trial", "input=a", "output=b")
-        return _find_checkpoint(config("infer", *common, *overrides))
+        return find_checkpoint(config("infer", *common, *overrides))
 
     return found
 

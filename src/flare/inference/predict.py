@@ -265,16 +265,12 @@ class Request:
         require_writable("output", output.parent if is_one else output)
         if output in (source, source.parent if source.is_file() else source):
             raise FlareError(f"output={cfg.output}: is where the input lies; expected another folder")
-        if cfg.checkpoint is None and cfg.round.name is None:
-            raise FlareError(
-                "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
-            )
-        checkpoint = _find_checkpoint(cfg)
+        checkpoint = find_checkpoint(cfg)
         wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
         chosen = ClassList.from_config(cfg.classes) if are_chosen(cfg) else None
-        found = _check_checkpoint(checkpoint, chosen, wanted)
+        found = _check_checkpoint(checkpoint, settings, chosen, wanted)
         classes = found.class_list
         if not is_one and (carried := carried_classes("output", output)):
             require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
@@ -282,8 +278,16 @@ class Request:
         return cls(source, output, checkpoint, settings, classes, is_one, case_rule(cfg.data.case_id))
 
 
-def _find_checkpoint(cfg: DictConfig) -> Path:
-    """The file that `checkpoint` names, or the `kind` of the round whose folder it, or `round`, names."""
+def find_checkpoint(cfg: DictConfig) -> Path:
+    """The file that `checkpoint` names, or the `kind` of the round whose folder it, or `round`, names.
+
+    Raises:
+        FlareError: If neither is given, or there is no such file.
+    """
+    if cfg.checkpoint is None and cfg.round.name is None:
+        raise FlareError(
+            "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
+        )
     kind, given = cfg.kind, Path(cfg.checkpoint or named_run(cfg).round(cfg.round.name).root)
     if cfg.checkpoint and not given.is_dir():
         if kind != "last":
@@ -297,11 +301,19 @@ def _find_checkpoint(cfg: DictConfig) -> Path:
     return found
 
 
-def _check_checkpoint(path: Path, chosen: ClassList | None, wanted: Mapping[str, Any]) -> Checkpoint:
-    """Refuse a checkpoint of other classes than the chosen, of another round or another spacing."""
-    from flare.runs.checkpoints import load_checkpoint  # torch: only once there is work
+def _check_checkpoint(
+    path: Path, settings: InferenceSettings, chosen: ClassList | None, wanted: Mapping[str, Any]
+) -> Checkpoint:
+    """Refuse a checkpoint of other classes than the chosen, of another round or spacing, or not run here."""
+    # torch: only once there is work
+    from flare.inference.engines import choose_device
+    from flare.inference.exported import engine_for, format_of, read_exported
+    from flare.runs.checkpoints import load_checkpoint
 
-    found = load_checkpoint(path)
+    kind = format_of(path)
+    found = read_exported(path, kind) if kind else load_checkpoint(path)
+    if kind:
+        engine_for(path, kind, settings, choose_device(settings.device))
     classes = found.class_list
     if chosen is not None and not classes.agrees(chosen):
         raise FlareError(

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import get_method
 
 from flare.core.classes import ClassList
 from flare.core.geometry import Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
 from flare.inference.blend import Accumulator, covered_box
-from flare.inference.engines import Engine, average_over_flips, choose_device, flips, torch_engine
+from flare.inference.engines import Engine, average_over_flips, choose_device, flips
+from flare.inference.exported import format_of, open_exported, read_exported
 from flare.inference.largest import keep_largest
 from flare.inference.measure import Stopwatch
 from flare.inference.restore import (
@@ -28,6 +28,7 @@ from flare.inference.restore import (
     restore_labels,
     restore_probabilities,
 )
+from flare.inference.runtimes import build_engine
 from flare.inference.settings import InferenceSettings
 from flare.inference.windows import (
     Plan,
@@ -97,18 +98,20 @@ class Predictor:
     def from_checkpoint(
         cls, path: Path | str, settings: InferenceSettings | None = None, **choices: Any
     ) -> Predictor:
-        """Load a file that training wrote, by default to predict as the paper does.
+        """Load a file that training or export wrote, by default to predict as the paper does.
 
         `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`.
 
         Raises:
-            FlareError: If the file is no checkpoint of ours, or a choice is none.
+            FlareError: If the file is none of ours, or a choice is none.
         """
-        settings = replace(settings or InferenceSettings(), **choices)
-        network, checkpoint = load_network(Path(path), settings.networks)
+        path, settings = Path(path), replace(settings or InferenceSettings(), **choices)
         device = choose_device(settings.device)
-        build = torch_engine if settings.engine == "torch" else get_method(settings.engine)
-        engine = build(network, device=device, precision=settings.precision)
+        if kind := format_of(path):
+            checkpoint, engine = read_exported(path, kind), open_exported(path, kind, settings, device)
+        else:
+            network, checkpoint = load_network(path, settings.networks)
+            engine = build_engine(settings.engine, network, device=device, precision=settings.precision)
         return cls.from_carried(engine, vars(checkpoint), settings)
 
     @classmethod

@@ -28,6 +28,8 @@ from flare.core.errors import (
 from flare.models.names import chosen_networks
 
 log = logging.getLogger(__name__)
+ENGINES = ("torch", "auto", "openvino", "onnxruntime", "tensorrt")
+PLAIN = [("torch", "auto"), ("torch", "32")]  # what runs everywhere
 
 
 @cache
@@ -37,9 +39,9 @@ def _say(text: str) -> None:
 
 
 def _builds_an_engine(name: Any) -> bool:
-    """Whether a name is torch's, or that of something that can be imported and called."""
+    """Whether a name is one of ours, or that of something that can be imported and called."""
     try:
-        return name == "torch" or callable(get_method(str(name)))
+        return name in ENGINES or callable(get_method(str(name)))
     except Exception:  # whatever an import may raise
         log.debug("engine=%s", name, exc_info=True)
         return False
@@ -68,7 +70,8 @@ RULES = {
     "tta": choice("none", "tta4", "tta8"),
     "restore": choice("trilinear", "nnunet", "nearest"),
     "engine": Rule(
-        _builds_an_engine, "torch, or the dotted name of an engine's factory that can be imported"
+        _builds_an_engine,
+        f"{', '.join(ENGINES)}, or the dotted name of an engine's factory that can be imported",
     ),
 }
 SECTION = Rule(lambda value: isinstance(value, Mapping), "a section")
@@ -109,7 +112,7 @@ class InferenceSettings:
     extend: bool = False  # whether in-plane windows are added until the body is covered
     tta: str = "tta4"  # flips: `none`, `tta4` or `tta8`
     restore: str = "trilinear"  # way back to the original grid: `trilinear`, `nnunet` or `nearest`
-    engine: str = "torch"  # what runs the network: `torch`, or the dotted name of a factory, see `engines`
+    engine: str = "torch"  # what runs the network: one of `ENGINES`, or the dotted name of a factory
     memory_mb: float = 1024  # bound on the working memory of the way back
     # `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it
     precision: str = "auto"
@@ -149,14 +152,15 @@ class InferenceSettings:
             networks=chosen_networks(cfg),
             checks=Checks.from_config(cfg),
         )
-        is_asked = found.engine == "torch" and found.precision in ("bf16", "16")
+        is_asked = found.engine in ENGINES and (found.engine, found.precision) not in PLAIN
         if found.device.startswith("cuda") or is_asked:
             # torch: only where the machine is to be asked
-            from flare.inference.engines import autocast_type, choose_device
+            from flare.inference.engines import choose_device
+            from flare.inference.runtimes import choose_engine, require_engine
 
             device = choose_device(found.device)
             if is_asked:
-                autocast_type(found.precision, device)
+                require_engine(choose_engine(found.engine, device), found.precision, device)
         return found
 
     def tell_flips(self, mirror_axes: Sequence[int]) -> None:

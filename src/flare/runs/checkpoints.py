@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise FlareError(
             f"checkpoint={path}: not a checkpoint of flare (no entry {KEY!r}); see flare.convert"
         )
-    carried = content[KEY]
+    state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
+    return checkpoint_of(path, content[KEY], state)
+
+
+def checkpoint_of(path: Path, carried: Mapping[str, Any], state: dict[str, torch.Tensor]) -> Checkpoint:
+    """Make a checkpoint of what a file carries, and its weights; of an exported network they are not told.
+
+    Raises:
+        FlareError: If an entry is missing.
+    """
     missing = [k for k in CARRIED if k not in carried]
     if missing:
         raise FlareError(f"checkpoint={path}: its entry {KEY!r} lacks {missing}")
-    state = {k.removeprefix("net."): v for k, v in content["state_dict"].items() if k.startswith("net.")}
     values = {k: carried[k] for k in CARRIED}
     values |= {k: tuple(carried[k]) for k in ("spacing_mm", "patch_size", "mirror_axes")}
     return Checkpoint(path=path, sha256=sha256(path), state_dict=state, **values)

@@ -1,0 +1,151 @@
+"""The exporter: a checkpoint as a file that other runtimes take, with all that inference needs inside.
+
+python -m flare.export checkpoint=last.ckpt format=openvino output=liver.xml
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from flare.core.errors import FLAG, POSITIVE, FlareError, check_values, choice, given_paths
+from flare.core.files import PARTIAL
+from flare.core.paths import require_writable, settle_paths
+from flare.core.preprocessing import normalise, preprocess
+from flare.core.volumes import find_scans, read_scan
+from flare.inference.exported import FORMATS, TRUST, Format, carried_by, open_exported
+from flare.inference.predict import find_checkpoint
+from flare.inference.predictor import Predictor
+from flare.inference.settings import InferenceSettings
+from flare.inference.windows import find_body, window_slices
+from flare.models.names import chosen_networks
+from flare.models.zoo import load_network
+from flare.runs.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+SCANS, PATCHES, CHECKED = 16, 8, 4  # most scans, patches of each, and patches for the check (ours)
+RULES = {"format": choice(*FORMATS), "int8": FLAG, "tolerance": POSITIVE}
+
+
+def main(cfg: DictConfig) -> dict[str, Any]:
+    """Export as `conf/export.yaml` and the command line say; returns what `write_exported` does.
+
+    Raises:
+        FlareError: As `write_exported`; or if a value means nothing, before any work.
+    """
+    settle_paths(cfg)
+    check_values(cfg, RULES)
+    (output,) = given_paths(cfg, "output")
+    kind = FORMATS[cfg.format]
+    if output.suffix != kind.suffix:
+        raise FlareError(f"output={output}: expected a name in {kind.suffix} for format={cfg.format}")
+    if cfg.int8 and (cfg.format != "openvino" or cfg.scans is None):
+        raise FlareError("int8=true: expected format=openvino, and scans=<folder> to calibrate it on")
+    require_writable("output", output.parent)
+    network, checkpoint = load_network(find_checkpoint(cfg), chosen_networks(cfg))
+    patches = artificial(checkpoint) if cfg.scans is None else patches_of(checkpoint, Path(cfg.scans))
+    found = write_exported(network, checkpoint, output, kind, patches, int8=cfg.int8, tolerance=cfg.tolerance)
+    log.info("wrote %s: %s", output, found["told"])
+    return found
+
+
+def write_exported(
+    network: nn.Module,
+    checkpoint: Checkpoint,
+    output: Path,
+    kind: Format,
+    patches: Sequence[torch.Tensor],
+    *,
+    int8: bool = False,
+    tolerance: float,
+) -> dict[str, Any]:
+    """Convert a network and write it, once the written file gives on patches what torch gives.
+
+    `patches` are `(1, 1, Z, Y, X)` normalised intensities; by all of them int8 is calibrated, on some of them
+    the numbers are compared, in float32.
+
+    Returns:
+        What `compare` gives, and what it was held to; the file carries it as `check`.
+
+    Raises:
+        FlareError: If a package is missing, the network cannot be converted, or its numbers differ from
+            torch's by more than `tolerance`; nothing is written then.
+    """
+    settings = InferenceSettings(engine=kind.engines[0], precision="32", networks=(TRUST,))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=output.parent) as folder:
+        written, carried = Path(folder) / output.name, carried_by(checkpoint)
+        try:
+            model = kind.convert(network, patches[0])
+            model = _quantised(model, patches) if int8 else model
+            kind.save(model, written, carried)
+        except ModuleNotFoundError as error:
+            extra = "int8" if int8 else "openvino,onnx"
+            raise FlareError(f"format: needs {error.name}: pip install 'flare[{extra}]'") from None
+        except RuntimeError as error:  # what converters raise; of networks that they do not take
+            told = " ".join(str(error).split())[:300]
+            raise FlareError(f"format: the network cannot be converted: {told}") from error
+        engine = open_exported(written, kind, settings, torch.device("cpu"))
+        check = {**compare(network, engine, patches[:: -(-len(patches) // CHECKED)]), "tolerance": tolerance}
+        if not check["max_difference"] <= tolerance:
+            raise FlareError(f"tolerance={tolerance}: {check['told']}; nothing is written")
+        kind.save(model, written, carried | {"check": check | {"int8": int8}})
+        for path in sorted(Path(folder).iterdir()):  # of two files the weights first
+            os.replace(path, output.parent / path.name)
+    return check
+
+
+def _quantised(model: Any, patches: Sequence[torch.Tensor]) -> Any:
+    """Bring an OpenVINO model to 8 bits by what it does on patches."""
+    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
+    import nncf
+
+    return nncf.quantize(model, nncf.Dataset([patch.numpy() for patch in patches]))
+
+
+@torch.inference_mode()
+def compare(network: nn.Module, engine: Any, patches: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """Give the largest difference of logits, the share of voxels of the same class, and both in words."""
+    pairs = [(network(patch), engine(patch)) for patch in patches]
+    furthest = float(torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max())
+    same = [(ours.argmax(1) == theirs.argmax(1)).float().mean() for ours, theirs in pairs]
+    share = float(torch.stack(same).mean())
+    told = (
+        f"logits differ from torch's by {furthest:.2g} at most, {share:.2%} of the voxels have the same class"
+    )
+    return {"patches": len(patches), "max_difference": furthest, "same_class": share, "told": told}
+
+
+def artificial(checkpoint: Checkpoint) -> list[torch.Tensor]:
+    """Make patches of noise, of the intensities that the network is given."""
+    carried, draw = checkpoint.intensity, torch.Generator().manual_seed(0)
+    low, high = ((carried[key] - carried["mean"]) / carried["std"] for key in ("lower", "upper"))
+    noise = torch.rand(CHECKED, 1, 1, *checkpoint.patch_size, generator=draw)
+    return list(low + (high - low) * noise)
+
+
+def patches_of(checkpoint: Checkpoint, root: Path) -> list[torch.Tensor]:
+    """Cut patches with body from scans, as inference would, evenly over some of the scans."""
+    how = InferenceSettings(name="fast", centre="body", extend=True, tta="none", device="cpu")
+    predictor = Predictor.from_carried(lambda patches: patches, vars(checkpoint), how)
+    paths, _ = find_scans(root)
+    if not paths:
+        raise FlareError(f"scans={root}: holds no scan")
+    found = []
+    for path in paths[:: -(-len(paths) // SCANS)]:
+        case = preprocess(read_scan(path, path.name)[0], predictor.spacing_mm, predictor.interpolation)
+        body = find_body(case.array, predictor.spacing_mm, how.body)
+        rows, padded, _ = predictor.plan(normalise(case.array, predictor.intensity), body)
+        starts = [start for row in rows for start in row]
+        for start in starts[:: -(-len(starts) // PATCHES)]:
+            window = padded[window_slices(start, predictor.patch_size)].copy()
+            found.append(torch.from_numpy(window)[None, None])
+    return found
