@@ -189,7 +189,7 @@ def probabilities(maps, shape, *, linear=ALL, softmax=False, memory_mb=64.0):
     found = np.full((len(maps.values), *shape), 7, dtype=np.float16)
     restore_probabilities(
         maps,
-        list(found),
+        dict(enumerate(found)),
         linear=linear,
         activate=activation(softmax),
         memory_mb=memory_mb,

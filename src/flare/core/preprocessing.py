@@ -185,6 +185,15 @@ class Preprocessed:
         """The case's own grid in RAS voxel order, before resampling."""
         return self.orientation.apply_geometry(self.geometry)
 
+    @property
+    def grid(self) -> Geometry:
+        """The network's grid in space, whose extent is that of `ras`."""
+        ras, shape = self.ras, self.array.shape
+        steps = [have / want for have, want in zip(ras.shape, shape, strict=True)]
+        z, y, x = (step * spacing for step, spacing in zip(steps, ras.spacing_mm, strict=True))
+        first, second, third = ras.to_mm([(step - 1) / 2 for step in steps]).tolist()
+        return Geometry(shape, (z, y, x), (first, second, third), ras.direction)
+
 
 def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
     """Reorient to RAS and resample a CT in HU, as `resample` does (paper section 2.1; method section 5).

@@ -32,6 +32,7 @@ from flare.core.preprocessing import Preprocessed
 from flare.core.series import is_there
 from flare.core.volumes import case_id, find_scans, is_readable, read_scan, unique_cases, write_labels
 from flare.inference.measure import measured
+from flare.inference.saving import Saving, write_volumes
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run, tell_kinds
 from flare.runs.journal import Inputs, Journal, require_own, resume_cases
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
 
 Row = dict[str, Any]
+NOTHING = Saving()
 UNMEASURED = "what it costs was not measured"
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def predict_case(
     digest: str,
     settings: InferenceSettings,
     components: tuple[int, ...],
+    saving: Saving = NOTHING,
 ) -> Row:
     """Read, segment and write one case.
 
@@ -66,11 +69,11 @@ def predict_case(
     if settings.measure:
         plain = replace(settings, measure=False)
         job = {"case": case, "image": image, "target": target, "checkpoint": checkpoint, "digest": digest}
-        job |= {"settings": plain, "components": components}
+        job |= {"settings": plain, "components": components, "saving": saving}
         gpu = choose_gpu(settings)
         return measured(around(predict_case, under_checks, current_checks()), job, gpu=gpu)
     predictor = load_predictor(checkpoint, digest, settings)
-    return segment_case(case, image, target, predictor, components)[1]
+    return segment_case(case, image, target, predictor, components, saving=saving)[1]
 
 
 def segment_case(
@@ -81,12 +84,14 @@ def segment_case(
     components: tuple[int, ...],
     cached: Path | None = None,
     confidence: Path | None = None,
+    saving: Saving = NOTHING,
 ) -> tuple[Volume, Row]:
     """Read an image, a file or DICOM folder, segment it and write, and say how long each took.
 
     Of the classes in `components` only the largest component is kept. What lies in the cache is read instead
     of the image where it is what the predictor would make of it; a network of another grid or interpolation
-    starts from the image. `confidence` names a file for that, where the predictor gives it.
+    starts from the image. `confidence` names a file for that, where the predictor gives it; `saving` says
+    what else is kept, and of which classes.
 
     Returns:
         The segmentation, and what `inference.csv` says of the case.
@@ -102,10 +107,13 @@ def segment_case(
         found, doubt = read_scan(image, case)
     read = time.perf_counter() - started
     segment = predictor.predict if isinstance(found, Volume) else predictor.predict_array
-    prediction = segment(found, components=components)  # type: ignore[arg-type]
-    geometry = found.geometry
+    asked = saving.asked(predictor.outputs)
+    prediction = segment(found, components=components, **asked)  # type: ignore[arg-type]
+    geometry, segmentation = found.geometry, saving.of_chosen(prediction.segmentation)
     written = time.perf_counter()
-    write_labels(target, prediction.segmentation, geometry)
+    names = {0: "background", **{i: predictor.classes.name_of(i) for i in predictor.outputs if i}}
+    saving.write(prediction, target, [names[i] for i in asked["probabilities"]])
+    write_labels(target, segmentation, geometry)
     if confidence is not None and prediction.confidence is not None:
         write_labels(confidence, prediction.confidence, geometry)
     seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
@@ -119,7 +127,10 @@ def segment_case(
         "seconds": round(sum(seconds.values()), 3),
         **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
     }
-    return Volume(prediction.segmentation, geometry), row
+    if "volumes" in saving.kinds:
+        volumes = {names[i]: prediction.volumes_ml[names[i]] for i in saving.only or predictor.outputs if i}
+        row["volumes_ml"] = {name: round(ml, 3) for name, ml in volumes.items()}
+    return Volume(segmentation, geometry), row
 
 
 @lru_cache(maxsize=1)
@@ -161,6 +172,7 @@ def predict_cases(
     journal: Journal,
     components: tuple[int, ...] = (),
     classes: ClassList,
+    saving: Saving = NOTHING,
 ) -> Predicted:
     """Segment cases, id to image, into `<case>.nii.gz`, in each image's own geometry.
 
@@ -178,6 +190,7 @@ def predict_cases(
         raise FlareError(f"checkpoint={checkpoint}: no such file")
     digest = sha256(checkpoint)
     shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
+    shared |= {"saving": saving}
     inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
     known = [case for case in images if case in journal]
     targets = {case: segmentation_path(output, case) for case in images}
@@ -186,8 +199,8 @@ def predict_cases(
         predict_case,
         {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images},
         inputs=inputs,
-        config=made_from(checkpoint, digest, settings, components)[1],
-        outputs=lambda case: {"segmentation": targets[case]},
+        config=made_from(checkpoint, digest, settings, components)[1] | saving.identity(),
+        outputs=lambda case: {"segmentation": targets[case], **saving.paths(targets[case])},
         journal=journal,
         executor=executor,
         description="predict",
@@ -237,6 +250,7 @@ class Request:
     checkpoint: Path
     settings: InferenceSettings
     classes: ClassList
+    saving: Saving = NOTHING
     is_one: bool = False
     case_id: str = "leaf"
 
@@ -274,8 +288,12 @@ class Request:
         classes = found.class_list
         if not is_one and (carried := carried_classes("output", output)):
             require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
+        saving = Saving.from_config(cfg, found)
+        if is_one and saving.kinds:
+            raise FlareError(f"save={','.join(saving.kinds)}: expected output=<folder>, given {output.name}")
         settings.tell_flips(found.mirror_axes)
-        return cls(source, output, checkpoint, settings, classes, is_one, case_rule(cfg.data.case_id))
+        rule = case_rule(cfg.data.case_id)
+        return cls(source, output, checkpoint, settings, classes, saving, is_one, rule)
 
 
 def find_checkpoint(cfg: DictConfig) -> Path:
@@ -357,7 +375,8 @@ def _infer(
     """Segment into a folder, as `infer`."""
     output, settings = request.output, request.settings
     found, skipped = find_scans(request.source)
-    paths = [path for path in found if output not in path.resolve().parents]
+    own = {output, *(path.parent for path in request.saving.paths(output / "any").values())}
+    paths = [path for path in found if not own & set(path.resolve().parents)]
     root = searched(request.source)[0]
     # a single scan has its folder's name, wherever the search began
     of = None if len(paths) == 1 and request.case_id == "parent" else root
@@ -385,10 +404,12 @@ def _infer(
             executor=executor,
             journal=journal,
             classes=request.classes,
+            saving=request.saving,
         )
         if done.rows:
             # measured cases have columns of their own
-            columns = list(dict.fromkeys(key for row in done.rows for key in row))
+            columns = list(dict.fromkeys(key for row in done.rows for key in row if key != "volumes_ml"))
+            write_volumes(output, done.rows)
             write_csv(output / "inference.csv", done.rows, columns)
         if settings.measure and tabulate is not None:
             tabulate(done.rows, output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from flare.inference.windows import (
 )
 from flare.models.names import activation_of
 from flare.models.zoo import load_network
+from flare.runs.work import steps
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,12 @@ class Prediction:
     seconds: dict[str, float]  # wall time by stage
     # class name to volume, of every class that the network knows
     volumes_ml: dict[str, float] = field(default_factory=dict)
-    # `(C, Z, Y, X)` float16 on the same grid, channels as in `Predictor.outputs`, before any largest
-    # component is kept; None if not asked for
+    # `(C, Z, Y, X)` float16 on the same grid, before any largest component is kept, of the classes asked for;
+    # channels as in `Predictor.outputs` if all are, None if none is
     probabilities: np.ndarray | None = None
     # `(Z, Y, X)` uint8, 255 times the probability of each voxel's label; None if not asked for
     confidence: np.ndarray | None = None
+    low_resolution: Volume | None = None  # labels on the network's grid, in RAS order; None if not asked for
 
 
 @dataclass
@@ -134,24 +136,37 @@ class Predictor:
         )
 
     def predict(
-        self, volume: Volume, *, components: tuple[int, ...] = (), probabilities: bool = False
+        self,
+        volume: Volume,
+        *,
+        components: tuple[int, ...] = (),
+        probabilities: bool | Sequence[int] = False,
+        low_resolution: bool = False,
     ) -> Prediction:
         """Segment a CT in HU, any voxel order, on its own grid.
 
         Of the classes in `components`, and those that the settings name, only the largest component is kept.
-        Probabilities take 2 bytes a channel and voxel of the volume, 0.8 GB for 15 channels of 100 slices of
-        512 x 512.
+        Probabilities, of all outputs or of some class ids, take 2 bytes a channel and voxel of the volume:
+        0.8 GB for 15 channels of 100 slices of 512 x 512. `low_resolution` asks for labels on the network's
+        grid.
         """
         watch = Stopwatch()
         case = preprocess(volume, self.spacing_mm, self.interpolation)
-        return self.predict_array(case, components=components, probabilities=probabilities, watch=watch)
+        return self.predict_array(
+            case,
+            components=components,
+            probabilities=probabilities,
+            low_resolution=low_resolution,
+            watch=watch,
+        )
 
     def predict_array(
         self,
         case: Preprocessed,
         *,
         components: tuple[int, ...] = (),
-        probabilities: bool = False,
+        probabilities: bool | Sequence[int] = False,
+        low_resolution: bool = False,
         watch: Stopwatch | None = None,
     ) -> Prediction:
         """Segment a case that is on the network's grid already, as `predict` would from its volume.
@@ -159,36 +174,41 @@ class Predictor:
         It lies at the predictor's spacing, by its interpolation. `watch` runs since preprocessing began.
         """
         watch = watch or Stopwatch()
+        asked = self.outputs if probabilities is True else tuple(probabilities or ())
         array = normalise(case.array, self.intensity)
         watch.lap("preprocess")
         body = find_body(case.array, self.spacing_mm, self.settings.body)
         if body is None and is_air(case.array, self.settings.body):
-            return self._nothing(case, watch, probabilities=probabilities)
+            return self._nothing(case, watch, asked, low_resolution=low_resolution)
         rows, padded, offsets = self.plan(array, body)
         watch.lap("plan")
         blended, windows = self.blend(rows, padded, offsets, case.array.shape)
         watch.lap("network")
         linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
-        segmentation, sure = self._labels(blended, case, linear, (*components, *self._cleaned))
-        maps = self._probabilities(blended, case, linear) if probabilities else None
+        cleaned = (*components, *self._cleaned)
+        segmentation, sure = self._labels(blended, case, linear, cleaned)
+        maps = self._probabilities(blended, case, linear, asked) if asked else None
+        low = Volume(self._low(blended, cleaned), case.grid) if low_resolution else None
         # plane by plane, since counting takes eight bytes a voxel
         counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
         ml = math.prod(case.ras.spacing_mm) / 1000
         volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
         watch.lap("restore")
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
-        return Prediction(segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps, sure)
+        found = segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps, sure, low
+        return Prediction(*found)
 
-    def _nothing(self, case: Preprocessed, watch: Stopwatch, *, probabilities: bool) -> Prediction:
+    def _nothing(
+        self, case: Preprocessed, watch: Stopwatch, asked: tuple[int, ...], *, low_resolution: bool
+    ) -> Prediction:
         """Say that a case is background."""
         shape = case.geometry.shape
         watch.lap("plan")
-        maps = np.zeros((len(self.outputs), *shape), np.float16) if probabilities else None
-        if maps is not None:
-            maps[0] = 1 if self.settings.average == "probabilities" else np.finfo(np.float16).max
+        maps = np.stack([np.full(shape, i == 0, np.float16) for i in asked]) if asked else None
+        low = Volume(np.zeros(case.array.shape, np.uint8), case.grid) if low_resolution else None
         volumes = {self.classes.name_of(i): 0.0 for i in self.outputs if i}
         sure = np.full(shape, 255, np.uint8) if self.settings.confidence else None
-        return Prediction(np.zeros(shape, np.uint8), 0, 0, False, watch.seconds, volumes, maps, sure)
+        return Prediction(np.zeros(shape, np.uint8), 0, 0, False, watch.seconds, volumes, maps, sure, low)
 
     def _labels(
         self, blended: Blended, case: Preprocessed, linear: Linear, components: tuple[int, ...]
@@ -206,13 +226,20 @@ class Predictor:
         sure = restore_confidence(blended, labels, activate=self._finish, **how)
         return own, np.ascontiguousarray(case.orientation.invert(sure))
 
-    def _probabilities(self, blended: Blended, case: Preprocessed, linear: Linear) -> np.ndarray:
-        """Give `(C, Z, Y, X)` float16 in the case's own grid and voxel order, written in place."""
-        shape = case.orientation.invert(np.broadcast_to(0, case.ras.shape)).shape
-        maps = np.empty((len(self.outputs), *shape), dtype=np.float16)
+    def _low(self, blended: Blended, components: tuple[int, ...]) -> np.ndarray:
+        """Give the labels on the network's grid, `(Z, Y, X)` uint8, background where no window was."""
+        winners = (blended.values.max(0).indices * blended.covered).to(torch.uint8)
+        return keep_largest(self._ids[blended.of_volume(winners)], components)
+
+    def _probabilities(
+        self, blended: Blended, case: Preprocessed, linear: Linear, asked: tuple[int, ...]
+    ) -> np.ndarray:
+        """Give `(C, Z, Y, X)` float16 of some classes in the case's own grid and voxel order."""
+        maps = np.empty((len(asked), *case.geometry.shape), dtype=np.float16)
+        channels = zip(map(self.outputs.index, asked), maps, strict=True)
         restore_probabilities(
             blended,
-            [case.orientation.apply(channel) for channel in maps],
+            {channel: case.orientation.apply(array) for channel, array in channels},
             linear=linear,
             activate=self._finish,
             memory_mb=self.settings.memory_mb,
@@ -240,16 +267,18 @@ class Predictor:
         def look(start: Start) -> torch.Tensor:
             nonlocal visited
             visited += 1
+            step()
             z, y, x = window_slices(start, self.patch_size)
             patch = volume[:, :, z, y, x].to(self.device)
             return average_over_flips(self._maps, patch, self.flips)[0]
 
-        box, weighted = covered_box(rows, self.patch_size), sum(map(len, rows)) > 1
+        box, total = covered_box(rows, self.patch_size), sum(map(len, rows))
         accumulator = Accumulator(
-            box, self.patch_size, channels=len(self.outputs), weighted=weighted, device=self.device
+            box, self.patch_size, channels=len(self.outputs), weighted=total > 1, device=self.device
         )
-        for start, maps in walk(rows, look, self._judge if self.settings.name == "flare22" else None):
-            accumulator.add(start, maps)
+        with steps("windows", total) as step:
+            for start, maps in walk(rows, look, self._judge if self.settings.name == "flare22" else None):
+                accumulator.add(start, maps)
         return accumulator.blend(offsets, shape), visited
 
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:

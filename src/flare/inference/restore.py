@@ -8,7 +8,7 @@ class loses to the background, and the result is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,7 @@ def restore_labels(
 
 def restore_probabilities(
     blended: Blended,
-    channels: Sequence[np.ndarray],
+    channels: Mapping[int, np.ndarray],
     *,
     linear: Linear,
     activate: Callable[[torch.Tensor], torch.Tensor],
@@ -98,14 +98,15 @@ def restore_probabilities(
     """Interpolate maps to a grid of the same extent, a block of slices at a time.
 
     As in `restore_labels`, only voxels that windows covered take part; where none was, all is background.
-    `channels` are written in place, an array `(Z, Y, X)` a channel, which may be a view of any strides.
+    `channels` are written in place: channel to an array `(Z, Y, X)`, which may be a view of any strides.
     `activate` makes interpolated maps `(C, ...)` probabilities.
     """
-    for channel, array in enumerate(channels):
+    for channel, array in channels.items():
         array[...] = float(channel == 0)
-    for at, found in _probabilities(blended, channels[0].shape, linear, activate, memory_mb):
-        for array, part in zip(channels, found.cpu().numpy(), strict=True):
-            array[at] = part
+    shape = next(iter(channels.values())).shape
+    for at, found in _probabilities(blended, shape, linear, activate, memory_mb):
+        for channel, array in channels.items():
+            array[at] = found[channel].cpu().numpy()
 
 
 def restore_confidence(

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from itertools import count
 from multiprocessing.context import BaseContext
 from typing import Any, Protocol
 
@@ -310,6 +311,7 @@ def _kind(error: BaseException) -> str:
     return f"{type(error).__name__} {place.filename}:{place.lineno}"
 
 
+_shown: list[bars.Progress] = []  # the bars of this process, outermost first
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
@@ -321,8 +323,29 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[bars.Progr
     with bars.Progress(*what, *times, console=console, refresh_per_second=4) as bar:
         bar.add_task(description, total=total, completed=done)
         task = bar.tasks[0]
-        with place(lambda: f"{description}, {task.completed:.0f} of {total} done"):
-            yield bar
+        _shown.append(bar)
+        try:
+            with place(lambda: f"{description}, {task.completed:.0f} of {total} done"):
+                yield bar
+        finally:
+            _shown.remove(bar)
+
+
+@contextmanager
+def steps(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show the steps of one case below the bar of its process while the block runs; a call begins one.
+
+    Workers have no bar and show nothing.
+    """
+    if not _shown:
+        yield lambda: None
+        return
+    bar, done = _shown[-1], count(0)
+    task = bar.add_task(description, total=total)
+    try:
+        yield lambda: bar.update(task, completed=next(done))
+    finally:
+        bar.remove_task(task)
 
 
 def report_failures(failures: Sequence[Outcome], what: str) -> None:

@@ -1,0 +1,90 @@
+"""What is kept of a case beside its labels: probabilities, labels on the network's grid, volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig
+
+from flare.core.errors import FlareError
+from flare.core.files import atomic, write_csv
+from flare.core.volumes import strip_extension, write_labels
+
+if TYPE_CHECKING:
+    from flare.inference.predictor import Prediction
+    from flare.runs.checkpoints import Checkpoint
+
+KINDS = ("probabilities", "low_resolution", "volumes")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What is saved beside the labels, and of which classes; by default nothing, and of all."""
+
+    kinds: tuple[str, ...] = ()  # some of `KINDS`
+    only: tuple[int, ...] = ()  # class ids; in labels the others become background. Empty: all
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint) -> Saving:
+        """Read `save` and `only`, a name or a list of names each.
+
+        Raises:
+            FlareError: If a name is none, or the network of the checkpoint does not give the class.
+        """
+        names = {checkpoint.class_list.name_of(i): i for i in checkpoint.outputs if i}
+        chosen: dict[str, list[str]] = {}
+        for key, known in (("save", KINDS), ("only", tuple(names))):
+            given = cfg[key] if isinstance(cfg[key], list | ListConfig) else [cfg[key]]
+            chosen[key] = [str(name) for name in given if name is not None]
+            if unknown := [name for name in chosen[key] if name not in known]:
+                raise FlareError(f"{key}={','.join(unknown)}: expected some of {', '.join(known)}")
+        return cls(tuple(chosen["save"]), tuple(names[name] for name in chosen["only"]))
+
+    def identity(self) -> dict[str, Any]:
+        """Give what journals note of it; nothing of the default, so that finished cases stay done."""
+        found = {"save": sorted(self.kinds), "only": sorted(self.only)}
+        return {key: value for key, value in found.items() if value}
+
+    def paths(self, segmentation: Path) -> dict[str, Path]:
+        """Name the files of a case, by kind, from where its labels lie; each kind has a folder of its own."""
+        folder, case = segmentation.parent, strip_extension(segmentation.name)
+        ends = {"probabilities": "npz", "low_resolution": "nii.gz"}
+        return {
+            kind: folder.with_name(f"{folder.name}_{kind}") / f"{case}.{end}"
+            for kind, end in ends.items()
+            if kind in self.kinds
+        }
+
+    def asked(self, outputs: Sequence[int]) -> dict[str, Any]:
+        """Give the arguments that ask a predictor with these outputs for it."""
+        wanted = (self.only or tuple(outputs)) if "probabilities" in self.kinds else ()
+        return {"probabilities": wanted, "low_resolution": "low_resolution" in self.kinds}
+
+    def of_chosen(self, labels: np.ndarray) -> np.ndarray:
+        """Leave the chosen classes alone in a label map."""
+        if not self.only:
+            return labels
+        kept = np.arange(256, dtype=np.uint8)
+        kept[~np.isin(kept, self.only)] = 0
+        return kept[labels]
+
+    def write(self, prediction: Prediction, segmentation: Path, names: Sequence[str]) -> None:
+        """Write what is kept beside a segmentation; `names` are those of the probabilities' channels."""
+        paths = self.paths(segmentation)
+        if prediction.probabilities is not None and (path := paths.get("probabilities")):
+            with atomic(path) as temporary:
+                np.savez_compressed(temporary, **dict(zip(names, prediction.probabilities, strict=True)))
+        if prediction.low_resolution is not None and (path := paths.get("low_resolution")):
+            low = prediction.low_resolution
+            write_labels(path, self.of_chosen(low.array), low.geometry)
+
+
+def write_volumes(output: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `volumes.csv`, a row of ml by class for each case of which volumes were asked."""
+    found = [{"case": row["case"], **row["volumes_ml"]} for row in rows if "volumes_ml" in row]
+    if found:
+        write_csv(output / "volumes.csv", found)
