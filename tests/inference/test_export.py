@@ -139,7 +139,7 @@ def test_a_network_that_converts_to_other_numbers_is_not_written(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_patches_of_scans_are_what_the_network_would_see(scan: Path) -> None:
+def test_patches_of_scans_are_what_the_network_would_see(scan: Path, monkeypatch) -> None:
     checkpoint = load_checkpoint(CHECKPOINT)
     found = exporter.patches_of(checkpoint, scan.parent)
     assert 1 <= len(found) <= exporter.SCANS * exporter.PATCHES
@@ -152,6 +152,8 @@ def test_patches_of_scans_are_what_the_network_would_see(scan: Path) -> None:
     how = exporter.InferenceSettings(name="fast", centre="body", extend=True, tta="none", device="cpu")
     Predictor.from_carried(engine, vars(checkpoint), how).predict(read_image(scan))
     assert all(any(torch.equal(patch, window) for window in seen) for patch in found)
+    monkeypatch.setattr(exporter, "PATCHES", 1)
+    assert [torch.equal(patch, seen[0]) for patch in exporter.patches_of(checkpoint, scan.parent)] == [True]
     assert len({patch.numpy().tobytes() for patch in found}) == len(found)
     with pytest.raises(FlareError, match="holds no scan"):
         exporter.patches_of(checkpoint, CHECKPOINT.parent)

@@ -18,7 +18,7 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv
 from flare.inference import predict as cohort
 from flare.inference.predict import predict_cases
-from flare.inference.settings import InferenceSettings, _say
+from flare.inference.settings import InferenceSettings, say_once
 from flare.runs.journal import Journal
 
 pytestmark = pytest.mark.slow
@@ -149,7 +149,7 @@ def test_the_papers_efficiency_stands_beside_flare23s_classes_alone(run, tmp_pat
     ],
 )
 def test_flips_that_are_left_out_are_said_once(run, checkpoint, tmp_path, caplog, tta, axes, told):
-    _say.cache_clear()
+    say_once.cache_clear()
     content = torch.load(checkpoint, weights_only=True)
     content["flare"]["mirror_axes"] = axes
     torch.save(content, tmp_path / "other.ckpt")

@@ -180,7 +180,7 @@ def test_a_cached_case_is_segmented_as_its_file_to_the_bit(labels, tmp_path, res
         (0, 1, 2, 3),
         intensity=Intensity(-150, 250, 20, 80),
     )
-    expected, found = ours.predict(image, components=(1,)), ours.predict_array(cached, components=(1,))
+    expected, found = ours.predict(image, components=(1,)), ours.predict(cached, components=(1,))
     assert len(np.unique(expected.segmentation)) > 1
     np.testing.assert_array_equal(found.segmentation, expected.segmentation)
     assert found.segmentation.shape == image.array.shape

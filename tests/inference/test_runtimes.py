@@ -56,7 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         for module in (engines, runtimes):
             monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
         monkeypatch.setattr(runtimes, "find_spec", lambda name: name if name in installed else None)
-        runtimes._tell_missing.cache_clear()
+        runtimes.say_once.cache_clear()
 
     return pretend
 
@@ -80,7 +80,6 @@ def test_auto_goes_by_device_and_flags(machine, flags, installed, device, expect
 
 def test_what_is_missing_is_said_once_and_torch_runs(machine, caplog) -> None:
     machine({"avx2"}, set())
-    caplog.set_level("INFO")
     network = nn.Conv3d(1, 2, 1).eval()
     patch = torch.randn(1, 1, 2, 3, 4)
     for _ in range(2):

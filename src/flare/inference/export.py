@@ -19,13 +19,11 @@ from torch import nn
 from flare.core.errors import FLAG, POSITIVE, FlareError, check_values, choice, given_paths
 from flare.core.files import PARTIAL
 from flare.core.paths import require_writable, settle_paths
-from flare.core.preprocessing import normalise, preprocess
 from flare.core.volumes import find_scans, read_scan
 from flare.inference.exported import FORMATS, TRUST, Format, carried_by, open_exported
 from flare.inference.predict import find_checkpoint
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
-from flare.inference.windows import find_body, window_slices
 from flare.models.names import chosen_networks
 from flare.models.zoo import load_network
 from flare.runs.checkpoints import Checkpoint
@@ -133,19 +131,20 @@ def artificial(checkpoint: Checkpoint) -> list[torch.Tensor]:
 
 
 def patches_of(checkpoint: Checkpoint, root: Path) -> list[torch.Tensor]:
-    """Cut patches with body from scans, as inference would, evenly over some of the scans."""
+    """Cut patches from scans as inference does, from windows with body, evenly over some of the scans."""
+    seen: list[torch.Tensor] = []
+
+    def note(patches: torch.Tensor) -> torch.Tensor:
+        seen.append(patches.clone())
+        return patches.new_zeros((1, len(checkpoint.outputs), *patches.shape[2:]))
+
     how = InferenceSettings(name="fast", centre="body", extend=True, tta="none", device="cpu")
-    predictor = Predictor.from_carried(lambda patches: patches, vars(checkpoint), how)
-    paths, _ = find_scans(root)
+    predictor = Predictor.from_carried(note, vars(checkpoint), how)
+    paths, found = find_scans(root)[0], []
     if not paths:
         raise FlareError(f"scans={root}: holds no scan")
-    found = []
     for path in paths[:: -(-len(paths) // SCANS)]:
-        case = preprocess(read_scan(path, path.name)[0], predictor.spacing_mm, predictor.interpolation)
-        body = find_body(case.array, predictor.spacing_mm, how.body)
-        rows, padded, _ = predictor.plan(normalise(case.array, predictor.intensity), body)
-        starts = [start for row in rows for start in row]
-        for start in starts[:: -(-len(starts) // PATCHES)]:
-            window = padded[window_slices(start, predictor.patch_size)].copy()
-            found.append(torch.from_numpy(window)[None, None])
+        predictor.predict(read_scan(path, path.name)[0])
+        found += seen[:: -(-len(seen) // PATCHES) or 1]
+        seen.clear()
     return found

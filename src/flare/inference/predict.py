@@ -106,9 +106,8 @@ def segment_case(
     if found is None:  # what is cached was judged as it was prepared
         found, doubt = read_scan(image, case)
     read = time.perf_counter() - started
-    segment = predictor.predict if isinstance(found, Volume) else predictor.predict_array
     asked = saving.asked(predictor.outputs)
-    prediction = segment(found, components=components, **asked)  # type: ignore[arg-type]
+    prediction = predictor.predict(found, components=components, **asked)
     geometry, segmentation = found.geometry, saving.of_chosen(prediction.segmentation)
     written = time.perf_counter()
     names = {0: "background", **{i: predictor.classes.name_of(i) for i in predictor.outputs if i}}

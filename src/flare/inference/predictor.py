@@ -137,7 +137,7 @@ class Predictor:
 
     def predict(
         self,
-        volume: Volume,
+        scan: Volume | Preprocessed,
         *,
         components: tuple[int, ...] = (),
         probabilities: bool | Sequence[int] = False,
@@ -145,35 +145,16 @@ class Predictor:
     ) -> Prediction:
         """Segment a CT in HU, any voxel order, on its own grid.
 
-        Of the classes in `components`, and those that the settings name, only the largest component is kept.
+        It may be on the network's grid already, at the predictor's spacing and by its interpolation. Of the
+        classes in `components`, and those that the settings name, only the largest component is kept.
         Probabilities, of all outputs or of some class ids, take 2 bytes a channel and voxel of the volume:
         0.8 GB for 15 channels of 100 slices of 512 x 512. `low_resolution` asks for labels on the network's
         grid.
         """
         watch = Stopwatch()
-        case = preprocess(volume, self.spacing_mm, self.interpolation)
-        return self.predict_array(
-            case,
-            components=components,
-            probabilities=probabilities,
-            low_resolution=low_resolution,
-            watch=watch,
-        )
-
-    def predict_array(
-        self,
-        case: Preprocessed,
-        *,
-        components: tuple[int, ...] = (),
-        probabilities: bool | Sequence[int] = False,
-        low_resolution: bool = False,
-        watch: Stopwatch | None = None,
-    ) -> Prediction:
-        """Segment a case that is on the network's grid already, as `predict` would from its volume.
-
-        It lies at the predictor's spacing, by its interpolation. `watch` runs since preprocessing began.
-        """
-        watch = watch or Stopwatch()
+        case = scan
+        if isinstance(case, Volume):
+            case = preprocess(case, self.spacing_mm, self.interpolation)
         asked = self.outputs if probabilities is True else tuple(probabilities or ())
         array = normalise(case.array, self.intensity)
         watch.lap("preprocess")

@@ -6,7 +6,6 @@ Each needs an extra of the package, and is imported where there is work.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import warnings
 from functools import cache
@@ -20,8 +19,7 @@ from torch import nn
 
 from flare.core.errors import FlareError
 from flare.inference.engines import Engine, autocast_type, cpu_flags, torch_engine
-
-log = logging.getLogger(__name__)
+from flare.inference.settings import say_once
 
 
 class Runtime(NamedTuple):
@@ -47,15 +45,9 @@ def choose_engine(name: str, device: torch.device) -> str:
     if device.type != "cpu" or "avx2" not in cpu_flags():
         return "torch"
     if not all(map(find_spec, RUNTIMES["openvino"].packages)):
-        _tell_missing()
+        say_once("engine=auto: torch runs it; pip install 'flare[openvino]' is faster on this CPU")
         return "torch"
     return "openvino"
-
-
-@cache
-def _tell_missing() -> None:
-    """Say once a process what would be faster."""
-    log.info("engine=auto: torch runs the network; pip install 'flare[openvino]' is faster on this CPU")
 
 
 def require_engine(name: str, precision: str, device: torch.device) -> None:
@@ -118,38 +110,29 @@ def run_onnx(model: Any, name: str, device: torch.device, precision: str) -> Eng
     """
     threads = torch.get_num_threads()
     if name == "openvino":
-        return _run_openvino(model, threads, autocast_type(precision, device))
+        import openvino
+
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            # a worker that has some of the cores would be pinned to the same ones as its neighbours
+            "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
+            "INFERENCE_PRECISION_HINT": "f32" if autocast_type(precision, device) is None else "bf16",
+        }
+        core = openvino.Core()
+        compiled = core.compile_model(core.read_model(model), "CPU", hints)
+        return lambda patches: torch.from_numpy(compiled(patches.numpy())[0])
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     provider, settings = "CPUExecutionProvider", {}
     if name == "tensorrt":
         provider = "TensorrtExecutionProvider"
         settings = {"device_id": device.index or 0, "trt_fp16_enable": precision != "32"}
     if provider not in onnxruntime.get_available_providers():
         raise FlareError(f"engine={name}: this ONNX Runtime lacks it: pip install 'flare[tensorrt]'")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     given = str(model) if isinstance(model, Path) else model
     session = onnxruntime.InferenceSession(given, options, providers=[(provider, settings)])
     feed = session.get_inputs()[0].name
-
-    def run(patches: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(None, {feed: patches.cpu().numpy()})[0]).to(device)
-
-    return run
-
-
-def _run_openvino(model: Any, threads: int, half: torch.dtype | None) -> Engine:
-    """Compile a model for one patch after the other."""
-    import openvino
-
-    core = openvino.Core()
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        # a worker that has some of the cores would be pinned to the same ones as its neighbours
-        "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
-        "INFERENCE_PRECISION_HINT": "bf16" if half is torch.bfloat16 else "f32",
-    }
-    compiled = core.compile_model(core.read_model(model), "CPU", hints)
-    return lambda patches: torch.from_numpy(compiled(patches.numpy())[0])
+    return lambda patches: torch.from_numpy(session.run(None, {feed: patches.cpu().numpy()})[0]).to(device)

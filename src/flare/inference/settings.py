@@ -33,7 +33,7 @@ PLAIN = [("torch", "auto"), ("torch", "32")]  # what runs everywhere
 
 
 @cache
-def _say(text: str) -> None:
+def say_once(text: str) -> None:
     """Warn once a process."""
     log.warning(text)
 
@@ -173,7 +173,7 @@ class InferenceSettings:
         if mirror_axes:
             axes = ", ".join("zyx"[axis] for axis in sorted(mirror_axes))
             told = f"with mirroring along {axes} alone, so {maps} maps are averaged instead of {asked}"
-        _say(f"tta={self.tta}: the network is trained {told}")
+        say_once(f"tta={self.tta}: the network is trained {told}")
 
     def identity(self) -> dict[str, Any]:
         """Give what decides the result, as plain values: all but place, memory, costs and trust."""
