@@ -106,12 +106,13 @@ def segment_case(
     if found is None:  # what is cached was judged as it was prepared
         found, doubt = read_scan(image, case)
     read = time.perf_counter() - started
-    asked = saving.asked(predictor.outputs)
-    prediction = predictor.predict(found, components=components, **asked)
+    prediction = predictor.predict(found, components=components, **saving.asked())
     geometry, segmentation = found.geometry, saving.of_chosen(prediction.segmentation)
     written = time.perf_counter()
-    names = {0: "background", **{i: predictor.classes.name_of(i) for i in predictor.outputs if i}}
-    saving.write(prediction, target, [names[i] for i in asked["probabilities"]])
+    volumes: Row = {}
+    if saving.kinds:
+        names = {i: predictor.classes.name_of(i) if i else "background" for i in predictor.outputs}
+        volumes = saving.write(prediction, target, names)
     write_labels(target, segmentation, geometry)
     if confidence is not None and prediction.confidence is not None:
         write_labels(confidence, prediction.confidence, geometry)
@@ -126,10 +127,7 @@ def segment_case(
         "seconds": round(sum(seconds.values()), 3),
         **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
     }
-    if "volumes" in saving.kinds:
-        volumes = {names[i]: prediction.volumes_ml[names[i]] for i in saving.only or predictor.outputs if i}
-        row["volumes_ml"] = {name: round(ml, 3) for name, ml in volumes.items()}
-    return Volume(segmentation, geometry), row
+    return Volume(segmentation, geometry), row | volumes
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from flare.core.files import atomic, write_csv
 from flare.core.volumes import strip_extension, write_labels
 
 if TYPE_CHECKING:
-    from flare.inference.predictor import Prediction
     from flare.runs.checkpoints import Checkpoint
 
 KINDS = ("probabilities", "low_resolution", "volumes")
@@ -59,10 +58,10 @@ class Saving:
             if kind in self.kinds
         }
 
-    def asked(self, outputs: Sequence[int]) -> dict[str, Any]:
-        """Give the arguments that ask a predictor with these outputs for it."""
-        wanted = (self.only or tuple(outputs)) if "probabilities" in self.kinds else ()
-        return {"probabilities": wanted, "low_resolution": "low_resolution" in self.kinds}
+    def asked(self) -> dict[str, Any]:
+        """Give the arguments that ask `Predictor.predict` for it."""
+        how = {"probabilities": self.only or True, "low_resolution": True}
+        return {key: value for key, value in how.items() if key in self.kinds}
 
     def of_chosen(self, labels: np.ndarray) -> np.ndarray:
         """Leave the chosen classes alone in a label map."""
@@ -72,15 +71,22 @@ class Saving:
         kept[~np.isin(kept, self.only)] = 0
         return kept[labels]
 
-    def write(self, prediction: Prediction, segmentation: Path, names: Sequence[str]) -> None:
-        """Write what is kept beside a segmentation; `names` are those of the probabilities' channels."""
-        paths = self.paths(segmentation)
-        if prediction.probabilities is not None and (path := paths.get("probabilities")):
+    def write(self, prediction: Any, segmentation: Path, names: Mapping[int, str]) -> dict[str, Any]:
+        """Write what is kept of a `Prediction`; `names` are those of the outputs, by class id, in order.
+
+        Returns:
+            What the case's row gets: `volumes_ml`, by class, if they are asked for.
+        """
+        paths, ids = self.paths(segmentation), self.only or tuple(names)
+        if path := paths.get("probabilities"):
+            maps = zip(ids, prediction.probabilities, strict=True)
             with atomic(path) as temporary:
-                np.savez_compressed(temporary, **dict(zip(names, prediction.probabilities, strict=True)))
-        if prediction.low_resolution is not None and (path := paths.get("low_resolution")):
+                np.savez_compressed(temporary, **{names[i]: array for i, array in maps})
+        if path := paths.get("low_resolution"):
             low = prediction.low_resolution
             write_labels(path, self.of_chosen(low.array), low.geometry)
+        volumes = {names[i]: round(prediction.volumes_ml[names[i]], 3) for i in ids if i}
+        return {"volumes_ml": volumes} if "volumes" in self.kinds else {}
 
 
 def write_volumes(output: Path, rows: Sequence[dict[str, Any]]) -> None:
