@@ -24,11 +24,7 @@ CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolve `auto`, `cpu` or `cuda`; `auto` is a GPU if this process sees one.
-
-    Raises:
-        FlareError: If a GPU is asked for and this process sees none.
-    """
+    """Resolve `auto`, `cpu` or `cuda`; `auto` is a GPU if this process sees one, else `cuda` is refused."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
@@ -38,11 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Choose the type for autocast, or None for float32 throughout.
-
-    Raises:
-        FlareError: If the device would emulate what is asked for.
-    """
+    """Choose the type for autocast, None for float32 throughout; what is emulated is refused."""
     if precision == "auto":
         if device.type == "cuda":
             return torch.float16

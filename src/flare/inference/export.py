@@ -36,8 +36,7 @@ RULES = {"format": choice(*FORMATS), "int8": FLAG, "tolerance": POSITIVE}
 def main(cfg: DictConfig) -> dict[str, Any]:
     """Export as `conf/export.yaml` and the command line say; returns what `write_exported` does.
 
-    Raises:
-        FlareError: As `write_exported`; or if a value means nothing, before any work.
+    It refuses what that does, and before any work a value that means nothing.
     """
     settle_paths(cfg)
     check_values(cfg, RULES)
@@ -68,14 +67,11 @@ def write_exported(
     """Convert a network and write it, once the written file gives on patches what torch gives.
 
     `patches` are `(1, 1, Z, Y, X)` normalised intensities; by all of them int8 is calibrated, on some of them
-    the numbers are compared, in float32.
+    the numbers are compared, in float32. A missing package, a network that cannot be converted, and numbers
+    that differ from torch's by more than `tolerance` are refused, and nothing is written.
 
     Returns:
         What `compare` gives, and what it was held to; the file carries it as `check`.
-
-    Raises:
-        FlareError: If a package is missing, the network cannot be converted, or its numbers differ from
-            torch's by more than `tolerance`; nothing is written then.
     """
     settings = InferenceSettings(engine=kind.engines[0], precision="32", networks=(TRUST,))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -119,8 +119,7 @@ def format_of(path: Path) -> Format | None:
 def read_exported(path: Path, kind: Format) -> Checkpoint:
     """Read what an exported file carries, without the weights.
 
-    Raises:
-        FlareError: If the file is none of ours, or the package that reads it is not installed.
+    A file that is none of ours is refused, and one whose package is not installed.
     """
     if not path.is_file():
         raise FlareError(f"checkpoint={path}: no such file")
@@ -139,11 +138,8 @@ def read_exported(path: Path, kind: Format) -> Checkpoint:
 def engine_for(path: Path, kind: Format, settings: InferenceSettings, device: torch.device) -> str:
     """Choose what runs an exported file: the engine asked for, or else what suits file, device and CPU.
 
-    `torch`, the default, asks for nothing where the file is not torch's.
-
-    Raises:
-        FlareError: If that is no engine for this file, or cannot run here; or if the file would run code
-            and nobody has allowed it.
+    `torch`, the default, asks for nothing where the file is not torch's. An engine that does not run this
+    file or not here is refused, and so is a file that would run code which nobody has allowed.
     """
     name = settings.engine
     if name not in (*kind.engines, "torch", "auto"):

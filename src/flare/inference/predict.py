@@ -61,10 +61,8 @@ def predict_case(
 ) -> Row:
     """Read, segment and write one case.
 
-    With `settings.measure` a process of its own does it and is measured, see `measured`.
-
-    Returns:
-        What `inference.csv` says of the case.
+    With `settings.measure` a process of its own does it and is measured, see `measured`. Gives what
+    `inference.csv` says of the case.
     """
     if settings.measure:
         plain = replace(settings, measure=False)
@@ -175,13 +173,10 @@ def predict_cases(
 
     The class list, which is the checkpoint's, lies beside. Of the classes in `components` only the largest
     component is kept. A case whose image, checkpoint and settings are unchanged is left alone, unless its
-    efficiency is asked for and was not measured.
+    efficiency is asked for and was not measured. A missing checkpoint is refused.
 
     Returns:
         Rows and failures; of a refused image no segmentation is left.
-
-    Raises:
-        FlareError: If the checkpoint is missing.
     """
     if not checkpoint.is_file():
         raise FlareError(f"checkpoint={checkpoint}: no such file")
@@ -255,9 +250,8 @@ class Request:
     def from_config(cls, cfg: DictConfig) -> Request:
         """Read the configuration of `infer`.
 
-        Raises:
-            FlareError: If a value means nothing, a path is missing, the output would overwrite the input, or
-                the checkpoint does not fit, or holds segmentations of other classes.
+        Refused are values that mean nothing, missing paths, an output that would overwrite the input or holds
+        segmentations of other classes, and a checkpoint that does not fit.
         """
         settle_paths(cfg)
         cfg = own_classes(cfg)
@@ -296,8 +290,7 @@ class Request:
 def find_checkpoint(cfg: DictConfig) -> Path:
     """The file that `checkpoint` names, or the `kind` of the round whose folder it, or `round`, names.
 
-    Raises:
-        FlareError: If neither is given, or there is no such file.
+    A command that names neither is refused, and so is a file that is not there.
     """
     if cfg.checkpoint is None and cfg.round.name is None:
         raise FlareError(

@@ -102,10 +102,8 @@ class Predictor:
     ) -> Predictor:
         """Load a file that training or export wrote, by default to predict as the paper does.
 
-        `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`.
-
-        Raises:
-            FlareError: If the file is none of ours, or a choice is none.
+        `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`. A
+        file that is none of ours, and a choice that is none, are refused.
         """
         path, settings = Path(path), replace(settings or InferenceSettings(), **choices)
         device = choose_device(settings.device)

@@ -51,11 +51,7 @@ def choose_engine(name: str, device: torch.device) -> str:
 
 
 def require_engine(name: str, precision: str, device: torch.device) -> None:
-    """Refuse an engine of ours that is not installed, or does not run on the device in this precision.
-
-    Raises:
-        FlareError: Naming the key to change.
-    """
+    """Refuse an engine of ours that is not installed, or does not run on the device in this precision."""
     needs = RUNTIMES.get(name, Runtime((), "", device.type))
     if missing := [package for package in needs.packages if find_spec(package) is None]:
         raise FlareError(f"engine={name}: needs {', '.join(missing)}: pip install 'flare[{needs.extra}]'")
@@ -73,8 +69,7 @@ def require_engine(name: str, precision: str, device: torch.device) -> None:
 def build_engine(name: str, network: nn.Module, *, device: torch.device, precision: str) -> Engine:
     """Build the engine of a name: one of ours, or the dotted name of a factory.
 
-    Raises:
-        FlareError: As `require_engine`.
+    It refuses what `require_engine` does.
     """
     name = choose_engine(name, device)
     if name == "torch" or name not in RUNTIMES:
@@ -105,8 +100,7 @@ def to_onnx(network: nn.Module, patches: torch.Tensor) -> bytes:
 def run_onnx(model: Any, name: str, device: torch.device, precision: str) -> Engine:
     """Open an ONNX model, of bytes or a file, with an engine of ours; of OpenVINO any model that it reads.
 
-    Raises:
-        FlareError: If ONNX Runtime is installed without TensorRT and that is asked for.
+    TensorRT is refused if ONNX Runtime is installed without it.
     """
     threads = torch.get_num_threads()
     if name == "openvino":

@@ -29,11 +29,7 @@ class Saving:
 
     @classmethod
     def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint) -> Saving:
-        """Read `save` and `only`, a name or a list of names each.
-
-        Raises:
-            FlareError: If a name is none, or the network of the checkpoint does not give the class.
-        """
+        """Read `save` and `only`, a name or a list each; a class that the network lacks is refused."""
         names = {checkpoint.class_list.name_of(i): i for i in checkpoint.outputs if i}
         chosen: dict[str, list[str]] = {}
         for key, known in (("save", KINDS), ("only", tuple(names))):
@@ -74,8 +70,7 @@ class Saving:
     def write(self, prediction: Any, segmentation: Path, names: Mapping[int, str]) -> dict[str, Any]:
         """Write what is kept of a `Prediction`; `names` are those of the outputs, by class id, in order.
 
-        Returns:
-            What the case's row gets: `volumes_ml`, by class, if they are asked for.
+        Gives what the case's row gets: `volumes_ml`, by class, if they are asked for.
         """
         paths, ids = self.paths(segmentation), self.only or tuple(names)
         if path := paths.get("probabilities"):

@@ -101,8 +101,7 @@ class BodyRule:
 class InferenceSettings:
     """How a case is predicted, by default as the paper does; plain values, the same in every process.
 
-    Raises:
-        FlareError: If a value is none of the choices or out of range, naming the key.
+    A value that is none of the choices or out of range is refused, with its key.
     """
 
     name: str = "paper"  # window schedule: `paper`, `flare22`, `dense` or `fast`

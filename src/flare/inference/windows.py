@@ -34,10 +34,8 @@ EDGE_VOX = 10  # more foreground voxels than this in its first (last) y plane as
 def find_body(array_hu: np.ndarray, spacing_mm: Spacing, rule: BodyRule) -> np.ndarray | None:
     """Mark the body in `(Z, Y, X)` HU, Z along the patient, to leave out windows over air (ours).
 
-    It is the largest component above a threshold after an opening, holes filled slice by slice.
-
-    Returns:
-        `(Z, Y, X)` bool, constant over blocks of about `GRID_MM` in plane, or None if there is no body.
+    It is the largest component above a threshold after an opening, holes filled slice by slice. Gives
+    `(Z, Y, X)` bool, constant over blocks of about `GRID_MM` in plane, or None if there is no body.
     """
     steps = [max(1, round(GRID_MM / spacing)) for spacing in spacing_mm[1:]]
     rows, columns = (
