@@ -21,15 +21,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ablation_table import Runs, tables, write_study
+from ablation_table import Detections, Runs, detection_table, tables, write_study
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from flare.core.classes import ClassList
 from flare.core.errors import CONF, FlareError
 from flare.core.files import read_json, write_json
-from flare.evaluation.summary import read_scores
+from flare.evaluation.summary import only_learned, read_scores
 from flare.runs.folders import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ class Arm:
 
 
 ARMS = {
-    "mo": Arm(("mo",)),
+    "mo": Arm(("mo",), targets="organs"),
     "naive": Arm(("partial",), ("loss.partial=none",)),
     "partial": Arm(("partial",)),
     "ours": Arm(THREE),
@@ -162,14 +163,21 @@ def call(command: Sequence[str], to: Path) -> None:
         raise FlareError(f"{' '.join(command)}: ended with {done.returncode}, see {to}")
 
 
-def read_runs(study: Study, seeds: Sequence[int]) -> Runs:
-    """Scores of every run that is done, of arms in their order, then of their averaged weights."""
-    found: dict[str, dict[int, list]] = {name: {} for a in ARMS for name in (a, f"{a} ema")}
-    for arm in ARMS:
+def read_runs(study: Study, seeds: Sequence[int], classes: ClassList) -> tuple[Runs, Detections]:
+    """Scores of every run that is done, and what its tumors come to, of arms in their order.
+
+    The averaged weights of an arm's trainings follow it.
+    """
+    runs: dict[str, dict[int, Any]] = {}
+    tumors: dict[str, dict[int, Any]] = {}
+    for arm, own in ARMS.items():
         for seed in (s for s in seeds if study.is_done(arm, s)):
             for name, path in study.scores(arm, seed).items():
-                found[name][seed] = read_scores(path)
-    return {name: of for name, of in found.items() if of}
+                runs.setdefault(name, {})[seed] = only_learned(read_scores(path), classes, own.targets)
+                if classes.tumor in classes.outputs(own.targets):
+                    found = read_json(path.with_name("summary.json"))["lesions"]
+                    tumors.setdefault(name, {})[seed] = found
+    return runs, tumors
 
 
 def main() -> None:
@@ -199,9 +207,11 @@ def main() -> None:
         call([sys.executable, str(ROOT / "prepare.py"), *study.shared], study.out / "prepare.log")
     with ThreadPoolExecutor(given.jobs) as pool:
         done = [pool.submit(run_arm, study, cfg, arm, seed) for arm in given.arms for seed in given.seeds]
-    runs = read_runs(study, given.seeds)
+    classes = ClassList.from_config(cfg.classes)
+    runs, tumors = read_runs(study, given.seeds, classes)
     pairs = [*PAIRS, *((f"{arm} ema", arm) for arm in ARMS)]
-    markdown, rows = tables(runs, pairs, ClassList.from_config(cfg.classes), EXCUSED)
+    markdown, rows = tables(runs, pairs, classes, EXCUSED)
+    markdown += "\n" + detection_table(tumors)
     write_study(study.out / f"study-{study.iterations}", markdown, rows)
     print(markdown)
     for future in done:

@@ -23,7 +23,9 @@ from flare.evaluation.summary import interval, score_matrix
 LEAST = 0.1  # DSC from which on a run has learnt a class
 Rows = Sequence[Mapping[str, Any]]
 Runs = Mapping[str, Mapping[int, Rows]]  # arm -> seed -> a row a case
+Detections = Mapping[str, Mapping[int, Mapping[str, Any]]]  # arm -> seed -> what `detection` gives
 Row = dict[str, Any]
+FOUND = ("patient_sensitivity", "specificity", "auc", "sensitivity", "false_positives_per_scan", "froc")
 
 
 def cube(runs: Mapping[int, Rows], columns: Sequence[str]) -> np.ndarray:
@@ -108,6 +110,19 @@ def tables(
             cells = [_told(contrast(*c) if all(np.isfinite(x).any() for x in c) else None) for c in cubes]
             lines.append(f"| {first} - {second} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n", _rows(runs, groups)
+
+
+def detection_table(found: Detections) -> str:
+    """Make the Markdown of how arms find tumors: the mean over seeds, the lowest and the highest."""
+    heads = " | ".join(key.replace("_", " ") for key in FOUND)
+    lines = [f"| tumors | {heads} |", "|---" * (len(FOUND) + 1) + "|"]
+    for arm, of in found.items():
+        values = {key: [row[key] for row in of.values() if row[key] is not None] for key in FOUND}
+        cells = [
+            f"{np.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" if v else "-" for v in map(values.get, FOUND)
+        ]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _rows(runs: Runs, groups: Mapping[str, Sequence[str]]) -> list[Row]:

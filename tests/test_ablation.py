@@ -123,6 +123,17 @@ def test_the_tables_show_each_arm_each_pair_and_each_run() -> None:
     assert csv[0]["t_DSC"] is None
 
 
+def test_tumors_found_are_the_mean_over_seeds_that_tell() -> None:
+    import ablation_table as table
+
+    empty = dict.fromkeys(table.FOUND)
+    text = table.detection_table({"ours": {1: {**empty, "auc": 0.5}, 2: {**empty, "auc": 0.75}}})
+    cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    assert dict(zip(table.FOUND, cells[1:], strict=True)) == dict.fromkeys(table.FOUND, "-") | {
+        "auc": "0.62 (0.50 to 0.75)"
+    }
+
+
 def block(*classes: tuple[int, slice]) -> np.ndarray:
     """A map with cubes along x."""
     found = np.zeros((12, 12, 40), np.uint8)
