@@ -48,9 +48,9 @@ class Arm:
 
     rounds: tuple[str, ...]
     overrides: tuple[str, ...] = ()
-    corrupted: bool = (
-        False  # its last round alone is trained, behind those of `ours`, on corrupted pseudo labels
-    )
+    targets: str = "organs_tumor"
+    # its last round alone is trained, behind those of `ours`, on corrupted pseudo labels
+    corrupted: bool = False
 
 
 ARMS = {
