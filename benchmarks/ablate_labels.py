@@ -48,7 +48,7 @@ class Arm:
 
     rounds: tuple[str, ...]
     overrides: tuple[str, ...] = ()
-    targets: str = "organs_tumor"
+    targets: str = "organs_tumor"  # of its last round
     # its last round alone is trained, behind those of `ours`, on corrupted pseudo labels
     corrupted: bool = False
 

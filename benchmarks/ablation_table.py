@@ -41,10 +41,15 @@ def cube(runs: Mapping[int, Rows], columns: Sequence[str]) -> np.ndarray:
     return np.stack([score_matrix(rows, columns) for rows in ordered])
 
 
+def mean_of(scores: np.ndarray, axis: int) -> np.ndarray:
+    """The mean along an axis over what was scored; NaN where nothing was."""
+    return np.ma.filled(np.ma.masked_invalid(scores).mean(axis), np.nan)
+
+
 def learnt_classes(runs: Runs, names: Sequence[str], excused: Sequence[str] = ()) -> list[str]:
     """The classes whose mean DSC over cases is at least `LEAST` in every run of the arms not `excused`."""
     judged = [cube(of, [f"{n}_DSC" for n in names]) for arm, of in runs.items() if arm not in excused]
-    lowest = np.min([np.nanmean(scores, axis=1).min(axis=0) for scores in judged], axis=0)
+    lowest = np.min([mean_of(scores, axis=1).min(axis=0) for scores in judged], axis=0)
     return [name for name, score in zip(names, lowest, strict=True) if score >= LEAST]
 
 
@@ -52,8 +57,8 @@ def describe(scores: np.ndarray) -> Row | None:
     """Sum up an arm from its `(seeds, cases, columns)`; None where nothing is scored."""
     if not np.isfinite(scores).any():
         return None
-    by_seed = np.nanmean(np.nanmean(scores, axis=1), axis=1)
-    low, high = interval(np.nanmean(scores, axis=0)) or (np.nan, np.nan)
+    by_seed = mean_of(mean_of(scores, axis=1), axis=1)
+    low, high = interval(mean_of(scores, axis=0)) or (np.nan, np.nan)
     spread = {"lowest": by_seed.min(), "highest": by_seed.max()}
     return {"mean": by_seed.mean(), **spread, "low": low, "high": high, "seeds": len(by_seed)}
 
@@ -66,8 +71,8 @@ def contrast(first: np.ndarray, second: np.ndarray) -> Row:
     """
     both = np.isfinite(first) & np.isfinite(second)
     difference = np.where(both, first, np.nan) - np.where(both, second, np.nan)
-    by_seed = np.nanmean(np.nanmean(difference, axis=1), axis=1)
-    by_case = np.nanmean(np.nanmean(difference, axis=2), axis=0)
+    by_seed = mean_of(mean_of(difference, axis=1), axis=1)
+    by_case = mean_of(mean_of(difference, axis=2), axis=0)
     by_case = by_case[np.isfinite(by_case)]
     low, high = interval(by_case[:, None]) or (np.nan, np.nan)
     p = float(wilcoxon(by_case).pvalue) if by_case.any() else 1.0

@@ -183,6 +183,34 @@ def test_only_the_named_teacher_is_corrupted_and_always_alike() -> None:
     assert [row for _, row in found] == ["row"] * 3
 
 
+def test_a_round_gets_its_pseudo_labels_where_they_are_corrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import corrupted
+
+    from composed import composed
+    from flare.core.cases import Case
+    from flare.core.geometry import Geometry, Volume
+    from flare.core.volumes import read_labels
+    from flare.rounds import label_case
+    from flare.rounds.settings import Labeller, RoundSettings
+    from flare.runs.folders import RoundFolder
+
+    settings = RoundSettings.from_config(composed("train", "round=partial1", "experiment=demo"))
+    labels = block((1, slice(4, 8)), (3, slice(12, 16)))
+    geometry = Geometry(labels.shape, (3.0, 2.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    case = Case("a", tmp_path / "a.nii.gz", None, "train", "unlabeled", (), ())
+    labeller = Labeller(tmp_path / "last.ckpt", "0", "partial1", (), (0, *range(1, 15)))
+    job = label_case.LabelJob(case, None, "", labeller, settings.labels, RoundFolder(tmp_path))
+    made = corrupted.corrupting(lambda job: (Volume(labels, geometry), None), "partial1", 1.0, 3)
+    expected = made(job)[0].array
+    monkeypatch.setattr(label_case, "pseudo_labels", made)
+    label_case.label_case(job)
+    written = read_labels(tmp_path / "labels" / "a.nii.gz", settings.classes).array
+    assert (written == expected).all()
+    assert (expected != labels).any()
+
+
 def test_the_rounds_of_each_arm_share_its_iterations(tmp_path: Path) -> None:
     import ablate_labels as ablate
 
