@@ -14,11 +14,13 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
+
+from flare.cli import iterate
+from flare.rounds import label_case
 
 
 def corrupt(labels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
@@ -63,13 +65,8 @@ def main() -> None:
     """Patch the one seam through which a round gets pseudo labels, then do as `iterate.py`."""
     teacher, share, seed = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
     del sys.argv[1:4]
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import iterate
-
-    from flare.rounds import label_case
-
     label_case.pseudo_labels = corrupting(label_case.pseudo_labels, teacher, share, seed)
-    iterate.main()
+    iterate()
 
 
 if __name__ == "__main__":
