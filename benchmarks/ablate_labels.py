@@ -4,8 +4,9 @@
 
 Each run is `iterate.py experiment=ablate_labels` in a process of its own with one thread, `--jobs` of them
 side by side, and is scored on the phantom's test cases. An arm's rounds share its iterations evenly. A run
-that is done is read; one that was killed resumes. The averaged weights of the same trainings are scored as
-`<arm> ema`. Left in `--out`: the runs, `study-<iterations>.md` and `.csv`.
+that is done is read; one that was killed resumes. Of the same trainings the averaged weights are scored as
+`<arm> ema`, and the largest component of each organ alone as `<arm> largest`. Left in `--out`: the runs,
+`study-<iterations>.md` and `.csv`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ EPOCH = 50  # iterations
 SHARE = 0.2  # of the classes of a case, whose pseudo labels are corrupted
 EIGHT = ("mo", "mo1", "mo2", "mt", "mot", "mot1", "mot2", "mot3")
 THREE = ("partial", "partial1", "partial2")
-EXCUSED = ("naive", "naive ema")  # that it never learns an organ is what it is shown for
+EXCUSED = ("naive",)  # that it never learns an organ is what it is shown for
+# how the same trainings are scored once more: a checkpoint, and overrides of inference
+VARIANTS = {"ema": ("ema", ()), "largest": ("last", ("inference.components=organs",))}
 log = logging.getLogger("ablate_labels")
 
 
@@ -115,10 +118,10 @@ class Study:
         return ["experiment=ablate_labels", f"paths.outputs={self.out}", *self.more]
 
     def scores(self, arm: str, seed: int) -> dict[str, Path]:
-        """Scores of a run on the test cases, of the last and of the averaged weights."""
+        """Scores of a run on the test cases by how it is scored; "" is as every round is."""
         folder = self.out / self.name(arm, seed)
         last = RunFolder(folder).round(ARMS[arm].rounds[-1]).root / "test" / "metrics.csv"
-        return {arm: last, f"{arm} ema": folder / "ema" / "metrics.csv"}
+        return {"": last} | {name: folder / name / "metrics.csv" for name in VARIANTS}
 
     def is_done(self, arm: str, seed: int) -> bool:
         """Whether a run of this very command is complete."""
@@ -127,26 +130,38 @@ class Study:
 
 
 def run_arm(study: Study, cfg: DictConfig, arm: str, seed: int) -> None:
-    """Train and score one run, unless it is done."""
-    folder = study.out / study.name(arm, seed)
-    if study.is_done(arm, seed):
-        return
-    started = time.monotonic()
+    """Train and score one run; what is done of it is left alone."""
+    if not study.is_done(arm, seed):
+        train_arm(study, arm, seed)
+    folder, scores = study.out / study.name(arm, seed), study.scores(arm, seed)
+    checkpoints = RunFolder(folder).round(ARMS[arm].rounds[-1]).checkpoints
+    tests = {key: f"{cfg.data.root}/{cfg.data[key]}" for key in ("test_images", "test_labels")}
+    for name, (kind, overrides) in VARIANTS.items():
+        if scores[name].exists():
+            continue
+        place = scores[name].parent
+        segment = [
+            f"checkpoint={checkpoints / kind}.ckpt",
+            f"input={tests['test_images']}",
+            f"output={place}",
+        ]
+        score = [f"predictions={place}", f"references={tests['test_labels']}"]
+        score += [f"protocol={cfg.data.scoring.protocol}"]
+        for script, own in (("infer", [*segment, *overrides]), ("evaluate", score)):
+            command = [sys.executable, str(ROOT / f"{script}.py"), *study.shared, *own]
+            call(command, folder.with_suffix(".log"))
+
+
+def train_arm(study: Study, arm: str, seed: int) -> None:
+    """Train the rounds of one run and score the last, or go on with them."""
+    folder, started = study.out / study.name(arm, seed), time.monotonic()
+    for name in VARIANTS:  # of an earlier training
+        shutil.rmtree(folder / name, ignore_errors=True)
     if ARMS[arm].corrupted:
         for name in ARMS[arm].rounds[:-1]:  # its teachers, trained on pseudo labels as they are
             ours = study.out / study.name("ours", seed) / "rounds" / name
             shutil.copytree(ours, folder / "rounds" / name, symlinks=True, dirs_exist_ok=True)
     call(study.command(arm, seed), folder.with_suffix(".log"))
-    averaged = RunFolder(folder).round(ARMS[arm].rounds[-1]).checkpoints / "ema.ckpt"
-    told = [
-        f"checkpoint={averaged}",
-        f"output={folder / 'ema'}",
-        f"input={cfg.data.root}/{cfg.data.test_images}",
-    ]
-    call([sys.executable, str(ROOT / "infer.py"), *study.shared, *told], folder.with_suffix(".log"))
-    told = [f"predictions={folder / 'ema'}", f"references={cfg.data.root}/{cfg.data.test_labels}"]
-    told += [f"protocol={cfg.data.scoring.protocol}"]
-    call([sys.executable, str(ROOT / "evaluate.py"), *study.shared, *told], folder.with_suffix(".log"))
     seconds = round(time.monotonic() - started)
     write_json(folder / "ablation.json", {"command": study.command(arm, seed)[1:], "seconds": seconds})
     log.info("%s: %d s", folder.name, seconds)
@@ -166,15 +181,19 @@ def call(command: Sequence[str], to: Path) -> None:
 def read_runs(study: Study, seeds: Sequence[int], classes: ClassList) -> tuple[Runs, Detections]:
     """Scores of every run that is done, and what its tumors come to, of arms in their order.
 
-    The averaged weights of an arm's trainings follow it.
+    What else an arm's trainings are scored by follows it, as `<arm> ema`.
     """
     runs: dict[str, dict[int, Any]] = {}
     tumors: dict[str, dict[int, Any]] = {}
     for arm, own in ARMS.items():
         for seed in (s for s in seeds if study.is_done(arm, s)):
-            for name, path in study.scores(arm, seed).items():
+            for variant, path in study.scores(arm, seed).items():
+                if not path.exists():
+                    continue
+                name = f"{arm} {variant}".strip()
                 runs.setdefault(name, {})[seed] = only_learned(read_scores(path), classes, own.targets)
-                if classes.tumor in classes.outputs(own.targets):
+                # tests without a tumor count where the round is scored alone
+                if not variant and classes.tumor in classes.outputs(own.targets):
                     found = read_json(path.with_name("summary.json"))["lesions"]
                     tumors.setdefault(name, {})[seed] = found
     return runs, tumors
@@ -187,7 +206,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/ablate-labels")
     parser.add_argument(
-        "--iterations", type=int, default=2400, help="of each arm, all rounds together (2400)"
+        "--iterations", type=int, default=3600, help="of each arm, all rounds together (3600)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
@@ -209,8 +228,10 @@ def main() -> None:
         done = [pool.submit(run_arm, study, cfg, arm, seed) for arm in given.arms for seed in given.seeds]
     classes = ClassList.from_config(cfg.classes)
     runs, tumors = read_runs(study, given.seeds, classes)
-    pairs = [*PAIRS, *((f"{arm} ema", arm) for arm in ARMS)]
-    markdown, rows = tables(runs, pairs, classes, EXCUSED)
+    pairs = [*PAIRS, *((f"{a} largest", f"{b} largest") for a, b in PAIRS)]
+    pairs += [(f"{arm} {variant}", arm) for arm in ARMS for variant in VARIANTS]
+    excused = [name for name in runs if name.split()[0] in EXCUSED]
+    markdown, rows = tables(runs, pairs, classes, excused)
     markdown += "\n" + detection_table(tumors)
     write_study(study.out / f"study-{study.iterations}", markdown, rows)
     print(markdown)
