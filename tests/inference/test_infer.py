@@ -137,6 +137,21 @@ def test_the_papers_efficiency_stands_beside_flare23s_classes_alone(run, tmp_pat
             assert {row["source"] for row in read_csv(tmp_path / "out" / f"{name}.csv")} == sources
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_worker_outlives_the_command(run, tmp_path, monkeypatch, fails):
+    """Python ends with an error now and then if one does."""
+    write_ct(tmp_path / "in" / "a.nii.gz")
+    closed = []
+    monkeypatch.setattr("flare.runs.work.LocalExecutor.close", lambda self: closed.append(self.workers))
+    if fails:
+        monkeypatch.setattr(cohort, "write_csv", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("executor.workers=3")
+    else:
+        run("executor.workers=3")
+    assert closed == [3]
+
+
 @pytest.mark.parametrize(
     ("tta", "axes", "told"),
     [

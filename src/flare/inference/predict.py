@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -384,8 +385,8 @@ def _infer(
     log.info("%d cases to segment", len(images))
     journal = Journal(output / "journal" / "inference.jsonl")
     require_own(journal, {case: {"": segmentation_path(output, case)} for case in images})
-    with lock(output):
-        executor = build_executor(cfg)
+    # workers that are still there when Python ends can make it end with an error
+    with lock(output), closing(build_executor(cfg)) as executor:
         done = predict_cases(
             request.checkpoint,
             images,
