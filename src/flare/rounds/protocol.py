@@ -13,8 +13,8 @@ from flare.evaluation.tables import write_compared
 from flare.rounds.settings import RoundSettings
 
 TRAININGS = (
-    "Trainings. Multiply-adds (G) are of one patch, all heads, in convolutions and matrix products; as the "
-    "paper counts, five more for each normalised element. Hours are training without validation; energy is "
+    "Trainings. Multiply-adds (G) are of one patch, all heads, in convolutions and matrix products; with "
+    "norms five more for each normalised element. Hours are training without validation; energy is "
     "hours x watts of GPUs and host, CO2 energy x the grid's (report.energy)"
 )
 
@@ -49,6 +49,6 @@ def protocol_row(item: RoundSettings) -> dict[str, Any]:
         "batch": str(training.patches.batch_size),
         "patch": "x".join(map(str, training.patches.patch_size)),
         "epochs": str(training.trainer["max_epochs"]),
-        **{key: network.get(key) for key in ("parameters_m", "multiply_adds_g", "as_paper_g")},
+        **{key: network.get(key) for key in ("parameters_m", "multiply_adds_g", "with_norms_g")},
         **{key: None if value is None else round(value, 4) for key, value in costs.items()},
     }
