@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -86,6 +87,11 @@ def select_cases(cases: Sequence[Case], which: str) -> list[Case]:
         raise FlareError(f"labels.cases: expected one of {list(SELECTIONS)}, given {which!r}")
     train = [c for c in cases if c.split == "train"]
     return [c for c in train if which in (c.kind, "all") or (which == "labeled" and c.is_labeled)]
+
+
+def by_hash(ids: Iterable[str]) -> list[str]:
+    """Sort case ids by a hash, so that neither names nor the cohort's order decide which come first."""
+    return sorted(ids, key=lambda case: hashlib.sha256(case.encode()).digest())
 
 
 def case_rule(given: Any) -> str:

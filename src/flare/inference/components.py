@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flare.core.cases import by_hash
 from flare.core.classes import ClassList
 from flare.core.files import read_json, write_json
 from flare.core.preprocessing import without_ignored
@@ -73,7 +73,7 @@ def decide(scores: Mapping[str, Mapping[str, tuple[float, float]]], classes: Cla
     `scores` are what `compare_case` gives, by case. An organ that no case has is left as it is. In the mean
     `dice_judged` each case follows what the half of the cases chooses that it is not in, by a hash of its id.
     """
-    order = sorted(scores, key=lambda case: hashlib.sha256(case.encode()).digest())
+    order = by_hash(scores)
     fit: Fit = {}
     for organ in classes.organs:
         name = classes.name_of(organ)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import psutil
 
-from flare.runs.work import prepare_worker
+from flare.runs.work import one_process
 
 INTERVAL_S = 0.1  # the challenge's
 GUARD_S = 0.1  # what its script adds to the CPU time between two samples
@@ -115,10 +113,11 @@ def measured(
     and the network's loading count. `function` is importable.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    how = cores, logging.getLogger().getEffectiveLevel(), dict(os.environ)
     cold = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=cold, initializer=prepare_worker, initargs=how)
-    with ResourceSampler(gpu=gpu) as sampler, pool:  # the process ends before the sampling
+    with (
+        ResourceSampler(gpu=gpu) as sampler,
+        one_process(cold, cores) as pool,
+    ):  # the process ends before the sampling
         row = pool.submit(function, **job).result()
     return row | sampler.usage()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from flare.core.cases import SELECTIONS, SPLITS, Case, select_cases
+from flare.core.cases import SELECTIONS, SPLITS, Case, by_hash, select_cases
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, Rule, build_part, check_values, choice, rules_of
 from flare.inference.settings import InferenceSettings
@@ -200,9 +199,8 @@ class RoundSettings:
         found = [c for c in labeled if c.split == split]
         if split != "train" and (found or named != "auto" or self.name is None):
             return split, found
-        complete = [c for c in labeled if (c.split, c.kind) == ("train", "organs_complete")]
-        complete.sort(key=lambda c: hashlib.sha256(c.id.encode()).digest())
-        return FIT, complete[: len(complete) // FOLDS]
+        complete = {c.id: c for c in labeled if (c.split, c.kind) == ("train", "organs_complete")}
+        return FIT, [complete[case] for case in by_hash(complete)[: len(complete) // FOLDS]]
 
     def train_cases(self, cases: Sequence[Case]) -> list[Case]:
         """Its training cases, in index order, without those that its fit of largest components needs."""

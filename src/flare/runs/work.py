@@ -203,9 +203,7 @@ class LocalExecutor:
             except BrokenProcessPool:  # its process died, with a case or with nothing to do
                 self._pools.pop(worker).shutdown()
         threads = max(1, len(os.sched_getaffinity(0)) // self.workers)
-        how = threads, logging.getLogger().getEffectiveLevel(), dict(os.environ)
-        context = _context(threads)
-        self._pools[worker] = ProcessPoolExecutor(1, context, initializer=prepare_worker, initargs=how)
+        self._pools[worker] = one_process(_context(threads), threads)
         return self._pools[worker].submit(attempt, case_id, function, job)
 
     def _one_at_a_time(
@@ -250,6 +248,12 @@ def _environment(threads: int) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def one_process(context: BaseContext, threads: int) -> ProcessPoolExecutor:
+    """A pool of one process with this one's environment and level of messages, see `prepare_worker`."""
+    how = threads, logging.getLogger().getEffectiveLevel(), dict(os.environ)
+    return ProcessPoolExecutor(1, context, initializer=prepare_worker, initargs=how)
 
 
 def prepare_worker(threads: int, level: int, environment: Mapping[str, str]) -> None:
