@@ -1,7 +1,10 @@
 """Engines by name: which one `auto` takes, what is refused, and that each gives torch's numbers."""
 
+import ctypes
+import gc
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,7 +176,7 @@ def test_an_answer_outlives_the_next_one() -> None:
 def test_openvino_is_told_precision_threads_and_latency(
     machine, monkeypatch, flags, precision, threads, expected
 ) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     machine(flags, {"openvino", "onnx"})
     given = {}
 
@@ -185,10 +188,42 @@ def test_openvino_is_told_precision_threads_and_latency(
             given.update(hints, device=device)
             return lambda array: [array]
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(runtimes, "openvino_core", Core)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(runtimes.os, "cpu_count", lambda: 4)
     runtimes.run_onnx("model", "openvino", CPU, precision)(torch.zeros(1))
     assert (given["INFERENCE_PRECISION_HINT"], given["ENABLE_CPU_PINNING"]) == expected
     assert (given["PERFORMANCE_HINT"], given["INFERENCE_NUM_THREADS"]) == ("LATENCY", threads)
     assert given["device"] == "CPU"
+
+
+class SignalStack(ctypes.Structure):
+    """C's `stack_t`."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> SignalStack:
+    found = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's memory")
+def test_engines_that_overlap_leave_a_signal_stack_that_exists() -> None:
+    pytest.importorskip("openvino")
+    network, patches = grouped(), torch.zeros(1, 1, 8, 8, 8)
+    first, second = (build_engine("openvino", network, device=CPU, precision="32") for _ in range(2))
+    first(patches), second(patches)
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    left = signal_stack()
+    if left.flags & 2:  # none: signals are handled on the thread's own stack
+        return
+    mapped = [
+        [int(edge, 16) for edge in line.split(maxsplit=1)[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+    ]
+    assert any(lower <= left.address < upper for lower, upper in mapped), "the next signal kills pytest"

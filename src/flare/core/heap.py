@@ -24,16 +24,13 @@ def keep_heap() -> None:
     glibc reads its variables as a process starts, so this one is told by a call.
     """
     tuned = os.environ.get("GLIBC_TUNABLES", "")
-    if any(name in os.environ or _tunable(name) in tuned for name in OWN):
-        return
+    for name in OWN:
+        newer = f"glibc.malloc.{name.removeprefix('MALLOC_').strip('_').lower()}="
+        if name in os.environ or newer in tuned:
+            return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
     for name, (number, value, variable) in SETTINGS.items():
         mallopt(number, value)
         os.environ[name] = str(variable)
-
-
-def _tunable(name: str) -> str:
-    """The newer name of a variable, within `GLIBC_TUNABLES`."""
-    return f"glibc.malloc.{name.removeprefix('MALLOC_').strip('_').lower()}="

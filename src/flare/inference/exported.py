@@ -19,8 +19,9 @@ from torch import nn
 
 from flare.core.errors import FlareError
 from flare.core.files import sha256
+from flare.inference import runtimes
 from flare.inference.engines import Engine, torch_engine
-from flare.inference.runtimes import RUNTIMES, choose_engine, require_engine, run_onnx, to_onnx
+from flare.inference.runtimes import choose_engine, require_engine, run_onnx, to_onnx
 from flare.inference.settings import InferenceSettings
 from flare.models.names import activation_of
 from flare.runs.checkpoints import CARRIED, KEY, Checkpoint, checkpoint_of
@@ -52,12 +53,6 @@ def _read_onnx(path: Path) -> str:
     return {entry.key: entry.value for entry in content.metadata_props}[KEY]
 
 
-def _to_openvino(network: nn.Module, patches: torch.Tensor) -> Any:
-    import openvino
-
-    return openvino.Core().read_model(to_onnx(network, patches))
-
-
 def _save_openvino(model: Any, path: Path, carried: Mapping[str, Any]) -> None:
     import openvino
 
@@ -69,9 +64,7 @@ def _save_openvino(model: Any, path: Path, carried: Mapping[str, Any]) -> None:
 
 
 def _read_openvino(path: Path) -> str:
-    import openvino
-
-    text = str(openvino.Core().read_model(path).get_rt_info(KEY).value)
+    text = str(runtimes.openvino_core().read_model(path).get_rt_info(KEY).value)
     weights = path.with_suffix(".bin")
     if json.loads(text).get(WEIGHTS) != sha256(weights):
         raise FlareError(f"checkpoint={path}: {weights.name} is of another network; copy both again")
@@ -106,7 +99,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "onnx": Format(".onnx", to_onnx, _save_onnx, _read_onnx, ("onnxruntime", "openvino", "tensorrt")),
-    "openvino": Format(".xml", _to_openvino, _save_openvino, _read_openvino, ("openvino",)),
+    "openvino": Format(".xml", runtimes.to_openvino, _save_openvino, _read_openvino, ("openvino",)),
     "torchscript": Format(".pt", _to_torchscript, _save_torchscript, _read_torchscript, ("torch",)),
 }
 
@@ -128,7 +121,7 @@ def read_exported(path: Path, kind: Format) -> Checkpoint:
     except FlareError:
         raise
     except ModuleNotFoundError as error:
-        extra = RUNTIMES[kind.engines[0]].extra
+        extra = runtimes.RUNTIMES[kind.engines[0]].extra
         raise FlareError(f"checkpoint={path}: needs {error.name}: pip install 'flare[{extra}]'") from None
     except Exception as error:  # each library raises its own
         said = " ".join(str(error).split())[:200]

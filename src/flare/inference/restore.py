@@ -154,8 +154,7 @@ def _probabilities(
             for row, (below, above, weight) in enumerate(between):
                 values[kind, row] = planes[below].lerp(planes[above], weight)
         seen = blended.covered[z.nearest[block]][:, y.nearest][:, :, x.nearest]
-        found = values[:-1] / values[-1].where(seen, torch.ones_like(values[-1]))
-        found = activate(found)
+        found = activate(values[:-1] / values[-1].where(seen, torch.ones_like(values[-1])))
         background = torch.zeros_like(found[:, :1, :1, :1])
         background[0] = 1
         at = slice(z.span.start + block.start, z.span.start + block.stop)
@@ -242,8 +241,7 @@ def _in_plane(
         first, last = blended.box[2]
         if (first, last) != (0, blended.shape[2]):
             maps = pad(maps, (first, blended.shape[2] - last))
-        size = (maps.shape[1], width)
-        maps = interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+        maps = interpolate(maps[None], size=(maps.shape[1], width), mode="bilinear", align_corners=False)[0]
         maps = maps[:, :, x.span][:, :, columns]
     else:
         maps = maps.index_select(2, torch.from_numpy(x.lower[columns]).to(maps.device))

@@ -97,6 +97,23 @@ def to_onnx(network: nn.Module, patches: torch.Tensor) -> bytes:
     return stream.getvalue()
 
 
+def to_openvino(network: nn.Module, patches: torch.Tensor) -> Any:
+    """Convert a network as `to_onnx` does, to a model of OpenVINO."""
+    return openvino_core().read_model(to_onnx(network, patches))
+
+
+@cache
+def openvino_core() -> Any:
+    """Start OpenVINO, once a process.
+
+    The end of each start unmaps its stack for signals and restores the one before, which with two starts may
+    be gone by then: the next signal kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def run_onnx(model: Any, name: str, device: torch.device, precision: str) -> Engine:
     """Open an ONNX model, of bytes or a file, with an engine of ours; of OpenVINO any model that it reads.
 
@@ -104,8 +121,6 @@ def run_onnx(model: Any, name: str, device: torch.device, precision: str) -> Eng
     """
     threads = torch.get_num_threads()
     if name == "openvino":
-        import openvino
-
         hints = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -113,7 +128,7 @@ def run_onnx(model: Any, name: str, device: torch.device, precision: str) -> Eng
             "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
             "INFERENCE_PRECISION_HINT": "f32" if autocast_type(precision, device) is None else "bf16",
         }
-        core = openvino.Core()
+        core = openvino_core()
         compiled = core.compile_model(core.read_model(model), "CPU", hints)
         return lambda patches: torch.from_numpy(compiled(patches.numpy())[0])
     import onnxruntime
