@@ -51,7 +51,7 @@ $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt
 fidelity: $(PEERS)/.ready ## compare with nnU-Net and others, item by item (Python >= 3.11; about ten minutes)
 	$(PEERS)/bin/python benchmarks/fidelity
 
-bench-infer: $(PEERS)/.ready ## seconds a case and peak memory beside nnU-Net v2 (about five minutes on 2 cores)
+bench-infer: $(PEERS)/.ready ## file to file beside nnU-Net v2: seconds, CPU seconds, memory (an hour on 2 cores)
 	$(PEERS)/bin/python benchmarks/inference.py
 
 ablate-labels: $(READY) ## what labels, rounds and selections are worth, over seeds (resumable; hours)

@@ -163,6 +163,10 @@ def _end(stopped: Stopped) -> None:
     for child in multiprocessing.active_children():
         child.join(max(deadline - time.monotonic(), 0))
         child.kill()
+    # the threads of their pools end with them; Python's end must not meet one half way
+    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+        if not thread.daemon:
+            thread.join(1)
     told = f" in {_watch.stopped_in}" if _watch.stopped_in else ""
     sys.stderr.write(f"stopped by {stopped.signal}{told}; go on with: {_watch.again or _same(sys.argv)}\n")
     raise SystemExit(stopped.code)
