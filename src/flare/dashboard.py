@@ -4,8 +4,6 @@ python -m flare.dashboard run=outputs/demo
 python -m flare.dashboard run=outputs/demo/multirun/<time> online=true project=flare entity=team
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Aligned-atlas vote: annotated cases registered to a scan, each voxel takes the most votes (ours)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Predict held-out cases with a baseline; what is done and unchanged is left alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """HU thresholds: a window of intensities and a place in the body for each class, from annotated cases."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

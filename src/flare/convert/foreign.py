@@ -5,8 +5,6 @@ python -m flare.convert source=nnUNetTrainer__nnUNetPlans__3d_fullres output=tea
 python -m flare.convert source=outputs/flare23/rounds/mot3/checkpoints/last.ckpt output=<model folder>
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -73,7 +71,7 @@ class ConvertSettings:
     values: Mapping[str, Any] = field(default_factory=dict)  # not in the source, or wrong there: see `VALUES`
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> ConvertSettings:
+    def from_config(cls, cfg: DictConfig) -> "ConvertSettings":
         """Read the configuration of a conversion."""
         plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(VALUES)))
         plain["intensity"] = {k: v for k, v in plain["intensity"].items() if v is not None}

@@ -1,7 +1,5 @@
 """Names of weights, nnU-Net's and ours, and the network's arguments, found from their shapes."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

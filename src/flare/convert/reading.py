@@ -4,8 +4,6 @@ Both readers accept a closed list of names. Any other name in a pickle is refuse
 nothing is imported or called.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Cases: what a cohort's index holds, and what a source of labels declares to annotate."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Class lists beside segmentations: our `classes.json`, nnU-Net's `dataset.json`, and which one counts."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -43,7 +41,7 @@ class Dataset:
     cases: dict[str, dict[str, str]]  # `data.cases` of what it lists; empty where folders tell
 
     @classmethod
-    def read(cls, path: Path) -> Dataset:
+    def read(cls, path: Path) -> "Dataset":
         """Read a cohort's file.
 
         One that is not there, not nnU-Net's, or of several channels or another format, is refused.

@@ -1,7 +1,5 @@
 """The class list: names, ids, roles and scoring rules, and the output channels of a round's targets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
@@ -52,7 +50,7 @@ class ClassList:
             raise FlareError("classes: at most one class may have the role tumor")
 
     @classmethod
-    def from_config(cls, classes: Mapping[str, Any]) -> ClassList:
+    def from_config(cls, classes: Mapping[str, Any]) -> "ClassList":
         """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}, and `ignore`.
 
         A class that lacks a key other than `tube`, and a value that is not as it must be, are refused.
@@ -102,7 +100,7 @@ class ClassList:
         """Ids and names, as messages list them."""
         return ", ".join(f"{c.id} {c.name}" for c in self.entries)
 
-    def agrees(self, other: ClassList) -> bool:
+    def agrees(self, other: "ClassList") -> bool:
         """Whether ids and names are the same, which is all that segmentations depend on."""
         return self.told.lower() == other.told.lower()
 

@@ -1,7 +1,5 @@
 """DICOM: a series of slices, or a file of frames, as one volume."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,7 +44,7 @@ class _Slice:
     axes: np.ndarray  # directions of its rows and columns, `(3, 2)`
 
     @classmethod
-    def read(cls, path: Path) -> _Slice:
+    def read(cls, path: Path) -> "_Slice":
         """Read a file's header, after its claims were held against its content."""
         content = path.read_bytes()
         syntax, held = check_elements(content), len(content)

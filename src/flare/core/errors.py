@@ -1,7 +1,5 @@
 """What is refused: errors of one line, rules of values, parts named by class."""
 
-from __future__ import annotations
-
 import csv
 import inspect
 import logging
@@ -41,7 +39,7 @@ class CaseError(FlareError):
         self.case_id = case_id
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[CaseError], tuple[str, str]]:
+    def __reduce__(self) -> "tuple[type[CaseError], tuple[str, str]]":
         """Rebuild from both arguments when it comes back from a worker process."""
         return type(self), (self.case_id, self.reason)
 

@@ -1,7 +1,5 @@
 """Files that are whole or absent: atomic writing, hashes, small tables."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import gzip

@@ -4,8 +4,6 @@ Arrays are `(Z, Y, X)`. The readers and this module alone know another axis orde
 ITK's, `(x, y, z)` in LPS millimetres.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence
@@ -49,7 +47,7 @@ class Geometry:
         ijk = np.asarray(index_zyx, dtype=float)[::-1] * np.asarray(self.spacing_mm)[::-1]
         return np.asarray(self.origin_mm) + self.matrix @ ijk
 
-    def differences(self, other: Geometry, tolerance_mm: float = 1e-3) -> list[str]:
+    def differences(self, other: "Geometry", tolerance_mm: float = 1e-3) -> list[str]:
         """What differs from another grid, in words with both values; empty if they are equal.
 
         Grids are equal if they have the same size and no corner voxel of one is further than the tolerance

@@ -1,7 +1,5 @@
 """NRRD and MetaImage: read by ITK, after all that their headers claim is held against the files."""
 
-from __future__ import annotations
-
 import math
 import re
 import zlib

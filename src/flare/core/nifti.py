@@ -6,8 +6,6 @@ header if the offset says so, all without a word.
 Reference: https://nifti.nimh.nih.gov/nifti-1, `nifti1.h` and `nifti2.h`.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import struct

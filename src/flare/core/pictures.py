@@ -1,7 +1,5 @@
 """Slices of a case with one fixed colour a class, the same in every figure, overlay and viewer."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Sequence
 from itertools import cycle

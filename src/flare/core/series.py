@@ -1,7 +1,5 @@
 """DICOM folders by the heads of their files: which slices are of which series, and which are localizers."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat
@@ -128,7 +126,7 @@ class Head:
     is_localizer: bool = False
 
     @classmethod
-    def read(cls, path: Path) -> Head | None:
+    def read(cls, path: Path) -> "Head | None":
         """Read the head of a file; None for an object without pixels."""
         try:
             with path.open("rb") as stream:

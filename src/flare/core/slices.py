@@ -1,7 +1,5 @@
 """DICOM files by their bytes: which are slices, and whether their elements are whole."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import SimpleITK as sitk

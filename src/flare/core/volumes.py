@@ -1,7 +1,5 @@
 """Images and label maps from and to disk, every refusal named."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging

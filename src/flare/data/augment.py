@@ -1,7 +1,5 @@
 """Augmentation of one patch, nnU-Net's "moreDA": all of it is drawn at once, and then applied as drawn."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The chunked compressed store: images once, labels once a round, patches read without their volume."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The data of one round: patches in batches, a function of (seed, step) alone, and whole validation cases."""
 
-from __future__ import annotations
-
 import math
 from collections import UserList
 from collections.abc import Callable, Iterator, Mapping, Sequence

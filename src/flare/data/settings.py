@@ -1,7 +1,5 @@
 """What decides a training patch, as plain values that were checked: size, batch, sampling, augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +47,7 @@ class PatchSettings:
     seed: int
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, classes: ClassList) -> PatchSettings:
+    def from_config(cls, cfg: DictConfig, classes: ClassList) -> "PatchSettings":
         """Read `data`, `labels.targets` and `seed`; refuse a value out of range, naming the key."""
         check_values(cfg, RULES)
         data: Any = OmegaConf.to_container(cfg.data, resolve=True)

@@ -1,7 +1,5 @@
 """Rotation, scaling and elastic deformation as one grid of coordinates and one resampling."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 

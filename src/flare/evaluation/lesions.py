@@ -1,7 +1,5 @@
 """Detection of tumors: which lesions were found, which found ones are none, and which patients bear any."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ along Z, Y, X, and `classes` is the `ClassList`. A case without a prediction giv
 what is not finite, is not scored.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -54,7 +52,7 @@ class ScoreSettings:
     has_paper: bool = False  # whether the paper's figures stand beside the scores
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:
+    def from_config(cls, cfg: DictConfig, key: str) -> "ScoreSettings":
         """Read the settings, the protocol at `key`; build each score of the user's own once, before any work.
 
         A value that is none of the choices, and a score that cannot be built or called, are refused.

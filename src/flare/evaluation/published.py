@@ -1,7 +1,5 @@
 """The paper's figures, and beside which runs they stand."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

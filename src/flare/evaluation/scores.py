@@ -1,7 +1,5 @@
 """Scores of a cohort: one row a case in `metrics.csv`, means in `summary.json`; the body of `evaluate.py`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing

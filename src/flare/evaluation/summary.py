@@ -3,8 +3,6 @@
 How sure a mean is says a bootstrap over cases; whether two runs differ, a paired signed-rank test.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

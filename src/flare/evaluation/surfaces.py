@@ -4,8 +4,6 @@ The same numbers as DeepMind's surface-distance, faster: neighbour codes by shif
 a search tree for what both surfaces do not share, and a distance transform where that is too much.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product

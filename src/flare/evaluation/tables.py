@@ -1,7 +1,5 @@
 """The paper's Tables 4 to 8 with our numbers beside: csv, Markdown and LaTeX."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """What merging asks of uint8 label maps: sets of class ids, components of tumors, and what surrounds them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Merging of cases, and of two plain folders: maps brought to one grid, merged, written with provenance."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +119,7 @@ class MergedFolder:
     summary: str
 
     @classmethod
-    def told(cls, folder: Path, done: Resumed, classes: ClassList) -> MergedFolder:
+    def told(cls, folder: Path, done: Resumed, classes: ClassList) -> "MergedFolder":
         """Write the provenance of all cases that are done, now or earlier."""
         sidecars = [read_json(merged_files(folder, case)["provenance"]) for case in done.values]
         return cls(folder, done, write_provenance(folder, sidecars, classes))
@@ -139,7 +137,7 @@ class FolderSettings:
     case_id: str = "leaf"
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> FolderSettings:
+    def from_config(cls, cfg: DictConfig) -> "FolderSettings":
         """Read the configuration of `merge_labels.py`.
 
         A folder that is not there is refused, and an output that would lie in an input.

@@ -1,7 +1,5 @@
 """Where each voxel of merged labels came from: in plain values a case, as a table and in short a cohort."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Reference: method section 4; `paper` is the paper's rule, `gt_first` that of the authors' code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """How label maps are merged, and by whom pseudo labels were made; read without what merging needs."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -75,7 +73,7 @@ class MergeSettings:
     rules: MergeRules
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, labels: DictConfig) -> MergeSettings:
+    def from_config(cls, cfg: DictConfig, labels: DictConfig) -> "MergeSettings":
         """Read `classes` and `data.label_map`, and the rules: `cfg.labels`, or `cfg` of `merge_labels.py`."""
         classes = ClassList.from_config(cfg.classes)
         rules = MergeRules(**{key: labels[key] for key in CHOICES})

@@ -1,7 +1,5 @@
 """Soft Dice from counts: over the samples that know a class, and over all processes that train together."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, distributed
 from torch.autograd import Function

@@ -3,8 +3,6 @@
 Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper, section 2.2.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Names in the configuration of networks and losses, read without importing torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

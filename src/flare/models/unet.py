@@ -3,8 +3,6 @@
 Reference: nnU-Net 1.7 `Generic_UNet`, `ConvDropoutNormNonlin`, `StackedConvLayers` and `InitWeights_He`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

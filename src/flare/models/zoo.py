@@ -1,7 +1,5 @@
 """Networks: ours, and those of others (MONAI's, the user's) adapted like them; fresh or from a checkpoint."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One case of the cohort: painted slab by slab, tumors stamped in, scanned, annotated, written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The embedded cohort: made once, recognised in milliseconds, completed when a start was cut short."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path

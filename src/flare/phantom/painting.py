@@ -1,7 +1,5 @@
 """A patient in Hounsfield units: a body of simple shapes around the organs, and the look of each tissue."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum

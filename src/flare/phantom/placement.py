@@ -1,7 +1,5 @@
 """Smooth random fields, the warp that they make, and the scanner's voxel grid."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The specification of each case of the cohort, drawn from the seed, as plain values."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from pathlib import Path

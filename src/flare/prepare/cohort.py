@@ -1,7 +1,5 @@
 """The step from folders of files to a cohort ready for training: index, labels, checks, cache, statistics."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

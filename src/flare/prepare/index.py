@@ -1,7 +1,5 @@
 """Which images and labels a cohort has: any folders, any nesting, each case once."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Intensity statistics of the training cohort's foreground, exact, from one histogram a case."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Sequence

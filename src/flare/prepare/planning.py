@@ -4,8 +4,6 @@ Reference: nnU-Net v2 (2.8.1), `ExperimentPlanner` for `3d_fullres` with its `Pl
 `get_pool_and_conv_props`. Numbers are theirs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 python -m flare.plan_data data=nnunet data.root=/data/Dataset123_Mine
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import shlex

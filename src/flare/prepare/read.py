@@ -1,7 +1,5 @@
 """Reading a case once: all that its files can show, what training reads of it, and what that will take."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil

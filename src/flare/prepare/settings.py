@@ -1,7 +1,5 @@
 """What every step of one preparation shares, read from the configuration once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -61,7 +59,7 @@ class CohortFiles:
     case_id: str = "leaf"  # the rule by which scans are named
 
     @classmethod
-    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
+    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> "CohortFiles":
         """Read `cfg.data`.
 
         That is `root`, the folders (each null, a path or a list of paths), `cases`, `sources`, `split` and
@@ -130,7 +128,7 @@ class PrepareSettings:
     max_failed: float  # share of a step's cases that may fail by no fault of their files
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> PrepareSettings:
+    def from_config(cls, cfg: DictConfig) -> "PrepareSettings":
         """Read the groups `classes`, `data` and `executor`, and nnU-Net's `dataset.json` if there is one.
 
         Before any work a value that means nothing is refused, a required folder that is missing, and one of

@@ -1,7 +1,5 @@
 """The split of a cohort without moving files: by list, by fraction, or nnU-Net's `splits_final.json`."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +31,7 @@ class Split:
     origin: str = "data.split"  # what names the ids, for messages
 
     @classmethod
-    def from_config(cls, given: Any, root: Path) -> Split:
+    def from_config(cls, given: Any, root: Path) -> "Split":
         """Read `data.split`; the path of a file starts from the cohort's folder.
 
         What means nothing is refused, and so is a file that is not there or none of nnU-Net's.
@@ -61,7 +59,7 @@ class Split:
         return cls(lists, shares, seed)
 
     @classmethod
-    def _from_nnunet(cls, path: Path, fold: Any) -> Split:
+    def _from_nnunet(cls, path: Path, fold: Any) -> "Split":
         """One fold of `splits_final.json`: its `val` cases are for validation."""
         try:
             folds = read_json(path)

@@ -1,7 +1,5 @@
 """Cases of the page: pictures beside their references, and volumes for the viewer."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

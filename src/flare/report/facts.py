@@ -1,7 +1,5 @@
 """What a run has left in its folder, read once for the page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +51,7 @@ class ReportSettings:
     has_paper: bool = True  # whether the paper's figures stand beside those of the run
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> ReportSettings:
+    def from_config(cls, cfg: DictConfig) -> "ReportSettings":
         """Read the configuration of `iterate`."""
         classes = ClassList.from_config(cfg.classes)
         truth = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"

@@ -1,7 +1,5 @@
 """From a run's folder to its page: gather, compare, draw, make tables, and fill the template."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Carry a cohort through one round, or the graph of rounds: label, train, score; then the ablation table."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A round's training labels: ground truth as it is, or predict with the teacher, merge, select and cache."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing

@@ -1,7 +1,5 @@
 """The labels of one case in one go: predict, merge, select, cache. Runs in a worker."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,7 +39,7 @@ class LabelJob:
     settings: LabelSettings
     folder: RoundFolder
     # what makes further maps of the case, by what a selection calls them; `organs` to merge
-    others: Mapping[str, LabelJob] = field(default_factory=dict)
+    others: "Mapping[str, LabelJob]" = field(default_factory=dict)
     thresholds: Mapping[str, int] | None = None  # what the selection fitted on validation cases, by class id
 
     @property

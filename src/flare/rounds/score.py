@@ -1,7 +1,5 @@
 """Trained rounds on cases they have never seen: predictions, scores, component fit; the ablation table."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence

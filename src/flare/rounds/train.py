@@ -1,7 +1,5 @@
 """One training: refuse what cannot be trained, build, fit, and tell what came of it."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

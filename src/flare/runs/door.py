@@ -3,8 +3,6 @@
 SIGTERM and Ctrl-C end a command with exit code 143 or 130 and a line: where it stopped, how to go on.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import shlex

@@ -1,7 +1,5 @@
 """What is already done: one append-only journal a step, so that a killed run resumes where it stopped."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

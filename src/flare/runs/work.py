@@ -1,7 +1,5 @@
 """The one seam through which everything done per case goes; what became of cases, when that stops a run."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
@@ -74,7 +72,7 @@ class Executor(Protocol):
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """Yield one outcome a case, as they complete; only a `NoRoomError` of one case ends the others."""
 
-    def alone(self) -> Executor:
+    def alone(self) -> "Executor":
         """Give an executor that works on one case at a time, which then has all cores and the GPU."""
 
     def close(self) -> None:
@@ -107,7 +105,7 @@ class CheckedExecutor:
         """See `Executor`."""
         return self.inner.run(around(function, under_checks, self.checks), jobs)
 
-    def alone(self) -> CheckedExecutor:
+    def alone(self) -> "CheckedExecutor":
         """See `Executor`."""
         return CheckedExecutor(self.inner.alone(), self.checks)
 
@@ -187,7 +185,7 @@ class LocalExecutor:
                     yield future.result()
         yield from self._one_at_a_time(function, died)
 
-    def alone(self) -> LocalExecutor:
+    def alone(self) -> "LocalExecutor":
         """Give one that works in this process."""
         return LocalExecutor(workers=0, retries=0)
 

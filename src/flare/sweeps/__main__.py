@@ -4,8 +4,6 @@ python -m flare.sweeps sweep=outputs/demo/multirun/<time>
 python -m flare.sweeps sweep=outputs/demo/multirun/<time> rerun=true
 """
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

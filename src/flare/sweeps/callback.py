@@ -1,7 +1,5 @@
 """The seam to Hydra: every job of a multirun notes what became of it, and the sweep's table follows."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os

@@ -1,7 +1,5 @@
 """The jobs of a sweep, as their folders tell them, and the table that compares them."""
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

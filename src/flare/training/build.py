@@ -1,7 +1,5 @@
 """From settings to the module that trains a round, with its first weights, and to its trainer."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What every training does beside its steps: checkpoints, progress, throughput, the table of epochs."""
 
-from __future__ import annotations
-
 import logging
 import logging.config
 import math

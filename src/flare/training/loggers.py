@@ -1,7 +1,5 @@
 """Trackers: one run a training, in which a resumed one goes on; no word about the machine's files."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -249,7 +247,7 @@ class WandbRun(WandbLogger):
             self._experiment, self._id = None, run_id
 
     @contextmanager
-    def running(self) -> Iterator[WandbRun]:
+    def running(self) -> "Iterator[WandbRun]":
         """End the run with the block."""
         status = "failed"
         try:

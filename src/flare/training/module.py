@@ -1,7 +1,5 @@
 """Validation while training: whole cases on their original grid, each class only where it is defined."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

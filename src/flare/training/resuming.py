@@ -5,8 +5,6 @@ moves, replaces or deletes what another one has left. `checkpoints/last.ckpt`, `
 `training.csv` of the round are names of the current training's files.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping
