@@ -23,7 +23,7 @@ from flare.core.errors import FlareError
 from flare.core.geometry import Geometry, Volume
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
-from flare.data.cache import cache_image, cache_labels, open_array
+from flare.data.cache import Stored, cache_image, cache_labels
 from flare.data.loaders import CaseArrays, PatchDataset, SampleKey, StepLoader, StepSampler
 from flare.data.spatial import resample_label
 from flare.models.losses import AnyLoss, DeepSupervision, DiceCELoss, LossParts, reduce_target
@@ -70,7 +70,7 @@ def off(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_cache_keeps_it_and_no_patch_is_centred_on_it(dataset: PatchDataset) -> None:
-    label = open_array(dataset.cases[0][1].label)
+    label = Stored(dataset.cases[0][1].label)
     assert set(np.unique(label[:, :, :])) == {0, LIVER, IGNORE}
     assert label.foreground_classes == (LIVER,)
     centres = label.foreground(LIVER)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flare.data.cache import Stored, open_array, read_box, sample_foreground, store_array
+from flare.data.cache import Stored, read_box, sample_foreground, store_array
 from flare.data.loaders import ForegroundSampling, centred_start, uniform_start
 from flare.data.settings import PatchSettings
 
@@ -29,7 +29,7 @@ def label(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     array[9, 21, 30] = 14
     path = tmp_path_factory.mktemp("cache") / "label.b2nd"
     store_array(path, array, foreground=sample_foreground(array, 10_000))
-    return open_array(path)
+    return Stored(path)
 
 
 def sampling(**changes: Any) -> ForegroundSampling:
@@ -163,6 +163,6 @@ def test_only_the_box_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest
         return original(self, piece)
 
     monkeypatch.setattr(Stored, "__getitem__", spy)
-    box = read_box(open_array(tmp_path / "image.b2nd"), (-1, 2, 38), (3, 8, 44), convert=lambda part: part)
+    box = read_box(Stored(tmp_path / "image.b2nd"), (-1, 2, 38), (3, 8, 44), convert=lambda part: part)
     assert box.shape == (4, 6, 6)
     assert pieces == [(slice(0, 3), slice(2, 8), slice(38, 40))]

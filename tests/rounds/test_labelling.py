@@ -21,7 +21,7 @@ from flare.core.files import read_csv, read_json, write_json
 from flare.core.geometry import Geometry, Volume
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_labels, write_image, write_labels
-from flare.data.cache import open_array
+from flare.data.cache import Stored
 from flare.inference.predictor import Predictor
 from flare.prepare.cohort import Cohort
 from flare.rounds.label import build_training_set, known_classes, merge
@@ -291,7 +291,7 @@ def files(settings: RoundSettings) -> dict[str, np.ndarray]:
     root = settings.folder.root
     maps = {p.relative_to(root).as_posix(): p for p in root.rglob("*.nii.gz")}
     found = {name: read_labels(path, settings.classes).array for name, path in maps.items()}
-    return found | {p.name: open_array(p)[:] for p in root.rglob("*.b2nd")}
+    return found | {p.name: Stored(p)[:] for p in root.rglob("*.b2nd")}
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_a_teacher_of_another_grid_or_interpolation_predicts_from_the_file(
     items = build_training_set(settings, cohort.cases, HERE).items
     assert sorted(read_files) == ["case0", "case1", "case2"]
     for case, (image, labels, _) in items.items():
-        assert open_array(labels).shape == open_array(image).shape
+        assert Stored(labels).shape == Stored(image).shape
         shape = read_labels(settings.folder.labels / f"{case}.nii.gz", settings.classes).array.shape
         assert shape == (12, 24, 28)  # the scan's own
 
@@ -362,7 +362,7 @@ def test_a_selection_of_somebody_elses_weighs_drops_and_masks(taught: Any, cohor
     assert found.key != plain.key
     aorta = settings.classes.id_of("aorta")
     for case in ("case0", "case2"):
-        whole, masked = open_array(plain.items[case][1]), open_array(found.items[case][1])
+        whole, masked = Stored(plain.items[case][1]), Stored(found.items[case][1])
         assert (whole[:] == aorta).any()
         np.testing.assert_array_equal(masked[:], np.where(whole[:] == aorta, 255, whole[:]))
         assert set(masked.foreground_classes) == set(whole.foreground_classes) - {aorta}
@@ -388,8 +388,8 @@ def test_ground_truth_is_selected_as_well(taught: Any, cohort: Cohort) -> None:
     found = build_training_set(settings, cohort.cases, HERE)
     assert list(found.items) == ["case0", "case1"]
     for case, (_, labels, _) in found.items.items():
-        np.testing.assert_array_equal(open_array(labels)[:], open_array(cohort.folder.labels(case))[:])
-        assert open_array(labels).foreground_classes == (LIVER, 3, TUMOR)
+        np.testing.assert_array_equal(Stored(labels)[:], Stored(cohort.folder.labels(case))[:])
+        assert Stored(labels).foreground_classes == (LIVER, 3, TUMOR)
     assert not settings.folder.predictions.exists()
 
 

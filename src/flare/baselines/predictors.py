@@ -134,9 +134,9 @@ def predict_by_thresholds(image: Path, target: Path, priors: Path, spacing_mm: S
 def predict_by_atlas(image: Path, target: Path, atlases: Sequence[Pair], spacing_mm: Spacing) -> None:
     """Segment one case by the vote of atlases, one in memory at a time, and write it in its own geometry."""
     from flare.baselines.atlas import vote
-    from flare.data.cache import open_array
+    from flare.data.cache import Stored
 
-    read = ((open_array(i)[:, :, :], open_array(labels)[:, :, :]) for i, labels in atlases)
+    read = ((Stored(i)[:, :, :], Stored(labels)[:, :, :]) for i, labels in atlases)
     _segment(image, target, spacing_mm, lambda hu: vote(hu, read, spacing_mm))
 
 

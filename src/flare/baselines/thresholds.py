@@ -59,9 +59,9 @@ def measure_case(
     Gives, for each class that the case has, its `(3, 2)` extent along Z, Y, X as fractions of the body's box,
     and its HU as from `count_values`.
     """
-    from flare.data.cache import open_array  # only the workers need the store
+    from flare.data.cache import Stored  # only the workers need the store
 
-    array, annotated = open_array(image)[:, :, :], open_array(labels)[:, :, :]
+    array, annotated = Stored(image)[:, :, :], Stored(labels)[:, :, :]
     box = np.array(body_box(array, spacing_mm), dtype=float)
     smooth = _smooth(array, spacing_mm)
     found = {}

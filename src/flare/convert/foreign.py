@@ -19,19 +19,9 @@ from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import export_folder, read_network
 from flare.core.class_files import own_classes
 from flare.core.classes import TARGETS, ClassList
-from flare.core.errors import (
-    COUNT,
-    POSITIVE,
-    FlareError,
-    Rule,
-    check_values,
-    choice,
-    given_paths,
-    number,
-    several,
-)
+from flare.core.errors import FlareError, Rule, check_values, given_paths, rules_of
 from flare.core.paths import settle_paths
-from flare.core.preprocessing import ORDERS, Intensity
+from flare.core.preprocessing import Intensity
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import KEY, write_weights_file
 from flare.runs.folders import git_revision
@@ -46,15 +36,11 @@ VALUES = {
     "mirror_axes": "[0,1,2]",
     "interpolation": "nnunet",
 }
-RULES = {
-    "spacing_mm": several(3, POSITIVE),
-    "patch_size": several(3, COUNT),
-    "intensity.*": number(),
+RULES = rules_of("convert") | {
     "mirror_axes": Rule(
         lambda axes: isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes),
         "a list of some of 0, 1, 2 (z, y, x)",
     ),
-    "interpolation": choice(*ORDERS),
 }
 
 

@@ -129,6 +129,7 @@ COUNT = whole(1)
 POSITIVE = number(0, above=True)
 NOT_NEGATIVE = number(0)
 NAMED = {"flag": FLAG, "share": SHARE, "count": COUNT, "positive": POSITIVE, "not_negative": NOT_NEGATIVE}
+NAMED["number"] = number()
 
 
 def rules_of(room: str) -> dict[str, Rule]:

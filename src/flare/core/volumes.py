@@ -16,14 +16,13 @@ import SimpleITK as sitk
 from flare.core.cases import CASE_RULES
 from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import IGNORE, ClassList
-from flare.core.dicom import open_dicom
+from flare.core.dicom import is_dicom, open_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
 from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
 from flare.core.itk import Reader, open_nrrd, read_voxels
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
 from flare.core.series import Series, is_there, named_series, series_in, series_uid, without_scouts
-from flare.core.slices import is_dicom
 
 log = logging.getLogger(__name__)
 NAMED = 5  # paths that a message names

@@ -68,11 +68,6 @@ class Stored:
         return np.frombuffer(packed, dtype=np.uint16).reshape(-1, 3).astype(np.int64)
 
 
-def open_array(path: Path) -> Stored:
-    """Open a stored array for reading in pieces."""
-    return Stored(Path(path))
-
-
 def read_box(
     stored: Stored, lower: Shape, upper: Shape, convert: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
@@ -146,7 +141,7 @@ def read_preprocessed(path: Path, spacing_mm: Spacing, interpolation: str) -> Pr
 
     None if the image was cached at another spacing or with another interpolation.
     """
-    stored = open_array(path)
+    stored = Stored(path)
     if (stored.meta["spacing_mm"], stored.meta["interpolation"]) != (list(spacing_mm), interpolation):
         return None
     return Preprocessed(stored[:], _geometry(stored))
@@ -175,7 +170,7 @@ def cache_labels(
     `ignore` marks voxels that training leaves out, a voxel of the grid by the nearest one. At most `samples`
     voxels are kept per class.
     """
-    grid = open_array(image)
+    grid = Stored(image)
     ras, order = reorient_to_ras(labels)
     own = _geometry(grid)
     expected = orientation_to(own).apply_geometry(own).shape

@@ -21,7 +21,7 @@ from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.augment import Augmenter, draw_augmentation
-from flare.data.cache import Stored, open_array, read_box
+from flare.data.cache import Stored, read_box
 from flare.data.settings import PatchSettings
 from flare.runs.door import ignore_signals
 
@@ -142,7 +142,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         count, outputs = len(self.cases), self.settings.outputs
         index = rng.integers(count) if self._shares is None else rng.choice(count, p=self._shares)
         case_id, arrays = self.cases[int(index)]
-        image, label = open_array(arrays.image), open_array(arrays.label)
+        image, label = Stored(arrays.image), Stored(arrays.label)
         start = self.sampling.start(rng, key.position, label)
         channels = np.zeros(256, dtype=np.uint8)
         channels[list(outputs)] = range(len(outputs))
