@@ -49,12 +49,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, labels: ClassList) -> Patc
     )
     cache_labels(Volume(array, GRID), arrays.label, image=arrays.image, case_id="a")
     outputs = labels.outputs("organs_tumor")
-    sampling = foreground(PATCH, 1.0, (*outputs, IGNORE))  # even if somebody asked for it
     return PatchDataset(
         cases=[("a", arrays)],
-        settings=replace(sampling.settings, outputs=outputs),
+        settings=foreground(PATCH, 1.0, outputs),
         intensity=Intensity(0, 200, 0, 100),
-        sampling=sampling,
         augmenter=Augmenter(PATCH, settings(rotation={"probability": 0}, extra=[])),
     )
 

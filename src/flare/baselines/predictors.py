@@ -36,8 +36,7 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
     """Predict held-out cases with one baseline into `<folder>/predictions`.
 
     `untrained` is the last round's network with fresh weights; `thresholds` and `atlas` learn from the
-    annotated training cases of the cohort, and a cohort without any is refused. Returns the cases that
-    failed, and why.
+    annotated training cases of the cohort; one without any is refused. Returns the cases that failed.
     """
     if name == "untrained":
         return _predict_untrained(trained, held_out, folder)

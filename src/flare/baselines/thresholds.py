@@ -56,8 +56,7 @@ def measure_case(
 ) -> dict[int, tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """Measure one annotated case for the fit, from its cached HU image and labels.
 
-    Gives, for each class that the case has, its `(3, 2)` extent along Z, Y, X as fractions of the body's box,
-    and its HU as from `count_values`.
+    Gives, by class, its `(3, 2)` extent along Z, Y, X as fractions of the body's box, and its counted HU.
     """
     from flare.data.cache import Stored  # only the workers need the store
 

@@ -1,9 +1,4 @@
-"""The converter: a network of nnU-Net as a checkpoint of ours, or a checkpoint of ours as a model folder.
-
-python -m flare.convert source=model_final_checkpoint.model output=teacher.ckpt
-python -m flare.convert source=nnUNetTrainer__nnUNetPlans__3d_fullres output=teacher.ckpt fold=0
-python -m flare.convert source=outputs/flare23/rounds/mot3/checkpoints/last.ckpt output=<model folder>
-"""
+"""The converter: a network of nnU-Net as a checkpoint of ours, or a checkpoint of ours as a model folder."""
 
 import logging
 from collections.abc import Mapping
@@ -49,8 +44,7 @@ class ConvertSettings:
     """What `conf/convert.yaml` and the command line say of a conversion."""
 
     classes: ClassList  # the class list, for networks that come in
-    # what the outputs are, or None to tell by their number. If given, names in the source need not be those
-    # of the classes
+    # what the outputs are, whatever the source calls them; None: told by their number
     targets: str | None = None
     round: str | None = None
     fold: str | int | None = None

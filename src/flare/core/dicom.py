@@ -132,8 +132,7 @@ def open_dicom(path: Path, case: str) -> tuple[Reader, Geometry]:
     """A reader of the voxels after DICOM's rescaling, and the grid: of a file of frames, or a folder's scan.
 
     The headers of all slices are checked. Localizers and scouts beside it are left out; one of several scans
-    has the name of its series. Whatever is damaged, and a slice that is missing or does not fit the others,
-    is a `BadFileError`.
+    has the name of its series. Damage, and a slice that is missing or unlike the others, is a `BadFileError`.
     """
     is_file = path.is_file()
     slices = [_Slice.read(path)] if is_file else _slices(path)

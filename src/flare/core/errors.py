@@ -22,8 +22,7 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # 
 class FlareError(ValueError, CompactHydraException):
     """A refusal: says what, which case or config key, and what was expected.
 
-    Hydra prints a `CompactHydraException` as one line and exits with code 1; as a `ValueError` it is also
-    what library callers expect.
+    Hydra prints a `CompactHydraException` as one line and exits with code 1; libraries expect a `ValueError`.
     """
 
 
@@ -123,6 +122,15 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), f"null or {rule.expected}")
 
 
+def parts(what: str) -> Rule:
+    """A list of sections that name a class each."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(x, dict) and "_target_" in x for x in value)
+
+    return Rule(holds, f"a list of {what}")
+
+
 FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
 SHARE = number(0, 1)
 COUNT = whole(1)
@@ -175,10 +183,7 @@ def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[s
 
 
 def require_id(key: str, case: Any) -> str:
-    """A case id of the configuration, which names files: text that can be a file's name, else it is refused.
-
-    YAML reads `007` as the number 7.
-    """
+    """A case id of the configuration, if a file can be called so, else refused; YAML reads 007 as 7."""
     if not isinstance(case, str):
         raise FlareError(f"{key}: {case} is no text; an id that looks like a number, as 007, needs quotes")
     if case in ("", ".", "..") or "/" in case:

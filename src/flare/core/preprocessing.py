@@ -33,8 +33,7 @@ class Axis:
     def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> "Axis":
         """Match maps of a size to as many voxels as wanted, of the same extent.
 
-        The box is an interval of the maps, whose edge goes on outside; the nearest voxel is taken unless
-        `linear`.
+        The box is an interval of the maps, whose edge goes on outside. Without `linear` the nearest counts.
         """
         lower = upper = nearest = _nearest(size, wanted)
         weight = np.zeros(wanted, np.float32)

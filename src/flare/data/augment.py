@@ -106,8 +106,7 @@ def _around_one(rng: Generator, limits: Sequence[float]) -> float:
 class Augmenter:
     """Applies the augmentation of training patches, by `PatchSettings.augmentation`.
 
-    Patch size and spacing, for transforms that count in millimetres, are along Z, Y, X. What `extra` names
-    and is no transform is refused.
+    Patch size and spacing (mm) are along Z, Y, X. What `extra` names and is no transform is refused.
     """
 
     patch_size: Shape

@@ -73,8 +73,7 @@ def read_box(
 ) -> np.ndarray:
     """Read a box of a volume, from a first voxel to the one after the last; outside of the volume it is 0.
 
-    `convert` is applied to the voxels that are read, before zeros are set around them (normalisation, so that
-    0 is the cohort's mean; or the mapping of labels).
+    `convert` is applied to the voxels read, before zeros are set around them: 0 is then the cohort's mean.
     """
     first, last = (np.clip(corner, 0, stored.shape).tolist() for corner in (lower, upper))
     values = convert(stored[tuple(map(slice, first, last))])
@@ -94,8 +93,7 @@ def store_array(
 ) -> None:
     """Write an array `(Z, Y, X)` in compressed chunks, whole or not at all, to a file (`.b2nd`).
 
-    Plain values `meta` and the voxels that `sample_foreground` gives are kept with it. A full disk is a
-    `NoRoomError`.
+    Plain values `meta` and voxels of `sample_foreground` are kept with it. A full disk is a `NoRoomError`.
     """
     chunks = np.minimum(CHUNKS, array.shape).clip(min=1).tolist()
     blocks = np.minimum(BLOCKS, chunks).tolist()
@@ -128,8 +126,7 @@ def store_array(
 def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
     """Store a CT (HU, any voxel order) as the network's grid has it: RAS order, resampled, int16 HU.
 
-    `spacing_mm` is along Z, Y, X, `interpolation` is `linear`, `cubic` or `nnunet`. The CT's own grid and
-    the case are kept with the array.
+    `spacing_mm` is along Z, Y, X, `interpolation` `linear`, `cubic` or `nnunet`. The CT's own grid is kept.
     """
     done = preprocess(image, spacing_mm, interpolation)
     grid = {"spacing_mm": list(map(float, spacing_mm)), "interpolation": interpolation}
@@ -137,10 +134,7 @@ def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation
 
 
 def read_preprocessed(path: Path, spacing_mm: Spacing, interpolation: str) -> Preprocessed | None:
-    """Read a cached image as `preprocess` would give it from the file, bit for bit.
-
-    None if the image was cached at another spacing or with another interpolation.
-    """
+    """Read a cached image as `preprocess` gives it, bit for bit; None if it was cached in another way."""
     stored = Stored(path)
     if (stored.meta["spacing_mm"], stored.meta["interpolation"]) != (list(spacing_mm), interpolation):
         return None
@@ -160,15 +154,13 @@ def cache_labels(
     case_id: str,
     interpolation: str = "nearest",
     ignore: np.ndarray | None = None,
-    samples: int = FOREGROUND_SAMPLES,
 ) -> None:
     """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
 
     The cached image, not the label file's header, decides the size, so that headers which differ in the last
     digit cannot give arrays one voxel apart; a map of another size refuses the case. `labels` are class ids
     in any voxel order; `interpolation` is `nearest`, or `nnunet` as in `resample_classes`; the boolean
-    `ignore` marks voxels that training leaves out, a voxel of the grid by the nearest one. At most `samples`
-    voxels are kept per class.
+    `ignore` marks voxels that training leaves out, a voxel of the grid by the nearest one.
     """
     grid = Stored(image)
     ras, order = reorient_to_ras(labels)
@@ -185,7 +177,7 @@ def cache_labels(
     if ignore is not None:
         array[resample(order.apply(ignore), grid.shape, "nearest")] = IGNORE
     meta = {"case": case_id, "spacing_mm": grid.meta["spacing_mm"]}
-    store_array(path, array, meta, sample_foreground(array, samples))
+    store_array(path, array, meta, sample_foreground(array, FOREGROUND_SAMPLES))
 
 
 def sample_foreground(labels: np.ndarray, samples: int) -> dict[int, np.ndarray]:

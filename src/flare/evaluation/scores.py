@@ -222,8 +222,7 @@ def write_extra_scores(scored: Mapping[str, CaseScores], path: Path) -> dict[str
 def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
     """Write `details.csv` (one row a case and class) and `lesions.csv` (one row a lesion).
 
-    Gives for the summary `distances`: short -> mean HD95 and over how many cases, mean and mean absolute
-    volume error in ml.
+    Gives `distances` by short name: mean HD95 and over how many cases, mean and absolute volume error (ml).
     """
     rows = [
         {"case": case, "class": short, **{k: getattr(s, k.lower()) for k in DETAILS}}

@@ -31,8 +31,7 @@ def drawn_classes(volume: np.ndarray) -> frozenset[int]:
 def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
     """Refuse maps that cannot be merged.
 
-    Each must be uint8 `(Z, Y, X)` with values of the class list (the ground truth may hold `IGNORE`), both of
-    one shape.
+    Each must be uint8 `(Z, Y, X)` of one shape with values of the class list, or `IGNORE` in ground truth.
     """
     maps = (("ground truth", ground_truth, (IGNORE,)), ("pseudo labels", pseudo, ()))
     for name, volume, beside in maps:
@@ -126,8 +125,7 @@ def components(mask: np.ndarray) -> Iterator[Component]:
 def shell_of(component: Component, tumor: np.ndarray, organ_map: np.ndarray, is_organ: np.ndarray) -> Shell:
     """Describe what surrounds a component, read in `organ_map`, `(Z, Y, X)` uint8.
 
-    `tumor` is `(Z, Y, X)` boolean, voxels that count as tumor and so are in no shell, `is_organ` 256 booleans
-    by class id.
+    `tumor`, `(Z, Y, X)` boolean, are voxels that are in no shell, `is_organ` 256 booleans by class id.
 
     Reference: method section 4.
     """

@@ -26,8 +26,7 @@ class Phantom:
     def make(self, executor: Executor) -> None:
         """Make each case that is new, that has changed, or whose files are not as they were made.
 
-        More cases can be asked for later. Cases that are no longer asked for are deleted. That a case failed
-        is said at the end, as a refusal.
+        Cases that are no longer asked for are deleted. That a case failed is said at the end, as a refusal.
         """
         root, journal = str(self.root), Journal(self.root / "cohort.jsonl")
         for case_id in journal.cases() - self.plan.keys():

@@ -175,10 +175,7 @@ def read_case(
 
 
 def read_header(case: str, image: Path) -> dict[str, Any]:
-    """Read `shape` (voxels) and `spacing_mm` along Z, Y, X, in RAS voxel order, from a case's header.
-
-    A bad header refuses the case.
-    """
+    """Read `shape` (voxels) and `spacing_mm` along Z, Y, X, in RAS order; a bad header refuses the case."""
     grid = read_grid(image, case)
     grid = orientation_to(grid).apply_geometry(grid)
     return {"shape": grid.shape, "spacing_mm": grid.spacing_mm}
@@ -215,10 +212,7 @@ def _make_room(
 
 
 def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
-    """Read every case that is new or changed, once; cache those of the training split.
-
-    A disk without room for them is refused.
-    """
+    """Read each new or changed case once; cache those of the training split. A full disk is refused."""
     found = Resumed({}, [], [])
     same: dict[str, Any] = {"classes": settings.classes, "label_map": settings.label_map}
     same |= settings.resampling

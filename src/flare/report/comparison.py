@@ -1,7 +1,5 @@
 """Trainings or jobs side by side: as a page, Markdown and JSON here, as a report on W&B."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +130,7 @@ def _last_values(found: Comparison, panels: Sequence[Panel]) -> Table:
     return Table(title, [Column(first), *map(Column, values)], rows)
 
 
-def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> Figure:
+def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> "Figure":
     if panel.kind == BARS:
         return compared_bars(found.last(panel.key), strokes)
     runs = found.curves.items()
@@ -142,7 +140,7 @@ def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> F
 
 def compared_curves(
     points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
-) -> Figure:
+) -> "Figure":
     """One curve a run over the steps, in its own stroke."""
     with new_figure(5.2, 2.9) as figure:
         axes = figure.subplots()
@@ -152,7 +150,7 @@ def compared_curves(
     return figure
 
 
-def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
+def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> "Figure":
     """One bar a run, in its own colour, with its value."""
     names = [fill(name, 40) for name in values]
     lines = sum(max(2, 1 + name.count("\n")) for name in names)
@@ -182,10 +180,7 @@ def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList, cohort: st
 
 
 def publish(found: Comparison) -> str:
-    """Create the report on W&B (needs the extra `dashboard` and a login); returns its address.
-
-    Without the extra, and where W&B refuses, it is refused.
-    """
+    """Create the report on W&B and return its address; without extra or login it is refused."""
     report = build_report(found)
     try:
         report.save()
@@ -195,10 +190,7 @@ def publish(found: Comparison) -> str:
 
 
 def build_report(found: Comparison) -> Any:
-    """Build the report without telling W&B: a table, then every section over the runs of the group.
-
-    Without the extra `dashboard` it is refused.
-    """
+    """Build the report, a table and sections over the runs; refused without the extra `dashboard`."""
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError:

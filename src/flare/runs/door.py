@@ -80,8 +80,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 def entry(script: str, module: str, function: str, chosen: str | None = None) -> Any:
     """Compose `conf/<script>.yaml` with the command line and call a function of a module with it.
 
-    The module is imported as the work begins: `--help` is to come at once. A sweep optimises what is `chosen`
-    of the result; None hands on all of it.
+    The module is imported as the work begins: `--help` comes at once. A sweep optimises its `chosen`.
     """
 
     def work(cfg: DictConfig) -> Any:

@@ -26,17 +26,7 @@ from flare.training.resuming import make_current
 from flare.training.settings import EACH_EPOCH, MONITOR, table_columns
 
 log = logging.getLogger(__name__)
-HIDDEN_WARNINGS = (
-    ".*does not have many workers.*",  # patches are prepared by `data.workers`; the training needs the rest
-    # its csv is overwritten when a round resumes; the table that lasts is training.csv
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*Checkpoint directory .* exists and is not empty.*",  # a round's folder exists before its training
-    ".*GPU available but not used.*",  # a CPU was asked for
-    ".*is smaller than the logging interval.*",  # then a step is logged by no logger; the epoch is
-    # validation scores are gathered from all processes before they are logged
-    ".*It is recommended to use `self.log.*sync_dist=True.*",
-    ".*isinstance\\(treespec, LeafSpec\\).*",  # raised within Lightning by its own use of torch
-)
+HIDDEN_WARNINGS = read_csv(Path(__file__).with_name("hidden_warnings.csv"))  # and why each is of no use
 
 
 class Messages(Callback):
@@ -54,8 +44,8 @@ class Messages(Callback):
 
 def hide_messages() -> None:
     """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services."""
-    for message in HIDDEN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    for row in HIDDEN_WARNINGS:
+        warnings.filterwarnings("ignore", message=row["message"])
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 

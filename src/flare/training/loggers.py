@@ -89,8 +89,7 @@ def showing(trainer: pl.Trainer) -> list[ShowsCases]:
 class Overlays(Callback):
     """Shows the same few validation cases with masks at the first validation, the last, and some between.
 
-    `every_n_epochs` have to pass between two shows, and there has to be a validation, see
-    `trainer.check_val_every_n_epoch`.
+    Shows are `every_n_epochs` apart or more, and at a validation (`trainer.check_val_every_n_epoch`).
     """
 
     def __init__(self, every_n_epochs: int, cases: int) -> None:

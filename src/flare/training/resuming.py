@@ -74,8 +74,7 @@ def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
     `ckpt_path=auto` resumes the latest training of this `training_key`, and starts from the beginning where
     there is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
     current checkpoint, a path from that file, and what is not there is refused. What goes on from weights of
-    another key is a training of its own, which `auto` does not take for one of this key; the same command
-    resumes it, too.
+    another key is a training of its own, which `auto` does not take; the same command resumes it, too.
     """
     if ckpt_path is None:
         return Start(_unused(folder, key), None)
@@ -138,8 +137,7 @@ def _unused(folder: RoundFolder, name: str) -> TrainingFolder:
 def begin(start: Start) -> None:
     """Make the folder of a training that begins, and make it current if it has weights already.
 
-    Call it when everything that could refuse has been built. Killed at any moment, every checkpoint is
-    where it was or has one more name.
+    Call it when all that could refuse is built. Killed at any moment, each checkpoint keeps its name.
     """
     training = start.training
     remove_partial(training.round.checkpoints, below=True)
@@ -165,10 +163,7 @@ def _adopt(folder: RoundFolder) -> None:
 
 
 def make_current(training: TrainingFolder) -> None:
-    """Let the round's names lead to a training's files.
-
-    A training without a checkpoint to resume from leaves the names to the one before.
-    """
+    """Let the round's names lead to a training's files, unless it cannot resume and the one before can."""
     if not training.last.exists() and training.round.last.exists():
         return
     for name, file in training.names.items():
