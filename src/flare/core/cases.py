@@ -112,10 +112,7 @@ UNDECLARED = Source("", None)
 
 
 def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) -> tuple[Source, ...]:
-    """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`, or `annotates: all`.
-
-    An item that lacks a key or names an unknown class is refused.
-    """
+    """Read `data.sources`: a list of `{match: <glob>, annotates: all, or [<class>, ...]}`, or refuse it."""
     if not isinstance(given or [], Sequence):
         raise FlareError(f"data.sources={given}: expected {SOURCES}")
     sources = []

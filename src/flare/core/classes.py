@@ -28,10 +28,7 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a project, ordered by id, without the background.
-
-    Another hospital's organs are another file in `conf/classes`. At most one class is a tumor.
-    """
+    """The classes of a project, ordered by id, without the background; at most one of them is a tumor."""
 
     entries: tuple[LabelClass, ...]
     # value in label files of voxels that nobody has judged, as nnU-Net's label `ignore`; in arrays `IGNORE`

@@ -349,10 +349,7 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str, names: str =
 def read_compared(
     case: str, files: tuple[Path, Path, Path], classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> tuple[Volume, Volume, Volume]:
-    """Read a CT, its annotation, which `label_map` renumbers, and a prediction, for showing.
-
-    All are on the image's grid, in RAS voxel order. A bad file, or another grid, is a `CaseError`.
-    """
+    """Read a CT, its renumbered annotation and a prediction, on its grid in RAS order, or refuse the case."""
     image, reference, prediction = files
     ct = read_image(image, case)
     truth = match_grid(read_labels(reference, classes, label_map, case), ct, case)

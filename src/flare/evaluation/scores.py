@@ -38,10 +38,7 @@ LESIONS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched
 
 @dataclass(frozen=True)
 class CaseScores:
-    """All that is known of one case: scores by short name, tumors of both sides, scores of the user's own.
-
-    `lesions` is None where nothing says whether the patient bears a tumor.
-    """
+    """All that is known of one case; `lesions` is None where nothing says whether it bears a tumor."""
 
     classes: Mapping[str, ClassScore]
     lesions: Sequence[Lesion] | None = None

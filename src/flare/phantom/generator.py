@@ -13,10 +13,7 @@ from flare.runs.work import Executor, report_failures
 
 
 class Phantom:
-    """Makes the embedded cohort in the challenge's layout, or what is missing of it: a `data.generator`.
-
-    A setting of `data.phantom` that means nothing is refused.
-    """
+    """Makes what is missing of the embedded cohort, as a `data.generator`; refuses wrong settings."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
         self.root = Path(root).expanduser()

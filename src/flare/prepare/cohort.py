@@ -52,10 +52,7 @@ class Cohort:
 
 
 def prepare(cfg: DictConfig) -> Cohort:
-    """Prepare a cohort; refuse at the end, after all else is done, if any case was refused.
-
-    Every such case is named, with the reason. What `prepare_cohort` refuses is refused as there.
-    """
+    """Prepare a cohort, see `prepare_cohort`; refuse at the end, with reasons, if any case was refused."""
     settle_paths(cfg)
     cfg = own_classes(cfg)
     cohort = prepare_cohort(cfg)

@@ -18,10 +18,7 @@ BINS = 65536
 
 
 def foreground_histogram(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count the HU of an image where a label map has a class, at native resolution.
-
-    Gives `(65536,)` int64, the first bin at -32768 HU; values are rounded, and clipped to int16.
-    """
+    """Count HU where labels have a class: `(65536,)` int64 from -32768 on, values rounded and clipped."""
     values = image[(labels > 0) & (labels != IGNORE)]
     if values.dtype.kind == "f":
         values = np.rint(np.clip(values, LOWEST_HU, LOWEST_HU + BINS - 1))

@@ -247,10 +247,7 @@ def explain_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> dict[s
 
 
 def count_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> tuple[Values, list[Outcome]]:
-    """Count the labels of a cohort without reading an image or writing anything.
-
-    Returns what was noted before, where the files are unchanged, or is counted now; and who failed.
-    """
+    """Count the labels of a cohort, or take what was noted of unchanged files; and tell who failed."""
     values: dict[str, dict[str, Any]] = {}
     jobs, failures = {}, []
     for _, chosen, journal, config in _steps(settings, entries):

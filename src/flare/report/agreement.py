@@ -146,10 +146,7 @@ def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[in
 
 
 def label_quality(found: Sequence[Quality], classes: ClassList) -> "Figure | None":
-    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth.
-
-    Organs and tumor apart; None where there is nothing to compare them with.
-    """
+    """Dice of pseudo labels by round, with their teacher's training labels and with the truth, if any."""
     lines = {
         "previous": ("D:", GREY, "prediction and the labels its teacher was trained on"),
         "pseudo": ("o-", ACCENT, "prediction and truth"),

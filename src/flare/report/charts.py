@@ -97,10 +97,7 @@ def learning_curves(rounds: Sequence[RoundFacts]) -> "Figure":
 
 
 def trends(facts: Facts) -> dict[str, str]:
-    """Columns of the ablation table whose course over the rounds is drawn, with what they are called.
-
-    Organ mean and tumor DSC, as far as any round of the run learns and has them.
-    """
+    """Columns of the ablation table that are drawn over the rounds, organ mean and tumor DSC, by name."""
     names = {"organ_mean_DSC": "organs, mean", facts.tumor_column: "tumor"}
     rows = [row for row in facts.table if row["round"] in facts.names]
     return {k: name for k, name in names.items() if any(row.get(k) is not None for row in rows)}

@@ -223,10 +223,7 @@ class Selection(Protocol):
 def select(
     settings: Told | None, case: str, labels: np.ndarray, provenance: Told, **evidence: Any
 ) -> tuple[float, np.ndarray | None]:
-    """Let the selection of `labels.select` judge one case, see `Selection`; None keeps it as it is.
-
-    One that gives anything else than a weight, or that and a mask, is refused.
-    """
+    """Let `labels.select` judge a case, see `Selection`; refuse what is no weight, or that and a mask."""
     if settings is None:
         return 1.0, None
     found = built(settings)(case, labels.copy(), provenance, **evidence)

@@ -286,10 +286,7 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
 
 
 def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
-    """The cases that rows of a table, by name as in `metrics.csv`, can be compared over: those that all have.
-
-    A row without any case stays empty and takes none from the others.
-    """
+    """The cases that all rows of a table, as of `metrics.csv`, have; an empty row takes none from others."""
     scored = [{row["Name"] for row in found} for found in scores.values() if found]
     return set.intersection(*scored) if scored else set()
 

@@ -71,10 +71,7 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
 
 
 def check_start(settings: RoundSettings, network: nn.Module) -> None:
-    """Refuse a checkpoint of `ckpt_path` that this training cannot go on from.
-
-    That is one that is not there, of other classes or another network, or at the end of its epochs.
-    """
+    """Refuse a `ckpt_path` that is missing, of other classes or another network, or at its last epoch."""
     given, training = settings.config.ckpt_path, settings.training
     if given in (None, "auto"):
         return

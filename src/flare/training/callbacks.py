@@ -159,10 +159,7 @@ class Stops(Callback):
 
 
 class Throughput(Callback):
-    """Logs the training speed of each epoch, validation apart, and the most GPU memory in use.
-
-    `patches_per_s` counts the patches of all devices; `gpu_memory_mb` is this process's, in MiB.
-    """
+    """Logs an epoch's `patches_per_s` on all devices, less validation, and its own `gpu_memory_mb` (MiB)."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, also of an epoch that is resumed in its middle."""

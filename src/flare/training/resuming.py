@@ -29,10 +29,7 @@ NOT_IDENTITY = (
 
 
 def training_key(settings: TrainingSettings, data_key: str) -> str:
-    """Digest of everything that decides the weights: equal keys train equal networks.
-
-    `data_key` is that of the images and labels, see `rounds.settings.TrainingSet`.
-    """
+    """Digest of all that decides the weights, with the key of its data: equal keys train equal networks."""
     return config_hash([*decisive(settings.public).values(), data_key])
 
 
