@@ -22,7 +22,7 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # 
 class FlareError(ValueError, CompactHydraException):
     """A refusal: says what, which case or config key, and what was expected.
 
-    Hydra prints a `CompactHydraException` as one line and exits with code 1; libraries expect a `ValueError`.
+    Hydra prints a `CompactHydraException` as one line and exits with code 1; callers expect a `ValueError`.
     """
 
 

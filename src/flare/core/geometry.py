@@ -144,7 +144,7 @@ def reorient_to_ras(volume: Volume) -> tuple[Volume, Orientation]:
 
 
 def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarray, Shape]:
-    """Pad an array, centred (floor before), to at least `shape`; gives its first voxel in there, too."""
+    """Pad an array, centred (floor before), to at least `shape`; gives the index of its first voxel, too."""
     missing = [max(0, wanted - have) for have, wanted in zip(array.shape, shape, strict=True)]
     before = tuple(m // 2 for m in missing)
     if not any(missing):

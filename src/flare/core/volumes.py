@@ -188,10 +188,7 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def read_image(path: Path, case: str | None = None) -> Volume:
-    """Read a CT image: .nii, .nii.gz, .nrrd, .mha, a DICOM file, or a folder with one DICOM series.
-
-    It is HU, int16 if the file holds integers that fit, else float32. A bad file is a `CaseError`.
-    """
+    """Read a CT, a file or DICOM series, in HU: int16 if integers fit, else float32; or refuse the case."""
     path = Path(path)
     case = case or case_id(path)
     with _one_file(path, case):
@@ -254,10 +251,8 @@ def read_scan(path: Path, case: str) -> tuple[Volume, str]:
     """
     volume = read_image(path, case)
     checks, grid = current_checks(), volume.geometry
-    try:
+    with _one_file(path, case):
         checks.require_size(grid.shape[::-1], grid.spacing_mm[::-1], case)
-    except BadFileError as error:
-        raise CaseError(case, f"{path} {error}") from error
     return volume, checks.doubt(volume.array, case)
 
 

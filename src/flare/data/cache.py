@@ -28,10 +28,7 @@ META, FOREGROUND = "flare", "foreground-{}"  # what is kept with an array
 
 @dataclass(frozen=True)
 class Stored:
-    """An array on disk, read piece by piece.
-
-    Opening costs 0.1 ms; the object holds the path alone until something is read, and pickles as that.
-    """
+    """An array on disk, read piece by piece: it opens (0.1 ms) at the first read, and pickles as its path."""
 
     path: Path
 
@@ -134,7 +131,7 @@ def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation
 
 
 def read_preprocessed(path: Path, spacing_mm: Spacing, interpolation: str) -> Preprocessed | None:
-    """Read a cached image as `preprocess` gives it, bit for bit; None if it was cached in another way."""
+    """Read a cached image as `preprocess` gives it, to the bit; None at another spacing or interpolation."""
     stored = Stored(path)
     if (stored.meta["spacing_mm"], stored.meta["interpolation"]) != (list(spacing_mm), interpolation):
         return None

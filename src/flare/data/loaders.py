@@ -77,10 +77,7 @@ def uniform_start(rng: np.random.Generator, patch_size: Shape, shape: Shape) -> 
 
 
 def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shape:
-    """Put a patch around a voxel, moved into the volume where it would leave it.
-
-    nnU-Net moves it so at the low end of an axis and pads at the high end; here both ends are alike (ours).
-    """
+    """Put a patch around a voxel, moved into the volume at both ends (nnU-Net pads at the high one; ours)."""
     z, y, x = (
         min(max(int(v) - p // 2, 0), n - p) if n >= p else -((p - n) // 2)
         for v, p, n in zip(voxel, patch_size, shape, strict=True)

@@ -60,12 +60,7 @@ def _score_columns(classes: ClassList) -> list[str]:
 
 
 def table5(
-    rows: Sequence[AblationRow],
-    classes: ClassList,
-    stem: Path,
-    *,
-    note: str = "",
-    has_paper: bool = True,
+    rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note: str = "", has_paper: bool = True
 ) -> list[Row]:
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 

@@ -29,7 +29,7 @@ def drawn_classes(volume: np.ndarray) -> frozenset[int]:
 
 
 def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
-    """Refuse maps that are not uint8 `(Z, Y, X)` of one shape with known values (truth: or `IGNORE`)."""
+    """Refuse maps that are not uint8 `(Z, Y, X)` of one shape with known values (in truth also `IGNORE`)."""
     maps = (("ground truth", ground_truth, (IGNORE,)), ("pseudo labels", pseudo, ()))
     for name, volume, beside in maps:
         if volume is None:

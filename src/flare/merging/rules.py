@@ -221,11 +221,10 @@ def _finished(
         answered = GROUND_TRUTH if case.truth_answers_for_tumors else case.teacher
         source[case.classes.tumor] = answered if case.tumor_is_target else NONE
     lost = np.bincount(case.truth[kept], minlength=256)
+    maps = {GROUND_TRUTH: case.truth} if case.has_truth else {}
     origin = tell_origin(
         merged,
-        {GROUND_TRUTH: case.truth, case.teacher: case.pseudo}
-        if case.has_truth
-        else {case.teacher: case.pseudo},
+        maps | {case.teacher: case.pseudo},
         source,
         case.classes,
         trusted=trusted,

@@ -61,7 +61,7 @@ def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str,
 
 
 def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, list[dict[str, Any]]]:
-    """Make one case in memory, RAS but for a tilt: its canvas, labels less tumors, grid, and tumors."""
+    """Make one case in memory, RAS but for a tilt: its canvas, labels before tumors, grid, and tumors."""
     rng = np.random.default_rng(spec["seed"])
     anatomy, warp, geometry = place(rng, spec)
     canvas = _paint(rng, anatomy, warp, geometry, spec)

@@ -21,10 +21,7 @@ class Phantom:
         self.plan = plan_cohort(self.settings)
 
     def make(self, executor: Executor) -> None:
-        """Make each case that is new, that has changed, or whose files are not as they were made.
-
-        Cases that are no longer asked for are deleted. That a case failed is said at the end, as a refusal.
-        """
+        """Make each new or changed case and delete those not asked for; refuse at the end if one failed."""
         root, journal = str(self.root), Journal(self.root / "cohort.jsonl")
         for case_id in journal.cases() - self.plan.keys():
             for path in case_files(self.root, case_id, journal.values(case_id)["kind"]).values():

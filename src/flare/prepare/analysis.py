@@ -37,10 +37,7 @@ class Analysis:
 
 
 def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
-    """Kind of a case of which some classes have a voxel, and some are covered by the annotation.
-
-    It is `tumor` where there is one, `organs_complete` with all organs, else `partial` (method section 2).
-    """
+    """Kind of a case: `tumor`, `organs_complete` if all are annotated, else `partial` (method section 2)."""
     present, annotated = set(present), set(annotated)
     if classes.tumor is not None and classes.tumor in present:
         return "tumor"

@@ -48,10 +48,7 @@ class Estimate:
 
 
 def estimate(images: Iterable[Path], spacing_mm: Spacing, workers: int, *, is_cached: bool) -> Estimate:
-    """Estimate from file sizes what it takes to read images, and to cache them at a spacing if they are.
-
-    One whose size cannot be asked for counts nothing, it will be refused or fail.
-    """
+    """Estimate by file sizes what reading images takes, and caching if they are; unknown sizes count 0."""
     voxels = [_voxels(path) for path in images]
     mm3 = sum(min(count * VOXEL_MM3, BODY_MM3) for count in voxels) if is_cached else 0.0
     seconds = sum(voxels) / 1e6 * SECONDS_PER_MEGAVOXEL + len(voxels) * SECONDS_PER_CASE

@@ -232,10 +232,7 @@ def _panel(wr: Any, panel: Panel) -> Any:
 
 
 def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, Any]]) -> None:
-    """Send `table5` and, where there is one, `tumors` (csv, md, tex) to W&B, if that is a logger of the run.
-
-    They go into a run of their own, of job type `ablation` in the experiment's group, always the same.
-    """
+    """Send `table5` and `tumors` to W&B, if the run logs there, into one run of the job type `ablation`."""
     settings = (cfg.get("logger") or {}).get("wandb")
     if settings is None or not table:
         return
@@ -249,9 +246,12 @@ def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, 
     run_id = journal.values("table5")["run_id"] if "table5" in journal else None
     chosen = OmegaConf.to_container(settings, resolve=True) | {"job_type": "ablation", "run_id": run_id}  # type: ignore[operator]
     logger = instantiate(chosen, save_dir=str(run.root / "logs"))
-    with logger.running():
+    status = "failed"
+    try:
         for name, paths in files.items():
             rows = table if name == "table5" else read_scores(paths[0])
             logger.log_files(f"{cfg.name}-{name}", "table", paths, rows)
-        run_id = logger.run_id
+        run_id, status = logger.run_id, "success"
+    finally:
+        logger.finalize(status)
     journal.record("table5", inputs, config, {}, {"run_id": run_id})

@@ -65,10 +65,7 @@ def training_set(
     values: Mapping[str, Mapping[str, Any]] | None,
     failures: list[Outcome],
 ) -> TrainingSet:
-    """What a round trains on, once its labels are made; that no case is left is refused.
-
-    `values` are what `label_case` gave of each case; None where the ground truth is taken as it is.
-    """
+    """What a round trains on, by what `label_case` gave (None: ground truth); refuse that no case is left."""
     prepared = settings.prepared
     images = Journal(prepared.journal("cache"))
     if values is None:

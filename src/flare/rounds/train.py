@@ -37,10 +37,7 @@ def is_first() -> bool:
 
 
 def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSettings] | None = None) -> None:
-    """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
-
-    The key is named. `planned` are the rounds that will have run before this one, by name.
-    """
+    """Refuse before any work, with the key, what cannot be trained after the rounds that are `planned`."""
     training = settings.training
     patches = training.patches
     with torch.device("meta"):  # shapes alone: no memory, no initialisation

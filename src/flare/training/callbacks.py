@@ -224,10 +224,7 @@ class EpochProgress(Callback):
 
 
 class TrainingTable(Callback):
-    """Writes `training.csv`: a row an epoch with loss, learning rate, speed and validation scores.
-
-    A resumed training goes on in the same table; rows of epochs that it does again are replaced.
-    """
+    """Writes `training.csv`, a row an epoch; a resumed training replaces rows of epochs it does again."""
 
     def __init__(self, classes: ClassList, *, averaged: Any = None) -> None:
         self.columns = ["epoch", "step", *table_columns(classes, averaged=averaged)]

@@ -4,8 +4,7 @@ import logging
 import math
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -87,10 +86,7 @@ def showing(trainer: pl.Trainer) -> list[ShowsCases]:
 
 
 class Overlays(Callback):
-    """Shows the same few validation cases with masks at the first validation, the last, and some between.
-
-    Shows are `every_n_epochs` apart or more, and at a validation (`trainer.check_val_every_n_epoch`).
-    """
+    """Shows the same few validation cases with masks: first, last, and `every_n_epochs` or more apart."""
 
     def __init__(self, every_n_epochs: int, cases: int) -> None:
         self.every_n_epochs = every_n_epochs
@@ -244,16 +240,6 @@ class WandbRun(WandbLogger):
             run_id = self.run_id
             self._experiment.finish(exit_code=int(status != "success"))
             self._experiment, self._id = None, run_id
-
-    @contextmanager
-    def running(self) -> "Iterator[WandbRun]":
-        """End the run with the block."""
-        status = "failed"
-        try:
-            yield self
-            status = "success"
-        finally:
-            self.finalize(status)
 
 
 class MlflowRun(MLFlowLogger):
