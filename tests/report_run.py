@@ -15,7 +15,7 @@ from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.core.volumes import read_image, read_labels, write_labels
 from flare.evaluation.tables import AblationRow, table5
-from flare.merging.merge import MergedFolder, merge_maps, merged_files, write_merged
+from flare.merging.merge import merge_maps, merged_files, tell_merged, write_merged
 from flare.merging.settings import PseudoSource
 from flare.prepare.cohort import Cohort, prepare_cohort
 from flare.report.facts import ReportSettings
@@ -24,7 +24,7 @@ from flare.rounds.protocol import write_protocol
 from flare.rounds.score import Results, Trained, held_out, score_split
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import RoundFolder, RunFolder, record_environment, run_folder
-from flare.runs.journal import Journal, Resumed
+from flare.runs.journal import Journal
 from flare.runs.work import LocalExecutor
 from tiny_round import TINY, write_case
 
@@ -108,7 +108,7 @@ def _merge(item: RoundSettings, cases: list[Case], folder: RoundFolder) -> None:
         truth = read_labels(case.label, merge.classes)
         made = merge_maps(case.id, truth, pseudo, merge, declared=case.annotated, source=source)
         write_merged(merged_files(folder.labels, case.id), *made, merge.classes)
-    MergedFolder.told(folder.labels, Resumed({case.id: {} for case in cases}, [], []), merge.classes)
+    tell_merged(folder.labels, [case.id for case in cases], merge.classes)
 
 
 def _predict(case: Case, folder: Path) -> Path:

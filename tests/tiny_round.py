@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from composed import composed
 from flare.core.geometry import Geometry
 from flare.core.volumes import write_image, write_labels
+from flare.data.settings import CaseArrays
 from flare.prepare.cohort import Cohort, prepare_cohort
 from flare.rounds.settings import RoundSettings, TrainingSet
 from flare.rounds.train import train_round
@@ -89,8 +90,9 @@ def train_tiny(
     cfg = configuration(root, outputs, *overrides)
     prepared = prepared_folder(cfg)
     train = [case.id for case in cohort.cases if case.split == "train"]
-    items = {case: (prepared.image(case), prepared.labels(case), 1.0) for case in train}
-    training = TrainingSet(items, key="data", failures=[], known=known or {})
+    told = known or {}
+    items = {c: CaseArrays(prepared.image(c), prepared.labels(c), known=told.get(c)) for c in train}
+    training = TrainingSet(items, key="data", failures=[], parts={})
     cases = cohort.cases if validate else [case for case in cohort.cases if case.split == "train"]
     assert cohort.intensity is not None
     settings = RoundSettings.from_config(cfg)

@@ -1,7 +1,5 @@
 """Console commands: the scripts of the checkout, composed from the rooms, with `conf/` packaged."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -47,8 +45,7 @@ def infer_cases(cfg: DictConfig) -> dict[str, Any]:
 def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the rounds, then the baselines; write table and report, publish the table and show it.
 
-    Takes, returns and refuses what `rounds.iterate` does; a name in `baselines` that is none is refused
-    before any work.
+    Takes, returns and refuses what `rounds.iterate` does, and an unknown name in `baselines` before any work.
     """
     from flare.baselines.predictors import check_baselines, predict_baseline
     from flare.core.class_files import own_classes
@@ -65,7 +62,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
     cfg = own_classes(cfg)
     check_baselines(cfg.baselines)
 
-    def finish(trained: Trained) -> Results:
+    def finish(trained: "Trained") -> "Results":
         settings = ReportSettings.from_config(cfg)
         baselines = {name: partial(predict_baseline, name, trained) for name in cfg.baselines}
         write_protocol(trained.rounds, trained.run.root / "table2", has_paper=settings.has_paper)
@@ -76,7 +73,7 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
             show(mean_table(results.table, settings.classes, settings.data))
         return results
 
-    def explain(trained: Trained) -> str:
+    def explain(trained: "Trained") -> str:
         as_started = cfg.copy()
         as_started.dry_run = False
         return explain_report(ReportSettings.from_config(as_started), trained)

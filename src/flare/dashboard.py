@@ -1,10 +1,4 @@
-"""The command that compares the rounds of a run, or the jobs of a sweep: a page here, a report on W&B.
-
-python -m flare.dashboard run=outputs/demo
-python -m flare.dashboard run=outputs/demo/multirun/<time> online=true project=flare entity=team
-"""
-
-from __future__ import annotations
+"""The command that compares the rounds of a run, or the jobs of a sweep: a page here, a report on W&B."""
 
 import logging
 from dataclasses import replace

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from flare.core.class_files import (
-    Dataset,
     are_chosen,
     carried_classes,
     classes_at,
     own_classes,
+    read_dataset,
     write_classes,
 )
 from flare.core.classes import ClassList
@@ -46,7 +46,7 @@ def test_a_written_list_reads_back_and_is_written_once(tmp_path: Path, labels: C
 
 
 def test_nnunet_names_become_classes_by_id_with_a_tumor_by_name(tmp_path: Path) -> None:
-    classes = Dataset.read(dataset(tmp_path)).classes
+    classes = read_dataset(dataset(tmp_path))[0]
     assert [(c.id, c.name, c.short, c.role) for c in classes.entries] == [
         (1, "liver", "liver", "organ"),
         (2, "left_kidney", "Left Kidney", "organ"),
@@ -54,13 +54,13 @@ def test_nnunet_names_become_classes_by_id_with_a_tumor_by_name(tmp_path: Path) 
         (4, "cyst", "cyst", "organ"),
     ]
     two = {"liver tumor": 1, "kidney tumor": 2, "ignore": 3}
-    assert [c.role for c in Dataset.read(dataset(tmp_path, labels=two)).classes.entries] == ["organ", "organ"]
+    assert [c.role for c in read_dataset(dataset(tmp_path, labels=two))[0].entries] == ["organ", "organ"]
 
 
 def test_nnunet_version_1_has_ids_as_keys(tmp_path: Path) -> None:
     first = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "cancer"}}
     (tmp_path / "dataset.json").write_text(json.dumps(first))
-    found = Dataset.read(tmp_path / "dataset.json").classes
+    found = read_dataset(tmp_path / "dataset.json")[0]
     assert [(c.id, c.name, c.role) for c in found.entries] == [(1, "liver", "organ"), (2, "cancer", "tumor")]
 
 
@@ -86,7 +86,7 @@ def test_a_dataset_that_is_none_of_ours_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FlareError, match=f"dataset.json.*{message}"):
-        Dataset.read(dataset(tmp_path, **changes))
+        read_dataset(dataset(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"liver": 1}', '{"liver": {"id": 1}}', "\udcff"])

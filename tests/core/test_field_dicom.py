@@ -12,8 +12,8 @@ import pytest
 
 from bad_files import truncate, write_array, write_series
 from flare.core.checks import Checks, reading
+from flare.core.dicom import is_dicom
 from flare.core.errors import CaseError, FlareError
-from flare.core.slices import is_dicom
 from flare.core.volumes import find_images, read_image, spread_series, unique_cases
 
 HEIGHTS = (0.0, 3.0, 6.0, 9.0, 12.0)

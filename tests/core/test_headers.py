@@ -17,9 +17,9 @@ from bad_files import (
     write_array,
     write_series,
 )
+from flare.core.dicom import is_dicom
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry
-from flare.core.slices import is_dicom
 from flare.core.volumes import read_image
 
 ARRAY = np.zeros((4, 6, 8), np.int16)

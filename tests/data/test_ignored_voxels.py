@@ -23,7 +23,7 @@ from flare.core.errors import FlareError
 from flare.core.geometry import Geometry, Volume
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
-from flare.data.cache import cache_image, cache_labels, open_array
+from flare.data.cache import Stored, cache_image, cache_labels
 from flare.data.loaders import CaseArrays, PatchDataset, SampleKey, StepLoader, StepSampler
 from flare.data.spatial import resample_label
 from flare.models.losses import AnyLoss, DeepSupervision, DiceCELoss, LossParts, reduce_target
@@ -49,12 +49,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, labels: ClassList) -> Patc
     )
     cache_labels(Volume(array, GRID), arrays.label, image=arrays.image, case_id="a")
     outputs = labels.outputs("organs_tumor")
-    sampling = foreground(PATCH, 1.0, (*outputs, IGNORE))  # even if somebody asked for it
     return PatchDataset(
         cases=[("a", arrays)],
-        settings=replace(sampling.settings, outputs=outputs),
+        settings=foreground(PATCH, 1.0, outputs),
         intensity=Intensity(0, 200, 0, 100),
-        sampling=sampling,
         augmenter=Augmenter(PATCH, settings(rotation={"probability": 0}, extra=[])),
     )
 
@@ -70,7 +68,7 @@ def off(**changes: Any) -> dict[str, Any]:
 
 
 def test_the_cache_keeps_it_and_no_patch_is_centred_on_it(dataset: PatchDataset) -> None:
-    label = open_array(dataset.cases[0][1].label)
+    label = Stored(dataset.cases[0][1].label)
     assert set(np.unique(label[:, :, :])) == {0, LIVER, IGNORE}
     assert label.foreground_classes == (LIVER,)
     centres = label.foreground(LIVER)

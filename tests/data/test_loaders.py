@@ -18,7 +18,6 @@ from flare.data.augment import Augmenter
 from flare.data.cache import sample_foreground, store_array
 from flare.data.loaders import (
     CaseArrays,
-    ForegroundSampling,
     PatchDataset,
     SampleKey,
     StepLoader,
@@ -47,23 +46,19 @@ def write_cases(folder: Path, count: int = 3) -> list[tuple[str, CaseArrays]]:
     return cases
 
 
-def foreground(patch: tuple[int, int, int], share: float, outputs: Iterable[int]) -> ForegroundSampling:
+def foreground(patch: tuple[int, int, int], share: float, outputs: Iterable[int]) -> PatchSettings:
     """Batches of two patches, of which the last ones are centred on foreground."""
-    return ForegroundSampling(
-        PatchSettings(patch, (1, 1, 1), 2, share, 0.0, 0, {}, tuple(outputs), tumor=14, seed=0)
-    )
+    return PatchSettings(patch, (1, 1, 1), 2, share, 0.0, 0, {}, tuple(outputs), tumor=14, seed=0)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> PatchDataset:
     settings = OmegaConf.to_container(OmegaConf.load(CONFIG), resolve=False)["augmentation"]
     settings["extra"] = [{"_target_": "torchio.RandomGhosting", "intensity": [1, 2]}]
-    sampling = foreground(PATCH, 0.33, range(15))
     return PatchDataset(
         cases=write_cases(tmp_path_factory.mktemp("cache")),
-        settings=sampling.settings,
+        settings=foreground(PATCH, 0.33, range(15)),
         intensity=INTENSITY,
-        sampling=sampling,
         augmenter=Augmenter(PATCH, settings),
     )
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flare.data.cache import Stored, open_array, read_box, sample_foreground, store_array
-from flare.data.loaders import ForegroundSampling, centred_start, uniform_start
+from flare.data.cache import Stored, read_box, sample_foreground, store_array
+from flare.data.loaders import centred_start, choose_start, uniform_start
 from flare.data.settings import PatchSettings
 
 SHAPE = (20, 30, 40)
@@ -29,10 +29,10 @@ def label(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     array[9, 21, 30] = 14
     path = tmp_path_factory.mktemp("cache") / "label.b2nd"
     store_array(path, array, foreground=sample_foreground(array, 10_000))
-    return open_array(path)
+    return Stored(path)
 
 
-def sampling(**changes: Any) -> ForegroundSampling:
+def sampling(**changes: Any) -> PatchSettings:
     values = {
         "patch_size": PATCH,
         "spacing_mm": (1, 1, 1),
@@ -45,13 +45,13 @@ def sampling(**changes: Any) -> ForegroundSampling:
         "tumor": 14,
         "seed": 0,
     }
-    return ForegroundSampling(PatchSettings(**{**values, **changes}))
+    return PatchSettings(**{**values, **changes})
 
 
-def centres(strategy: ForegroundSampling, label: Stored, position: int) -> list[int]:
+def centres(settings: PatchSettings, label: Stored, position: int) -> list[int]:
     """Class at the centre of many patches."""
     array = label[:, :, :]
-    starts = (strategy.start(np.random.default_rng((0, i)), position, label) for i in range(DRAWS))
+    starts = (choose_start(np.random.default_rng((0, i)), position, label, settings) for i in range(DRAWS))
     return [int(array[tuple(s + p // 2 for s, p in zip(start, PATCH, strict=True))]) for start in starts]
 
 
@@ -63,10 +63,10 @@ def test_the_last_patches_of_a_batch_are_centred_on_foreground(
     label: Stored, batch_size: int, share: float, expected: int
 ) -> None:
     # batch_size - round(0.67 batch_size): 2 - 1, 3 - 2, 4 - 3, 5 - 3, 6 - 4
-    strategy = sampling(batch_size=batch_size, oversample_foreground=share)
+    settings = sampling(batch_size=batch_size, oversample_foreground=share)
     always = []
     for position in range(batch_size):
-        starts = [strategy.start(np.random.default_rng((1, i)), position, label) for i in range(200)]
+        starts = [choose_start(np.random.default_rng((1, i)), position, label, settings) for i in range(200)]
         array = label[:, :, :]
         found = [array[tuple(s + p // 2 for s, p in zip(start, PATCH, strict=True))] > 0 for start in starts]
         always.append(all(found))
@@ -80,8 +80,8 @@ def test_the_class_is_drawn_uniformly_however_small(label: Stored) -> None:
 
 
 def test_the_voxel_is_drawn_uniformly_within_the_class(label: Stored) -> None:
-    strategy = sampling(classes=(3,))
-    starts = [strategy.start(np.random.default_rng((0, i)), 1, label) for i in range(DRAWS)]
+    settings = sampling(classes=(3,))
+    starts = [choose_start(np.random.default_rng((0, i)), 1, label, settings) for i in range(DRAWS)]
     counts = Counter(starts)
     assert len(counts) == 8
     assert all(abs(count / DRAWS - 1 / 8) < 0.04 for count in counts.values())
@@ -94,8 +94,8 @@ def test_classes_that_the_round_does_not_train_are_no_foreground(label: Stored) 
 
 
 def test_the_other_patches_lie_anywhere(label: Stored) -> None:
-    strategy = sampling()
-    starts = np.array([strategy.start(np.random.default_rng((0, i)), 0, label) for i in range(DRAWS)])
+    settings = sampling()
+    starts = np.array([choose_start(np.random.default_rng((0, i)), 0, label, settings) for i in range(DRAWS)])
     free = np.array(SHAPE) - PATCH
     assert (starts.min(axis=0) == 0).all()
     assert (starts.max(axis=0) == free).all()
@@ -103,8 +103,8 @@ def test_the_other_patches_lie_anywhere(label: Stored) -> None:
 
 
 def test_at_batch_one_every_third_patch_is_centred_on_foreground(label: Stored) -> None:
-    strategy = sampling(batch_size=1, classes=(14,))
-    share = np.mean([c == 14 for c in centres(strategy, label, position=0)])
+    settings = sampling(batch_size=1, classes=(14,))
+    share = np.mean([c == 14 for c in centres(settings, label, position=0)])
     assert abs(share - 0.33) < 0.045
 
 
@@ -115,8 +115,8 @@ def test_a_share_of_the_foreground_patches_is_centred_on_tumor(label: Stored) ->
 
 
 def test_the_share_of_tumor_needs_a_tumor(label: Stored) -> None:
-    strategy = sampling(classes=(1, 3), tumor_fraction=1.0)
-    assert set(centres(strategy, label, position=1)) == {1, 3}
+    settings = sampling(classes=(1, 3), tumor_fraction=1.0)
+    assert set(centres(settings, label, position=1)) == {1, 3}
 
 
 def test_a_patch_at_the_border_is_moved_into_the_volume() -> None:
@@ -163,6 +163,6 @@ def test_only_the_box_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest
         return original(self, piece)
 
     monkeypatch.setattr(Stored, "__getitem__", spy)
-    box = read_box(open_array(tmp_path / "image.b2nd"), (-1, 2, 38), (3, 8, 44), convert=lambda part: part)
+    box = read_box(Stored(tmp_path / "image.b2nd"), (-1, 2, 38), (3, 8, 44), convert=lambda part: part)
     assert box.shape == (4, 6, 6)
     assert pieces == [(slice(0, 3), slice(2, 8), slice(38, 40))]

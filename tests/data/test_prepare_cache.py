@@ -11,9 +11,9 @@ from flare.core.errors import CaseError
 from flare.core.geometry import Geometry, Volume
 from flare.core.preprocessing import preprocess
 from flare.data.cache import (
+    Stored,
     cache_image,
     cache_labels,
-    open_array,
     read_preprocessed,
     sample_foreground,
     store_array,
@@ -38,7 +38,7 @@ def volume(
 def test_what_is_read_is_what_was_stored(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray) -> None:
     path = tmp_path_factory.mktemp("store") / "a.b2nd"
     store_array(path, array, {"case": "a"})
-    stored = open_array(path)
+    stored = Stored(path)
     assert stored.shape == array.shape
     assert stored[:].dtype == array.dtype
     assert np.array_equal(stored[:], array)
@@ -50,7 +50,7 @@ def test_a_piece_is_the_piece_of_the_array(tmp_path: Path, shape: tuple[int, int
     array = np.random.default_rng(0).integers(-1000, 1000, shape).astype(np.int16)
     store_array(tmp_path / "a.b2nd", array)
     piece = (slice(0, 3), slice(1, 120), slice(2, 190))
-    assert np.array_equal(open_array(tmp_path / "a.b2nd")[piece], array[piece])
+    assert np.array_equal(Stored(tmp_path / "a.b2nd")[piece], array[piece])
 
 
 def test_a_patch_is_read_without_the_rest_of_the_file(tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_a_patch_is_read_without_the_rest_of_the_file(tmp_path: Path) -> None:
     content[middle : middle + 50_000] = bytes(50_000)  # chunks in the middle of the file are destroyed
     path.write_bytes(content)
     first = (slice(0, 16), slice(0, 64), slice(0, 64))
-    assert np.array_equal(open_array(path)[first], noise[first])
+    assert np.array_equal(Stored(path)[first], noise[first])
 
 
 def test_an_open_array_pickles_as_its_path(tmp_path: Path) -> None:
     store_array(tmp_path / "a.b2nd", np.arange(24, dtype=np.int16).reshape(2, 3, 4))
-    stored = open_array(tmp_path / "a.b2nd")
+    stored = Stored(tmp_path / "a.b2nd")
     stored[:]
     assert np.array_equal(pickle.loads(pickle.dumps(stored))[:], stored[:])
 
@@ -116,7 +116,7 @@ def test_image_and_labels_are_cached_on_one_grid(tmp_path: Path) -> None:
         case_id="a",
     )
     cache_labels(volume(labels, (4.0, 1.2, 0.6)), tmp_path / "l.b2nd", image=tmp_path / "i.b2nd", case_id="a")
-    image, target = open_array(tmp_path / "i.b2nd"), open_array(tmp_path / "l.b2nd")
+    image, target = Stored(tmp_path / "i.b2nd"), Stored(tmp_path / "l.b2nd")
     expected = np.arange(24).reshape(2, 3, 4)
     assert image[:].dtype == np.int16
     assert target[:].dtype == np.uint8
@@ -139,7 +139,7 @@ def test_labels_by_class_are_cached_with_the_ignored_voxels_of_the_nearest(tmp_p
         interpolation="nnunet", ignore=ignore,
     )  # fmt: skip
     # three quarters of a class or one quarter at the borders between voxels
-    assert open_array(tmp_path / "l")[:].tolist() == [
+    assert Stored(tmp_path / "l")[:].tolist() == [
         [[1, 1, 0, 0, 2, 2, 2, 2]],
         [[255, 255, 0, 0, 0, 0, 3, 3]],
     ]
@@ -154,7 +154,7 @@ def test_labels_in_another_voxel_order_end_on_the_same_voxels(tmp_path: Path) ->
     )
     flipped = volume(labels[:, ::-1, ::-1].copy(), spacing, IDENTITY)  # LPS: x and y run the other way
     cache_labels(flipped, tmp_path / "l.b2nd", image=tmp_path / "i.b2nd", case_id="a")
-    assert np.array_equal(open_array(tmp_path / "l.b2nd")[:], labels)
+    assert np.array_equal(Stored(tmp_path / "l.b2nd")[:], labels)
 
 
 def test_the_cached_image_decides_the_size_of_its_labels(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_the_cached_image_decides_the_size_of_its_labels(tmp_path: Path) -> None
     cache_image(image, tmp_path / "i.b2nd", spacing_mm=spacing, interpolation="linear", case_id="a")
     labels = volume(np.ones((2, 2, 5), np.uint8), header)
     cache_labels(labels, tmp_path / "l.b2nd", image=tmp_path / "i.b2nd", case_id="a")
-    assert open_array(tmp_path / "i.b2nd").shape == (2, 2, 2)
-    assert open_array(tmp_path / "l.b2nd").shape == (2, 2, 2)
+    assert Stored(tmp_path / "i.b2nd").shape == (2, 2, 2)
+    assert Stored(tmp_path / "l.b2nd").shape == (2, 2, 2)
 
 
 def test_labels_of_another_size_are_refused_with_both_sizes(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_ignored_voxels_have_a_value_of_their_own_and_are_no_foreground(tmp_path
     cache_labels(
         volume(labels, spacing), tmp_path / "l", image=tmp_path / "i.b2nd", case_id="a", ignore=ignore
     )
-    found = open_array(tmp_path / "l")
+    found = Stored(tmp_path / "l")
     assert np.array_equal(found[:], np.where(ignore, 255, 3))
     assert found.foreground_classes == (3,)
     assert np.array_equal(found.foreground(3), np.argwhere(~ignore))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from flare.core.errors import FlareError
-from flare.core.files import read_csv
+from flare.core.files import read_csv, write_json
 from flare.core.geometry import Geometry, Volume
-from flare.merging.merge import merge_maps
-from flare.merging.provenance import provenance_row, summarise, write_provenance
+from flare.merging.merge import merge_maps, tell_merged
+from flare.merging.provenance import provenance_row, summarise
 from flare.merging.settings import MergeRules, MergeSettings, PseudoSource
 from merging_reference import label_set
 
@@ -80,10 +80,12 @@ def test_the_row_and_the_summary_count_what_a_kept_tumor_took() -> None:
 
 
 def test_the_table_lies_beside_the_labels(tmp_path: Path) -> None:
-    summary = write_provenance(tmp_path, [told([1, 1], [1, 0])], LABELS)
+    sidecar = told([1, 1], [1, 0])
+    write_json(tmp_path / "a.json", sidecar)
+    tell_merged(tmp_path, ["a"], LABELS)
     (row,) = read_csv(tmp_path / "provenance.csv")
     assert (row["case"], row["trusted"], row["O1_merged"]) == ("a", "organ_1", "2")
-    assert (tmp_path / "provenance.md").read_text() == summary
+    assert (tmp_path / "provenance.md").read_text() == summarise([sidecar], LABELS)
 
 
 def test_a_teacher_is_named_by_round_and_checkpoint() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import permutations, product
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import merging_reference as reference
 from flare.core.classes import IGNORE
 from flare.merging.rules import Merged, merge_labels
-from flare.merging.settings import CHOICES, MergeRules
+from flare.merging.settings import MergeRules
 
 LABELS = reference.label_set()
 TUMOR = LABELS.tumor
@@ -58,7 +59,7 @@ def random_case(seed: int) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any
 
 def ours(truth: np.ndarray | None, pseudo: np.ndarray, **options: Any) -> Merged:
     """Merge with the reference's arguments."""
-    rules = MergeRules(**{key: options.pop(key) for key in CHOICES})
+    rules = MergeRules(**{f.name: options.pop(f.name) for f in fields(MergeRules)})
     return merge_labels(truth, pseudo, rules, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from flare.core.errors import FlareError
 from flare.merging.rules import Merged, merge_labels
-from flare.merging.settings import CHOICES, MergeRules
+from flare.merging.settings import MergeRules
 from merging_reference import label_set
 
 LABELS = label_set(organs=4, tumor=9)
@@ -33,7 +34,7 @@ def merge(truth: np.ndarray | None, pseudo: np.ndarray, **changes: Any) -> Merge
         "tumor_inside": "component",
     }
     options |= changes
-    rules = MergeRules(**{key: options.pop(key) for key in CHOICES})
+    rules = MergeRules(**{f.name: options.pop(f.name) for f in fields(MergeRules)})
     return merge_labels(truth, pseudo, rules, **options)
 
 

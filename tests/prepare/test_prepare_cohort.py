@@ -19,7 +19,7 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv, stat_key
 from flare.core.geometry import Geometry
 from flare.data import cache
-from flare.data.cache import open_array
+from flare.data.cache import Stored
 from flare.prepare.cohort import analyse, prepare, prepare_cohort
 from flare.runs.folders import prepared_folder
 from flare.runs.locks import lock
@@ -70,10 +70,10 @@ def test_arrays_and_statistics_are_those_of_the_files(tmp_path: Path, build: Bui
     write(tmp_path / "vi/v_0000.nii.gz", image_array(4) + 2000)
     write(tmp_path / "vl/v.nii.gz", label_array(1))
     cohort = prepare(build("data.validation_images=vi", "data.validation_labels=vl"))
-    image = open_array(cohort.folder.image("a"))[:]
+    image = Stored(cohort.folder.image("a"))[:]
     # written with identity direction (LPS): RAS order flips y and x; the spacing is the files' own
     assert np.array_equal(image, image_array(1)[:, ::-1, ::-1])
-    assert np.array_equal(open_array(cohort.folder.labels("a"))[:], label_array(1, 14)[:, ::-1, ::-1])
+    assert np.array_equal(Stored(cohort.folder.labels("a"))[:], label_array(1, 14)[:, ::-1, ::-1])
     pooled = np.concatenate(
         [image_array(1)[label_array(1, 14) > 0], image_array(2)[label_array(2) > 0]]
     ).astype(float)
@@ -225,7 +225,7 @@ def test_foreign_ids_are_renumbered(tmp_path: Path, build: Build) -> None:
         prepare(build("data.label_map={5: liver, 52: 5}"))
     cohort = prepare(build("data.label_map={5: liver, 52: 5, rest: 0}"))
     assert [c.present for c in cohort.cases] == [(1, 5)]
-    assert np.unique(open_array(cohort.folder.labels("a"))[:]).tolist() == [0, 1, 5]
+    assert np.unique(Stored(cohort.folder.labels("a"))[:]).tolist() == [0, 1, 5]
 
 
 def test_a_class_list_of_ones_own(tmp_path: Path, build: Build) -> None:
@@ -252,9 +252,9 @@ def test_a_dicom_folder_is_a_case(tmp_path: Path, build: Build) -> None:
     )
     cohort = prepare(build())
     assert [(c.id, c.kind) for c in cohort.cases] == [("patient1", "partial")]
-    assert np.array_equal(open_array(cohort.folder.image("patient1"))[:], array[:, ::-1, ::-1])
+    assert np.array_equal(Stored(cohort.folder.image("patient1"))[:], array[:, ::-1, ::-1])
     # the label grid is flipped in y against the series: the same points in space
-    assert np.array_equal(open_array(cohort.folder.labels("patient1"))[:], label_array(1)[:, ::-1, ::-1])
+    assert np.array_equal(Stored(cohort.folder.labels("patient1"))[:], label_array(1)[:, ::-1, ::-1])
 
 
 def test_an_export_of_patients_studies_and_series(
@@ -451,10 +451,10 @@ def test_the_real_scans(real_data: Path, tmp_path: Path, config: Build, labels: 
     expected = {"liver": 1126, "right_kidney": 193, "spleen": 261, "left_kidney": 137, "gallbladder": 36}
     for name, ml in expected.items():
         assert float(volumes[f"{name}_ml"]) == pytest.approx(ml, abs=0.6)
-    arrays = {c: open_array(cohort.folder.image(c)) for c in ("abdomen", "torso")}
+    arrays = {c: Stored(cohort.folder.image(c)) for c in ("abdomen", "torso")}
     assert arrays["abdomen"].shape == (84, 252, 305)
     assert arrays["torso"].shape == (50, 333, 333)
-    target = open_array(cohort.folder.labels("abdomen"))[:]
+    target = Stored(cohort.folder.labels("abdomen"))[:]
     centre = {
         name: np.argwhere(target == labels.id_of(name)).mean(axis=0)
         for name in labels.names[:3] + labels.names[12:13]
@@ -479,7 +479,7 @@ def test_the_flipped_labels_of_the_real_slab_lie_on_its_organs(
         "executor.workers=0",
     )
     cohort = prepare(cfg)
-    image, target = (open_array(p("slab"))[:] for p in (cohort.folder.image, cohort.folder.labels))
+    image, target = (Stored(p("slab"))[:] for p in (cohort.folder.image, cohort.folder.labels))
     liver = image[target == labels.id_of("liver")]
     aorta = image[target == labels.id_of("aorta")]
     assert np.percentile(liver, [5, 95]) == pytest.approx([55, 113], abs=2)  # parenchyma only, no fat or lung

@@ -21,7 +21,7 @@ from flare.core.files import read_csv, read_json, write_json
 from flare.core.geometry import Geometry, Volume
 from flare.core.preprocessing import Intensity
 from flare.core.volumes import read_labels, write_image, write_labels
-from flare.data.cache import open_array
+from flare.data.cache import Stored
 from flare.inference.predictor import Predictor
 from flare.prepare.cohort import Cohort
 from flare.rounds.label import build_training_set, known_classes, merge
@@ -45,7 +45,11 @@ def volume(**boxes: int) -> np.ndarray:
 
 
 def weights(training: TrainingSet) -> dict[str, float]:
-    return {case: weight for case, (_, _, weight) in training.items.items()}
+    return {case: arrays.weight for case, arrays in training.items.items()}
+
+
+def known(training: TrainingSet) -> dict[str, tuple[int, ...] | None]:
+    return {case: arrays.known for case, arrays in training.items.items()}
 
 
 class Copy:
@@ -291,7 +295,7 @@ def files(settings: RoundSettings) -> dict[str, np.ndarray]:
     root = settings.folder.root
     maps = {p.relative_to(root).as_posix(): p for p in root.rglob("*.nii.gz")}
     found = {name: read_labels(path, settings.classes).array for name, path in maps.items()}
-    return found | {p.name: open_array(p)[:] for p in root.rglob("*.b2nd")}
+    return found | {p.name: Stored(p)[:] for p in root.rglob("*.b2nd")}
 
 
 @pytest.fixture
@@ -332,8 +336,8 @@ def test_a_teacher_of_another_grid_or_interpolation_predicts_from_the_file(
     settings = taught(grid=grid, order=order)
     items = build_training_set(settings, cohort.cases, HERE).items
     assert sorted(read_files) == ["case0", "case1", "case2"]
-    for case, (image, labels, _) in items.items():
-        assert open_array(labels).shape == open_array(image).shape
+    for case, arrays in items.items():
+        assert Stored(arrays.label).shape == Stored(arrays.image).shape
         shape = read_labels(settings.folder.labels / f"{case}.nii.gz", settings.classes).array.shape
         assert shape == (12, 24, 28)  # the scan's own
 
@@ -362,7 +366,7 @@ def test_a_selection_of_somebody_elses_weighs_drops_and_masks(taught: Any, cohor
     assert found.key != plain.key
     aorta = settings.classes.id_of("aorta")
     for case in ("case0", "case2"):
-        whole, masked = open_array(plain.items[case][1]), open_array(found.items[case][1])
+        whole, masked = Stored(plain.items[case][1]), Stored(found.items[case][1])
         assert (whole[:] == aorta).any()
         np.testing.assert_array_equal(masked[:], np.where(whole[:] == aorta, 255, whole[:]))
         assert set(masked.foreground_classes) == set(whole.foreground_classes) - {aorta}
@@ -387,9 +391,9 @@ def test_ground_truth_is_selected_as_well(taught: Any, cohort: Cohort) -> None:
     settings = taught("labels.source=ground_truth", "labels.targets=organs_tumor", f"labels.select={chosen}")
     found = build_training_set(settings, cohort.cases, HERE)
     assert list(found.items) == ["case0", "case1"]
-    for case, (_, labels, _) in found.items.items():
-        np.testing.assert_array_equal(open_array(labels)[:], open_array(cohort.folder.labels(case))[:])
-        assert open_array(labels).foreground_classes == (LIVER, 3, TUMOR)
+    for case, arrays in found.items.items():
+        np.testing.assert_array_equal(Stored(arrays.label)[:], Stored(cohort.folder.labels(case))[:])
+        assert Stored(arrays.label).foreground_classes == (LIVER, 3, TUMOR)
     assert not settings.folder.predictions.exists()
 
 
@@ -428,14 +432,14 @@ def test_ground_truth_tells_what_it_annotates(taught: Any, cohort: Cohort) -> No
     declared = [replace(c, annotated=(LIVER, 2, 3, TUMOR)) if c.id == "case1" else c for c in cohort.cases]
     given = ("labels.source=ground_truth", "labels.targets=organs_tumor")
     plain = taught(*given)
-    assert build_training_set(plain, cohort.cases, HERE).known == {}
+    assert known(build_training_set(plain, cohort.cases, HERE)) == dict.fromkeys(["case0", "case1", "case2"])
     # every class is known to it, whatever sources declare
     keys = {build_training_set(plain, cases, HERE).key for cases in (cohort.cases, declared)}
     assert len(keys) == 1
     partial = taught(*given, "loss.partial=marginal")
     found, other = (build_training_set(partial, cases, HERE) for cases in (cohort.cases, declared))
-    assert found.known == dict.fromkeys(["case0", "case1", "case2"], (LIVER, 3, TUMOR))
-    assert other.known == {**found.known, "case1": (LIVER, 2, 3, TUMOR)}
+    assert known(found) == dict.fromkeys(["case0", "case1", "case2"], (LIVER, 3, TUMOR))
+    assert known(other) == {**known(found), "case1": (LIVER, 2, 3, TUMOR)}
     assert len({found.key, other.key, *keys}) == 3
 
 

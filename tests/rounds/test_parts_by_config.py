@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flare.core.classes import IGNORE
 from flare.core.files import read_csv
-from flare.data.cache import open_array, sample_foreground, store_array
+from flare.data.cache import Stored, sample_foreground, store_array
 from flare.models.losses import AnyLoss
 from flare.models.zoo import load_network
 from flare.prepare.cohort import Cohort
@@ -72,7 +72,7 @@ OUTSIDE = [
 def test_a_network_and_a_loss_from_outside_train_resume_teach_and_predict(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort")
     for case in (c for c in cohort.cases if c.split == "train"):
-        stored = open_array(cohort.folder.labels(case.id))
+        stored = Stored(cohort.folder.labels(case.id))
         array, meta = stored[:, :, :].copy(), stored.meta
         array[array == TUMOR] = IGNORE
         store_array(stored.path, array, meta, sample_foreground(array, 100))

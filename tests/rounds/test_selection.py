@@ -17,7 +17,7 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json
 from flare.core.volumes import read_image, read_labels
-from flare.data.cache import open_array
+from flare.data.cache import Stored
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
 from flare.merging.merge import merge_maps
@@ -284,7 +284,7 @@ def maps_of(settings: RoundSettings, case: str) -> tuple[np.ndarray, np.ndarray,
         read_labels(place / f"{case}.nii.gz", settings.classes).array
         for place in (folder.predictions, folder.labels)
     ]
-    return found[0], found[1], open_array(folder.cached(case))[:][:, ::-1, ::-1]
+    return found[0], found[1], Stored(folder.cached(case))[:][:, ::-1, ::-1]
 
 
 def own(told: dict[str, Any], pseudo: np.ndarray, merged: np.ndarray) -> np.ndarray:

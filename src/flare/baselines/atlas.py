@@ -1,7 +1,5 @@
 """Aligned-atlas vote: annotated cases registered to a scan, each voxel takes the most votes (ours)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,8 +19,7 @@ def vote(
     """Segment a scan by the majority of aligned atlases; ties go to the lowest id.
 
     The scan is HU, `(Z, Y, X)` RAS on the training grid. An atlas is an image like it and its complete
-    labels, on a grid of the same spacing; none is kept, so an iterator may read one after the other. The
-    result is `(Z, Y, X)` uint8 class ids.
+    labels, on a grid of the same spacing; one is held at a time. The result is `(Z, Y, X)` uint8 class ids.
     """
     fixed = _image(image.clip(*RANGE_HU).astype(np.float32), spacing_mm)
     votes: dict[int, np.ndarray] = {}

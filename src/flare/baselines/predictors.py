@@ -1,7 +1,5 @@
 """Predict held-out cases with a baseline; what is done and unchanged is left alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,8 +36,7 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
     """Predict held-out cases with one baseline into `<folder>/predictions`.
 
     `untrained` is the last round's network with fresh weights; `thresholds` and `atlas` learn from the
-    annotated training cases of the cohort, and a cohort without any is refused. Returns the cases that
-    failed, and why.
+    annotated training cases of the cohort; one without any is refused. Returns the cases that failed.
     """
     if name == "untrained":
         return _predict_untrained(trained, held_out, folder)
@@ -136,9 +133,9 @@ def predict_by_thresholds(image: Path, target: Path, priors: Path, spacing_mm: S
 def predict_by_atlas(image: Path, target: Path, atlases: Sequence[Pair], spacing_mm: Spacing) -> None:
     """Segment one case by the vote of atlases, one in memory at a time, and write it in its own geometry."""
     from flare.baselines.atlas import vote
-    from flare.data.cache import open_array
+    from flare.data.cache import Stored
 
-    read = ((open_array(i)[:, :, :], open_array(labels)[:, :, :]) for i, labels in atlases)
+    read = ((Stored(i)[:, :, :], Stored(labels)[:, :, :]) for i, labels in atlases)
     _segment(image, target, spacing_mm, lambda hu: vote(hu, read, spacing_mm))
 
 

@@ -1,7 +1,5 @@
 """HU thresholds: a window of intensities and a place in the body for each class, from annotated cases."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,12 +56,11 @@ def measure_case(
 ) -> dict[int, tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """Measure one annotated case for the fit, from its cached HU image and labels.
 
-    Gives, for each class that the case has, its `(3, 2)` extent along Z, Y, X as fractions of the body's box,
-    and its HU as from `count_values`.
+    Gives, by class, its `(3, 2)` extent along Z, Y, X as fractions of the body's box, and its counted HU.
     """
-    from flare.data.cache import open_array  # only the workers need the store
+    from flare.data.cache import Stored  # only the workers need the store
 
-    array, annotated = open_array(image)[:, :, :], open_array(labels)[:, :, :]
+    array, annotated = Stored(image)[:, :, :], Stored(labels)[:, :, :]
     box = np.array(body_box(array, spacing_mm), dtype=float)
     smooth = _smooth(array, spacing_mm)
     found = {}

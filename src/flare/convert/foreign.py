@@ -1,11 +1,4 @@
-"""The converter: a network of nnU-Net as a checkpoint of ours, or a checkpoint of ours as a model folder.
-
-python -m flare.convert source=model_final_checkpoint.model output=teacher.ckpt
-python -m flare.convert source=nnUNetTrainer__nnUNetPlans__3d_fullres output=teacher.ckpt fold=0
-python -m flare.convert source=outputs/flare23/rounds/mot3/checkpoints/last.ckpt output=<model folder>
-"""
-
-from __future__ import annotations
+"""The converter: a network of nnU-Net as a checkpoint of ours, or a checkpoint of ours as a model folder."""
 
 import logging
 from collections.abc import Mapping
@@ -21,19 +14,9 @@ from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import export_folder, read_network
 from flare.core.class_files import own_classes
 from flare.core.classes import TARGETS, ClassList
-from flare.core.errors import (
-    COUNT,
-    POSITIVE,
-    FlareError,
-    Rule,
-    check_values,
-    choice,
-    given_paths,
-    number,
-    several,
-)
+from flare.core.errors import FlareError, Rule, check_values, given_paths, rules_of
 from flare.core.paths import settle_paths
-from flare.core.preprocessing import ORDERS, Intensity
+from flare.core.preprocessing import Intensity
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import KEY, write_weights_file
 from flare.runs.folders import git_revision
@@ -48,15 +31,11 @@ VALUES = {
     "mirror_axes": "[0,1,2]",
     "interpolation": "nnunet",
 }
-RULES = {
-    "spacing_mm": several(3, POSITIVE),
-    "patch_size": several(3, COUNT),
-    "intensity.*": number(),
+RULES = rules_of("convert") | {
     "mirror_axes": Rule(
         lambda axes: isinstance(axes, list) and all(axis in (0, 1, 2) for axis in axes),
         "a list of some of 0, 1, 2 (z, y, x)",
     ),
-    "interpolation": choice(*ORDERS),
 }
 
 
@@ -65,15 +44,14 @@ class ConvertSettings:
     """What `conf/convert.yaml` and the command line say of a conversion."""
 
     classes: ClassList  # the class list, for networks that come in
-    # what the outputs are, or None to tell by their number. If given, names in the source need not be those
-    # of the classes
+    # what the outputs are, whatever the source calls them; None: told by their number
     targets: str | None = None
     round: str | None = None
     fold: str | int | None = None
     values: Mapping[str, Any] = field(default_factory=dict)  # not in the source, or wrong there: see `VALUES`
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> ConvertSettings:
+    def from_config(cls, cfg: DictConfig) -> "ConvertSettings":
         """Read the configuration of a conversion."""
         plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(VALUES)))
         plain["intensity"] = {k: v for k, v in plain["intensity"].items() if v is not None}

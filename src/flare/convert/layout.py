@@ -1,7 +1,5 @@
 """Names of weights, nnU-Net's and ours, and the network's arguments, found from their shapes."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,10 +47,7 @@ class Foreign:
 
 
 def from_nnunet(state: Mapping[str, Tensor]) -> Weights:
-    """Rename the weights of nnU-Net 1.x's `Generic_UNet` or v2's `PlainConvUNet`; float32 copies.
-
-    A key that is none of these networks' is refused.
-    """
+    """Rename weights of nnU-Net 1.x's `Generic_UNet` or v2's `PlainConvUNet`, in float32, or refuse them."""
     found: dict[str, dict[str, str]] = {}
     blocks: dict[tuple[str, str], set[tuple[str, int]]] = defaultdict(set)
     for key in state:
@@ -88,8 +83,7 @@ def to_nnunet2(weights: Mapping[str, Tensor], kernels: Sequence[Sequence[int]]) 
     """Rename our weights to those of `PlainConvUNet`, with the duplicates that its file holds.
 
     It has one kernel size a resolution (`common_kernels`), for encoder and decoder, and a bias in every
-    layer. Where ours has two sizes, the smaller kernel is padded with zeros. Missing biases become zeros.
-    The output stays the same.
+    layer. The output stays the same: smaller kernels are padded with zeros, missing biases become zeros.
     """
     state: Weights = {}
     for name, tensor in weights.items():
@@ -145,10 +139,7 @@ def without_zeros(weights: Weights) -> Weights:
 
 
 def architecture(weights: Weights) -> dict[str, Any]:
-    """Find the arguments of `UNet`, all but classes and targets, from the shapes of its weights by our names.
-
-    Weights that no `UNet` has are refused.
-    """
+    """Find the arguments of `UNet`, less classes and targets, from shapes of weights; others are refused."""
     stages = len({name.split(".")[1] for name in weights if name.startswith("encoder.")})
     blocks = {place: [weights[name] for name in names] for place, names in _by_stage(weights).items()}
     upward = range(stages - 2, -1, -1)  # decoder.0 is at the lowest resolution

@@ -4,8 +4,6 @@ Reference: nnU-Net 1.7, `nnUNetTrainer.save_checkpoint` and `ExperimentPlanner3D
 `PlansManager`, `ConfigurationManager` and `nnUNetTrainer.save_checkpoint`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,7 @@
 """Read files of others without running what is in them: tensors, numbers, arrays and plain containers.
 
-Both readers accept a closed list of names. Any other name in a pickle is refused before it is looked up, so
-nothing is imported or called.
+Both accept a closed list of names. Any other is refused before it is looked up; nothing is imported or run.
 """
-
-from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
@@ -82,10 +79,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a pickle of numbers, text, arrays of numbers and plain containers.
-
-    A damaged one, and one that names anything else, is refused, with that name.
-    """
+    """Read a pickle of numbers, text, arrays of numbers and plain containers; refuse others, by name."""
     try:
         with Path(path).open("rb") as stream:
             return _Unpickler(stream).load()

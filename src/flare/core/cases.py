@@ -1,7 +1,5 @@
 """Cases: what a cohort's index holds, and what a source of labels declares to annotate."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,10 +112,7 @@ UNDECLARED = Source("", None)
 
 
 def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) -> tuple[Source, ...]:
-    """Read `data.sources`: a list of `{match: <glob>, annotates: [<class name>, ...]}`, or `annotates: all`.
-
-    An item that lacks a key or names an unknown class is refused.
-    """
+    """Read `data.sources`: a list of `{match: <glob>, annotates: all, or [<class>, ...]}`, or refuse it."""
     if not isinstance(given or [], Sequence):
         raise FlareError(f"data.sources={given}: expected {SOURCES}")
     sources = []
@@ -140,10 +135,7 @@ def read_sources(given: Sequence[Mapping[str, Any]] | None, classes: ClassList) 
 
 
 def source_of(sources: Iterable[Source], case: str, paths: Iterable[Path | None]) -> Source:
-    """The first source that matches a case, its image or its label; `UNDECLARED` if none does.
-
-    A glob matches a path's end as well as the whole.
-    """
+    """The first source whose glob fits a case id, or a path's end or whole; `UNDECLARED` if none does."""
     texts = [p.as_posix() for p in paths if p is not None]
     for source in sources:
         globs = (source.match, f"*/{source.match}")
@@ -156,8 +148,7 @@ def read_label_map(given: Mapping[Any, Any] | None, classes: ClassList) -> dict[
     """Read `data.label_map`: `{<id in the file>: <class id or name>, ..., rest: <class id or name>}`.
 
     Gives text of the id (or `rest`) to class id, as `volumes.read_labels` takes it; None if nothing is
-    mapped. The name `ignore` is the value of `classes.ignore`. A key that is no whole number and a value that
-    is no class are refused.
+    mapped. The name `ignore` is `classes.ignore`. Keys of no whole number and values of no class are refused.
     """
     if not given:
         return None

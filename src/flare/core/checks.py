@@ -1,7 +1,5 @@
 """What is doubtful in a file, though it can be read: refused or warned of, as `data.checks` says."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from flare.core.errors import NOT_NEGATIVE, BadFileError, CaseError, Rule, check_values, choice
+from flare.core.errors import BadFileError, CaseError, Rule, check_values, rules_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,15 +20,10 @@ ROUNDING = 1e-6  # of a size that a header holds in single precision
 NEAR_INTEGER = 1e-3  # a label value further from a whole number is none (ours)
 SAMPLES = 2**20  # voxels that percentiles are taken of
 SOFT_HU = (-100, 200)
-MODES = choice("refuse", "warn")
 INTENSITY = "data.intensity_check"
-RULES = {
-    **{f"data.checks.{name}": MODES for name in ("forms", "direction", "size", "labels")},
-    "data.checks.tolerance_mm": NOT_NEGATIVE,
+RULES = rules_of("checks") | {
     # YAML reads a bare `off` as false
-    INTENSITY: Rule(
-        lambda value: value is False or value in ("warn", "refuse", "off"), "warn, refuse or off"
-    ),
+    INTENSITY: Rule(lambda value: value is False or value in ("warn", "refuse", "off"), "warn, refuse or off")
 }
 
 
@@ -54,7 +47,7 @@ class Checks:
     intensity: str = "warn"  # values that are no HU; `off` as well
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> Checks:
+    def from_config(cls, cfg: DictConfig) -> "Checks":
         """Read `data.checks` and `data.intensity_check`; refuse a value that means nothing."""
         check_values(cfg, RULES)
         given: Mapping[str, Any] = OmegaConf.select(cfg, "data.checks") or {}
@@ -85,11 +78,8 @@ class Checks:
         self.judge("size", case, problem, "they are taken as millimetres")
         return 1.0
 
-    def doubt(self, array: np.ndarray, case: str) -> str:
-        """Say what is doubtful about the values of a CT; nothing if they may be HU, or nobody asks.
-
-        Values that the check refuses are a `CaseError`.
-        """
+    def doubt(self, array: "np.ndarray", case: str) -> str:
+        """Say what is doubtful about values of a CT, if asked; what is refused is a `CaseError`."""
         cause = None if self.intensity == "off" else unlikely_cause(array)
         if cause is None:
             return ""
@@ -121,12 +111,12 @@ def _sizes(size: Sequence[int], spacing: Sequence[float]) -> str:
     )
 
 
-def _sample(array: np.ndarray) -> np.ndarray:
+def _sample(array: "np.ndarray") -> "np.ndarray":
     """Evenly spread values of an array."""
     return array.reshape(-1)[:: max(1, array.size // SAMPLES)]
 
 
-def unlikely_cause(array: np.ndarray) -> str | None:
+def unlikely_cause(array: "np.ndarray") -> str | None:
     """Say what values `(Z, Y, X)` likely are that are no HU of a patient; None if they may be HU (ours).
 
     A crop without air, a narrow window and padding far below air are HU as well.

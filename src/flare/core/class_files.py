@@ -1,13 +1,11 @@
 """Class lists beside segmentations: our `classes.json`, nnU-Net's `dataset.json`, and which one counts."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +29,30 @@ def write_classes(folder: Path, classes: ClassList) -> None:
         write_text(path, text)
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """What nnU-Net's `dataset.json` says, of version 1 (also the Decathlon's) or 2.
+def read_dataset(path: Path) -> tuple[ClassList, dict[str, dict[str, str]]]:
+    """Read nnU-Net's `dataset.json` of a cohort, of version 1 (also the Decathlon's) or 2.
 
     Classes have its names in lower case with `_` for spaces. A class whose name speaks of tumors has the role
-    tumor where there is one such; tolerances are ours.
+    tumor where there is one such; tolerances are ours. With the classes come `data.cases` of what it lists,
+    empty where folders tell. A file that is missing, not nnU-Net's, or not of one CT channel is refused.
     """
-
-    classes: ClassList
-    cases: dict[str, dict[str, str]]  # `data.cases` of what it lists; empty where folders tell
-
-    @classmethod
-    def read(cls, path: Path) -> Dataset:
-        """Read a cohort's file.
-
-        One that is not there, not nnU-Net's, or of several channels or another format, is refused.
-        """
-        if not path.is_file():
-            raise FlareError(f"data.dataset: no file {path}; set data.root to the folder that holds it")
-        content = read_mapping(path)
-        channels = content.get("channel_names") or content.get("modality") or {"0": "CT"}
-        if len(channels) != 1:
-            raise FlareError(f"{path}: has {len(channels)} channels; expected one, of CT")
-        ending = content.get("file_ending", ".nii.gz")
-        if ending not in EXTENSIONS:
-            raise FlareError(f"{path}: file_ending {ending!r}; expected one of {', '.join(EXTENSIONS)}")
-        cases = {}
-        for case, files in (content.get("dataset") or {}).items():
-            match files:
-                case {"images": [image], "label": label}:
-                    cases[case] = {"image": str(image), "label": str(label), "split": "train"}
-                case _:
-                    raise FlareError(
-                        f"{path}: dataset.{case}: expected one image and its label, given {files}"
-                    )
-        return cls(_dataset_classes(path, content), cases)
+    if not path.is_file():
+        raise FlareError(f"data.dataset: no file {path}; set data.root to the folder that holds it")
+    content = read_mapping(path)
+    channels = content.get("channel_names") or content.get("modality") or {"0": "CT"}
+    if len(channels) != 1:
+        raise FlareError(f"{path}: has {len(channels)} channels; expected one, of CT")
+    ending = content.get("file_ending", ".nii.gz")
+    if ending not in EXTENSIONS:
+        raise FlareError(f"{path}: file_ending {ending!r}; expected one of {', '.join(EXTENSIONS)}")
+    cases = {}
+    for case, files in (content.get("dataset") or {}).items():
+        match files:
+            case {"images": [image], "label": label}:
+                cases[case] = {"image": str(image), "label": str(label), "split": "train"}
+            case _:
+                raise FlareError(f"{path}: dataset.{case}: expected one image and its label, given {files}")
+    return _dataset_classes(path, content), cases
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -143,10 +129,7 @@ def classes_at(folder: Path) -> tuple[Path, ClassList] | None:
 
 
 def carried_classes(key: str, root: Path) -> tuple[Path, ClassList] | None:
-    """The class list that the folders below `root`, or itself, carry, and the first file that has it.
-
-    Folders of one `key` that carry different lists are refused.
-    """
+    """The class list that folders at or below `root` carry, and its file; refuse several lists of a key."""
     top = root.parent if root.is_file() else root  # one that is not there carries none
     folders = [Path(folder) for folder, _, _ in os.walk(top)]
     shown = [f for f in folders if not any(part.startswith(".") for part in f.relative_to(top).parts)]
@@ -198,8 +181,7 @@ def own_classes(cfg: DictConfig) -> DictConfig:
 
     That is its classes, the cases that it lists, and the folder's name as `data.name`. With a `label_map` and
     no list that somebody chose, the classes are those of its ids and names that the map leads to; the value
-    that it ignores stays so unless the map names it. A file that cannot be read, or contradicts a chosen list
-    that no `label_map` explains, is refused.
+    that it ignores stays so unless the map names it. Bad files are refused, and without a map other classes.
     """
     data = cfg.data
     if not data.get("dataset"):
@@ -209,20 +191,20 @@ def own_classes(cfg: DictConfig) -> DictConfig:
         raise FlareError(f"data.root: not given; expected the folder that holds data.dataset={data.dataset}")
     root = Path(str(data.root)).expanduser().absolute()
     path = root / str(data.dataset)
-    dataset = Dataset.read(path)
-    classes, configured = dataset.classes, ClassList.from_config(cfg.classes)
+    listed, cases = read_dataset(path)
+    classes, configured = listed, ClassList.from_config(cfg.classes)
     given: dict[str, Any] = {"name": data.name or root.name}
     if data.label_map:
         targets = {str(target) for target in data.label_map.values()}
         left = [c for c in classes.entries if {str(c.id), c.name} & targets]
         classes = configured if are_chosen(cfg) else ClassList(tuple(left))
-        if ignore := dataset.classes.ignore:
+        if ignore := listed.ignore:
             classes = replace(classes, ignore=configured.ignore or IGNORE)
             given["label_map"] = {str(ignore): "ignore", **data.label_map}
     elif are_chosen(cfg):
         require_agreement("data.dataset", (path, classes), configured, "the configuration (classes=)")
-    if dataset.cases:
-        given |= {"cases": dataset.cases, "labeled_images": None, "labels": None}
+    if cases:
+        given |= {"cases": cases, "labeled_images": None, "labels": None}
     return with_classes(cfg, classes, **given)
 
 
@@ -232,8 +214,7 @@ def agreed_classes(
     """The configuration with the class list that folders of segmentations, by key, carry.
 
     Lists that contradict each other, or what somebody chose, are refused. Where no folder carries a list, the
-    configuration's counts. A folder of `renumbered` has the ids of another list where there is a
-    `data.label_map`.
+    configuration's counts. With a `data.label_map` a folder of `renumbered` has another list's ids.
     """
     cfg = own_classes(cfg)
     read = {k: f for k, f in folders.items() if not (k in renumbered and cfg.data.label_map)}

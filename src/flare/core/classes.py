@@ -1,7 +1,5 @@
 """The class list: names, ids, roles and scoring rules, and the output channels of a round's targets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
@@ -30,10 +28,7 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a project, ordered by id, without the background.
-
-    Another hospital's organs are another file in `conf/classes`. At most one class is a tumor.
-    """
+    """The classes of a project, ordered by id, without the background; at most one of them is a tumor."""
 
     entries: tuple[LabelClass, ...]
     # value in label files of voxels that nobody has judged, as nnU-Net's label `ignore`; in arrays `IGNORE`
@@ -52,7 +47,7 @@ class ClassList:
             raise FlareError("classes: at most one class may have the role tumor")
 
     @classmethod
-    def from_config(cls, classes: Mapping[str, Any]) -> ClassList:
+    def from_config(cls, classes: Mapping[str, Any]) -> "ClassList":
         """Build from `cfg.classes`: name -> {id, short, role, tolerance_mm, slice_range, tube}, and `ignore`.
 
         A class that lacks a key other than `tube`, and a value that is not as it must be, are refused.
@@ -102,7 +97,7 @@ class ClassList:
         """Ids and names, as messages list them."""
         return ", ".join(f"{c.id} {c.name}" for c in self.entries)
 
-    def agrees(self, other: ClassList) -> bool:
+    def agrees(self, other: "ClassList") -> bool:
         """Whether ids and names are the same, which is all that segmentations depend on."""
         return self.told.lower() == other.told.lower()
 

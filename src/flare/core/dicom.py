@@ -1,6 +1,4 @@
-"""DICOM: a series of slices, or a file of frames, as one volume."""
-
-from __future__ import annotations
+"""DICOM: which files are slices, whether their elements are whole, and slices or frames as a volume."""
 
 import logging
 from collections.abc import Iterable
@@ -12,13 +10,13 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 
+from flare.core import series
 from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
-from flare.core.files import require_held, stand_in
+from flare.core.files import printable, require_held, stand_in
 from flare.core.geometry import SNAP, Geometry, checked_grid
 from flare.core.itk import Reader, judge_direction, opened, stated_grid
 from flare.core.series import BIG_ENDIAN, COMPRESSED, PIXELS, scan_files, series_in
-from flare.core.slices import check_elements
 
 log = logging.getLogger(__name__)
 NAMED = 3  # places that a message names
@@ -31,6 +29,60 @@ PLACE = {
     "PixelSpacing": [(0x0028, 0x0030), (0x0018, 0x1164), (0x0018, 0x2010)],
     "SpacingBetweenSlices": [(0x0018, 0x0088), (0x0018, 0x0050)],  # or SliceThickness; of frames alone
 }
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM object with pixels, by its content; what nobody can read may be one."""
+    if not series.may_be_slice(path):
+        return False
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(series.HEAD_BYTES)
+        if series.has_no_pixels(head):
+            return False
+        if head[128:132] == b"DICM":
+            return True
+        if series.starts_at(head) is None:
+            return False
+        check_elements(path.read_bytes())  # before GDCM, which takes memory for any claimed length
+        if printable(path) != str(path):
+            return True  # SimpleITK ends the process at such a name; whoever reads the case says so
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        return True
+    except FileNotFoundError:
+        return path.is_symlink()
+    except (BadFileError, RuntimeError):
+        return False
+    except OSError:
+        return True  # nobody can say that it is none, and what is left out is missed by nobody
+
+
+def check_elements(content: bytes) -> bytes:
+    """Follow a file from element to element, into sequences, and give the UID of its transfer syntax."""
+    # GDCM takes memory for any claimed length
+    at = series.starts_at(content)
+    if at is None:
+        raise BadFileError("is no DICOM file")
+    syntax = series.transfer_syntax(content, at)
+    if syntax == series.DEFLATED:
+        raise BadFileError("is a deflated DICOM file; expected one that is not, or with compressed pixels")
+    in_pixels = False
+    while at + 8 <= len(content):
+        tag, at, length = series.element_at(content, at, syntax)
+        if length == series.UNDEFINED:
+            in_pixels = tag == series.PIXELS
+            continue
+        if at + length > len(content):
+            raise BadFileError(f"is truncated: element {tag[0]:04x},{tag[1]:04x} claims {length} bytes")
+        if tag == series.SEQUENCE_END:
+            in_pixels = False
+        is_item = tag == series.ITEM and not in_pixels
+        if not is_item and content[at : at + 4] not in (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0"):
+            at += length  # else what lies inside is followed, too
+    return syntax
 
 
 @dataclass(frozen=True)
@@ -46,7 +98,7 @@ class _Slice:
     axes: np.ndarray  # directions of its rows and columns, `(3, 2)`
 
     @classmethod
-    def read(cls, path: Path) -> _Slice:
+    def read(cls, path: Path) -> "_Slice":
         """Read a file's header, after its claims were held against its content."""
         content = path.read_bytes()
         syntax, held = check_elements(content), len(content)
@@ -80,8 +132,7 @@ def open_dicom(path: Path, case: str) -> tuple[Reader, Geometry]:
     """A reader of the voxels after DICOM's rescaling, and the grid: of a file of frames, or a folder's scan.
 
     The headers of all slices are checked. Localizers and scouts beside it are left out; one of several scans
-    has the name of its series. Whatever is damaged, and a slice that is missing or does not fit the others,
-    is a `BadFileError`.
+    has the name of its series. Damage, and a slice that is missing or unlike the others, is a `BadFileError`.
     """
     is_file = path.is_file()
     slices = [_Slice.read(path)] if is_file else _slices(path)

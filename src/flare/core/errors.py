@@ -1,7 +1,5 @@
 """What is refused: errors of one line, rules of values, parts named by class."""
 
-from __future__ import annotations
-
 import csv
 import inspect
 import logging
@@ -24,8 +22,7 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # 
 class FlareError(ValueError, CompactHydraException):
     """A refusal: says what, which case or config key, and what was expected.
 
-    Hydra prints a `CompactHydraException` as one line and exits with code 1; as a `ValueError` it is also
-    what library callers expect.
+    Hydra prints a `CompactHydraException` as one line and exits with code 1; callers expect a `ValueError`.
     """
 
 
@@ -41,7 +38,7 @@ class CaseError(FlareError):
         self.case_id = case_id
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[CaseError], tuple[str, str]]:
+    def __reduce__(self) -> "tuple[type[CaseError], tuple[str, str]]":
         """Rebuild from both arguments when it comes back from a worker process."""
         return type(self), (self.case_id, self.reason)
 
@@ -125,12 +122,22 @@ def optional(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.holds(value), f"null or {rule.expected}")
 
 
+def parts(what: str) -> Rule:
+    """A list of sections that name a class each."""
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(x, dict) and "_target_" in x for x in value)
+
+    return Rule(holds, f"a list of {what}")
+
+
 FLAG = Rule(lambda value: isinstance(value, bool), "true or false")
 SHARE = number(0, 1)
 COUNT = whole(1)
 POSITIVE = number(0, above=True)
 NOT_NEGATIVE = number(0)
 NAMED = {"flag": FLAG, "share": SHARE, "count": COUNT, "positive": POSITIVE, "not_negative": NOT_NEGATIVE}
+NAMED["number"] = number()
 
 
 def rules_of(room: str) -> dict[str, Rule]:
@@ -176,10 +183,7 @@ def _values(node: Any, parts: Sequence[str], path: str = "") -> Iterator[tuple[s
 
 
 def require_id(key: str, case: Any) -> str:
-    """A case id of the configuration, which names files: text that can be a file's name, else it is refused.
-
-    YAML reads `007` as the number 7.
-    """
+    """A case id of the configuration, if a file can be called so, else refused; YAML reads 007 as 7."""
     if not isinstance(case, str):
         raise FlareError(f"{key}: {case} is no text; an id that looks like a number, as 007, needs quotes")
     if case in ("", ".", "..") or "/" in case:

@@ -1,7 +1,5 @@
 """Files that are whole or absent: atomic writing, hashes, small tables."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import gzip
@@ -215,10 +213,7 @@ def config_hash(config: Any) -> str:
 
 
 def stat_key(path: Path) -> list[int]:
-    """Size and modification time (ns) of a file; of a folder, the sums over its files and their number.
-
-    Of one of several DICOM series in a folder, that of its files.
-    """
+    """Size and modification time (ns) of a file; of folders and DICOM series, sums over files and number."""
     files = scan_files(path := Path(path))
     if files == [path] or not (files or path.is_dir()):
         stat = path.stat()

@@ -1,10 +1,7 @@
 """Voxel grids: the checks of one that a header states, orientation and padding with their exact inverse.
 
-Arrays are `(Z, Y, X)`. The readers and this module alone know another axis order: origins and directions are
-ITK's, `(x, y, z)` in LPS millimetres.
+Arrays are `(Z, Y, X)`. The readers and this module alone know ITK's order, `(x, y, z)` in LPS millimetres.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -49,12 +46,11 @@ class Geometry:
         ijk = np.asarray(index_zyx, dtype=float)[::-1] * np.asarray(self.spacing_mm)[::-1]
         return np.asarray(self.origin_mm) + self.matrix @ ijk
 
-    def differences(self, other: Geometry, tolerance_mm: float = 1e-3) -> list[str]:
+    def differences(self, other: "Geometry", tolerance_mm: float = 1e-3) -> list[str]:
         """What differs from another grid, in words with both values; empty if they are equal.
 
         Grids are equal if they have the same size and no corner voxel of one is further than the tolerance
-        from that of the other: then no voxel is. A spacing or direction that is off by little in itself
-        moves the last of many slices by much.
+        from that of the other: then no voxel is. A spacing off by little moves the last slice by much.
         """
         found = []
         if self.shape != other.shape:
@@ -141,20 +137,14 @@ def orientation_to(geometry: Geometry, directions: np.ndarray = RAS) -> Orientat
 
 
 def reorient_to_ras(volume: Volume) -> tuple[Volume, Orientation]:
-    """Bring a volume to RAS voxel order without touching a value (paper, section 2.1).
-
-    With it comes the orientation that `invert`s arrays back.
-    """
+    """Bring a volume to RAS voxel order (paper, section 2.1); with it comes what `invert`s arrays back."""
     orientation = orientation_to(volume.geometry)
     array = np.ascontiguousarray(orientation.apply(volume.array))
     return Volume(array, orientation.apply_geometry(volume.geometry)), orientation
 
 
 def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarray, Shape]:
-    """Pad an array, centred (floor before), until it is at least `shape`.
-
-    With it comes the index of the original's first voxel in it.
-    """
+    """Pad an array, centred (floor before), to at least `shape`; gives the index of its first voxel, too."""
     missing = [max(0, wanted - have) for have, wanted in zip(array.shape, shape, strict=True)]
     before = tuple(m // 2 for m in missing)
     if not any(missing):
@@ -164,10 +154,7 @@ def pad_to(array: np.ndarray, shape: Shape, value: float = 0) -> tuple[np.ndarra
 
 
 def bounding_box(mask: np.ndarray, margin: Sequence[int] = (0, 0, 0)) -> Box | None:
-    """Give the smallest box (Z, Y, X) around a boolean mask, grown by a margin in voxels within the volume.
-
-    It is None for an empty mask.
-    """
+    """Give the smallest box (Z, Y, X) around a mask, grown by a margin (voxels) inside; None if empty."""
     plane = np.any(mask, axis=0)
     sides = [np.flatnonzero(side) for side in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
     if not sides[0].size:

@@ -4,8 +4,6 @@ Large arrays go back at once. A convolution on the CPU then spends up to half of
 docs/benchmarks.md. Other C libraries are left as they are.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 

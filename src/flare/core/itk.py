@@ -1,7 +1,5 @@
 """NRRD and MetaImage: read by ITK, after all that their headers claim is held against the files."""
 
-from __future__ import annotations
-
 import math
 import re
 import zlib
@@ -29,10 +27,7 @@ UNITS_MM |= {"micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter":
 
 
 def open_nrrd(path: Path, case: str) -> tuple[sitk.ImageFileReader, Geometry]:
-    """A reader of the voxels as stored, and the grid, after all checks of the header.
-
-    A damaged file, or one of another kind, is a `BadFileError`.
-    """
+    """A reader of the voxels as stored, and the grid, after all checks; a bad file is a `BadFileError`."""
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise BadFileError(
@@ -88,12 +83,6 @@ def stated_grid(reader: sitk.ImageFileReader, case: str, unit_mm: float = 1.0) -
     spacing, origin = (tuple(unit_mm * v for v in of()) for of in (reader.GetSpacing, reader.GetOrigin))
     directions = np.asarray(reader.GetDirection()).reshape(len(size), -1)
     return checked_grid(size, spacing, origin, directions, case)
-
-
-def read_voxels(reader: Reader) -> np.ndarray:
-    """Read the voxels `(Z, Y, X)` of a file that was opened."""
-    with itk_errors():
-        return sitk.GetArrayFromImage(reader.Execute())
 
 
 @contextmanager

@@ -1,12 +1,9 @@
 """NIfTI files: header by nibabel, voxels from the same stream, the checks that it lacks, and the way back.
 
-ITK fills what a truncated file lacks and takes a spacing of 0 for 1, nibabel reads voxels from inside the
-header if the offset says so, all without a word.
+ITK fills truncated files and takes spacing 0 for 1, nibabel reads voxels from a header, all without a word.
 
 Reference: https://nifti.nimh.nih.gov/nifti-1, `nifti1.h` and `nifti2.h`.
 """
-
-from __future__ import annotations
 
 import gzip
 import math

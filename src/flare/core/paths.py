@@ -1,7 +1,5 @@
 """Paths that a configuration names: what one may be, where a relative one starts, how it is quoted."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Slices of a case with one fixed colour a class, the same in every figure, overlay and viewer."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -69,8 +67,7 @@ def title(c: LabelClass) -> str:
 def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, small: bool) -> dict[str, bytes]:
     """Draw the reference and the prediction of a case, from `read_compared`, on the same slices.
 
-    They are three planes, or with `small` one axial slice at a lower resolution. Returns `reference` and
-    `prediction`, WebP pictures of one size.
+    Gives `reference` and `prediction`, WebP of one size: three planes, or if `small` one coarser axial slice.
     """
     from PIL import Image
 
@@ -79,7 +76,10 @@ def draw_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, *, sma
     axes, scale = ((0,), SMALL_PIXELS_PER_MM) if small else ((0, 1, 2), PIXELS_PER_MM)
     pictures = {}
     for name, shown in (("reference", truth), ("prediction", ours)):
-        sheet, buffer = _sheet(_planes(ct, shown.array, view, axes, scale, classes)), io.BytesIO()
+        planes, buffer = _planes(ct, shown.array, view, axes, scale, classes), io.BytesIO()
+        missing = [max(p.shape[0] for p in planes) - plane.shape[0] for plane in planes]
+        widths = [((m // 2, m - m // 2), (GAP, GAP), (0, 0)) for m in missing]  # side by side, centred
+        sheet = np.concatenate([np.pad(p, w) for p, w in zip(planes, widths, strict=True)], axis=1)
         Image.fromarray(sheet).save(buffer, format="WEBP", quality=QUALITY, method=4)
         pictures[name] = buffer.getvalue()
     return pictures
@@ -143,10 +143,3 @@ def paint(grey_hu: np.ndarray, labels: np.ndarray, zoom: Sequence[float], classe
     coloured = np.clip(table[big] + shade[..., None], 0, 255)
     painted = (big > 0) & ((big != IGNORE) | border)
     return np.rint(np.where(painted[..., None], coloured, grey[..., None])).astype(np.uint8)
-
-
-def _sheet(planes: list[np.ndarray]) -> np.ndarray:
-    """Planes side by side on black, centred."""
-    missing = [max(p.shape[0] for p in planes) - plane.shape[0] for plane in planes]
-    widths = [((m // 2, m - m // 2), (GAP, GAP), (0, 0)) for m in missing]
-    return np.concatenate([np.pad(p, w) for p, w in zip(planes, widths, strict=True)], axis=1)

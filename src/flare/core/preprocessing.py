@@ -1,7 +1,5 @@
 """Resampling of arrays with the voxel extents aligned: the same function for training and inference."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -32,11 +30,10 @@ class Axis:
     nearest: np.ndarray  # the nearest voxel of the box
 
     @classmethod
-    def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> Axis:
+    def between(cls, size: int, wanted: int, interval: tuple[int, int], *, linear: bool) -> "Axis":
         """Match maps of a size to as many voxels as wanted, of the same extent.
 
-        The box is an interval of the maps, whose edge goes on outside; the nearest voxel is taken unless
-        `linear`.
+        The box is an interval of the maps, whose edge goes on outside. Without `linear` the nearest counts.
         """
         lower = upper = nearest = _nearest(size, wanted)
         weight = np.zeros(wanted, np.float32)
@@ -159,7 +156,7 @@ class Intensity:
     std: float  # standard deviation (ddof 0) before clipping
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, float]) -> Intensity:
+    def from_dict(cls, values: Mapping[str, float]) -> "Intensity":
         """Build from plain values, as stored in `statistics.json` and in checkpoints."""
         return cls(*(float(values[k]) for k in ("lower", "upper", "mean", "std")))
 

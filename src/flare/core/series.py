@@ -1,7 +1,5 @@
 """DICOM folders by the heads of their files: which slices are of which series, and which are localizers."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat
@@ -15,8 +13,7 @@ from typing import Literal
 HEAD_BYTES = 1 << 16  # that a file says of itself what counts here
 FEWEST = 3  # places of the slices of a scan; fewer beside a scan of the same study are a scout (ours)
 SERIES = "series-"  # and a UID: names one of several series in a folder, as if it were a folder in it
-# DICOM: transfer syntaxes (PS3.5, section 10), value representations by the width
-# of their length (section 7.1)
+# DICOM: transfer syntaxes (PS3.5, section 10), value representations by the width of their length (7.1)
 IMPLICIT, EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
 BIG_ENDIAN = b"1.2.840.10008.1.2.2"
 DEFLATED, COMPRESSED = b"1.2.840.10008.1.2.1.99", (b"1.2.840.10008.1.2.4.", b"1.2.840.10008.1.2.5")
@@ -128,7 +125,7 @@ class Head:
     is_localizer: bool = False
 
     @classmethod
-    def read(cls, path: Path) -> Head | None:
+    def read(cls, path: Path) -> "Head | None":
         """Read the head of a file; None for an object without pixels."""
         try:
             with path.open("rb") as stream:

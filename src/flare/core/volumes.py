@@ -1,7 +1,5 @@
 """Images and label maps from and to disk, every refusal named."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging
@@ -18,14 +16,13 @@ import SimpleITK as sitk
 from flare.core.cases import CASE_RULES
 from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import IGNORE, ClassList
-from flare.core.dicom import open_dicom
+from flare.core.dicom import is_dicom, open_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
 from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
-from flare.core.itk import Reader, open_nrrd, read_voxels
+from flare.core.itk import Reader, itk_errors, open_nrrd
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
 from flare.core.series import Series, is_there, named_series, series_in, series_uid, without_scouts
-from flare.core.slices import is_dicom
 
 log = logging.getLogger(__name__)
 NAMED = 5  # paths that a message names
@@ -191,11 +188,7 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def read_image(path: Path, case: str | None = None) -> Volume:
-    """Read a CT image: .nii, .nii.gz, .nrrd, .mha, a DICOM file, or a folder with one DICOM series.
-
-    It is HU, int16 if the file holds integers that fit, else float32. A bad file is a `CaseError`; the rest
-    of a cohort can go on.
-    """
+    """Read a CT, a file or DICOM series, in HU: int16 if integers fit, else float32; or refuse the case."""
     path = Path(path)
     case = case or case_id(path)
     with _one_file(path, case):
@@ -203,7 +196,8 @@ def read_image(path: Path, case: str | None = None) -> Volume:
             array, geometry = read_nifti(path, case)
         else:
             reader, geometry = _open(path, case)
-            array = read_voxels(reader)
+            with itk_errors():
+                array = sitk.GetArrayFromImage(reader.Execute())
     if tuple(array.shape) != geometry.shape:
         raise CaseError(case, f"{path} holds {array.shape} voxels, its header says {geometry.shape}")
     if np.issubdtype(array.dtype, np.integer):
@@ -217,10 +211,7 @@ def read_image(path: Path, case: str | None = None) -> Volume:
 
 
 def read_grid(path: Path, case: str) -> Geometry:
-    """Read the grid alone of a CT, by its header; of a NIfTI file nothing else is read.
-
-    Refuses the case as `read_scan`, for what header and size of the file can show.
-    """
+    """Read the grid of a CT from its header, of NIfTI nothing else; refuses what `read_scan` does."""
     with _one_file(path, case):
         is_one = path.is_file() and is_nifti(path)
         grid = nifti_grid(path, case) if is_one else _open(path, case)[1]
@@ -260,10 +251,8 @@ def read_scan(path: Path, case: str) -> tuple[Volume, str]:
     """
     volume = read_image(path, case)
     checks, grid = current_checks(), volume.geometry
-    try:
+    with _one_file(path, case):
         checks.require_size(grid.shape[::-1], grid.spacing_mm[::-1], case)
-    except BadFileError as error:
-        raise CaseError(case, f"{path} {error}") from error
     return volume, checks.doubt(volume.array, case)
 
 
@@ -337,11 +326,10 @@ def _lookup(
     return {value: IGNORE if wanted == classes.ignore else wanted for value, wanted in table.items()}
 
 
-def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
+def match_grid(labels: Volume, image: Volume | Geometry, case: str, names: str = "image and label") -> Volume:
     """Bring a label map to the voxel order of its image, losslessly, and give it the image's geometry.
 
-    The case is refused, with both values, if a corner voxel of one grid is further from the other's than the
-    tolerance of `data.checks`.
+    The case is refused, with both values, if corner voxels are further apart than `data.checks` tolerates.
     """
     geometry = image if isinstance(image, Geometry) else image.geometry
     # to the image's directions, not to RAS: nearest axes are no matter of rounding at 45 degrees
@@ -349,18 +337,14 @@ def match_grid(labels: Volume, image: Volume | Geometry, case: str) -> Volume:
     tolerance_mm = current_checks().tolerance_mm
     different = geometry.differences(orientation.apply_geometry(labels.geometry), tolerance_mm)
     if different:
-        raise CaseError(case, "image and label (in its voxel order) differ: " + "; ".join(different))
+        raise CaseError(case, f"{names} (in its voxel order) differ: {'; '.join(different)}")
     return Volume(np.ascontiguousarray(orientation.apply(labels.array)), geometry)
 
 
 def read_compared(
     case: str, files: tuple[Path, Path, Path], classes: ClassList, label_map: Mapping[Any, int] | None
 ) -> tuple[Volume, Volume, Volume]:
-    """Read a CT, its annotation, which `label_map` renumbers, and a prediction, for showing.
-
-    All are on the image's grid, in RAS voxel order. A bad file and a label map that does not lie on that grid
-    are a `CaseError`.
-    """
+    """Read a CT, its renumbered annotation and a prediction, on its grid in RAS order, or refuse the case."""
     image, reference, prediction = files
     ct = read_image(image, case)
     truth = match_grid(read_labels(reference, classes, label_map, case), ct, case)

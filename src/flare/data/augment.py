@@ -1,7 +1,5 @@
 """Augmentation of one patch, nnU-Net's "moreDA": all of it is drawn at once, and then applied as drawn."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,8 +106,7 @@ def _around_one(rng: Generator, limits: Sequence[float]) -> float:
 class Augmenter:
     """Applies the augmentation of training patches, by `PatchSettings.augmentation`.
 
-    Patch size and spacing, for transforms that count in millimetres, are along Z, Y, X. What `extra` names
-    and is no transform is refused.
+    Patch size and spacing (mm) are along Z, Y, X. What `extra` names and is no transform is refused.
     """
 
     patch_size: Shape

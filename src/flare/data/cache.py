@@ -1,7 +1,5 @@
 """The chunked compressed store: images once, labels once a round, patches read without their volume."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,10 +28,7 @@ META, FOREGROUND = "flare", "foreground-{}"  # what is kept with an array
 
 @dataclass(frozen=True)
 class Stored:
-    """An array on disk, read piece by piece.
-
-    Opening costs 0.1 ms; the object holds the path alone until something is read, and pickles as that.
-    """
+    """An array on disk, read piece by piece: it opens (0.1 ms) at the first read, and pickles as its path."""
 
     path: Path
 
@@ -70,18 +65,12 @@ class Stored:
         return np.frombuffer(packed, dtype=np.uint16).reshape(-1, 3).astype(np.int64)
 
 
-def open_array(path: Path) -> Stored:
-    """Open a stored array for reading in pieces."""
-    return Stored(Path(path))
-
-
 def read_box(
     stored: Stored, lower: Shape, upper: Shape, convert: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Read a box of a volume, from a first voxel to the one after the last; outside of the volume it is 0.
 
-    `convert` is applied to the voxels that are read, before zeros are set around them (normalisation, so that
-    0 is the cohort's mean; or the mapping of labels).
+    `convert` is applied to the voxels read, before zeros are set around them: 0 is then the cohort's mean.
     """
     first, last = (np.clip(corner, 0, stored.shape).tolist() for corner in (lower, upper))
     values = convert(stored[tuple(map(slice, first, last))])
@@ -101,8 +90,7 @@ def store_array(
 ) -> None:
     """Write an array `(Z, Y, X)` in compressed chunks, whole or not at all, to a file (`.b2nd`).
 
-    Plain values `meta` and the voxels that `sample_foreground` gives are kept with it. A full disk is a
-    `NoRoomError`.
+    Plain values `meta` and voxels of `sample_foreground` are kept with it. A full disk is a `NoRoomError`.
     """
     chunks = np.minimum(CHUNKS, array.shape).clip(min=1).tolist()
     blocks = np.minimum(BLOCKS, chunks).tolist()
@@ -135,8 +123,7 @@ def store_array(
 def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation: str, case_id: str) -> None:
     """Store a CT (HU, any voxel order) as the network's grid has it: RAS order, resampled, int16 HU.
 
-    `spacing_mm` is along Z, Y, X, `interpolation` is `linear`, `cubic` or `nnunet`. The CT's own grid and
-    the case are kept with the array.
+    `spacing_mm` is along Z, Y, X, `interpolation` `linear`, `cubic` or `nnunet`. The CT's own grid is kept.
     """
     done = preprocess(image, spacing_mm, interpolation)
     grid = {"spacing_mm": list(map(float, spacing_mm)), "interpolation": interpolation}
@@ -144,11 +131,8 @@ def cache_image(image: Volume, path: Path, *, spacing_mm: Spacing, interpolation
 
 
 def read_preprocessed(path: Path, spacing_mm: Spacing, interpolation: str) -> Preprocessed | None:
-    """Read a cached image as `preprocess` would give it from the file, bit for bit.
-
-    None if the image was cached at another spacing or with another interpolation.
-    """
-    stored = open_array(path)
+    """Read a cached image as `preprocess` gives it, to the bit; None at another spacing or interpolation."""
+    stored = Stored(path)
     if (stored.meta["spacing_mm"], stored.meta["interpolation"]) != (list(spacing_mm), interpolation):
         return None
     return Preprocessed(stored[:], _geometry(stored))
@@ -167,17 +151,15 @@ def cache_labels(
     case_id: str,
     interpolation: str = "nearest",
     ignore: np.ndarray | None = None,
-    samples: int = FOREGROUND_SAMPLES,
 ) -> None:
     """Store a label map of any round on the grid of its cached image, with sampled foreground voxels.
 
     The cached image, not the label file's header, decides the size, so that headers which differ in the last
     digit cannot give arrays one voxel apart; a map of another size refuses the case. `labels` are class ids
     in any voxel order; `interpolation` is `nearest`, or `nnunet` as in `resample_classes`; the boolean
-    `ignore` marks voxels that training leaves out, a voxel of the grid by the nearest one. At most `samples`
-    voxels are kept per class.
+    `ignore` marks voxels that training leaves out, a voxel of the grid by the nearest one.
     """
-    grid = open_array(image)
+    grid = Stored(image)
     ras, order = reorient_to_ras(labels)
     own = _geometry(grid)
     expected = orientation_to(own).apply_geometry(own).shape
@@ -192,7 +174,7 @@ def cache_labels(
     if ignore is not None:
         array[resample(order.apply(ignore), grid.shape, "nearest")] = IGNORE
     meta = {"case": case_id, "spacing_mm": grid.meta["spacing_mm"]}
-    store_array(path, array, meta, sample_foreground(array, samples))
+    store_array(path, array, meta, sample_foreground(array, FOREGROUND_SAMPLES))
 
 
 def sample_foreground(labels: np.ndarray, samples: int) -> dict[int, np.ndarray]:

@@ -1,13 +1,10 @@
 """The data of one round: patches in batches, a function of (seed, step) alone, and whole validation cases."""
 
-from __future__ import annotations
-
 import math
 from collections import UserList
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -23,22 +20,9 @@ from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.augment import Augmenter, draw_augmentation
-from flare.data.cache import Stored, open_array, read_box
-from flare.data.settings import PatchSettings
+from flare.data.cache import Stored, read_box
+from flare.data.settings import CaseArrays, PatchSettings
 from flare.runs.door import ignore_signals
-
-
-class CaseArrays(NamedTuple):
-    """Where a training case lies in the cache: int16 HU, and uint8 class ids of any round, or `IGNORE`.
-
-    `weight` is its share of the patches, relative to the other cases' weights; `known` are the ids of the
-    classes whose place its labels tell, None if they tell all.
-    """
-
-    image: Path
-    label: Path
-    weight: float = 1.0
-    known: tuple[int, ...] | None = None
 
 
 class Batch(TypedDict):
@@ -53,8 +37,7 @@ class Batch(TypedDict):
 class SampleKey(NamedTuple):
     """What decides a training sample, with the seed: its position in a batch, and in those of all ranks.
 
-    `step` counts the optimizer steps of the round before this one; where batches repeat, those before the
-    first step that had the same.
+    `step` counts the optimizer steps of the round before it; where batches repeat, before the first like it.
     """
 
     step: int
@@ -62,35 +45,26 @@ class SampleKey(NamedTuple):
     sample: int
 
 
-@dataclass(frozen=True)
-class ForegroundSampling:
-    """The last patches of a batch around a foreground voxel, the others anywhere.
+def choose_start(rng: np.random.Generator, position: int, label: Stored, settings: PatchSettings) -> Shape:
+    """Choose a patch: the last of a batch around a foreground voxel of cached labels, the others anywhere.
 
     Of B patches `B - round((1 - oversample_foreground) B)` are centred on foreground. nnU-Net centres none at
     batch 1; ours then centres each patch with probability `oversample_foreground`. The class is drawn
-    uniformly among those of the case, then a voxel of it.
+    uniformly among those of the case, then a voxel of it. Equal generators give equal patches. `position` is
+    that of the patch within its batch, from 0. Gives the first voxel along Z, Y, X, below 0 in small volumes.
 
     Reference: method section 7.
     """
-
-    settings: PatchSettings
-
-    def start(self, rng: np.random.Generator, position: int, label: Stored) -> Shape:
-        """Choose a patch of a case with these cached labels; equal generators give equal patches.
-
-        `position` is that of the patch within its batch, from 0. The first voxel along Z, Y, X is given,
-        negative where a volume is smaller than the patch.
-        """
-        patch_size, tumor = self.settings.patch_size, self.settings.tumor
-        count, share = self.settings.batch_size, self.settings.oversample_foreground
-        is_centred = rng.random() < share if count == 1 else position >= round(count * (1 - share))
-        present = [c for c in label.foreground_classes if c in self.settings.outputs[1:]]
-        if not (is_centred and present):
-            return uniform_start(rng, patch_size, label.shape)
-        is_tumor = rng.random() < self.settings.tumor_fraction and tumor in present
-        chosen = tumor if is_tumor and tumor is not None else present[rng.integers(len(present))]
-        voxels = label.foreground(chosen)
-        return centred_start(voxels[rng.integers(len(voxels))], patch_size, label.shape)
+    patch_size, tumor = settings.patch_size, settings.tumor
+    count, share = settings.batch_size, settings.oversample_foreground
+    is_centred = rng.random() < share if count == 1 else position >= round(count * (1 - share))
+    present = [c for c in label.foreground_classes if c in settings.outputs[1:]]
+    if not (is_centred and present):
+        return uniform_start(rng, patch_size, label.shape)
+    is_tumor = rng.random() < settings.tumor_fraction and tumor in present
+    chosen = tumor if is_tumor and tumor is not None else present[rng.integers(len(present))]
+    voxels = label.foreground(chosen)
+    return centred_start(voxels[rng.integers(len(voxels))], patch_size, label.shape)
 
 
 def uniform_start(rng: np.random.Generator, patch_size: Shape, shape: Shape) -> Shape:
@@ -103,10 +77,7 @@ def uniform_start(rng: np.random.Generator, patch_size: Shape, shape: Shape) -> 
 
 
 def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shape:
-    """Put a patch around a voxel, moved into the volume where it would leave it.
-
-    nnU-Net moves it so at the low end of an axis and pads at the high end; here both ends are alike (ours).
-    """
+    """Put a patch around a voxel, moved into the volume at both ends (nnU-Net pads at the high one; ours)."""
     z, y, x = (
         min(max(int(v) - p // 2, 0), n - p) if n >= p else -((p - n) // 2)
         for v, p, n in zip(voxel, patch_size, shape, strict=True)
@@ -124,7 +95,6 @@ class PatchDataset(Dataset[dict[str, Any]]):
     cases: Sequence[tuple[str, CaseArrays]]
     settings: PatchSettings
     intensity: Intensity
-    sampling: ForegroundSampling
     augmenter: Augmenter
 
     def __post_init__(self) -> None:
@@ -144,8 +114,8 @@ class PatchDataset(Dataset[dict[str, Any]]):
         count, outputs = len(self.cases), self.settings.outputs
         index = rng.integers(count) if self._shares is None else rng.choice(count, p=self._shares)
         case_id, arrays = self.cases[int(index)]
-        image, label = open_array(arrays.image), open_array(arrays.label)
-        start = self.sampling.start(rng, key.position, label)
+        image, label = Stored(arrays.image), Stored(arrays.label)
+        start = choose_start(rng, key.position, label, self.settings)
         channels = np.zeros(256, dtype=np.uint8)
         channels[list(outputs)] = range(len(outputs))
         channels[IGNORE] = IGNORE
@@ -175,8 +145,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
 class StepSampler(Sampler[list[SampleKey]]):
     """The keys of an epoch's batches, from the step at which the training stands to the epoch's end.
 
-    `step` tells the steps done so far, `batch_size` is a rank's, and after `distinct` steps the same batches
-    come again, with None never.
+    `step` tells the steps done, `batch_size` is a rank's; after `distinct` steps, if any, batches come again.
     """
 
     batch_size: int
@@ -260,9 +229,8 @@ class FlareDataModule(pl.LightningDataModule):
         super().__init__()
         if not training:
             raise FlareError("labels.cases: the cohort has no such training case")
-        sampling = ForegroundSampling(settings)
         augmenter = Augmenter(settings.patch_size, settings.augmentation, settings.spacing_mm)
-        self.dataset = PatchDataset(sorted(training.items()), settings, intensity, sampling, augmenter)
+        self.dataset = PatchDataset(sorted(training.items()), settings, intensity, augmenter)
         self.loader: StepLoader | None = None
         self.validation = [case for case in validation if case.is_labeled]
 

@@ -1,45 +1,46 @@
 """What decides a training patch, as plain values that were checked: size, batch, sampling, augmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.classes import ClassList
-from flare.core.errors import Rule, check_values, rules_of
+from flare.core.errors import Rule, check_values, parts, rules_of
 from flare.core.geometry import AXES, Shape, Spacing
-
-
-def _are_parts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(t, dict) and "_target_" in t for t in value)
-
 
 RULES = rules_of("data") | {
     "data.augmentation.mirror.axes": Rule(
         lambda axes: isinstance(axes, list) and all(a in AXES for a in axes), "a list of some of z, y, x"
     ),
-    "data.augmentation.extra": Rule(
-        _are_parts, "a list of transforms such as {_target_: torchio.RandomGhosting}"
-    ),
+    "data.augmentation.extra": parts("transforms such as {_target_: torchio.RandomGhosting}"),
 }
+
+
+class CaseArrays(NamedTuple):
+    """Where a training case lies in the cache: int16 HU, and uint8 class ids of any round, or `IGNORE`.
+
+    `weight` is its share of the patches, relative to the other cases' weights; `known` are the ids of the
+    classes whose place its labels tell, None if they tell all.
+    """
+
+    image: Path
+    label: Path
+    weight: float = 1.0
+    known: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """How the training patches of a round are chosen and augmented.
-
-    Patch size and spacing are along Z, Y, X.
-    """
+    """How the training patches of a round are chosen and augmented; sizes are along Z, Y, X."""
 
     patch_size: Shape
     spacing_mm: Spacing
     batch_size: int  # patches of a batch, in each process
     oversample_foreground: float  # share of a batch centred on foreground; nnU-Net 0.33
-    # share of those centred on the tumor where the case has one (ours; 0 treats the tumor as one class among
-    # others)
+    # share of those centred on the tumor where the case has one (ours; with 0 it is one class among others)
     tumor_fraction: float
     workers: int  # processes that prepare patches; with 0 the training does it itself
     augmentation: Mapping[str, Any]
@@ -49,7 +50,7 @@ class PatchSettings:
     seed: int
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, classes: ClassList) -> PatchSettings:
+    def from_config(cls, cfg: DictConfig, classes: ClassList) -> "PatchSettings":
         """Read `data`, `labels.targets` and `seed`; refuse a value out of range, naming the key."""
         check_values(cfg, RULES)
         data: Any = OmegaConf.to_container(cfg.data, resolve=True)

@@ -1,7 +1,5 @@
 """Rotation, scaling and elastic deformation as one grid of coordinates and one resampling."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 
@@ -40,8 +38,7 @@ def sampling_grid(drawn: Move, patch_size: Shape, *, dummy_2d: bool) -> Tensor |
 
     The displacement comes first, then rotation about the centre of the patch, then the factor of the scaling,
     as in nnU-Net. With `dummy_2d` the same in-plane grid serves all slices. Voxel coordinates count from the
-    first voxel of the patch before augmentation: `(2, Y, X)` in two dimensions, `(3, Z, Y, X)` in three;
-    `None` if nothing moves.
+    first voxel of the patch before augmentation: `(2, Y, X)` or `(3, Z, Y, X)`; None if nothing moves.
     """
     if drawn.rotation is None and drawn.scale is None and drawn.elastic is None:
         return None

@@ -1,7 +1,5 @@
 """Detection of tumors: which lesions were found, which found ones are none, and which patients bear any."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +35,7 @@ class Lesion:
     volume_ml: float  # its volume
     diameter_mm: float  # of the ball of this volume
     organ: str  # short name of the organ that surrounds most of it, or `none`
-    # whether it overlaps a tumor of the other side: a reference lesion is then detected; a predicted one that
-    # is not is a false positive
+    # whether it overlaps a tumor of the other side; one that does not is missed, or a false positive
     matched: bool
     dsc: float | None = None  # for a reference lesion, against all predicted ones that overlap it
     # how sure a predicted one is: the mean confidence of its voxels, or without a map its volume in ml. For a
@@ -101,8 +98,7 @@ def size_class(diameter_mm: float) -> str:
 def detection(cases: Cases) -> Row:
     """Sum up a cohort: patients, and lesions found and false positives per scan, also by size and organ.
 
-    Cases without any lesion are scans. `froc` is the mean sensitivity `at_` the `RATES`, to which a group has
-    the false positives of all.
+    Cases without lesions are scans. `froc` is the mean sensitivity `at_` the `RATES`, by all false positives.
     """
     lesions = [lesion for found in cases.values() for lesion in found]
     false, scans = [x for x in lesions if x.side == "prediction" and not x.matched], len(cases)

@@ -6,8 +6,6 @@ along Z, Y, X, and `classes` is the `ClassList`. A case without a prediction giv
 what is not finite, is not scored.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -22,7 +20,7 @@ from scipy import ndimage
 
 from flare.core.cases import read_label_map
 from flare.core.classes import ClassList, LabelClass
-from flare.core.errors import FlareError, Rule, build_part, choice
+from flare.core.errors import FlareError, build_part, choice, parts
 from flare.core.geometry import Box, Spacing
 from flare.evaluation.published import shows_published
 from flare.evaluation.surfaces import distances_mm, robust_hausdorff_mm, surface, surface_dice
@@ -32,10 +30,7 @@ MEASURES = ("DSC", "NSD")
 PROTOCOLS = ("flare23", "corrected", "present")
 LOWEST_DSC = 0.2  # below it the challenge's NSD is 0
 EXTRA = "evaluation.extra"
-PARTS = Rule(
-    lambda value: isinstance(value, list) and all(isinstance(x, dict) and "_target_" in x for x in value),
-    "a list of scores such as {_target_: my.module.Score}, or with _partial_: true for a function",
-)
+PARTS = parts("scores such as {_target_: my.module.Score}, or with _partial_: true for a function")
 Part = Mapping[str, Any]
 
 
@@ -54,7 +49,7 @@ class ScoreSettings:
     has_paper: bool = False  # whether the paper's figures stand beside the scores
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, key: str) -> ScoreSettings:
+    def from_config(cls, cfg: DictConfig, key: str) -> "ScoreSettings":
         """Read the settings, the protocol at `key`; build each score of the user's own once, before any work.
 
         A value that is none of the choices, and a score that cannot be built or called, are refused.
@@ -141,7 +136,10 @@ def score_case(
 
     # the largest first, so that threads end together
     order = sorted(classes.entries, key=size, reverse=True)
-    with ThreadPoolExecutor(threads or _threads()) as pool:
+    # OpenMP's variable may list a number for each level of nesting
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    allowed = int(first) if first.isdigit() else 0
+    with ThreadPoolExecutor(threads or allowed or os.cpu_count() or 1) as pool:
         scores = dict(zip((c.short for c in order), pool.map(one, order), strict=True))
     return {c.short: scores[c.short] for c in classes.entries}
 
@@ -155,12 +153,6 @@ def mean(values: Iterable[float | None]) -> float | None:
 def rounded(value: float | None) -> float | None:
     """Four digits, as numpy rounds (by scaling), which the official script's values went through."""
     return None if value is None else float(np.round(value, 4))
-
-
-def _threads() -> int:
-    """Threads that the environment allows: OpenMP's variable may list a number for each level of nesting."""
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(first) if first.isdigit() and int(first) else os.cpu_count() or 1
 
 
 def _score_class(

@@ -1,7 +1,5 @@
 """The paper's figures, and beside which runs they stand."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,8 +38,7 @@ def shows_published(cfg: DictConfig, classes: ClassList, protocol: str | None = 
     """Whether `report.published` sets the paper's figures beside those of a run.
 
     By `auto` they stand where class list and protocol are FLARE23's, and beside the embedded phantom's, which
-    every table names as such. What scores nothing has no protocol. To ask for them beside other classes is
-    refused.
+    every table names as such. What scores nothing has no protocol. Beside other classes they are refused.
     """
     wanted, is_same = cfg.report.published, is_flare23(classes)
     choice("auto", "none", "flare23").require("report.published", wanted)

@@ -1,7 +1,5 @@
 """Tables with the best in bold, as Markdown, as LaTeX and on the console."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,13 +48,13 @@ class Table:
         return [c.heading for c in self.columns]
 
     @property
-    def texts(self) -> DataFrame:
+    def texts(self) -> "DataFrame":
         """What the cells show; columns are numbered, since two may have the same heading."""
         from pandas import DataFrame
 
         return DataFrame([[c.text for c in row] for row in self.rows], columns=range(len(self.columns)))
 
-    def best(self) -> DataFrame:
+    def best(self) -> "DataFrame":
         """Which cells are the best, as `texts`; none where fewer than two finite values are compared."""
         from pandas import DataFrame
 

@@ -1,7 +1,5 @@
 """Scores of a cohort: one row a case in `metrics.csv`, means in `summary.json`; the body of `evaluate.py`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -40,10 +38,7 @@ LESIONS = ("case", "side", "volume_ml", "diameter_mm", "size", "organ", "matched
 
 @dataclass(frozen=True)
 class CaseScores:
-    """All that is known of one case: scores by short name, tumors of both sides, scores of the user's own.
-
-    `lesions` is None where nothing says whether the patient bears a tumor.
-    """
+    """All that is known of one case; `lesions` is None where nothing says whether it bears a tumor."""
 
     classes: Mapping[str, ClassScore]
     lesions: Sequence[Lesion] | None = None
@@ -224,8 +219,7 @@ def write_extra_scores(scored: Mapping[str, CaseScores], path: Path) -> dict[str
 def write_details(scored: Mapping[str, CaseScores], output: Path) -> dict[str, Any]:
     """Write `details.csv` (one row a case and class) and `lesions.csv` (one row a lesion).
 
-    Gives for the summary `distances`: short -> mean HD95 and over how many cases, mean and mean absolute
-    volume error in ml.
+    Gives `distances` by short name: mean HD95 and over how many cases, mean and absolute volume error (ml).
     """
     rows = [
         {"case": case, "class": short, **{k: getattr(s, k.lower()) for k in DETAILS}}

@@ -1,9 +1,4 @@
-"""From scores of cases to a cohort's means, rounded as the official script rounds.
-
-How sure a mean is says a bootstrap over cases; whether two runs differ, a paired signed-rank test.
-"""
-
-from __future__ import annotations
+"""From cases' scores to means, rounded as the official script does, bootstrap intervals and paired tests."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

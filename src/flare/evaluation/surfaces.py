@@ -4,43 +4,26 @@ The same numbers as DeepMind's surface-distance, faster: neighbour codes by shif
 a search tree for what both surfaces do not share, and a distance transform where that is too much.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations, product
+from pathlib import Path
 
 import edt
 import numpy as np
 from scipy.spatial import KDTree
 
+from flare.core.files import read_csv
 from flare.core.geometry import Spacing
 
-Corner = tuple[int, int, int]
-Normal = tuple[float, float, float]
-
-# A surface element sits where eight voxels meet. The 256 patterns fall into 14 kinds under rotation,
-# reflection and exchange of inside and outside. One pattern of each kind, as its occupied corners, with the
-# triangles that cut it: |normal| along the three axes, its length the triangle's area for unit voxels.
+# A surface element sits where eight voxels meet. Beside all in and all out their patterns fall into 13 kinds
+# under rotation, reflection and exchange of inside and outside. The file has one pattern of each kind, as its
+# occupied corners (z, y, x), and the triangles that cut it by their normals: |normal| along the three axes,
+# its length the triangle's area for unit voxels.
 # Reference: the marching-cubes patterns of DeepMind's surface-distance, reduced by symmetry.
-_SMALL, _MIDDLE, _WIDE, _FACE = (0.125,) * 3, (0.25,) * 3, (0.375,) * 3, (0.5, 0.0, 0.0)
-_EDGE_XY, _EDGE_YZ, _EDGE_XZ = (0.25, 0.25, 0.0), (0.0, 0.25, 0.25), (0.25, 0.0, 0.25)
-_KINDS: tuple[tuple[tuple[Corner, ...], tuple[Normal, ...]], ...] = (
-    ((), ()),
-    (((1, 1, 1),), (_SMALL,)),
-    (((1, 1, 0), (1, 1, 1)), (_EDGE_XY, _EDGE_XY)),
-    (((1, 0, 1), (1, 1, 0)), (_SMALL, _SMALL)),
-    (((0, 1, 1), (1, 0, 0)), (_SMALL, _SMALL)),
-    (((1, 0, 1), (1, 1, 0), (1, 1, 1)), (_SMALL, _MIDDLE, _FACE)),
-    (((0, 1, 1), (1, 0, 1), (1, 1, 0)), (_SMALL, _SMALL, _SMALL)),
-    (((0, 1, 1), (1, 0, 0), (1, 1, 1)), (_EDGE_YZ, _EDGE_YZ, _SMALL)),
-    (((1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1)), (_FACE, _FACE)),
-    (((0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1)), (_SMALL, _SMALL, _MIDDLE, _MIDDLE)),
-    (((0, 1, 1), (1, 0, 0), (1, 1, 0), (1, 1, 1)), (_EDGE_YZ, _SMALL, _EDGE_XZ, _WIDE)),
-    (((0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0)), (_SMALL, _SMALL, _MIDDLE, _FACE)),
-    (((0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1)), (_EDGE_XY,) * 4),
-    (((0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1)), (_SMALL,) * 4),
-)
+_KINDS = Path(__file__).with_name("surface_kinds.csv")
+_NORMALS = {"small": (0.125,) * 3, "middle": (0.25,) * 3, "wide": (0.375,) * 3, "face": (0.5, 0.0, 0.0)}
+_NORMALS |= {"edge_xy": (0.25, 0.25, 0.0), "edge_yz": (0.0, 0.25, 0.25), "edge_xz": (0.25, 0.0, 0.25)}
 _NEAR = 1e-5  # relative; single precision of the distance transform is good to 3e-7
 _VOXELS_PER_POINT = 20  # voxels of a distance transform in the time of one point's search (measured)
 
@@ -126,7 +109,9 @@ def element_areas(spacing_mm: Spacing) -> np.ndarray:
     z, y, x = spacing_mm
     scale = np.array([y * x, z * x, z * y])
     areas = np.zeros(256)
-    for corners, normals in _KINDS:
+    for kind in read_csv(_KINDS):
+        corners = [tuple(map(int, corner)) for corner in kind["corners"].split()]
+        normals = [_NORMALS[name] for name in kind["triangles"].split()]
         for axes in permutations(range(3)):
             area = sum(float(np.linalg.norm(np.take(n, axes) * scale)) for n in normals)
             for flips in product((0, 1), repeat=3):

@@ -1,7 +1,5 @@
 """The paper's Tables 4 to 8 with our numbers beside: csv, Markdown and LaTeX."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -62,19 +60,13 @@ def _score_columns(classes: ClassList) -> list[str]:
 
 
 def table5(
-    rows: Sequence[AblationRow],
-    classes: ClassList,
-    stem: Path,
-    *,
-    note: str = "",
-    has_paper: bool = True,
+    rows: Sequence[AblationRow], classes: ClassList, stem: Path, *, note: str = "", has_paper: bool = True
 ) -> list[Row]:
     """Write the ablation table: `<stem>.csv`, one row a name, and `.md` and `.tex` in the paper's shape.
 
     All rows are of the same cases. `note` is what a reader of `.md` and `.tex` must know of them. With
     `has_paper` the paper's figures stand beside its rounds, its organ mean where all organs are scored, and
-    its public cases below. Gives the rows of the csv: `round`, `cases`, scores in percent, then the paper's
-    figures as `paper_*`.
+    its public cases below. Gives the csv's rows: `round`, `cases`, scores in percent, the paper's `paper_*`.
     """
     lines: list[Row] = []
     ours = ["cases", *_score_columns(classes)]
@@ -160,8 +152,7 @@ def write_efficiency(
 
     The paper's eight cases stand below ours, its average below our means. `rows` are those of
     `inference.csv`, with the keys of `EFFICIENCY` where `inference.measure=true`; the GPU's are None or
-    absent without one. Gives the means over cases, None for what no case has; they are empty if nothing was
-    measured.
+    absent without one. Gives means over cases, None for what no case has; empty if nothing was measured.
     """
     measured = [row for row in rows if row.get("time_s") is not None]
     if not measured:
@@ -209,8 +200,7 @@ def write_round_tables(
 ) -> None:
     """Write tables 4 and 8, and 6 and 7 where the efficiency was measured; what is not learned stays empty.
 
-    `scores` are the rows of `metrics.csv`, `inference` those of `inference.csv`; `summary` is what
-    `scores.score_folder` gives.
+    `scores` are the rows of `metrics.csv`, `inference` of `inference.csv`; `summary` is `score_folder`'s.
     """
     table4(only_learned(scores, classes, targets), classes, folder / "table4", has_paper=has_paper)
     organ_mean = dict.fromkeys(MEASURES) if targets == "tumor" else summary["organ_mean"]

@@ -1,7 +1,5 @@
 """What merging asks of uint8 label maps: sets of class ids, components of tumors, and what surrounds them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,11 +29,7 @@ def drawn_classes(volume: np.ndarray) -> frozenset[int]:
 
 
 def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: ClassList) -> None:
-    """Refuse maps that cannot be merged.
-
-    Each must be uint8 `(Z, Y, X)` with values of the class list (the ground truth may hold `IGNORE`), both of
-    one shape.
-    """
+    """Refuse maps that are not uint8 `(Z, Y, X)` of one shape with known values (in truth also `IGNORE`)."""
     maps = (("ground truth", ground_truth, (IGNORE,)), ("pseudo labels", pseudo, ()))
     for name, volume, beside in maps:
         if volume is None:
@@ -128,8 +122,7 @@ def components(mask: np.ndarray) -> Iterator[Component]:
 def shell_of(component: Component, tumor: np.ndarray, organ_map: np.ndarray, is_organ: np.ndarray) -> Shell:
     """Describe what surrounds a component, read in `organ_map`, `(Z, Y, X)` uint8.
 
-    `tumor` is `(Z, Y, X)` boolean, voxels that count as tumor and so are in no shell, `is_organ` 256 booleans
-    by class id.
+    `tumor`, `(Z, Y, X)` boolean, are voxels that are in no shell, `is_organ` 256 booleans by class id.
 
     Reference: method section 4.
     """

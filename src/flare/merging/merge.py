@@ -1,8 +1,6 @@
 """Merging of cases, and of two plain folders: maps brought to one grid, merged, written with provenance."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from flare.core.cases import Source, case_rule, read_sources, source_of
 from flare.core.class_files import CLASSES, write_classes
 from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import CaseError, FlareError
-from flare.core.files import read_json, remove_partial, write_json
+from flare.core.files import read_json, remove_partial, write_csv, write_json, write_text
 from flare.core.geometry import Volume
 from flare.core.volumes import (
     find_images,
@@ -25,7 +23,7 @@ from flare.core.volumes import (
     write_labels,
 )
 from flare.merging.maps import drawn_classes
-from flare.merging.provenance import GROUND_TRUTH, write_provenance
+from flare.merging.provenance import GROUND_TRUTH, SUMMARY, TABLE, provenance_row, summarise
 from flare.merging.rules import merge_labels, taken_alone
 from flare.merging.settings import MergeSettings, PseudoSource
 from flare.runs.folders import plain_config
@@ -63,7 +61,7 @@ def merge_maps(
         sources[source.name] = source.to_config()
         annotated = None
         if truth is not None:
-            truth = _on_grid_of(pseudo, truth, case)
+            truth = match_grid(truth, pseudo, case, "pseudo labels and ground truth")
             drawn = drawn_classes(truth.array)
             # an empty label file tells nothing, whatever its source declares
             annotated = drawn | set(declared or ()) if drawn else drawn
@@ -82,22 +80,10 @@ def merge_maps(
     return Volume(merged.labels, grid), told
 
 
-def _on_grid_of(pseudo: Volume, truth: Volume, case: str) -> Volume:
-    """Bring the ground truth to the pseudo labels' voxel order, or refuse with both grids."""
-    try:
-        return match_grid(truth, pseudo, case)
-    except CaseError as error:
-        reason = error.reason.replace("image and label", "pseudo labels and ground truth")
-        raise CaseError(case, reason) from None
-
-
 def write_merged(
     outputs: Mapping[str, Path], labels: Volume, told: dict[str, Any], classes: ClassList
 ) -> None:
-    """Write merged labels, `classes.ignore` for `IGNORE`, and their sidecar; see `merged_files`.
-
-    A case of the list's name is refused.
-    """
+    """Write labels, `classes.ignore` for `IGNORE`, and sidecar; a case of the list's name is refused."""
     if outputs["provenance"].name == CLASSES:
         raise CaseError(
             told["case"], f"its sidecar would be the folder's {CLASSES}; give the case another name"
@@ -112,19 +98,11 @@ def merged_files(folder: Path, case: str) -> dict[str, Path]:
     return {"labels": folder / f"{case}.nii.gz", "provenance": folder / f"{case}.json"}
 
 
-@dataclass(frozen=True)
-class MergedFolder:
-    """A folder with `<case>.nii.gz`, `<case>.json`, `provenance.csv` and `.md`, and what the latter says."""
-
-    folder: Path
-    done: Resumed
-    summary: str
-
-    @classmethod
-    def told(cls, folder: Path, done: Resumed, classes: ClassList) -> MergedFolder:
-        """Write the provenance of all cases that are done, now or earlier."""
-        sidecars = [read_json(merged_files(folder, case)["provenance"]) for case in done.values]
-        return cls(folder, done, write_provenance(folder, sidecars, classes))
+def tell_merged(folder: Path, cases: Iterable[str], classes: ClassList) -> None:
+    """Write `provenance.csv` and `.md` of all cases that are merged, now or earlier, beside their labels."""
+    sidecars = [read_json(merged_files(folder, case)["provenance"]) for case in cases]
+    write_csv(folder / TABLE, [provenance_row(told, classes) for told in sidecars])
+    write_text(folder / SUMMARY, summarise(sidecars, classes))
 
 
 @dataclass(frozen=True)
@@ -139,11 +117,8 @@ class FolderSettings:
     case_id: str = "leaf"
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> FolderSettings:
-        """Read the configuration of `merge_labels.py`.
-
-        A folder that is not there is refused, and an output that would lie in an input.
-        """
+    def from_config(cls, cfg: DictConfig) -> "FolderSettings":
+        """Read what `merge_labels.py` is given; refuse a missing folder and an output within an input."""
         merge = MergeSettings.from_config(cfg, cfg)
         truth, pseudo, output = (Path(str(cfg[key])).expanduser().absolute() for key in FOLDERS)
         for key, root in zip(FOLDERS, (truth, pseudo), strict=False):
@@ -155,11 +130,10 @@ class FolderSettings:
         return cls(merge, sources, truth, pseudo, output, case_rule(cfg.data.case_id))
 
 
-def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
+def merge_folders(settings: FolderSettings, executor: Executor) -> Resumed:
     """Merge two plain folders, matched by case id, into a third; only what is new or changed is done again.
 
-    Two empty folders are refused, and so is an output to which another process writes, or that holds files of
-    somebody else under the names of the results.
+    Two empty folders are refused, and an output in use or with foreign files under the results' names.
     """
     output = settings.output
     found = [find_images(root) for root in (settings.ground_truth, settings.pseudo)]
@@ -204,7 +178,8 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> MergedFolder:
             before=lambda _: remove_partial(output),
         )
         done.failures.extend(Outcome(case, error=reason) for case, reason in refused.items())
-        return MergedFolder.told(output, done, settings.merge.classes)
+        tell_merged(output, done.values, settings.merge.classes)
+        return done
 
 
 def merge_case(
@@ -215,10 +190,7 @@ def merge_case(
     settings: MergeSettings,
     outputs: Mapping[str, Path],
 ) -> None:
-    """Merge the files of one case, see `merge_maps`, and write labels and sidecar.
-
-    For a case that is refused, of a bad file or grids that differ, nothing is written.
-    """
+    """Merge the files of a case (`merge_maps`) into labels and sidecar; if refused, write nothing."""
     annotation = None if truth is None else read_labels(truth, settings.classes, settings.label_map, case)
     guess = None if pseudo is None else read_labels(pseudo, settings.classes, None, case)
     merged = merge_maps(case, annotation, guess, settings, declared=declared, source=PseudoSource())

@@ -1,23 +1,19 @@
 """Where each voxel of merged labels came from: in plain values a case, as a table and in short a cohort."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flare.core.classes import IGNORE, ClassList
-from flare.core.files import write_csv, write_text
 from flare.merging.maps import Shell, table
 
 GROUND_TRUTH = "ground_truth"
 PSEUDO = "pseudo"
 NONE = "none"  # source of a class that the round does not have
-TABLE = "provenance.csv"
+TABLE, SUMMARY = "provenance.csv", "provenance.md"
 FATES = ("kept", "dropped", "superseded", "absorbed")
 
 
@@ -25,9 +21,8 @@ FATES = ("kept", "dropped", "superseded", "absorbed")
 class TumorComponent:
     """What became of one component of a tumor.
 
-    Its fate: `kept`; `dropped` (a pseudo tumor outside the organs); `superseded` (a pseudo tumor where the
-    ground truth answers for tumors, or where tumors are no target); `absorbed` (a ground-truth tumor in an
-    organ-only round).
+    Its fate: `kept`; `dropped` (a pseudo tumor outside the organs); `superseded` (one where the ground truth
+    answers for tumors, or tumors are no target); `absorbed` (a ground-truth tumor in an organ-only round).
     """
 
     origin: str  # the source in whose map it was found
@@ -56,8 +51,7 @@ def tell_origin(
 
     Gives `trusted`, `tumor_bearing`, `classes` and `tumors`, these with the largest first. Of a class,
     `filled` counts the voxels that it has where its source has another: there was a tumor, or nothing was
-    known. `ignored` counts the voxels that the ground truth ignores and those that stay so; it is left out
-    where there are none.
+    known. `ignored`, if there are any, counts voxels that the ground truth ignores and those that stay so.
     """
     names = {0: "background"} | {c.id: c.name for c in classes.entries}
     after = _histogram(merged)
@@ -165,11 +159,3 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
         before, after = (sum(counts[name] for counts in ignored) for name in (GROUND_TRUTH, "merged"))
         told += f"; ignored voxels in {len(ignored)} cases: {before:,} before, {after:,} after"
     return f"{told}\n\n{table}\n\ntumor components: {tumors or 'none judged'}\n"
-
-
-def write_provenance(folder: Path, sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
-    """Write `provenance.csv` and `.md` beside the merged labels, and return what the latter says."""
-    write_csv(folder / TABLE, [provenance_row(told, classes) for told in sidecars])
-    summary = summarise(sidecars, classes)
-    write_text(folder / "provenance.md", summary)
-    return summary

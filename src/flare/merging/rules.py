@@ -3,8 +3,6 @@
 Reference: method section 4; `paper` is the paper's rule, `gt_first` that of the authors' code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,20 +88,13 @@ def merge_labels(
     The paper knows no ignored voxels. Ours: where the ground truth has `IGNORE` it is neither for nor against
     a class, so that the voxel is as the pseudo label has it, also of a class that is trusted. Where that is a
     tumor which is not kept it stays ignored, as do all ignored voxels of a case without pseudo labels and of
-    a tumor-only round. The provenance counts both. Maps that `check_maps` refuses, and targets that the class
-    list lacks, are refused.
+    a tumor-only round. The provenance counts both. Unknown targets, and maps as of `check_maps`, are refused.
 
-    Args:
-        ground_truth: `(Z, Y, X)` uint8, class ids or `IGNORE`, or None for a case without one.
-        pseudo: `(Z, Y, X)` uint8, the teacher's prediction.
-        rules: How to merge.
-        classes: The class list.
-        spacing_mm: Along Z, Y, X.
-        annotated: Class ids that the ground truth annotates; one of them that is absent is absent in the
-            patient. None: the classes present, for absent then means not annotated.
-        teacher: How the source of the pseudo labels is called.
-        organs: `(Z, Y, X)` uint8, the map in whose organs `tumor_inside=voxel` keeps a tumor; None: the
-            hull of the prediction's own organs, see `organ_hull`.
+    Maps are `(Z, Y, X)` uint8: the ground truth, None for a case without one, holds class ids or `IGNORE`;
+    `pseudo` is the prediction of the `teacher`, by its name; in `organs`, by default the hull of those that
+    are predicted (`organ_hull`), `tumor_inside=voxel` keeps a tumor. `spacing_mm` is along Z, Y, X. Of the
+    class ids that are `annotated` one that is absent is absent in the patient; None: the classes present, for
+    absent then means not annotated.
 
     Reference: method section 4.
     """
@@ -230,11 +221,10 @@ def _finished(
         answered = GROUND_TRUTH if case.truth_answers_for_tumors else case.teacher
         source[case.classes.tumor] = answered if case.tumor_is_target else NONE
     lost = np.bincount(case.truth[kept], minlength=256)
+    maps = {GROUND_TRUTH: case.truth} if case.has_truth else {}
     origin = tell_origin(
         merged,
-        {GROUND_TRUTH: case.truth, case.teacher: case.pseudo}
-        if case.has_truth
-        else {case.teacher: case.pseudo},
+        maps | {case.teacher: case.pseudo},
         source,
         case.classes,
         trusted=trusted,

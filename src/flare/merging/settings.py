@@ -1,27 +1,18 @@
 """How label maps are merged, and by whom pseudo labels were made; read without what merging needs."""
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig
 
 from flare.core.cases import read_label_map
-from flare.core.classes import TARGETS, ClassList
-from flare.core.errors import FLAG, NOT_NEGATIVE, SHARE, choice
+from flare.core.classes import ClassList
+from flare.core.errors import check_values, rules_of
 from flare.runs.folders import plain_config
 
 FORMAT = 1  # raised when the rules or the sidecar change, so that labels merged before are redone
-CHOICES = {
-    "targets": choice(*TARGETS),
-    "rule": choice("paper", "gt_first"),
-    "dilation_mm": NOT_NEGATIVE,
-    "tumor_inside": choice("component", "voxel"),
-    "tumor_inside_fraction": SHARE,
-    "constrain_unlabeled": FLAG,
-}
+RULES = rules_of("merging")
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,7 @@ class MergeRules:
     tumor_inside: str = "component"
 
     def __post_init__(self) -> None:
-        for key, rule in CHOICES.items():
-            rule.require(f"labels.{key}", getattr(self, key))
+        check_values({"labels": asdict(self)}, RULES)
 
     def to_config(self) -> dict[str, Any]:
         """Plain values; a key that came later is there where it is chosen, so that older journals hold."""
@@ -75,10 +65,10 @@ class MergeSettings:
     rules: MergeRules
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, labels: DictConfig) -> MergeSettings:
+    def from_config(cls, cfg: DictConfig, labels: DictConfig) -> "MergeSettings":
         """Read `classes` and `data.label_map`, and the rules: `cfg.labels`, or `cfg` of `merge_labels.py`."""
         classes = ClassList.from_config(cfg.classes)
-        rules = MergeRules(**{key: labels[key] for key in CHOICES})
+        rules = MergeRules(**{f.name: labels[f.name] for f in fields(MergeRules)})
         return cls(classes, read_label_map(plain_config(cfg.data.label_map), classes), rules)
 
     def identity(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Soft Dice from counts: over the samples that know a class, and over all processes that train together."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, distributed
 from torch.autograd import Function
@@ -49,8 +47,7 @@ def soft_dice(counts: Tensor, known: Tensor, *, smooth: float, batch_dice: bool)
 
     With `batch_dice` voxels are counted over all patches of all processes together; otherwise per patch, of
     which the mean is taken. `counts` are `(3, B, C)`: tp, predicted, in target; `known` is `(B, C)` bool, the
-    samples over which each output is counted. An output that no sample knows has a value without meaning or
-    gradient.
+    samples over which an output is counted. Of one that none knows the value has no meaning or gradient.
     """
     counts = counts * known
     counts = sum_over_ranks(counts.sum(dim=1, keepdim=True)) if batch_dice else counts

@@ -3,8 +3,6 @@
 Reference: nnU-Net 1.7 `DC_and_CE_loss` and `MultipleOutputLoss2`; FLARE23 paper, section 2.2.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -40,8 +38,7 @@ class DeepSupervision(nn.Module):
     """A loss over the resolutions of deep supervision; a subclass says what it is at one of them.
 
     With `supervise_lowest` the lowest resolution counts too (the authors' code for the medium network: yes;
-    nnU-Net: no). `partial` says what becomes of classes that a sample's labels do not tell: `none` takes all
-    as known.
+    nnU-Net: no). `partial` says what becomes of classes that labels do not tell: `none` takes all as known.
     """
 
     def __init__(self, *, supervise_lowest: bool, partial: str = "none") -> None:
@@ -202,8 +199,7 @@ def dice_and_ce(
     """Compute `(C,)` Dice, background included, and the mean cross entropy, over the voxels that count.
 
     Dice is as in `soft_dice`, of softmax probabilities; both are float32. A class that is absent from the
-    target scores near 0, unless the network is sure of its absence everywhere. The tensors are those of
-    `DeepSupervision.compare`.
+    target scores near 0, unless the network is sure of that everywhere. Tensors are as in `compare`.
 
     Reference: nnU-Net 1.7 `SoftDiceLoss`.
     """
@@ -250,8 +246,7 @@ def _output_weights(classes: ClassList, targets: str, class_weights: Mapping[str
 def poly_factor(epoch: int, *, decay_epochs: int, power: float) -> float:
     """Give the share of the initial rate after some epochs: `max(0, 1 - epoch / decay_epochs) ** power`.
 
-    The base is clamped at 0: the paper prints a decay over 1000 epochs for a training of 1500, where an
-    unclamped root of a negative number is complex.
+    The base is clamped at 0: the paper prints a decay over 1000 epochs for a training of 1500.
 
     Reference: FLARE23 paper, table of the training protocol (power 0.9); nnU-Net 1.7 `poly_lr`.
     """

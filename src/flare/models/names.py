@@ -1,7 +1,5 @@
 """Names in the configuration of networks and losses, read without importing torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,10 +18,7 @@ def named_targets(config: Any) -> Iterator[Any]:
 
 
 def chosen_networks(cfg: Mapping[str, Any]) -> tuple[str, ...]:
-    """List what the user's configuration, resolved or not, lets a checkpoint build.
-
-    These are the dotted names in `allow` and in the user's own `model.net`, beside our networks and MONAI's.
-    """
+    """List what a checkpoint may build beside ours and MONAI's: names in `allow` and in `model.net`."""
     net = (cfg.get("model") or {}).get("net")
     plain = OmegaConf.to_container(net) if OmegaConf.is_config(net) else net
     return tuple(sorted({str(name) for name in (*(cfg.get("allow") or ()), *named_targets(plain))}))

@@ -3,8 +3,6 @@
 Which classes of a sample are known is `(B, C)` bool; the background, output 0, counts as known.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

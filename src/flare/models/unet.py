@@ -3,8 +3,6 @@
 Reference: nnU-Net 1.7 `Generic_UNet`, `ConvDropoutNormNonlin`, `StackedConvLayers` and `InitWeights_He`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -152,8 +150,7 @@ class UNet(nn.Module):
         """Segment patches `(B, input_channels, Z, Y, X)`, see the class.
 
         In `eval()` mode the logits are `(B, classes, Z, Y, X)`; in `train()` mode there is one such tensor
-        per decoder stage, highest resolution first. An axis that cannot be halved as often as the network
-        does is refused.
+        per decoder stage, highest resolution first. An axis that cannot be halved often enough is refused.
         """
         check_patch_size(image.shape[2:], self.divisors, key="input")
         skips = []

@@ -1,7 +1,5 @@
 """Networks: ours, and those of others (MONAI's, the user's) adapted like them; fresh or from a checkpoint."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -219,8 +217,7 @@ def unsupervised(
 ) -> list[nn.Parameter]:
     """Find the parameters that no loss reaches, such as heads of resolutions of weight 0.
 
-    `weights` gives the weights of a number of resolutions, highest first. None is found in a network that
-    cannot run without values.
+    `weights` are those of so many resolutions, highest first. None is found if it cannot run without values.
     """
     try:
         outputs, followed = _try(network, (2, 1, *patch_size), "meta")

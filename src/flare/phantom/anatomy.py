@@ -1,7 +1,5 @@
 """Real anatomy as smooth shapes: a signed distance map an organ; skin and spine placed around them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """One case of the cohort: painted slab by slab, tumors stamped in, scanned, annotated, written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +61,7 @@ def generate_case(root: str, case_id: str, spec: Mapping[str, Any]) -> dict[str,
 
 
 def draw_case(spec: Mapping[str, Any]) -> tuple[Canvas, np.ndarray, Geometry, list[dict[str, Any]]]:
-    """Make one case in memory, in RAS voxel order (but for a tilt).
-
-    Returns the finished canvas, its labels before tumors were put in, its grid, and the tumors.
-    """
+    """Make one case in memory, RAS but for a tilt: its canvas, labels before tumors, grid, and tumors."""
     rng = np.random.default_rng(spec["seed"])
     anatomy, warp, geometry = place(rng, spec)
     canvas = _paint(rng, anatomy, warp, geometry, spec)

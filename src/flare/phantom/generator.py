@@ -1,7 +1,5 @@
 """The embedded cohort: made once, recognised in milliseconds, completed when a start was cut short."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,10 +13,7 @@ from flare.runs.work import Executor, report_failures
 
 
 class Phantom:
-    """Makes the embedded cohort in the challenge's layout, or what is missing of it: a `data.generator`.
-
-    A setting of `data.phantom` that means nothing is refused.
-    """
+    """Makes what is missing of the embedded cohort, as a `data.generator`; refuses wrong settings."""
 
     def __init__(self, root: str | Path, settings: Mapping[str, Any]) -> None:
         self.root = Path(root).expanduser()
@@ -26,11 +21,7 @@ class Phantom:
         self.plan = plan_cohort(self.settings)
 
     def make(self, executor: Executor) -> None:
-        """Make each case that is new, that has changed, or whose files are not as they were made.
-
-        More cases can be asked for later. Cases that are no longer asked for are deleted. That a case failed
-        is said at the end, as a refusal.
-        """
+        """Make each new or changed case and delete those not asked for; refuse at the end if one failed."""
         root, journal = str(self.root), Journal(self.root / "cohort.jsonl")
         for case_id in journal.cases() - self.plan.keys():
             for path in case_files(self.root, case_id, journal.values(case_id)["kind"]).values():

@@ -1,7 +1,5 @@
 """A patient in Hounsfield units: a body of simple shapes around the organs, and the look of each tissue."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -224,10 +222,7 @@ def draw_hu(rng: np.random.Generator, phase: str) -> np.ndarray:
 
 
 def acquire(image: np.ndarray, rng: np.random.Generator, *, blur_vox: float, noise_hu: float) -> None:
-    """Blur and noise of a scanner, slice by slice, in place; `(Z, Y, X)` int16 HU.
-
-    Both are standard deviations: of the point spread in plane, and of the noise in the finished image.
-    """
+    """Blur and noise (standard deviations) of a scanner, slice by slice, in place; `(Z, Y, X)` int16 HU."""
     for plane in image:
         blurred = ndimage.gaussian_filter(plane.astype(np.float32), blur_vox)
         noise = rng.standard_normal(plane.shape, dtype=np.float32)

@@ -1,7 +1,5 @@
 """Smooth random fields, the warp that they make, and the scanner's voxel grid."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +90,7 @@ def lay_out(anatomy: Anatomy, warp: Warp, spec: Mapping[str, Any]) -> Geometry:
     Downwards it covers `below_mm` below the lowest organ, upwards all but `off_top_mm` of the map.
     The specification has `spacing_mm` (z, y, x); `matrix`, rows and columns, or None for as many as the field
     of view needs; with it the in-plane voxel size is what the field of view needs, within `in_plane_mm`;
-    `margin_mm` of air around the body (negative cuts the skin); `tilt_degrees` of the grid against the room
-    about z, y, x.
+    `margin_mm` of air around the body (negative cuts the skin); `tilt_degrees` about the room's z, y, x.
     """
     axes = rotation(spec["tilt_degrees"])  # columns: slice, row and column in the room (z, y, x)
     ticks = np.arange(-REACH_MM, REACH_MM, SURVEY_MM)

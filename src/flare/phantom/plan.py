@@ -1,7 +1,5 @@
 """The specification of each case of the cohort, drawn from the seed, as plain values."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +48,7 @@ def plan_cohort(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Draw the specification of every case, in order of case ids.
 
     The settings are `data.phantom` of `conf/data/phantom.yaml`. Kinds that `counts` does not name have no
-    case. An absent folder `extra_anatomy` gives no `extra` cases. A key with a value that means nothing is
-    refused.
+    case, nor has `extra` without a folder `extra_anatomy`. A key whose value means nothing is refused.
     """
     check_values({"data": {"phantom": settings}}, RULES)
     hosts = (*ORGANS, OUTSIDE)

@@ -1,7 +1,5 @@
 """Label analysis: which classes each case has, and so how complete its labels are."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +28,7 @@ class Analysis:
     """What the label files of a cohort hold."""
 
     cases: list[Case] = field(default_factory=list)  # every case that can be used
-    # case id to class id to millilitres, for labelled cases; classes with no voxel are absent, `IGNORE` is
-    # what is ignored
+    # case id to class id, or `IGNORE`, to millilitres, for labelled cases; classes with no voxel are absent
     volumes_ml: dict[str, dict[int, float]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)  # case id to its source, for labelled cases
     contradictions: dict[str, str] = field(default_factory=dict)  # case id to what contradicts its source
@@ -40,11 +37,7 @@ class Analysis:
 
 
 def kind_of(present: Iterable[int], annotated: Iterable[int], classes: ClassList) -> str:
-    """Kind of a case of which some classes have a voxel, and some are covered by the annotation.
-
-    It is `tumor` where there is one, `organs_complete` where all organs are annotated, else `partial` (method
-    section 2).
-    """
+    """Kind of a case: `tumor`, `organs_complete` if all are annotated, else `partial` (method section 2)."""
     present, annotated = set(present), set(annotated)
     if classes.tumor is not None and classes.tumor in present:
         return "tumor"
@@ -147,7 +140,7 @@ def kind_counts(cases: Sequence[Case], split: str = "train") -> dict[str, int]:
     return {kind: counts[kind] for kind in KINDS}
 
 
-def draw_label_analysis(cases: Sequence[Case], classes: ClassList) -> Figure:
+def draw_label_analysis(cases: Sequence[Case], classes: ClassList) -> "Figure":
     """Draw how many training cases of each kind show each class."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """The step from folders of files to a cohort ready for training: index, labels, checks, cache, statistics."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence
@@ -21,20 +19,10 @@ from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
 from flare.core.series import is_there
 from flare.prepare.analysis import Analysis, analyse_labels, print_label_analysis, write_label_analysis
-from flare.prepare.index import (
-    FAILED,
-    OK,
-    REFUSED,
-    STATUSES,
-    WARNING,
-    Finding,
-    Index,
-    build_index,
-    source_group,
-)
+from flare.prepare.index import Finding, Index, build_index, source_group
 from flare.prepare.intensity import pool, write_statistics
 from flare.prepare.read import count_cases, explain_cases, read_cases, read_header
-from flare.prepare.settings import CohortFiles, PrepareSettings, Values
+from flare.prepare.settings import FAILED, OK, REFUSED, STATUSES, WARNING, PrepareSettings, Values
 from flare.runs.changes import NEW, members_told
 from flare.runs.folders import PreparedFolder
 from flare.runs.locks import lock
@@ -64,10 +52,7 @@ class Cohort:
 
 
 def prepare(cfg: DictConfig) -> Cohort:
-    """Prepare a cohort; refuse at the end, after all else is done, if any case was refused.
-
-    Every such case is named, with the reason. What `prepare_cohort` refuses is refused as there.
-    """
+    """Prepare a cohort, see `prepare_cohort`; refuse at the end, with reasons, if any case was refused."""
     settle_paths(cfg)
     cfg = own_classes(cfg)
     cohort = prepare_cohort(cfg)
@@ -93,7 +78,7 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
     try:
         _make(settings)
-        index = _list(settings.files)
+        index = _list(settings)
         if settings.generator is None:  # one's files are made again
             _require_present(index, folder.seen, accept_removed=settings.accept_removed)
         failures, ids = index.failures, [e.id for e in index.entries]
@@ -188,7 +173,7 @@ def analyse(cfg: DictConfig) -> Foreseen:
             planned = [replace(known.get(case.id, case), split=case.split) for case in planned]
         return _foresee(settings.folder, planned, pending)
     try:
-        index = _list(settings.files)
+        index = _list(settings)
         _require_present(index, settings.folder.seen, accept_removed=settings.accept_removed, is_dry=True)
         values, failures = count_cases(settings, index.entries)
     finally:
@@ -235,15 +220,14 @@ def _members(before: Sequence[str], now: Sequence[str]) -> list[str]:
 def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
     """Read the headers of all training cases, labelled or not; write nothing but a cohort that is made.
 
-    Gives what `read_header` tells of each case whose header is sound, and the cases that failed. A
-    configuration that cannot be, and a cohort without a case, are refused; a step that failed in general
-    stops, see `stop_on_faults`.
+    Gives what `read_header` tells of each case whose header is sound, and the cases that failed. A wrong
+    configuration and a cohort without a case are refused; a general fault stops, see `stop_on_faults`.
     """
     settings = PrepareSettings.from_config(cfg)
     try:
         with nullcontext() if settings.generator is None else lock(settings.folder.root, wait=True):
             _make(settings)
-        index = _list(settings.files)
+        index = _list(settings)
         jobs = {e.id: {"case": e.id, "image": e.image} for e in index.entries if e.split == "train"}
         read = list(run_cases(read_header, jobs, executor=settings.executor, description="read headers"))
     finally:
@@ -253,9 +237,9 @@ def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
     return [outcome.value for outcome in read if outcome.error is None], failures
 
 
-def _list(files: CohortFiles) -> Index:
+def _list(settings: PrepareSettings) -> Index:
     """What is on disk; nothing at all is refused."""
-    index = build_index(files)
+    files, index = settings.files, build_index(settings.files)
     if index.skipped:
         cases = sorted({f.case for f in index.skipped})
         log.warning("localizers and scouts are left out, see integrity.csv: %s", some(cases, NAMED))

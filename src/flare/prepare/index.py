@@ -1,7 +1,5 @@
 """Which images and labels a cohort has: any folders, any nesting, each case once."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,10 +10,9 @@ from flare.core.errors import FlareError
 from flare.core.files import searched
 from flare.core.series import is_there
 from flare.core.volumes import case_id, find_scans, spread_series, told_paths, way_out
-from flare.prepare.settings import FOLDERS, REQUIRED, CohortFiles
+from flare.prepare.settings import FOLDERS, REFUSED, REQUIRED, SKIPPED, CohortFiles
 from flare.runs.work import Outcome, naming
 
-STATUSES = REFUSED, FAILED, WARNING, OK, SKIPPED = "refused", "failed", "warning", "ok", "skipped"
 TWICE = "of the same id"
 Found = Mapping[str, Mapping[Path, tuple[list[Path], dict[Path, str]]]]  # key -> folder -> as `find_scans`
 

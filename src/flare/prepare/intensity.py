@@ -1,7 +1,5 @@
 """Intensity statistics of the training cohort's foreground, exact, from one histogram a case."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -20,11 +18,7 @@ BINS = 65536
 
 
 def foreground_histogram(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count the HU of an image where a label map has a class, at native resolution.
-
-    Gives `(65536,)` int64, the first bin at -32768 HU; what is not a whole number is rounded, what int16
-    cannot hold is clipped.
-    """
+    """Count HU where labels have a class: `(65536,)` int64 from -32768 on, values rounded and clipped."""
     values = image[(labels > 0) & (labels != IGNORE)]
     if values.dtype.kind == "f":
         values = np.rint(np.clip(values, LOWEST_HU, LOWEST_HU + BINS - 1))
@@ -50,8 +44,7 @@ def pool(paths: Iterable[Path]) -> np.ndarray:
 def intensity_of(histogram: np.ndarray, percentiles: Sequence[float]) -> Intensity:
     """Statistics of all voxels that a `foreground_histogram` counts (paper section 2.1; method section 5).
 
-    Clipping limits have numpy's linear interpolation between ranks, mean and standard deviation (ddof 0) are
-    from before clipping. No voxel at all is refused.
+    Limits are numpy's linear percentiles; mean and std (ddof 0) are unclipped. No voxel at all is refused.
     """
     voxels = int(histogram.sum())
     if voxels == 0:

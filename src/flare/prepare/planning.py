@@ -4,8 +4,6 @@ Reference: nnU-Net v2 (2.8.1), `ExperimentPlanner` for `3d_fullres` with its `Pl
 `get_pool_and_conv_props`. Numbers are theirs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,8 +76,7 @@ def plan_cohort(headers: Iterable[Mapping[str, Any]], *, outputs: int, memory_gb
     """Propose what to train a cohort with.
 
     Headers are `shape` and `spacing_mm` along Z, Y, X of each case, `outputs` counts the classes with the
-    background, and the GPU has `memory_gb`. Volumes that are too small for a U-Net are refused, and so is
-    memory that holds no larger patch.
+    background, and the GPU has `memory_gb`. Volumes, or memory, too small for a U-Net are refused.
     """
     found = list(headers)
     spacings, shapes = [h["spacing_mm"] for h in found], [h["shape"] for h in found]
@@ -128,8 +125,7 @@ def target_spacing(spacings: Sequence[Spacing], shapes: Sequence[Shape]) -> tupl
 def fit_patch(spacing_mm: Sequence[float], median: Sequence[float], outputs: int, budget: float) -> Topology:
     """Shrink a patch, the axis that is longest beside the median case first, until its maps fit a budget.
 
-    The patch begins with even extents in mm and no axis longer than the median case's. A budget for which no
-    axis is left to halve is refused.
+    It begins with even extents (mm), no axis longer than the median case's. Too small a budget is refused.
     """
     edge = (FIRST_PATCH * math.prod(spacing_mm)) ** (1 / 3)
     topology = stages(spacing_mm, [min(round(edge / s), n) for s, n in zip(spacing_mm, median, strict=True)])
@@ -156,8 +152,7 @@ def stages(spacing_mm: Sequence[float], patch_size: Sequence[float]) -> Topology
 
     Every stage halves the axes that keep `MIN_EDGE` voxels and whose voxels are less than twice as large as
     the finest of them, but no axis alone that would keep less than 1.5 times that. A kernel is 1 along an
-    axis until its voxels are less than twice as large as the finest of all; at the lowest resolution it is 3
-    everywhere.
+    axis until its voxels are less than twice as large as the finest of all, and 3 at the lowest resolution.
     """
     spacing, size = list(spacing_mm), list(patch_size)
     kernel, halved = [1, 1, 1], [0, 0, 0]

@@ -1,9 +1,4 @@
-"""The command that proposes spacing, patch, network and batch size for a cohort, as nnU-Net's planner would.
-
-python -m flare.plan_data data=nnunet data.root=/data/Dataset123_Mine
-"""
-
-from __future__ import annotations
+"""The command that proposes spacing, patch, network and batch size for a cohort, by the rules of nnU-Net."""
 
 import logging
 import re
@@ -35,8 +30,7 @@ TEMPLATES = Path(__file__).with_name("templates")  # of the files, filled by `to
 def main(cfg: DictConfig) -> Plan:
     """Plan as `conf/plan_data.yaml` and the command line say; write the plan and say how to take it.
 
-    A cohort with nothing to plan from is refused, and so is a plan that would overwrite another; at the end,
-    that a case was refused.
+    A cohort with nothing to plan from and a plan over another are refused, and refused cases at the end.
     """
     settle_paths(cfg)
     check_values(cfg, {"gpu_memory_gb": POSITIVE, "overwrite": FLAG})

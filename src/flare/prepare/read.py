@@ -1,7 +1,5 @@
 """Reading a case once: all that its files can show, what training reads of it, and what that will take."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil
@@ -50,10 +48,7 @@ class Estimate:
 
 
 def estimate(images: Iterable[Path], spacing_mm: Spacing, workers: int, *, is_cached: bool) -> Estimate:
-    """Estimate from file sizes what it takes to read images, and to cache them at a spacing if they are.
-
-    One whose size cannot be asked for counts nothing, it will be refused or fail.
-    """
+    """Estimate by file sizes what reading images takes, and caching if they are; unknown sizes count 0."""
     voxels = [_voxels(path) for path in images]
     mm3 = sum(min(count * VOXEL_MM3, BODY_MM3) for count in voxels) if is_cached else 0.0
     seconds = sum(voxels) / 1e6 * SECONDS_PER_MEGAVOXEL + len(voxels) * SECONDS_PER_CASE
@@ -177,10 +172,7 @@ def read_case(
 
 
 def read_header(case: str, image: Path) -> dict[str, Any]:
-    """Read `shape` (voxels) and `spacing_mm` along Z, Y, X, in RAS voxel order, from a case's header.
-
-    A bad header refuses the case.
-    """
+    """Read `shape` (voxels) and `spacing_mm` along Z, Y, X, in RAS order; a bad header refuses the case."""
     grid = read_grid(image, case)
     grid = orientation_to(grid).apply_geometry(grid)
     return {"shape": grid.shape, "spacing_mm": grid.spacing_mm}
@@ -217,10 +209,7 @@ def _make_room(
 
 
 def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:
-    """Read every case that is new or changed, once; cache those of the training split.
-
-    A disk without room for them is refused.
-    """
+    """Read each new or changed case once; cache those of the training split. A full disk is refused."""
     found = Resumed({}, [], [])
     same: dict[str, Any] = {"classes": settings.classes, "label_map": settings.label_map}
     same |= settings.resampling
@@ -255,10 +244,7 @@ def explain_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> dict[s
 
 
 def count_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> tuple[Values, list[Outcome]]:
-    """Count the labels of a cohort without reading an image or writing anything.
-
-    Returns what was noted before, where the files are unchanged, or is counted now; and who failed.
-    """
+    """Count the labels of a cohort, or take what was noted of unchanged files; and tell who failed."""
     values: dict[str, dict[str, Any]] = {}
     jobs, failures = {}, []
     for _, chosen, journal, config in _steps(settings, entries):

@@ -1,7 +1,5 @@
 """What every step of one preparation shares, read from the configuration once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +25,8 @@ RULES = rules_of("prepare") | {
     "data.percentiles": limits(0, 100, apart=True),
     "data.scoring.split": choice(*SPLITS),
 }
+# of a case, see `index.Finding`
+STATUSES = REFUSED, FAILED, WARNING, OK, SKIPPED = "refused", "failed", "warning", "ok", "skipped"
 Values = Mapping[str, Mapping[str, Any]]  # case id -> as `read.count_labels` gives them
 # config keys of the folders of each group of cases: images, labels, split
 FOLDERS = (
@@ -61,12 +61,8 @@ class CohortFiles:
     case_id: str = "leaf"  # the rule by which scans are named
 
     @classmethod
-    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> CohortFiles:
-        """Read `cfg.data`.
-
-        That is `root`, the folders (each null, a path or a list of paths), `cases`, `sources`, `split` and
-        `missing_labels`.
-        """
+    def from_config(cls, data: Mapping[str, Any], classes: ClassList) -> "CohortFiles":
+        """Read `cfg.data`: `root`, folders (null, a path or several), `cases`, `sources`, `split`, ..."""
         root = Path(str(data.get("root") or ".")).expanduser().absolute()
         cases = {require_id("data.cases", case): given for case, given in (data.get("cases") or {}).items()}
         folders = {}
@@ -130,11 +126,10 @@ class PrepareSettings:
     max_failed: float  # share of a step's cases that may fail by no fault of their files
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> PrepareSettings:
+    def from_config(cls, cfg: DictConfig) -> "PrepareSettings":
         """Read the groups `classes`, `data` and `executor`, and nnU-Net's `dataset.json` if there is one.
 
-        Before any work a value that means nothing is refused, a required folder that is missing, and one of
-        labels that carries other classes.
+        Before any work, values that mean nothing, missing folders and labels of other classes are refused.
         """
         cfg = own_classes(cfg)
         check_values(cfg, RULES)

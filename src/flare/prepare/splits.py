@@ -1,7 +1,5 @@
 """The split of a cohort without moving files: by list, by fraction, or nnU-Net's `splits_final.json`."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +31,8 @@ class Split:
     origin: str = "data.split"  # what names the ids, for messages
 
     @classmethod
-    def from_config(cls, given: Any, root: Path) -> Split:
-        """Read `data.split`; the path of a file starts from the cohort's folder.
-
-        What means nothing is refused, and so is a file that is not there or none of nnU-Net's.
-        """
+    def from_config(cls, given: Any, root: Path) -> "Split":
+        """Read `data.split`, of which a file is in the cohort's folder; refuse what means nothing."""
         given = {"file": given} if isinstance(given, str) else given
         if not isinstance(given or {}, Mapping):
             raise FlareError(f"data.split={given}: {EXPECTED}")
@@ -61,7 +56,7 @@ class Split:
         return cls(lists, shares, seed)
 
     @classmethod
-    def _from_nnunet(cls, path: Path, fold: Any) -> Split:
+    def _from_nnunet(cls, path: Path, fold: Any) -> "Split":
         """One fold of `splits_final.json`: its `val` cases are for validation."""
         try:
             folds = read_json(path)
@@ -100,7 +95,9 @@ class Split:
             raise FlareError(f"{self.origin}: {some(foreign, NAMED)} cannot be held out or trained on: {why}")
         if self.whole is not None and (left := sorted(free - self.whole)):
             raise FlareError(f"{self.origin}: has {some(left, NAMED)} neither in train nor in val")
-        rest = sorted(free - found.keys(), key=lambda case: self._draw(case))
+        rest = sorted(
+            free - found.keys(), key=lambda case: hashlib.sha256(f"{self.seed}:{case}".encode()).hexdigest()
+        )
         for split, share in self.shares.items():
             count = max(1, round(share * len(free)))
             found |= dict.fromkeys(rest[:count], split)
@@ -108,10 +105,6 @@ class Split:
         if found and not rest:
             raise FlareError(f"{self.origin}: no labelled case is left to train on")
         return {case: split for case, split in found.items() if case in free}
-
-    def _draw(self, case: str) -> str:
-        """A case's place in the draw."""
-        return hashlib.sha256(f"{self.seed}:{case}".encode()).hexdigest()
 
 
 NO_SPLIT = Split()

@@ -1,7 +1,5 @@
 """Pseudo-label quality: agreement of predictions with what their teacher learned from, and with the truth."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,11 +145,8 @@ def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[in
     return {i: float(2 * both[i] / total[i]) for i in ids if there[i]}
 
 
-def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None:
-    """Dice of the pseudo labels of each round: with the teacher's own training labels, and with the truth.
-
-    Organs and tumor apart; None where there is nothing to compare them with.
-    """
+def label_quality(found: Sequence[Quality], classes: ClassList) -> "Figure | None":
+    """Dice of pseudo labels by round, with their teacher's training labels and with the truth, if any."""
     lines = {
         "previous": ("D:", GREY, "prediction and the labels its teacher was trained on"),
         "pseudo": ("o-", ACCENT, "prediction and truth"),
@@ -177,7 +172,7 @@ def label_quality(found: Sequence[Quality], classes: ClassList) -> Figure | None
     return figure
 
 
-def kept_labels(rows: Sequence[Mapping[str, str]]) -> Figure | None:
+def kept_labels(rows: Sequence[Mapping[str, str]]) -> "Figure | None":
     """Share of the teachers' voxels that selections kept, by class and round, from their `selection.csv`."""
     names, rounds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("class", "round"))
     if not rows:

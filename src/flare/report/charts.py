@@ -1,7 +1,5 @@
 """Figures of the page: the graph of rounds, how they learned, what they scored; one for a README."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,9 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.files import atomic
 from flare.core.pictures import TARGETS, class_colours, title
-from flare.evaluation.metrics import MEASURES
+from flare.evaluation.metrics import MEASURES, mean
 from flare.report import figures
-from flare.report.facts import Facts, RoundFacts, mean_of
+from flare.report.facts import Facts, RoundFacts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +72,7 @@ def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
     return f"M{x0} {y0}C{x0 + bend} {y0} {x1 - bend} {y1} {x1 - 2} {y1}"
 
 
-def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
+def learning_curves(rounds: Sequence[RoundFacts]) -> "Figure":
     """Training loss (above) and mean validation DSC (below) by epoch, one column a round."""
     with figures.new_figure(9.2, 3.9) as figure:
         grid = figure.subplots(2, len(rounds), sharex="col", sharey="row", squeeze=False)
@@ -99,16 +97,13 @@ def learning_curves(rounds: Sequence[RoundFacts]) -> Figure:
 
 
 def trends(facts: Facts) -> dict[str, str]:
-    """Columns of the ablation table whose course over the rounds is drawn, with what they are called.
-
-    Organ mean and tumor DSC, as far as any round of the run learns and has them.
-    """
+    """Columns of the ablation table that are drawn over the rounds, organ mean and tumor DSC, by name."""
     names = {"organ_mean_DSC": "organs, mean", facts.tumor_column: "tumor"}
     rows = [row for row in facts.table if row["round"] in facts.names]
     return {k: name for k, name in names.items() if any(row.get(k) is not None for row in rows)}
 
 
-def trend(facts: Facts) -> Figure | None:
+def trend(facts: Facts) -> "Figure | None":
     """What `trends` tells, ours and the paper's, with the baselines as levels; None where it is nothing."""
     if not (wanted := trends(facts)):
         return None
@@ -120,7 +115,7 @@ def trend(facts: Facts) -> Figure | None:
     return figure
 
 
-def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
+def draw_trend(axes: "Axes", facts: Facts, key: str, name: str) -> None:
     """One measure of the ablation table over the rounds."""
     names = facts.names
     rows = {row["round"]: row for row in facts.table}
@@ -140,7 +135,7 @@ def draw_trend(axes: Axes, facts: Facts, key: str, name: str) -> None:
     axes.set_ylabel("DSC (%)")
 
 
-def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
+def class_boxes(item: RoundFacts, classes: ClassList) -> "Figure":
     """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
     colours = class_colours(classes)
     learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
@@ -167,13 +162,13 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> Figure:
     return figure
 
 
-def seconds_by_stage(rounds: Sequence[RoundFacts]) -> Figure:
+def seconds_by_stage(rounds: Sequence[RoundFacts]) -> "Figure":
     """Mean seconds a case by stage of inference, one bar a round."""
     with figures.new_figure(9.2, 0.9 + 0.32 * len(rounds)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(rounds))
         for stage, colour in zip(STAGES, STAGE_COLOURS, strict=True):
-            widths = np.asarray([mean_of(r.seconds, f"{stage}_s") or 0.0 for r in rounds])
+            widths = np.asarray([mean(row.get(f"{stage}_s") for row in r.seconds) or 0.0 for r in rounds])
             axes.barh(range(len(rounds)), widths, left=left, color=colour, height=0.62, label=stage)
             left = left + widths
         axes.set_yticks(range(len(rounds)), [r.name.upper() for r in rounds])

@@ -1,7 +1,5 @@
 """Trainings or jobs side by side: as a page, Markdown and JSON here, as a report on W&B."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +130,7 @@ def _last_values(found: Comparison, panels: Sequence[Panel]) -> Table:
     return Table(title, [Column(first), *map(Column, values)], rows)
 
 
-def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> Figure:
+def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> "Figure":
     if panel.kind == BARS:
         return compared_bars(found.last(panel.key), strokes)
     runs = found.curves.items()
@@ -142,7 +140,7 @@ def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> F
 
 def compared_curves(
     points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
-) -> Figure:
+) -> "Figure":
     """One curve a run over the steps, in its own stroke."""
     with new_figure(5.2, 2.9) as figure:
         axes = figure.subplots()
@@ -152,7 +150,7 @@ def compared_curves(
     return figure
 
 
-def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> Figure:
+def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> "Figure":
     """One bar a run, in its own colour, with its value."""
     names = [fill(name, 40) for name in values]
     lines = sum(max(2, 1 + name.count("\n")) for name in names)
@@ -182,10 +180,7 @@ def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList, cohort: st
 
 
 def publish(found: Comparison) -> str:
-    """Create the report on W&B (needs the extra `dashboard` and a login); returns its address.
-
-    Without the extra, and where W&B refuses, it is refused.
-    """
+    """Create the report on W&B and return its address; without extra or login it is refused."""
     report = build_report(found)
     try:
         report.save()
@@ -195,10 +190,7 @@ def publish(found: Comparison) -> str:
 
 
 def build_report(found: Comparison) -> Any:
-    """Build the report without telling W&B: a table, then every section over the runs of the group.
-
-    Without the extra `dashboard` it is refused.
-    """
+    """Build the report, a table and sections over the runs; refused without the extra `dashboard`."""
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError:
@@ -240,10 +232,7 @@ def _panel(wr: Any, panel: Panel) -> Any:
 
 
 def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, Any]]) -> None:
-    """Send `table5` and, where there is one, `tumors` (csv, md, tex) to W&B, if that is a logger of the run.
-
-    They go into a run of their own, of job type `ablation` in the experiment's group, always the same.
-    """
+    """Send `table5` and `tumors` to W&B, if the run logs there, into one run of the job type `ablation`."""
     settings = (cfg.get("logger") or {}).get("wandb")
     if settings is None or not table:
         return
@@ -257,9 +246,12 @@ def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, 
     run_id = journal.values("table5")["run_id"] if "table5" in journal else None
     chosen = OmegaConf.to_container(settings, resolve=True) | {"job_type": "ablation", "run_id": run_id}  # type: ignore[operator]
     logger = instantiate(chosen, save_dir=str(run.root / "logs"))
-    with logger.running():
+    status = "failed"
+    try:
         for name, paths in files.items():
             rows = table if name == "table5" else read_scores(paths[0])
             logger.log_files(f"{cfg.name}-{name}", "table", paths, rows)
-        run_id = logger.run_id
+        run_id, status = logger.run_id, "success"
+    finally:
+        logger.finalize(status)
     journal.record("table5", inputs, config, {}, {"run_id": run_id})

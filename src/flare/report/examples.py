@@ -1,7 +1,5 @@
 """Cases of the page: pictures beside their references, and volumes for the viewer."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json
@@ -60,10 +58,7 @@ def named_ranks(order: Sequence[str]) -> dict[str, str]:
 
 
 def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
-    """Draw every scored case with the prediction in a folder, the best first.
-
-    Those with a rank or a missed tumor are packed for the viewer as well.
-    """
+    """Draw all scored cases, the best first; pack those with a rank or a missed tumor for the viewer."""
     files = {c.id: (c.image, c.label, segmentation_path(folder, c.id)) for c in facts.scored}
     order = {case: dsc for case, dsc in facts.ranked.items() if files[case][2].exists()}
     ranks = named_ranks(list(order))
@@ -124,8 +119,7 @@ def pack_files(case: str, files: Files, settings: ReportSettings, voxels: int) -
 def pack_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, voxels: int) -> dict[str, str]:
     """Pack image, reference and prediction for the viewer, each in about so many voxels at most.
 
-    Gives `image`, `reference` and `prediction`: base64 of `.nii.gz`, uint8, in RAS voxel order; the image's
-    soft-tissue window is spread over 0 to 255.
+    Gives `image` (soft-tissue window, 0 to 255), `reference`, `prediction`: base64 of `.nii.gz`, uint8, RAS.
     """
     ct = volumes[0]
     coarse = max(1.0, (ct.array.size / voxels) ** (1 / 3))

@@ -1,8 +1,6 @@
 """What a run has left in its folder, read once for the page."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +51,7 @@ class ReportSettings:
     has_paper: bool = True  # whether the paper's figures stand beside those of the run
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> ReportSettings:
+    def from_config(cls, cfg: DictConfig) -> "ReportSettings":
         """Read the configuration of `iterate`."""
         classes = ClassList.from_config(cfg.classes)
         truth = None if cfg.data.root is None else Path(str(cfg.data.root)).expanduser() / "truth"
@@ -124,11 +122,6 @@ class Facts:
         """The baseline's row with the highest value of a column."""
         rows = [r for r in self.table if r["round"] not in self.names and r.get(column) is not None]
         return max(rows, key=lambda row: row[column], default=None)
-
-
-def mean_of(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Mean of a column over the rows that have it."""
-    return mean(row.get(key) for row in rows)
 
 
 def gather(settings: ReportSettings, trained: Trained, results: Results) -> Facts:

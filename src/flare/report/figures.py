@@ -1,7 +1,5 @@
 """Pages from templates, and figures in their style: all becomes part of the page, nothing is loaded."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Iterator, Sequence
@@ -33,13 +31,14 @@ def render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["fixed"] = lambda v, digits=1: "\N{EN DASH}" if v is None else f"{v:,.{digits}f}"
+    environment.filters["times"] = lambda v: " \N{MULTIPLICATION SIGN} ".join(f"{number:g}" for number in v)
     environment.filters |= {"address": data_address, "svg": to_svg}
     environment.globals["part"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
     return environment.get_template(template).render(**context)
 
 
 @contextmanager
-def new_figure(width: float, height: float) -> Iterator[Figure]:
+def new_figure(width: float, height: float) -> "Iterator[Figure]":
     """An empty figure of a size in inches, in the page's style while the block runs; nothing is cut off."""
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def to_svg(figure: Figure) -> str:
+def to_svg(figure: "Figure") -> str:
     """A figure as a data address: vectors, sharp at any zoom; an image of its own, so that no ids meet."""
     import matplotlib
 
@@ -63,7 +62,7 @@ def data_address(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def draw_curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, dash: str = "-") -> bool:
+def draw_curve(axes: "Axes", points: Sequence[tuple[float, float]], colour: str, dash: str = "-") -> bool:
     """Draw the finite points as one curve, dots too where they are few; whether there are any."""
     finite = [p for p in points if np.isfinite(p[1])]
     if finite:
@@ -73,14 +72,14 @@ def draw_curve(axes: Axes, points: Sequence[tuple[float, float]], colour: str, d
     return bool(finite)
 
 
-def draw_series(axes: Axes, values: Sequence[float | None], mark: str, colour: str, label: str) -> None:
+def draw_series(axes: "Axes", values: Sequence[float | None], mark: str, colour: str, label: str) -> None:
     """Draw one value a round, where it has one."""
     points = [(place, value) for place, value in enumerate(values) if value is not None]
     if points:
         axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, label=label, clip_on=False)
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: "Figure", axes: "Axes") -> None:
     """One legend for all axes of a figure, in one line."""
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))

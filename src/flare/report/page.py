@@ -1,11 +1,9 @@
 """From a run's folder to its page: gather, compare, draw, make tables, and fill the template."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -18,24 +16,16 @@ from flare.core.classes import ClassList
 from flare.core.files import config_hash, read_csv, read_json, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
 from flare.evaluation.lesions import detection_tables
-from flare.evaluation.metrics import MEASURES
+from flare.evaluation.metrics import MEASURES, mean
 from flare.evaluation.published import PUBLIC, public_validation
 from flare.evaluation.rendering import csv_table
 from flare.evaluation.summary import Row
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import draw_label_analysis, kind_counts
-from flare.report import charts
-from flare.report.agreement import (
-    COMPARISONS,
-    SAMPLE,
-    kept_labels,
-    label_quality,
-    parts,
-    pseudo_label_quality,
-)
+from flare.report import agreement, charts
 from flare.report.examples import show_cases, viewer_json
-from flare.report.facts import Facts, ReportSettings, RoundFacts, gather, mean_of
+from flare.report.facts import Facts, ReportSettings, RoundFacts, gather
 from flare.report.figures import render
 from flare.rounds.graph import tell_frozen, tell_starts
 from flare.rounds.protocol import TRAININGS
@@ -82,19 +72,16 @@ def _basis(
         "rounds": [public_config(r.config) for r in trained.rounds],
         "failed": failed,
     }
-    return {"run": config_hash(_state(settings, trained))}, config
-
-
-def _state(settings: ReportSettings, trained: Trained) -> dict[str, Any]:
-    """What the page is made from: small files by their content, volumes by the journals that made them."""
+    # small files count by their content, volumes by the journals that made them
     patterns = ["training.csv", "environment.json", "labels/provenance.csv", "journal/*.jsonl"]
     patterns += [f"{settings.split}/{name}" for name in ("journal.jsonl", "metrics.csv")]
     run, truth = trained.run, settings.truth
     paths = [run.root / name for name in ("environment.json", "plan.csv", "table5.csv")]
     paths += [p for r in trained.rounds for name in patterns for p in sorted(r.folder.root.glob(name))]
     paths += [trained.cohort.folder.index, trained.cohort.folder.label_sources]
-    found: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
-    return found | ({} if truth is None else {str(truth): stat_key(truth)})
+    state: dict[str, Any] = {str(p): sha256(p) for p in paths if p.exists()}
+    state |= {} if truth is None else {str(truth): stat_key(truth)}
+    return {"run": config_hash(state)}, config
 
 
 def build_report(
@@ -104,7 +91,7 @@ def build_report(
     started = time.monotonic()
     facts = gather(settings, trained, results)
     rounds, classes = facts.rounds, facts.classes
-    quality = pseudo_label_quality(settings, trained)
+    quality = agreement.pseudo_label_quality(settings, trained)
     shown = show_cases(
         facts, trained.rounds[-1].folder.root / settings.split / "predictions", trained.executor
     )
@@ -116,10 +103,11 @@ def build_report(
         "headline": headline(facts),
         "graph": charts.draw_graph(rounds),
         "targets": TARGETS,
-        "settings": settings_table(last, facts.last.plan),
+        "last": last,
+        "network": describe_network(last["model"]["net"]),
         "config": OmegaConf.to_yaml(OmegaConf.create(last)),
         "kinds": KINDS,
-        "cohort": cohort_table(facts),
+        "cohort": {split: kind_counts(facts.cases, split) for split in SPLITS},
         "classes": [(c, title(c), colours[c.id]) for c in classes.entries],
         "completeness": draw_label_analysis(facts.cases, facts.classes),
         "curves": charts.learning_curves(rounds),
@@ -133,14 +121,14 @@ def build_report(
         "boxes": charts.class_boxes(facts.last, classes) if facts.ranked else None,
         "fits": {r.name: read_json(path) for r in trained.rounds if (path := r.folder.components).exists()},
         "protocol": [csv_table(trained.run.root / "table2.csv", TRAININGS)],
-        "sample": SAMPLE,
+        "sample": agreement.SAMPLE,
         "quality": quality,
-        "quality_parts": parts(classes).values(),
-        "quality_figure": label_quality(quality, classes),
-        "kept": kept_labels(
+        "quality_parts": agreement.parts(classes).values(),
+        "quality_figure": agreement.label_quality(quality, classes),
+        "kept": agreement.kept_labels(
             [row for r in trained.rounds for row in read_csv(r.folder.selection, may_lack=True)]
         ),
-        "comparisons": COMPARISONS if settings.truth else COMPARISONS[:1],
+        "comparisons": agreement.COMPARISONS[: None if settings.truth else 1],
         "provenance": [provenance_row(r, classes) for r in rounds if r.provenance],
         "shown": shown,
         "viewer": viewer_json(facts, shown),
@@ -174,36 +162,6 @@ def headline(facts: Facts) -> list[tuple[str, float]]:
     return found
 
 
-def settings_table(config: Mapping[str, Any], plan: Mapping[str, str]) -> dict[str, str]:
-    """The choices that a reader asks for first, from the last round's configuration."""
-    data, optimizer, trainer = config["data"], config["optimizer"], config["trainer"]
-    init = "the teacher's" if plan["init"] == "teacher" else "fresh draws (as in the paper)"
-    parts = data.get("augmentation") or {}
-    used = [k.replace("_", " ") for k, v in parts.items() if isinstance(v, dict) and v.get("probability")]
-    used += [str(extra["_target_"]).rpartition(".")[2] for extra in parts.get("extra") or ()]
-    return {
-        "Spacing (z, y, x)": f"{_times(data['spacing_mm'])} mm",
-        "Patch, batch": f"{_times(data['patch_size'])} voxels, {data['batch_size']} a batch",
-        "Network": f"{config['model']['name']}: {describe_network(config['model']['net'])}",
-        "Optimizer": ", ".join(f"{k} {v}" for k, v in optimizer.items() if not k.startswith("_")),
-        "Length": f"{_times([trainer['max_epochs'], trainer['limit_train_batches']])} iterations a round",
-        "Weights start from": init,
-        "Augmentation": ", ".join(used) or "none",
-        "Inference": f"windows {plan['inference']}, flips {plan['tta']}, back to the grid: {plan['restore']}",
-        "Seed": str(config["seed"]),
-    }
-
-
-def _times(values: Sequence[Any]) -> str:
-    return " \N{MULTIPLICATION SIGN} ".join(f"{v:g}" for v in values)
-
-
-def cohort_table(facts: Facts) -> list[Row]:
-    """Cases of each kind in each split that has any."""
-    counts = {split: kind_counts(facts.cases, split) for split in SPLITS}
-    return [{"split": k, **kinds, "all": n} for k, kinds in counts.items() if (n := sum(kinds.values()))]
-
-
 def has_paper(facts: Facts) -> bool:
     """Whether a round of the run is one of the paper's, whose figures stand beside it."""
     return any(key.startswith("paper_") for row in facts.table for key in row)
@@ -212,19 +170,8 @@ def has_paper(facts: Facts) -> bool:
 def ablation_table(facts: Facts, measure: str) -> list[Row]:
     """Rows of Table 5 for `DSC` or `NSD`: ours, the paper's beside, the best of ours marked."""
     keys = [f"{name}_{measure}" for name in [*(c.short for c in facts.classes.entries), "organ_mean"]]
-    best = {}
-    for key in keys:
-        values = [row[key] for row in facts.table if row.get(key) is not None]
-        best[key] = max(values) if len(values) > 1 and max(values) > 0 else None
-
-    def cell(row: Row, key: str) -> Row:
-        ours = row.get(key)
-        return {
-            "ours": ours,
-            "paper": row.get(f"paper_{key}"),
-            "best": ours is not None and ours == best[key],
-        }
-
+    values = {key: [row[key] for row in facts.table if row.get(key) is not None] for key in keys}
+    best = {key: max(found) for key, found in values.items() if len(found) > 1 and max(found) > 0}
     theirs = public_validation(measure)
     public = {"round": PUBLIC, "cases": None, **{f"paper_{name}_{measure}": v for name, v in theirs.items()}}
     return [
@@ -233,7 +180,10 @@ def ablation_table(facts: Facts, measure: str) -> list[Row]:
             "baseline": row["round"] not in facts.names,
             "cases": row["cases"],
             "paper_cases": row.get("paper_cases"),
-            "cells": [cell(row, key) for key in keys],
+            "cells": [
+                {"ours": row.get(k), "paper": row.get(f"paper_{k}"), "best": row.get(k) == best.get(k, "")}
+                for k in keys
+            ],
         }
         for row in [*facts.table, *([public] if has_paper(facts) else [])]
     ]
@@ -268,10 +218,10 @@ def efficiency_row(item: RoundFacts) -> Row:
     memory = [mb for row in item.curve if (mb := row.get("gpu_memory_mb")) is not None]
     return {
         "round": item.name,
-        "patches_per_s": mean_of(item.curve, "patches_per_s"),
+        "patches_per_s": mean(row.get("patches_per_s") for row in item.curve),
         "gpu_memory_mb": max(memory, default=None),
         "n": len(seconds),
         "median_s": median(seconds) if seconds else None,
         "max_s": max(seconds, default=None),
-        "windows": mean_of(item.seconds, "windows"),
+        "windows": mean(row.get("windows") for row in item.seconds),
     }

@@ -1,7 +1,5 @@
 """What a start would do of each round, step by step, and why: nothing is done, written or loaded for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

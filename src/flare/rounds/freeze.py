@@ -1,7 +1,5 @@
 """Rounds that are kept as they were trained, though settings or cases have changed since."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

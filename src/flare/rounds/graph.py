@@ -1,7 +1,5 @@
 """The graph of rounds: which exist, what each is made of, and the checkpoints that teach it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -78,10 +76,7 @@ def require_rounds(key: str, names: str | Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A checkpoint that a round learns from, by the key of `round` that names it.
-
-    A file named by hand may be of any round: its `round` is None.
-    """
+    """A checkpoint that a round learns from, by its key in `round`; a file named by hand has no round."""
 
     key: str
     round: str | None
@@ -133,7 +128,7 @@ def require_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Non
         )
 
 
-def read_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Checkpoint | None:
+def read_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> "Checkpoint | None":
     """Read the checkpoints that a round learns from, but for those of rounds `planned` before it.
 
     Gives the main one, from which weights may start; None if there is none yet. One of another round or class
@@ -150,7 +145,7 @@ def read_teacher(settings: RoundSettings, planned: Sequence[str] = ()) -> Checkp
     return main
 
 
-def _read(settings: RoundSettings, teacher: Teacher) -> Checkpoint:
+def _read(settings: RoundSettings, teacher: Teacher) -> "Checkpoint":
     """Read one teacher's checkpoint and hold it against the round."""
     from flare.runs.checkpoints import load_checkpoint  # torch: only where a teacher is looked into
 

@@ -1,7 +1,5 @@
 """Carry a cohort through one round, or the graph of rounds: label, train, score; then the ablation table."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -38,8 +36,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """Prepare what is missing and train the round that the configuration of `train` names.
 
     Gives what `tell_training` does. A configuration that cannot be trained is refused before any work; a step
-    that failed in general stops before the training, see `stop_on_faults`; that cases were refused is said
-    after it, with their reasons.
+    that failed in general stops before it (`stop_on_faults`); refused cases are told after it, with reasons.
     """
     settle_paths(cfg)
     cfg = own_classes(cfg)
@@ -67,8 +64,7 @@ def iterate(
     The command line, by default Hydra's, is forwarded to each round as `overrides`. `finish` is done once all
     rounds are trained, the run still locked; `explain_finish` says of a run whose rounds all stand why it is
     done again. Rounds of `freeze` are kept as they were trained. A round that cannot be run is refused before
-    any work; a step that failed in general stops before a training, see `stop_on_faults`; that cases failed
-    is said at the end, with their reasons.
+    any work; a step that failed in general stops (`stop_on_faults`); failed cases are told at the end.
 
     Returns:
         `plan`, one row a round, and `table`, one row a name of the ablation table; of a `dry_run` `steps`
@@ -156,8 +152,7 @@ def run_round(
     """Label, train and validate one round; what is done and unchanged is left alone.
 
     Of the processes that train it one `is_first`. A round that `is_alone` is trained by itself: by several
-    processes, and from where `ckpt_path` says. Returns the cases that failed; a step that failed in general
-    stops the run, see `stop_on_faults`.
+    processes, and from where `ckpt_path` says. Returns the cases that failed; stops as `stop_on_faults` does.
     """
     intensity = cohort.require_intensity()
     folder = settings.folder

@@ -1,7 +1,5 @@
 """A round's training labels: ground truth as it is, or predict with the teacher, merge, select and cache."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -19,9 +17,10 @@ from flare.core.class_files import agreed_classes, write_classes
 from flare.core.errors import FlareError, refusing
 from flare.core.files import config_hash, read_json, remove_partial, sha256, write_json
 from flare.core.paths import settle_paths
+from flare.data.settings import CaseArrays
 from flare.inference.predict import one_by_one, report_coverage
-from flare.merging.merge import FOLDERS, FolderSettings, MergedFolder, merge_folders, merged_files
-from flare.merging.provenance import GROUND_TRUTH, NONE, TABLE
+from flare.merging.merge import FOLDERS, FolderSettings, merge_folders, merged_files, tell_merged
+from flare.merging.provenance import GROUND_TRUTH, NONE, SUMMARY, TABLE
 from flare.rounds.graph import UNLABELED, Teacher, read_teacher, require_teacher, teachers_of
 from flare.rounds.label_case import LabelJob, judge_case, label_case
 from flare.rounds.score import held_out
@@ -50,7 +49,7 @@ def build_training_set(settings: RoundSettings, cases: Sequence[Case], executor:
     require_teacher(settings)
     if not makes_labels(settings):
         return training_set(settings, chosen, None, [])
-    done = label_cases(settings, chosen, executor, held_out(cases, "validation")).done
+    done = label_cases(settings, chosen, executor, held_out(cases, "validation"))
     moved = [Outcome(c, error=CHANGED, is_fault=True) for c, v in done.values.items() if not v["cached"]]
     return training_set(settings, chosen, done.values, [*done.failures, *moved])
 
@@ -66,10 +65,7 @@ def training_set(
     values: Mapping[str, Mapping[str, Any]] | None,
     failures: list[Outcome],
 ) -> TrainingSet:
-    """What a round trains on, once its labels are made; that no case is left is refused.
-
-    `values` are what `label_case` gave of each case; None where the ground truth is taken as it is.
-    """
+    """What a round trains on, by what `label_case` gave (None: ground truth); refuse that no case is left."""
     prepared = settings.prepared
     images = Journal(prepared.journal("cache"))
     if values is None:
@@ -83,8 +79,8 @@ def training_set(
     if not weights:
         why = failures[0].error if failures else "labels.select drops every case"
         raise FlareError(f"round={settings.name}: no training case could be labelled: {why}")
-    items = {case: (prepared.image(case), place(case), weight) for case, weight in weights.items()}
     known = known_classes(settings, [case for case in cases if case.id in weights])
+    items = {c: CaseArrays(prepared.image(c), place(c), w, known.get(c)) for c, w in weights.items()}
     parts = [
         (case, images.output_hash(case, "image"), journal.output_hash(case, step), *told)
         for case, told in {c: (weight, *known.get(c, ())) for c, weight in weights.items()}.items()
@@ -94,7 +90,7 @@ def training_set(
     start = sha256(teachers[0].checkpoint) if teachers else None
     statistics = sha256(prepared.statistics)
     told = {"start": start, "statistics": statistics, "cases": {p[0]: config_hash(p) for p in parts}}
-    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told, known)
+    return TrainingSet(items, config_hash([parts, start, statistics]), failures, told)
 
 
 def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, tuple[int, ...]]:
@@ -127,12 +123,11 @@ def known_classes(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, t
 
 def label_cases(
     settings: RoundSettings, cases: Sequence[Case], executor: Executor, validation: Sequence[Case]
-) -> MergedFolder:
+) -> Resumed:
     """Label a round's training cases, each in one go; only what is new or changed is done again.
 
-    What a selection fits is fitted first, on labelled `validation` cases. Gives the merged labels on the
-    original grids; of each case what `label_case` gives. A step that failed in general stops, see
-    `stop_on_faults`.
+    What a selection fits is fitted first, on labelled `validation` cases. Merged labels are left on the
+    original grids. Gives of each case what `label_case` does. Stops as `stop_on_faults` does.
     """
     folder = settings.folder
     for place in (folder.labels, folder.training_labels, *([folder.predictions] * settings.is_hybrid)):
@@ -161,7 +156,8 @@ def label_cases(
     settings.folder.selection.unlink(missing_ok=True)
     if "pseudo" in settings.labels.needs:
         write_selection(settings, done.values)
-    return MergedFolder.told(settings.folder.labels, done, settings.classes)
+    tell_merged(settings.folder.labels, done.values, settings.classes)
+    return done
 
 
 def fit_thresholds(settings: RoundSettings, jobs: Mapping[str, LabelJob], executor: Executor) -> None:
@@ -214,18 +210,12 @@ def label_jobs(settings: RoundSettings, cases: Sequence[Case]) -> dict[str, Labe
 def by_teacher(settings: RoundSettings, cases: Sequence[Case]) -> list[tuple[Teacher | None, list[Case]]]:
     """Share out cases to the teachers that have any; None takes the ground truth alone."""
     teachers = teachers_of(settings) if settings.is_hybrid else [None]
-    shares = [
-        (
-            t,
-            [
-                c
-                for c in cases
-                if len(teachers) == 1 or c.is_labeled == (t is not None and t.key != UNLABELED)
-            ],
-        )
-        for t in teachers
-    ]
-    return [(teacher, own) for teacher, own in shares if own]
+    shares = []
+    for teacher in teachers:
+        labels_rest = teacher is not None and teacher.key == UNLABELED
+        own = [c for c in cases if len(teachers) == 1 or c.is_labeled != labels_rest]
+        shares += [(teacher, own)] if own else []
+    return shares
 
 
 def _resume(
@@ -265,21 +255,24 @@ def merge(cfg: DictConfig) -> dict[str, Any]:
     cfg = agreed_classes(cfg, {k: Path(str(cfg[k])).expanduser().absolute() for k in given}, FOLDERS[:1])
     with closing(build_executor(cfg)) as executor:
         if given:
-            found = merge_folders(FolderSettings.from_config(cfg), executor)
+            plain = FolderSettings.from_config(cfg)
+            output, done = plain.output, merge_folders(plain, executor)
         else:
-            found = _merge_round(RoundSettings.from_config(cfg, rules=cfg), executor)
-    console.print(found.summary, markup=False, soft_wrap=True)
-    report_failures(found.done.failures, "merge_labels")
+            settings = RoundSettings.from_config(cfg, rules=cfg)
+            output, done = settings.folder.labels, _merge_round(settings, executor)
+    summary = (output / SUMMARY).read_text(encoding="utf-8")
+    console.print(summary, markup=False, soft_wrap=True)
+    report_failures(done.failures, "merge_labels")
     return {
-        "output": found.folder,
-        "provenance": found.folder / TABLE,
-        "merged": found.done.processed,
-        "unchanged": [case for case in found.done.values if case not in set(found.done.processed)],
-        "summary": found.summary,
+        "output": output,
+        "provenance": output / TABLE,
+        "merged": done.processed,
+        "unchanged": [case for case in done.values if case not in set(done.processed)],
+        "summary": summary,
     }
 
 
-def _merge_round(settings: RoundSettings, executor: Executor) -> MergedFolder:
+def _merge_round(settings: RoundSettings, executor: Executor) -> Resumed:
     """Label the training cases of a round."""
     if not settings.is_hybrid:
         raise FlareError(

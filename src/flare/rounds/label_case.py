@@ -1,7 +1,5 @@
 """The labels of one case in one go: predict, merge, select, cache. Runs in a worker."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,7 +39,7 @@ class LabelJob:
     settings: LabelSettings
     folder: RoundFolder
     # what makes further maps of the case, by what a selection calls them; `organs` to merge
-    others: Mapping[str, LabelJob] = field(default_factory=dict)
+    others: "Mapping[str, LabelJob]" = field(default_factory=dict)
     thresholds: Mapping[str, int] | None = None  # what the selection fitted on validation cases, by class id
 
     @property
@@ -225,10 +223,7 @@ class Selection(Protocol):
 def select(
     settings: Told | None, case: str, labels: np.ndarray, provenance: Told, **evidence: Any
 ) -> tuple[float, np.ndarray | None]:
-    """Let the selection of `labels.select` judge one case, see `Selection`; None keeps it as it is.
-
-    One that gives anything else than a weight, or that and a mask, is refused.
-    """
+    """Let `labels.select` judge a case, see `Selection`; refuse what is no weight, or that and a mask."""
     if settings is None:
         return 1.0, None
     found = built(settings)(case, labels.copy(), provenance, **evidence)

@@ -1,7 +1,5 @@
 """The paper's Tables 2 and 3: what trainings are, how long they took and at what cost, the paper's beside."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trained rounds on cases they have never seen: predictions, scores, component fit; the ablation table."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -103,8 +101,7 @@ def score_split(
 
     The folder gets `metrics.csv` and `summary.json`, which stay if scoring stops the run (`stop_on_faults`).
     `refused` are cases that could not be predicted. Gives the summary, and the cases that could not be
-    predicted or scored; all are scored again the next time if one could not be scored by no fault of its
-    files.
+    predicted or scored; if one failed by no fault of its files, all are scored again the next time.
     """
     references, inputs = _compared(_without(cases, refused), folder)
     own = _score_settings(settings, cases)
@@ -176,10 +173,7 @@ def fit_config(settings: RoundSettings, checkpoint: str) -> dict[str, Any] | Non
 
 
 def explain_scores(settings: RoundSettings, cases: Sequence[Case], checkpoint: Path) -> tuple[str, str]:
-    """Say why held-out cases are predicted or scored again by a checkpoint, and why its fit is made anew.
-
-    Nothing is done. What stands has no reason.
-    """
+    """Say why a checkpoint predicts or scores held-out cases again, and why its fit is made anew."""
     folder, told, fit = settings.folder, [], ""
     digest = sha256(checkpoint)
     config = fit_config(settings, digest)
@@ -192,12 +186,9 @@ def explain_scores(settings: RoundSettings, cases: Sequence[Case], checkpoint: P
         noted = Journal(folder.root / split / "journal.jsonl")
         if again:
             told.append(f"predict {split}: {cases_told(again, len(chosen))}")
-        elif (
-            chosen
-            and split != FIT
-            and (why := noted.why("score", inputs, _score_settings(settings, chosen).identity()))
-        ):
-            told.append(f"score {split}: {why}")
+        elif chosen and split != FIT:
+            why = noted.why("score", inputs, _score_settings(settings, chosen).identity())
+            told += [f"score {split}: {why}"] if why else []
         if chosen and split == fitted and config is not None:
             noted = Journal(folder.journal("components"))
             fit = "of predictions made again" if again else noted.why("components", inputs, config)
@@ -218,8 +209,7 @@ class Trained:
 class Results:
     """What a run came to: `table5.csv`, one row a name, and the cases that could not be predicted or scored.
 
-    Each row is the mean of as many cases as are `compared`. `tumors` is the `detection` of each row that
-    segments tumors.
+    Each row is the mean of as many cases as are `compared`; `tumors` is its `detection`, where it has tumors.
     """
 
     table: list[dict[str, Any]]
@@ -296,10 +286,7 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
 
 
 def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
-    """The cases that rows of a table, by name as in `metrics.csv`, can be compared over: those that all have.
-
-    A row without any case stays empty and takes none from the others.
-    """
+    """The cases that all rows of a table, as of `metrics.csv`, have; an empty row takes none from others."""
     scored = [{row["Name"] for row in found} for found in scores.values() if found]
     return set.intersection(*scored) if scored else set()
 

@@ -4,8 +4,6 @@ A score from 0 to 255 says how far the label of a voxel, or of a class in a case
 teacher's confidence, or its agreement with another map. No rule touches what came from the ground truth.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,7 @@
 """What the functions of a round take from its configuration, read and checked once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +11,11 @@ from omegaconf import DictConfig
 from flare.core.cases import SELECTIONS, SPLITS, Case, by_hash, select_cases
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, Rule, build_part, check_values, choice, rules_of
+from flare.data.settings import CaseArrays
 from flare.inference.settings import InferenceSettings
 from flare.merging.settings import MergeSettings, PseudoSource
 from flare.prepare.settings import RULES as OF_COHORTS
-from flare.runs.folders import (
-    PreparedFolder,
-    RoundFolder,
-    RunFolder,
-    named_run,
-    plain_config,
-    prepared_folder,
-    run_folder,
-)
+from flare.runs import folders
 from flare.runs.work import Outcome, failed_share
 from flare.training.settings import TrainingSettings
 
@@ -102,9 +93,9 @@ class RoundSettings:
 
     # `mo` ... `mot3`; None for `round=all`, which trains on the ground truth of all labelled cases
     name: str | None
-    run: RunFolder
+    run: folders.RunFolder
     # the folder of the run that `name` names, where a job of a sweep finds earlier rounds
-    named_run: RunFolder
+    named_run: folders.RunFolder
     # the round whose checkpoint makes the pseudo labels, and from whose weights it may start
     teacher: str | None
     # the round that labels its cases without ground truth, where that is not `teacher`
@@ -113,11 +104,11 @@ class RoundSettings:
     checkpoint: Path | None  # a file instead of `teacher`'s checkpoint
     labels: LabelSettings
     training: TrainingSettings
-    prepared: PreparedFolder
+    prepared: folders.PreparedFolder
     split: str  # the held-out cases of the ablation table
     # on which cases largest components are fitted: a split, of `train` a fold, or ids
     components_split: str | tuple[str, ...]
-    score: ScoreSettings
+    score: "ScoreSettings"
     max_failed: float  # share of a step's cases that may fail by no fault of their files
     config: DictConfig  # the whole configuration, for records
     # whether it is kept as it was trained; then its other settings are those of that time
@@ -125,7 +116,7 @@ class RoundSettings:
     trained_cases: int | None = None  # how many cases a frozen round was trained on, if that is known
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, rules: DictConfig | None = None) -> RoundSettings:
+    def from_config(cls, cfg: DictConfig, rules: DictConfig | None = None) -> "RoundSettings":
         """Read the configuration of `train`, or of a script whose merging `rules` are not in `labels`."""
         from flare.evaluation.metrics import ScoreSettings  # scipy: only where a round is read
 
@@ -143,8 +134,8 @@ class RoundSettings:
         is_same = own.unlabeled_teacher == own.teacher and own.checkpoint is None
         return cls(
             name=own.name,
-            run=run_folder(cfg),
-            named_run=named_run(cfg),
+            run=folders.run_folder(cfg),
+            named_run=folders.named_run(cfg),
             teacher=own.teacher,
             unlabeled_teacher=own.unlabeled_teacher if has_unlabeled and not is_same else None,
             teacher_kind=own.teacher_kind,
@@ -156,12 +147,12 @@ class RoundSettings:
                 merge=MergeSettings.from_config(cfg, labels if rules is None else rules),
                 # what a teacher costs is not measured: that takes one case at a time, from its file
                 inference=replace(training.inference, measure=False, confidence=sure),
-                select=None if is_idle else plain_config(labels.select),
+                select=None if is_idle else folders.plain_config(labels.select),
                 trusted=_trusted(labels.trust_pseudo, training.classes),
                 needs=frozenset() if is_idle else needs,
             ),
             training=training,
-            prepared=prepared_folder(cfg),
+            prepared=folders.prepared_folder(cfg),
             split=cfg.data.scoring.split,
             components_split=named if isinstance(named := cfg.data.components_split, str) else tuple(named),
             score=ScoreSettings.from_config(cfg, "data.scoring.protocol"),
@@ -170,7 +161,7 @@ class RoundSettings:
         )
 
     @property
-    def folder(self) -> RoundFolder:
+    def folder(self) -> folders.RoundFolder:
         """Everything that the round leaves."""
         return self.run.round(self.name)
 
@@ -236,11 +227,8 @@ def _trusted(given: Any, classes: ClassList) -> tuple[int, ...]:
 class TrainingSet:
     """What a round trains on."""
 
-    # case id -> cached image, cached labels and how often it is drawn; in index order
-    items: dict[str, tuple[Path, Path, float]]
+    items: dict[str, CaseArrays]  # by case id, in index order
     key: str  # digest of all of it: equal keys train equal networks
     failures: list[Outcome]  # cases that could not be labelled
     # what the key is made of, to tell later what has changed: `cases`, `start` and `statistics`
-    parts: dict[str, Any] = field(default_factory=dict)
-    # case id -> ids of the classes whose place its labels tell; a case that is not there tells all
-    known: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    parts: dict[str, Any]

@@ -1,7 +1,5 @@
 """One training: refuse what cannot be trained, build, fit, and tell what came of it."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,7 @@ from flare.core.errors import FlareError
 from flare.core.files import read_csv, told_if_full
 from flare.core.preprocessing import Intensity
 from flare.data.augment import Augmenter
-from flare.data.loaders import CaseArrays, FlareDataModule
+from flare.data.loaders import FlareDataModule
 from flare.models.zoo import check_network, count_network
 from flare.rounds.graph import read_teacher, require_teacher
 from flare.rounds.settings import RoundSettings, TrainingSet
@@ -39,19 +37,13 @@ def is_first() -> bool:
 
 
 def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSettings] | None = None) -> None:
-    """Refuse, before any work, what cannot be trained: by the model, the machine or the teacher.
-
-    The key is named. `planned` are the rounds that will have run before this one, by name.
-    """
+    """Refuse before any work, with the key, what cannot be trained after the rounds that are `planned`."""
     training = settings.training
     patches = training.patches
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
         network = build.build_network(training)
     check_network(
-        network,
-        batch_size=patches.batch_size,
-        patch_size=patches.patch_size,
-        outputs=len(patches.outputs),
+        network, batch_size=patches.batch_size, patch_size=patches.patch_size, outputs=len(patches.outputs)
     )
     build.build_loss(training)
     build.check_optimizer(training, network)
@@ -76,10 +68,7 @@ def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSett
 
 
 def check_start(settings: RoundSettings, network: nn.Module) -> None:
-    """Refuse a checkpoint of `ckpt_path` that this training cannot go on from.
-
-    That is one that is not there, of other classes or another network, or at the end of its epochs.
-    """
+    """Refuse a `ckpt_path` that is missing, of other classes or another network, or at its last epoch."""
     given, training = settings.config.ckpt_path, settings.training
     if given in (None, "auto"):
         return
@@ -112,8 +101,7 @@ def train_round(
 ) -> dict[str, Any]:
     """Train a round whose labels are made; gives what `tell_training` does.
 
-    The cohort's cases are for its validation split. A training that cannot start or resume is refused, and
-    one of a round that another process trains.
+    The cohort's cases validate it. A training that cannot start or resume, or runs elsewhere, is refused.
     """
     own, folder, cfg = settings.training, settings.folder, settings.config
     with lock(folder.checkpoints) if is_first() else nullcontext():
@@ -136,8 +124,7 @@ def train_round(
         )
         # Lightning leaves validation out on a process without a case, and the others would wait for it
         validation *= math.ceil(trainer.world_size / max(len(validation), 1))
-        items = {case: CaseArrays(*item, training.known.get(case)) for case, item in training.items.items()}
-        data = FlareDataModule(own.patches, items, validation=validation, intensity=intensity)
+        data = FlareDataModule(own.patches, training.items, validation=validation, intensity=intensity)
         module = build.build_module(own, intensity)
         is_taught = own.init == "teacher" and start.checkpoint is None
         teacher = read_teacher(settings) if is_taught else None

@@ -1,7 +1,5 @@
 """By what pseudo labels are judged: teachers' teachers, and what a selection fits and counts over a round."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Why something is done again, in words: what differs from what was noted, by case and configuration key."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What a checkpoint carries, and the one place where a file with weights is read or written."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Mapping

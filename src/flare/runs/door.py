@@ -3,8 +3,6 @@
 SIGTERM and Ctrl-C end a command with exit code 143 or 130 and a line: where it stopped, how to go on.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import shlex
@@ -82,8 +80,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
 def entry(script: str, module: str, function: str, chosen: str | None = None) -> Any:
     """Compose `conf/<script>.yaml` with the command line and call a function of a module with it.
 
-    The module is imported as the work begins: `--help` is to come at once. A sweep optimises what is `chosen`
-    of the result; None hands on all of it.
+    The module is imported as the work begins: `--help` comes at once. A sweep optimises its `chosen`.
     """
 
     def work(cfg: DictConfig) -> Any:

@@ -1,7 +1,5 @@
 """Folders of a run, and the record of what made it."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform
@@ -137,7 +135,7 @@ class PreparedFolder:
     """Everything `prepare` leaves of one cohort in `data.cache`, arrays at one spacing along Z, Y, X."""
 
     root: Path
-    spacing_mm: Spacing
+    spacing_mm: "Spacing"
 
     index = Place("index.csv")  # the cases that can be used
     integrity = Place("integrity.csv")  # what was found wrong with which file

@@ -1,7 +1,5 @@
 """What is already done: one append-only journal a step, so that a killed run resumes where it stopped."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -93,9 +91,12 @@ class Journal:
             "case": case_id,
             "config": config_hash(config),
             "inputs": _keys(inputs),
-            "outputs": {name: self._output(path) for name, path in outputs.items()},
+            "outputs": {},
             "values": dict(values or {}),
         }
+        for name, path in outputs.items():
+            relative = os.path.relpath(path, self.path.parent)  # so that a run's folder can be moved
+            entry["outputs"][name] = {"path": relative, "stat": stat_key(path), "sha256": sha256(path)}
         self._entries[case_id] = entry
         if entry["config"] not in self._configs:
             self._configs[entry["config"]] = json.loads(json.dumps(config, default=str))
@@ -118,8 +119,7 @@ class Journal:
     def is_foreign(self, case_id: str, path: Path) -> bool:
         """Whether somebody else made, or changed, what lies under the name of an output.
 
-        What this journal noted is ours, also copied; so is what was left by a process that was killed, and
-        what is damaged.
+        What this journal noted is ours, also copied; so is what a killed process left, and what is damaged.
         """
         if not path.exists() or self.mark(case_id).exists():
             return False
@@ -129,11 +129,6 @@ class Journal:
                 is_same = stat_key(path) == noted["stat"] or sha256(path) == noted["sha256"]
                 return not is_same and is_whole(path)
         return True
-
-    def _output(self, path: Path) -> dict[str, Any]:
-        # relative, so that a run's folder can be moved
-        relative = os.path.relpath(path, self.path.parent)
-        return {"path": relative, "stat": stat_key(path), "sha256": sha256(path)}
 
     def __contains__(self, case_id: str) -> bool:
         return case_id in self._entries
@@ -220,18 +215,11 @@ def resume_cases(
     fault of its files keeps it, since that may be as good as ever. Before any work it is refused to overwrite
     a segmentation or sidecar that is not ours.
 
-    Args:
-        function: Importable; takes a job and returns plain values.
-        jobs: Case id -> arguments of the function, for every case of the step.
-        inputs: Case id -> what the case is made from.
-        config: What else decides the result, of all cases or by case.
-        outputs: Gives the files that a case leaves.
-        journal: What is done.
-        executor: Where the cases are worked on.
-        description: Of the progress bar.
-        again: Cases to do although they are current, and why.
-        alone: Whether so many cases are done one at a time, see `Executor.alone`.
-        before: Called once with the cases to do, if there are any.
+    The `function` is importable, takes a job and returns plain values. Jobs and `inputs`, what a case is made
+    from, are by case id, for every case of the step; `config` is what else decides the result, of all cases
+    or by case, and `outputs` gives the files that a case leaves. Cases of `again` are done although they are
+    current, with the reason. `alone` says whether so many cases are done one at a time, see `Executor.alone`.
+    If there are cases to do, `before` is called once with them.
     """
     configs = {case: config(case) if callable(config) else config for case in jobs}
     again = again or {}

@@ -1,7 +1,5 @@
 """A folder that one process at a time writes to."""
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -1,7 +1,5 @@
 """The one seam through which everything done per case goes; what became of cases, when that stops a run."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
@@ -35,10 +33,7 @@ MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
 FEW = 3  # fewer cases never stop a run, however small the cohort (ours)
 # what tells numerical libraries, when they are loaded, how many threads they may have
 THREADS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "BLOSC_NTHREADS",
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 # libraries that take seconds to import: workers are forked from one process that has them
@@ -74,7 +69,7 @@ class Executor(Protocol):
     def run(self, function: Callable[..., Any], jobs: Mapping[str, Job]) -> Iterator[Outcome]:
         """Yield one outcome a case, as they complete; only a `NoRoomError` of one case ends the others."""
 
-    def alone(self) -> Executor:
+    def alone(self) -> "Executor":
         """Give an executor that works on one case at a time, which then has all cores and the GPU."""
 
     def close(self) -> None:
@@ -82,10 +77,7 @@ class Executor(Protocol):
 
 
 def build_executor(cfg: DictConfig) -> Executor:
-    """Build the executor that a script's configuration names, or refuse a value of it.
-
-    What it runs reads files as `data.checks` says.
-    """
+    """Build the executor of a configuration, which reads files as `data.checks` says, or refuse a value."""
     # what the steps judge by is no executor's matter
     own = OmegaConf.masked_copy(cfg.executor, [str(key) for key in cfg.executor if key != "max_failed"])
     return CheckedExecutor(build_part(own, "executor"), Checks.from_config(cfg))
@@ -107,7 +99,7 @@ class CheckedExecutor:
         """See `Executor`."""
         return self.inner.run(around(function, under_checks, self.checks), jobs)
 
-    def alone(self) -> CheckedExecutor:
+    def alone(self) -> "CheckedExecutor":
         """See `Executor`."""
         return CheckedExecutor(self.inner.alone(), self.checks)
 
@@ -187,7 +179,7 @@ class LocalExecutor:
                     yield future.result()
         yield from self._one_at_a_time(function, died)
 
-    def alone(self) -> LocalExecutor:
+    def alone(self) -> "LocalExecutor":
         """Give one that works in this process."""
         return LocalExecutor(workers=0, retries=0)
 
@@ -337,10 +329,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[bars.Progr
 
 @contextmanager
 def steps(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show the steps of one case below the bar of its process while the block runs; a call begins one.
-
-    Workers have no bar and show nothing.
-    """
+    """Show the steps of a case below the bar of its process, if it has one, in a block; a call begins one."""
     if not _shown:
         yield lambda: None
         return
@@ -395,12 +384,9 @@ def stop_on_faults(
     step's cases, or of a folder or source, and at least 3, were refused for one and the same reason. The
     refusal names the step, how many failed, the most frequent reason with one case, and the key.
 
-    Args:
-        failures: Cases that failed in the step, or were refused before it.
-        step: Its name.
-        cases: All cases of the step, those that needed no work included.
-        max_failed: `executor.max_failed`; with 1 only a fault that every case would meet stops the run.
-        groups: Name of a folder or source, with its config key -> the cases it holds.
+    Failures include cases that were refused before the step, `cases` those that needed no work. With a
+    `max_failed` of 1 only a fault that every case would meet stops the run. `groups` are the cases of folders
+    and sources, by a name with its config key.
     """
     faults = [f for f in failures if f.is_fault and f.case_id in cases]
     is_general = any(f.is_general for f in faults)

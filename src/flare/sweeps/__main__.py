@@ -1,10 +1,4 @@
-"""List the jobs of a sweep, and run those again alone that failed or were killed.
-
-python -m flare.sweeps sweep=outputs/demo/multirun/<time>
-python -m flare.sweeps sweep=outputs/demo/multirun/<time> rerun=true
-"""
-
-from __future__ import annotations
+"""List the jobs of a sweep, and run those again alone that failed or were killed."""
 
 import logging
 import subprocess
@@ -24,10 +18,7 @@ log = logging.getLogger("flare.sweeps")
 
 
 def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
-    """List or rerun jobs as `conf/sweeps.yaml` and the command line (by default Hydra's) say.
-
-    A job that is not complete at the end is a refusal.
-    """
+    """List or rerun jobs as `conf/sweeps.yaml` and the command line say; open ones at the end are refused."""
     settle_paths(cfg)
     (sweep,) = given_paths(cfg, "sweep")
     overrides = HydraConfig.get().overrides.task if overrides is None else overrides

@@ -1,7 +1,5 @@
 """The seam to Hydra: every job of a multirun notes what became of it, and the sweep's table follows."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os
@@ -178,8 +176,7 @@ def set_direction(config: DictConfig) -> None:
 def plan(config: DictConfig) -> list[Job]:
     """List the jobs of a sweep as it starts, in the order of their numbers.
 
-    There are none if the jobs' folders are not these (`hydra.sweep.subdir`), or if the sweeper is neither
-    Hydra's own nor one with a number of trials.
+    None if jobs have other folders (`hydra.sweep.subdir`), or the sweeper is no grid and counts no trials.
     """
     hydra = config.hydra
     folders = OmegaConf.to_container(OmegaConf.masked_copy(hydra.sweep, "subdir"))

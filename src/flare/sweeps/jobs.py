@@ -1,7 +1,5 @@
 """The jobs of a sweep, as their folders tell them, and the table that compares them."""
 
-from __future__ import annotations
-
 import math
 import re
 import shlex
@@ -69,8 +67,7 @@ def read_jobs(sweep: Path) -> list[Job]:
 def measure(folder: Path, returned: Any) -> dict[str, float]:
     """Every finite number that a job has brought out, in its folder and in what its script returned.
 
-    Of the rounds trained there the last value of each column counts; its name has the round's if there are
-    several.
+    Of rounds trained there the last value of each column counts; with several, its name has the round's.
     """
     tables = sorted(folder.glob("rounds/*/training.csv"))
     found: list[tuple[str, float]] = []

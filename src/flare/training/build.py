@@ -1,7 +1,5 @@
 """From settings to the module that trains a round, with its first weights, and to its trainer."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -79,9 +77,8 @@ def build_module(settings: TrainingSettings, intensity: Intensity) -> Segmentati
 def start_from_teacher(network: nn.Module, teacher: Checkpoint, *, classes: ClassList, targets: str) -> None:
     """Copy a teacher's weights into a network of the same architecture, in place; another is refused.
 
-    A head has one row a class, which goes by the class's name: the two class lists may differ. The rows of
-    classes that the teacher does not know keep their fresh initialisation. `classes` and `targets` are the
-    new round's.
+    A head has one row a class, which goes by the class's name: the two class lists may differ. Rows of
+    classes that the teacher does not know stay fresh. `classes` and `targets` are the new round's.
     """
     check_architecture(network, teacher.state_dict, f"round.init=teacher: {teacher.path}")
     outputs, taught = (
@@ -129,8 +126,7 @@ def build_trainer(
     """Build the trainer of a round with its callbacks and loggers; no file is written.
 
     Callbacks find `folder` as the trainer's `default_root_dir`; trackers go on in the runs of `ckpt_path`,
-    from which the training resumes. What this machine cannot have is refused, and a part that cannot be
-    built, with its key.
+    from which the training resumes. What this machine lacks, or a part that cannot be built, is refused.
     """
     hide_messages()
     accelerator = settings.trainer["accelerator"]

@@ -1,7 +1,5 @@
 """What every training does beside its steps: checkpoints, progress, throughput, the table of epochs."""
 
-from __future__ import annotations
-
 import logging
 import logging.config
 import math
@@ -28,17 +26,7 @@ from flare.training.resuming import make_current
 from flare.training.settings import EACH_EPOCH, MONITOR, table_columns
 
 log = logging.getLogger(__name__)
-HIDDEN_WARNINGS = (
-    ".*does not have many workers.*",  # patches are prepared by `data.workers`; the training needs the rest
-    # its csv is overwritten when a round resumes; the table that lasts is training.csv
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*Checkpoint directory .* exists and is not empty.*",  # a round's folder exists before its training
-    ".*GPU available but not used.*",  # a CPU was asked for
-    ".*is smaller than the logging interval.*",  # then a step is logged by no logger; the epoch is
-    # validation scores are gathered from all processes before they are logged
-    ".*It is recommended to use `self.log.*sync_dist=True.*",
-    ".*isinstance\\(treespec, LeafSpec\\).*",  # raised within Lightning by its own use of torch
-)
+HIDDEN_WARNINGS = read_csv(Path(__file__).with_name("hidden_warnings.csv"))  # and why each is of no use
 
 
 class Messages(Callback):
@@ -56,8 +44,8 @@ class Messages(Callback):
 
 def hide_messages() -> None:
     """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services."""
-    for message in HIDDEN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    for row in HIDDEN_WARNINGS:
+        warnings.filterwarnings("ignore", message=row["message"])
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 
 
@@ -171,10 +159,7 @@ class Stops(Callback):
 
 
 class Throughput(Callback):
-    """Logs the training speed of each epoch, validation apart, and the most GPU memory in use.
-
-    `patches_per_s` counts the patches of all devices; `gpu_memory_mb` is this process's, in MiB.
-    """
+    """Logs an epoch's `patches_per_s` on all devices, less validation, and its own `gpu_memory_mb` (MiB)."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, also of an epoch that is resumed in its middle."""
@@ -239,10 +224,7 @@ class EpochProgress(Callback):
 
 
 class TrainingTable(Callback):
-    """Writes `training.csv`: a row an epoch with loss, learning rate, speed and validation scores.
-
-    A resumed training goes on in the same table; rows of epochs that it does again are replaced.
-    """
+    """Writes `training.csv`, a row an epoch; a resumed training replaces rows of epochs it does again."""
 
     def __init__(self, classes: ClassList, *, averaged: Any = None) -> None:
         self.columns = ["epoch", "step", *table_columns(classes, averaged=averaged)]

@@ -1,13 +1,10 @@
 """Trackers: one run a training, in which a resumed one goes on; no word about the machine's files."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -89,11 +86,7 @@ def showing(trainer: pl.Trainer) -> list[ShowsCases]:
 
 
 class Overlays(Callback):
-    """Shows the same few validation cases with masks at the first validation, the last, and some between.
-
-    `every_n_epochs` have to pass between two shows, and there has to be a validation, see
-    `trainer.check_val_every_n_epoch`.
-    """
+    """Shows the same few validation cases with masks: first, last, and `every_n_epochs` or more apart."""
 
     def __init__(self, every_n_epochs: int, cases: int) -> None:
         self.every_n_epochs = every_n_epochs
@@ -247,16 +240,6 @@ class WandbRun(WandbLogger):
             run_id = self.run_id
             self._experiment.finish(exit_code=int(status != "success"))
             self._experiment, self._id = None, run_id
-
-    @contextmanager
-    def running(self) -> Iterator[WandbRun]:
-        """End the run with the block."""
-        status = "failed"
-        try:
-            yield self
-            status = "success"
-        finally:
-            self.finalize(status)
 
 
 class MlflowRun(MLFlowLogger):

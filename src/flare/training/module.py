@@ -1,7 +1,5 @@
 """Validation while training: whole cases on their original grid, each class only where it is defined."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -86,8 +84,7 @@ def mean_scores(scores: Mapping[str, Scores], classes: ClassList) -> Scores:
     """Average what `score_case` gives of each case over the cases that have a class, then over the organs.
 
     Gives `val/dsc/<class>` of every class that some case has, and `val/dsc_mean`: the mean of the organs, or
-    of the tumor where no organ is trained; the same for `nsd` and `ema_dsc`. Empty if no class was to be
-    scored.
+    of the tumor where no organ is trained; the same for `nsd` and `ema_dsc`. Empty if no class is scored.
     """
     organs = {classes.name_of(class_id) for class_id in classes.organs}
     by_key: dict[str, list[float]] = {}

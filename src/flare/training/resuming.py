@@ -5,8 +5,6 @@ moves, replaces or deletes what another one has left. `checkpoints/last.ckpt`, `
 `training.csv` of the round are names of the current training's files.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping
@@ -31,10 +29,7 @@ NOT_IDENTITY = (
 
 
 def training_key(settings: TrainingSettings, data_key: str) -> str:
-    """Digest of everything that decides the weights: equal keys train equal networks.
-
-    `data_key` is that of the images and labels, see `rounds.settings.TrainingSet`.
-    """
+    """Digest of all that decides the weights, with the key of its data: equal keys train equal networks."""
     return config_hash([*decisive(settings.public).values(), data_key])
 
 
@@ -76,8 +71,7 @@ def find_start(ckpt_path: str | None, folder: RoundFolder, key: str) -> Start:
     `ckpt_path=auto` resumes the latest training of this `training_key`, and starts from the beginning where
     there is none; null starts from the beginning, in a folder of its own; `last` goes on from the round's
     current checkpoint, a path from that file, and what is not there is refused. What goes on from weights of
-    another key is a training of its own, which `auto` does not take for one of this key; the same command
-    resumes it, too.
+    another key is a training of its own, which `auto` does not take; the same command resumes it, too.
     """
     if ckpt_path is None:
         return Start(_unused(folder, key), None)
@@ -140,8 +134,7 @@ def _unused(folder: RoundFolder, name: str) -> TrainingFolder:
 def begin(start: Start) -> None:
     """Make the folder of a training that begins, and make it current if it has weights already.
 
-    Call it when everything that could refuse has been built. Killed at any moment, every checkpoint is
-    where it was or has one more name.
+    Call it when all that could refuse is built. Killed at any moment, each checkpoint keeps its name.
     """
     training = start.training
     remove_partial(training.round.checkpoints, below=True)
@@ -167,10 +160,7 @@ def _adopt(folder: RoundFolder) -> None:
 
 
 def make_current(training: TrainingFolder) -> None:
-    """Let the round's names lead to a training's files.
-
-    A training without a checkpoint to resume from leaves the names to the one before.
-    """
+    """Let the round's names lead to a training's files, unless it cannot resume and the one before can."""
     if not training.last.exists() and training.round.last.exists():
         return
     for name, file in training.names.items():

@@ -1,7 +1,5 @@
 """What one training is made of: checked values, and the parts that the configuration names by class."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +63,7 @@ class TrainingSettings:
     public: Mapping[str, Any]  # the whole configuration without a path of the machine
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> TrainingSettings:
+    def from_config(cls, cfg: DictConfig) -> "TrainingSettings":
         """Read the configuration of `train`; refuse a value that means nothing, naming the key."""
         check_values(cfg, RULES)
         plain = plain_config(cfg)

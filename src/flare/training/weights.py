@@ -1,7 +1,5 @@
 """What happens to the weights beside the optimizer's steps: a moving average of them, and a second start."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
