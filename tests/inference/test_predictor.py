@@ -29,8 +29,7 @@ def volume(array, spacing_mm=SPACING, direction=RAS):
 
 def average_maps(ours, array):
     """The averaged maps `(C, Z, Y, X)` of a normalised array on the network's grid, all of which is body."""
-    rows, padded, offsets = ours.plan(array, None)
-    blended, _ = ours.blend(rows, padded, offsets, array.shape)
+    blended = ours.average(ours.plan(array, None), array.shape).whole()
     return blended.of_volume(blended.values)
 
 

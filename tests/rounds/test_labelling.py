@@ -57,6 +57,9 @@ class Copy:
 
     spacing_mm, interpolation = (5.0, 0.8, 0.7), "linear"
 
+    def prepare(self, image: Volume) -> Volume:
+        return image
+
     def predict(self, image: Volume, *, components: tuple[int, ...]) -> SimpleNamespace:
         found = image.array.astype(np.uint8)
         return SimpleNamespace(

@@ -104,9 +104,12 @@ def segment_case(
         found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
     if found is None:  # what is cached was judged as it was prepared
         found, doubt = read_scan(image, case)
-    read = time.perf_counter() - started
+    read, geometry = time.perf_counter() - started, found.geometry
+    if isinstance(found, Volume):
+        found = predictor.prepare(found)  # the scan is needed no more, and may be large
+    prepared = time.perf_counter() - started - read
     prediction = predictor.predict(found, components=components, **saving.asked())
-    geometry, segmentation = found.geometry, saving.of_chosen(prediction.segmentation)
+    segmentation = saving.of_chosen(prediction.segmentation)
     written = time.perf_counter()
     volumes: Row = {}
     if saving.kinds:
@@ -116,6 +119,7 @@ def segment_case(
     if confidence is not None and prediction.confidence is not None:
         write_labels(confidence, prediction.confidence, geometry)
     seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
+    seconds["preprocess"] = seconds.get("preprocess", 0) + prepared
     row = {
         "case": case,
         "size": "x".join(str(size) for size in reversed(geometry.shape)),
