@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from flare.core.classes import ClassList
-from flare.core.geometry import Shape, Spacing, Volume, pad_to
+from flare.core.geometry import Box, Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
 from flare.inference.blend import Accumulator
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips
@@ -37,6 +37,7 @@ from flare.inference.windows import (
     Row,
     Start,
     Verdict,
+    body_box,
     find_body,
     is_air,
     judge_flare22,
@@ -49,6 +50,8 @@ from flare.models.zoo import load_network
 from flare.runs.work import steps
 
 log = logging.getLogger(__name__)
+# windows, the padded array that they look at, and where in it the first voxel of the volume lies
+Placed = tuple[Plan, np.ndarray, Shape]
 
 
 @dataclass(frozen=True)
@@ -155,12 +158,8 @@ class Predictor:
         watch = Stopwatch()
         case = scan if isinstance(scan, Preprocessed) else self.prepare(scan)
         asked = self.outputs if probabilities is True else tuple(probabilities or ())
-        array = normalise(case.array, self.intensity)
         watch.lap("preprocess")
-        body = find_body(case.array, self.spacing_mm, self.settings.body)
-        plan = self.plan(array, body)
-        if body is None and is_air(case.array, self.settings.body):
-            plan = (), *plan[1:]
+        plan, body, is_found = self._place(case)
         watch.lap("plan")
         linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
         is_whole = bool(asked or low_resolution or self.settings.confidence)
@@ -180,7 +179,7 @@ class Predictor:
         volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
         watch.lap("restore", "network", blended.seconds)
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
-        told = blended.visited, unseen, body is not None, watch.seconds, volumes
+        told = blended.visited, unseen, is_found, watch.seconds, volumes
         return Prediction(segmentation, *told, maps, sure, low)
 
     def prepare(self, scan: Volume) -> Preprocessed:
@@ -232,7 +231,26 @@ class Predictor:
         )
         return maps
 
-    def plan(self, array: np.ndarray, body: np.ndarray | None) -> tuple[Plan, np.ndarray, Shape]:
+    def _place(self, case: Preprocessed) -> tuple[Placed, np.ndarray | None, bool]:
+        """Place the windows: of `fast` on the body's box alone, of mere air none.
+
+        With them come the body and whether there is one. `dense` sees all of it, so it is searched only where
+        there may be none.
+        """
+        rule, may_be_air = self.settings.body, is_air(case.array, self.settings.body)
+        searches = may_be_air or self.settings.name != "dense"
+        body = find_body(case.array, self.spacing_mm, rule) if searches else None
+        if body is None and may_be_air:
+            return ((), np.empty((0, 0, 0), np.float32), (0, 0, 0)), None, False
+        box: Box = (slice(None), slice(None), slice(None))
+        if body is not None and self.settings.name == "fast":
+            box = body_box(body, self.patch_size)
+        array = normalise(case.array[box], self.intensity)
+        rows, padded, before = self.plan(array, None if body is None else body[box])
+        z, y, x = (at - (span.start or 0) for at, span in zip(before, box, strict=True))
+        return (rows, padded, (z, y, x)), body, body is not None or not searches
+
+    def plan(self, array: np.ndarray, body: np.ndarray | None) -> Placed:
         """Place the windows on an array `(Z, Y, X)` of normalised intensities, padded to the patch.
 
         With the plan come the padded array (0 is the cohort's mean) and the voxels of padding before it.
@@ -241,9 +259,7 @@ class Predictor:
         inside = None if body is None else pad_to(body, self.patch_size)[0]
         return plan_windows(self.settings, padded.shape, patch=self.patch_size, body=inside), padded, offsets
 
-    def average(
-        self, plan: tuple[Plan, np.ndarray, Shape], shape: Shape, step: Callable[[], None] = lambda: None
-    ) -> Accumulator:
+    def average(self, plan: Placed, shape: Shape, step: Callable[[], None] = lambda: None) -> Accumulator:
         """Lay out the averages over what `plan` gave for a volume of this shape.
 
         The network looks at windows, and `step` is called for each, as planes are asked for.
