@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare.core.geometry import Geometry, Orientation, Volume
-from flare.core.preprocessing import Preprocessed, resample
+from flare.core.preprocessing import Preprocessed, preprocess, resample
 from flare.inference.engines import cpu_flags
 from flare.inference.memory import PASS_BYTES, expected_bytes
 from flare.inference.restore import interpolated_axes, restore_labels
@@ -69,7 +69,7 @@ def test_labels_are_those_of_the_whole_volumes_maps(labels, name, shape, spacing
         assert (same.windows, same.uncovered_body_vox) == (found.windows, found.uncovered_body_vox)
     np.testing.assert_array_equal(ours.predict(other).segmentation, turned.apply(found.segmentation))
     if name == "dense":
-        case = ours.prepare(scan)
+        case = preprocess(scan, ours.spacing_mm, "linear")
         maps = ours.average(ours.plan(np.float32(case.array), None), case.array.shape).whole()
         linear = interpolated_axes(restore, ours.spacing_mm, spacing_mm)
         whole = restore_labels(maps, shape, linear=linear, outputs=ours.outputs, memory_mb=1e6)

@@ -47,16 +47,8 @@ def covered_box(rows: Plan, patch: Shape) -> Box:
 class Accumulator(Blended):
     """Weighted means of the maps of windows, which are visited as planes are asked for.
 
-    A lone window need not be weighted.
-
-    Args:
-        windows: Start in the padded volume and maps `(C, Z, Y, X)` of each, with ascending z.
-        rows: All windows that there can be.
-        patch: Voxels of a window along Z, Y, X.
-        channels: C.
-        offsets: Index in the padded volume of the volume's first voxel.
-        shape: `(Z, Y, X)` of the volume.
-        device: Where the sums are.
+    `windows` gives start and maps `(C, Z, Y, X)` of those that count among `rows`, with ascending z. The
+    volume of a `shape` begins at `offsets` in the padded one. A lone window need not be weighted.
     """
 
     def __init__(
@@ -100,11 +92,10 @@ class Accumulator(Blended):
         began = time.perf_counter()
         z, y, x = self._inside
         first, last = z.start + part.start, z.start + part.stop
-        ahead = min(last + self.patch[0], self._depth)
-        self._hold(min(first, self._finished), last, ahead)
+        self._hold(min(first, self._finished), last)
         while self._finished < last:
             if self._next is not None:
-                self._hold(min(first, self._finished), self._finished + self.patch[0], ahead)
+                self._hold(min(first, self._finished), self._finished + self.patch[0])
                 self.add(*self._next)
             self._next = next(self._windows, None)
             self._divide(self._depth if self._next is None else self._next[0][0] - self._bounds[0][0])
@@ -132,8 +123,8 @@ class Accumulator(Blended):
             self._sums[at].addcmul_(maps, self._window_weights)
             self._weights[at] += self._window_weights
 
-    def _hold(self, first: int, last: int, ahead: int) -> None:
-        """Hold the planes from `first` to before `last`, with room up to `ahead`; drop those before."""
+    def _hold(self, first: int, last: int) -> None:
+        """Hold the planes from `first` to before `last`; drop those before, unless there is room."""
         room = self._sums.shape[1]
         if last <= self._first + room:
             return
@@ -141,8 +132,8 @@ class Accumulator(Blended):
         kept = max(room - moved, 0)
         before = self._sums, self._weights
         if last - first > room:
-            size = max(last, ahead) - first
-            self._sums, self._weights = (a.new_zeros((len(a), size, *a.shape[2:])) for a in before)
+            shapes = ((len(a), last - first, *a.shape[2:]) for a in before)
+            self._sums, self._weights = map(self._sums.new_zeros, shapes)
         for array, old in zip((self._sums, self._weights), before, strict=True):
             for plane in range(kept):  # one by one: they overlap
                 array[:, plane] = old[:, plane + moved]
@@ -151,11 +142,10 @@ class Accumulator(Blended):
 
     def _divide(self, finished: int) -> None:
         """Make averages of the planes before `finished`, which no later window touches."""
-        held = min(finished, self._first + self._sums.shape[1])
-        if held > self._finished:
-            planes = slice(self._finished - self._first, held - self._first)
-            weights = self._weights[:, planes]
-            covered = weights > 0
-            self._sums[:, planes].div_(torch.where(covered, weights, torch.ones_like(weights)))
-            self._seen[self._finished : held] = covered[0]
+        held = min(finished, self._first + self._sums.shape[1])  # beyond are no windows
+        planes = slice(self._finished - self._first, held - self._first)
+        weights = self._weights[:, planes]
+        covered = weights > 0
+        self._sums[:, planes].div_(torch.where(covered, weights, torch.ones_like(weights)))
+        self._seen[self._finished : held] = covered[0]
         self._finished = finished

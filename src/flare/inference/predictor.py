@@ -156,14 +156,16 @@ class Predictor:
         grid. Without such maps no more of them is held than a patch's depth.
         """
         watch = Stopwatch()
-        case = scan if isinstance(scan, Preprocessed) else self.prepare(scan)
+        case = scan
+        if isinstance(case, Volume):
+            case = preprocess(case, self.spacing_mm, self.interpolation)
         asked = self.outputs if probabilities is True else tuple(probabilities or ())
         watch.lap("preprocess")
         plan, body, is_found = self._place(case)
         watch.lap("plan")
         linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
         is_whole = bool(asked or low_resolution or self.settings.confidence)
-        room = self._room_mb(case, 1 + self.settings.confidence + 2 * len(asked), is_whole=is_whole)
+        room = self.room_mb(case, 1 + self.settings.confidence + 2 * len(asked), is_whole=is_whole)
         cleaned = (*components, *self._cleaned)
         with steps("windows", sum(map(len, plan[0]))) as step:
             blended = self.average(plan, case.array.shape, step)
@@ -182,12 +184,8 @@ class Predictor:
         told = blended.visited, unseen, is_found, watch.seconds, volumes
         return Prediction(segmentation, *told, maps, sure, low)
 
-    def prepare(self, scan: Volume) -> Preprocessed:
-        """Bring a CT in HU to the network's grid, as `predict` does, which then needs the scan no more."""
-        return preprocess(scan, self.spacing_mm, self.interpolation)
-
-    def _room_mb(self, case: Preprocessed, kept: int, *, is_whole: bool) -> float:
-        """Give what `memory_mb` leaves for a block of slices; say so if it is nothing, and go on."""
+    def room_mb(self, case: Preprocessed, kept: int = 1, *, is_whole: bool = False) -> float:
+        """Give what `memory_mb` leaves beside a case; say so if it is nothing, and go on."""
         sums = len(self.outputs) + 1 if self.device.type == "cpu" else 0
         expected = expected_bytes(case, self.patch_size, sums, kept, is_whole=is_whole)
         needed, bound = (self._process_bytes + expected) / 2**20, self.settings.memory_mb
