@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flare.core.checks import Checks, current_checks
+from flare.core.errors import NoRoomError
 from flare.core.geometry import Geometry, Volume
 from flare.core.volumes import read_image, write_image
 from flare.inference import predict as module
@@ -108,3 +109,23 @@ def test_a_scan_for_which_there_is_no_memory_is_read_in_its_turn(
     ours = predictor(network, labels, replace(DENSE, memory_mb=1), (0, 1))
     assert len(segment(ours, tmp_path, monkeypatch, labels).rows) == 2
     assert reads == [("a", True), ("b", True)]
+
+
+def test_nothing_that_was_read_outlives_a_step_that_an_error_ended(
+    labels, tmp_path, monkeypatch, reads
+) -> None:
+    for n, name in enumerate("ab"):
+        put(tmp_path / f"{name}.nii.gz", n)
+    ours = predictor(network, labels, replace(DENSE, memory_mb=1e5), (0, 1))
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise NoRoomError("make room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "predict", full)
+        with pytest.raises(NoRoomError):
+            segment(ours, tmp_path, monkeypatch, labels)
+    changed = put(tmp_path / "b.nii.gz", 7)
+    segment(ours, tmp_path, monkeypatch, labels)
+    found = read_image(tmp_path / "out" / "b.nii.gz").array
+    np.testing.assert_array_equal(found, ours.predict(changed).segmentation)

@@ -120,7 +120,7 @@ def read_ahead(case: str, image: Path, predictor: Predictor, room_mb: float) -> 
     _ahead[image] = _reader.submit(copy_context().run, read)  # under the checks of this thread
 
 
-def taken(case: str, image: Path, predictor: Predictor, cached: Path | None) -> Reading:
+def take_case(case: str, image: Path, predictor: Predictor, cached: Path | None) -> Reading:
     """Give a case as `read_case` does, if it was read ahead. One that could not be is read in its turn."""
     future = _ahead.pop(image, None)
     found = None if future is None or future.exception() else future.result()
@@ -148,7 +148,7 @@ def segment_case(
     Returns:
         The segmentation, and what `inference.csv` says of the case.
     """
-    found, doubt, seconds = taken(case, image, predictor, cached)
+    found, doubt, seconds = take_case(case, image, predictor, cached)
     geometry = found.geometry
     if following is not None:
         read_ahead(*following, predictor, predictor.room_mb(found))
@@ -162,6 +162,7 @@ def segment_case(
     write_labels(target, segmentation, geometry)
     if confidence is not None and prediction.confidence is not None:
         write_labels(confidence, prediction.confidence, geometry)
+    # by stage, in their order; what was read came resampled
     seconds = {**seconds, **prediction.seconds, **seconds, "write": time.perf_counter() - written}
     row = {
         "case": case,
@@ -243,19 +244,22 @@ def predict_cases(
     inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
     unmeasured = [case for case in images if settings.measure and case in journal]
     write_classes(output, classes)
-    done = resume_cases(
-        predict_case,
-        jobs,
-        inputs=inputs,
-        config=made_from(checkpoint, digest, settings, components)[1] | saving.identity(),
-        outputs=lambda case: {"segmentation": targets[case], **saving.paths(targets[case])},
-        journal=journal,
-        executor=executor,
-        description="predict",
-        again={case: UNMEASURED for case in unmeasured if "time_s" not in journal.values(case)},
-        alone=lambda count: count == 1 or one_by_one(settings),
-        before=begin,
-    )
+    try:
+        done = resume_cases(
+            predict_case,
+            jobs,
+            inputs=inputs,
+            config=made_from(checkpoint, digest, settings, components)[1] | saving.identity(),
+            outputs=lambda case: {"segmentation": targets[case], **saving.paths(targets[case])},
+            journal=journal,
+            executor=executor,
+            description="predict",
+            again={case: UNMEASURED for case in unmeasured if "time_s" not in journal.values(case)},
+            alone=lambda count: count == 1 or one_by_one(settings),
+            before=begin,
+        )
+    finally:
+        _ahead.clear()  # where an error ended the step, of files that may change
     rows = [done.values[case] for case in sorted(done.values)]
     report_coverage(rows)
     return Predicted(rows, done.failures)
