@@ -50,8 +50,7 @@ def check() -> Iterator[Row]:
         case = preprocess(read_image(ABDOMEN), SPACING, "linear")
         array = normalise(case.array, Intensity.from_dict(INTENSITY))
         network = predictor(folder / "ours.ckpt", "tta=tta8")
-        rows, padded, offsets = network.plan(array, None)
-        blended, _ = network.blend(rows, padded, offsets, array.shape)
+        blended = network.average(network.plan(array, None), array.shape).whole()
         ours = blended.of_volume(blended.values)
         for half in (False, True):
             theirs = _theirs(folder / "model", array, half=half)
@@ -163,8 +162,7 @@ def _in_their_order(ours: Predictor) -> np.ndarray:
     volume = read_image(ABDOMEN)
     shape = resampled_shape(volume.geometry.shape, volume.geometry.spacing_mm, SPACING)
     array = resample(normalise(volume.array, ours.intensity), shape, "linear")
-    rows, padded, offsets = ours.plan(array, None)
-    blended, _ = ours.blend(rows, padded, offsets, array.shape)
+    averages = ours.average(ours.plan(array, None), array.shape)
     return restore_labels(
-        blended, volume.geometry.shape, linear=(True, True, True), outputs=ours.outputs, memory_mb=1024
+        averages, volume.geometry.shape, linear=(True, True, True), outputs=ours.outputs, memory_mb=1024
     )

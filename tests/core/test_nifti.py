@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gzip
 import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +18,7 @@ from bad_files import DATATYPE, DIM, OFFSET, PIXDIM, QFORM_CODE, SLOPE, SROW, pa
 from flare.core.errors import CaseError
 from flare.core.geometry import Geometry
 from flare.core.nifti import read_nifti
-from flare.core.volumes import read_image
+from flare.core.volumes import read_image, write_labels
 
 RANDOM = np.random.default_rng(0)
 ARRAY = RANDOM.integers(-1000, 1000, (5, 6, 7)).astype(np.int16)  # (x, y, z) as nibabel has it
@@ -214,3 +216,37 @@ def test_what_the_system_refuses_is_no_fault_of_the_file(
     with pytest.raises(OSError, match="fails") as error:
         read_nifti(path, "a")
     assert error.value.errno == number
+
+
+@pytest.mark.parametrize("kind", ["zlib", "isal"])
+def test_what_packs_and_unpacks_a_file_changes_no_voxel(tmp_path: Path, kind: str, monkeypatch: Any) -> None:
+    """Either way every reader takes it, equal arrays give equal bytes, and damage is named."""
+    if kind == "isal":
+        igzip, damage = (
+            pytest.importorskip("isal.igzip").IGzipFile,
+            pytest.importorskip("isal.isal_zlib").error,
+        )
+    else:
+        igzip, damage = gzip.GzipFile, zlib.error
+    monkeypatch.setattr("flare.core.nifti.GzipFile", igzip)
+    monkeypatch.setattr("flare.core.nifti.DamageError", damage)
+    array = np.random.default_rng(0).integers(0, 15, (30, 40, 50)).astype(np.uint8)
+    grid = Geometry(array.shape, (5.0, 0.5, 0.75), (1.0, 2.0, 3.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for path in paths:
+        write_labels(path, array, grid)
+    content = paths[0].read_bytes()
+    assert content == paths[1].read_bytes()
+    assert len(gzip.decompress(content)) == 352 + array.size
+    np.testing.assert_array_equal(np.asarray(nib.load(paths[0]).dataobj).T, array)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(paths[0]))), array)
+    np.testing.assert_array_equal(read_image(paths[0]).array, array)
+    (tmp_path / "cut.nii.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CaseError, match="truncated"):
+        read_image(tmp_path / "cut.nii.gz")
+    bad_block = content[:10] + b"\x07" + content[11:]  # behind the header: a kind of block that there is not
+    bad_sum = content[:-8] + bytes(4) + content[-4:]
+    for broken in (bad_block, bad_sum):
+        (tmp_path / "broken.nii.gz").write_bytes(broken)
+        with pytest.raises(CaseError, match=r"broken\.nii\.gz cannot be read"):
+            read_image(tmp_path / "broken.nii.gz")

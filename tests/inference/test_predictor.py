@@ -12,6 +12,7 @@ from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Intensity, normalise
 from flare.data.cache import cache_image, read_preprocessed
 from flare.inference.predictor import Predictor
+from flare.inference.windows import find_body
 from small_predictor import DENSE, PATCH, SPACING, predictor
 
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # x to the right and y to the front, in LPS
@@ -29,8 +30,7 @@ def volume(array, spacing_mm=SPACING, direction=RAS):
 
 def average_maps(ours, array):
     """The averaged maps `(C, Z, Y, X)` of a normalised array on the network's grid, all of which is body."""
-    rows, padded, offsets = ours.plan(array, None)
-    blended, _ = ours.blend(rows, padded, offsets, array.shape)
+    blended = ours.average(ours.plan(array, None), array.shape).whole()
     return blended.of_volume(blended.values)
 
 
@@ -380,3 +380,48 @@ def test_confidence_lies_on_the_scans_own_grid_and_only_if_asked_for(labels, ave
     np.testing.assert_array_equal(without.segmentation, found.segmentation)
     air = volume(np.full((8, 16, 16), -1000, np.float32))
     assert (build(settings=replace(plain, confidence=True)).predict(air).confidence == 255).all()
+
+
+def test_fast_sees_the_bodys_box_alone_and_a_window_at_least(labels, monkeypatch):
+    """What lies beyond is neither normalised nor looked at, along z as well."""
+    import flare.inference.predictor as module
+
+    array = np.full((60, 50, 70), -1000, dtype=np.int16)
+    array[20:45, 4:14, 30:66] = np.random.default_rng(1).integers(0, 200, (25, 10, 36))
+    shapes = []
+    monkeypatch.setattr(
+        module, "normalise", lambda part, by: shapes.append(part.shape) or normalise(part, by)
+    )
+
+    def network(patch):
+        return torch.cat([50 - patch, patch - 50], 1)
+
+    settings = replace(DENSE, name="fast", centre="body", extend=True)
+    found = predictor(network, labels, settings, (0, 1)).predict(volume(array))
+    assert shapes == [(25, 16, 36)]
+    # windows of 8 at steps of 4 at most: six along z; along x at 30, 32, 40, 48 and 50
+    assert found.windows == 6 * 1 * 5
+    np.testing.assert_array_equal(found.segmentation, array > 50)
+    assert found.uncovered_body_vox == 0
+    wide = np.zeros((6, 50, 70), np.int16)  # thinner than a window
+    predictor(network, labels, settings, (0, 1)).predict(volume(wide))
+    assert shapes[1:] == [wide.shape]
+
+
+def test_dense_searches_for_a_body_only_where_there_may_be_none(labels, monkeypatch):
+    import flare.inference.predictor as module
+
+    calls = []
+    monkeypatch.setattr(module, "find_body", lambda *given: calls.append(1) or find_body(*given))
+    full, air = np.zeros((8, 16, 16), np.int16), np.full((8, 16, 16), -1000, np.int16)
+    ours = predictor(one_hot, labels, DENSE, tuple(range(15)))
+    assert ours.predict(volume(full)).body_found
+    assert not calls
+    found = ours.predict(volume(air), probabilities=(0, 3), low_resolution=True)
+    assert (found.windows, found.body_found, len(calls)) == (0, False, 1)
+    assert not found.segmentation.any()
+    assert not found.low_resolution.array.any()
+    assert (found.probabilities[0] == 1).all()
+    assert not found.probabilities[1].any()
+    predictor(one_hot, labels, replace(DENSE, name="paper"), tuple(range(15))).predict(volume(full))
+    assert len(calls) == 2

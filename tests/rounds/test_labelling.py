@@ -18,8 +18,8 @@ from flare.core.cases import Case, write_index
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import read_csv, read_json, write_json
-from flare.core.geometry import Geometry, Volume
-from flare.core.preprocessing import Intensity
+from flare.core.geometry import Geometry
+from flare.core.preprocessing import Intensity, Preprocessed
 from flare.core.volumes import read_labels, write_image, write_labels
 from flare.data.cache import Stored
 from flare.inference.predictor import Predictor
@@ -57,8 +57,8 @@ class Copy:
 
     spacing_mm, interpolation = (5.0, 0.8, 0.7), "linear"
 
-    def predict(self, image: Volume, *, components: tuple[int, ...]) -> SimpleNamespace:
-        found = image.array.astype(np.uint8)
+    def predict(self, image: Preprocessed, *, components: tuple[int, ...]) -> SimpleNamespace:
+        found = image.orientation.invert(image.array).astype(np.uint8)
         return SimpleNamespace(
             segmentation=found, windows=1, body_found=True, uncovered_body_vox=0, seconds={}, confidence=None
         )

@@ -8,6 +8,7 @@ Reference: https://nifti.nimh.nih.gov/nifti-1, `nifti1.h` and `nifti2.h`.
 import gzip
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,12 @@ from flare.core.checks import Checks, current_checks
 from flare.core.errors import BadFileError
 from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, require_held
 from flare.core.geometry import SNAP, Geometry, checked_grid, require_scalar
+
+try:  # several times as fast, where it is installed (`flare[gzip]`)
+    from isal.igzip import IGzipFile as GzipFile
+    from isal.isal_zlib import error as DamageError
+except ImportError:
+    GzipFile, DamageError = gzip.GzipFile, zlib.error
 
 Form = tuple[np.ndarray, np.ndarray]  # directions as columns, and origin, both LPS
 KINDS = {348: Nifti1Header, 540: Nifti2Header}  # by the first number of the file
@@ -79,10 +86,12 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         packed = file.read(2) == GZIP
         file.seek(0)
         try:
-            with gzip.open(file) if packed else file as stream:
-                yield stream  # type: ignore[misc]
+            with GzipFile(fileobj=file, mode="rb") if packed else file as stream:
+                yield stream
         except EOFError:
             raise BadFileError("is truncated: its compressed stream has no end") from None
+        except DamageError as error:
+            raise BadFileError(f"cannot be read: {error}") from error
 
 
 def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.ndarray:
@@ -235,7 +244,7 @@ def write_nifti(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     with path.open("wb") as file:
         packed = path.name.lower().endswith(".gz")
         # no time in it: the same array gives the same bytes
-        stream = gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else file
+        stream = GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else file
         with stream:
             stream.write(header.binaryblock + bytes(4))  # no extension follows
             stream.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)

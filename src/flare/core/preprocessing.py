@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
-from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, orientation_to, reorient_to_ras
+from flare.core.geometry import Geometry, Orientation, Shape, Spacing, Volume, orientation_to
 
 ORDERS = ("linear", "cubic", "nnunet", "nearest")
 ANISOTROPY = 3.0  # nnU-Net's rule: beyond this ratio of spacings the slices are resampled apart
@@ -77,20 +78,51 @@ def resample(array: np.ndarray, shape: Shape, order: str, *, separate_axis: int 
     if tuple(array.shape) == tuple(shape):
         return array.astype(np.float32)
     if order == "linear":
-        import torch
-
-        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
-        out = torch.nn.functional.interpolate(
-            tensor, size=tuple(shape), mode="trilinear", align_corners=False
-        )
-        return out[0, 0].numpy()
+        return _linear(array, shape)
     if order == "nnunet" and separate_axis is not None:
         in_plane = tuple(size for axis, size in enumerate(shape) if axis != separate_axis)
-        planes = np.moveaxis(array.astype(np.float32), separate_axis, 0)
-        smooth = np.stack([_cubic(plane, in_plane) for plane in planes])
-        chosen = smooth[_nearest(array.shape[separate_axis], shape[separate_axis])]
-        return np.ascontiguousarray(np.moveaxis(chosen, 0, separate_axis))
+        planes = np.moveaxis(array, separate_axis, 0)
+        chosen, places = np.unique(_nearest(len(planes), shape[separate_axis]), return_inverse=True)
+        smooth = np.stack([_cubic(planes[z].astype(np.float32), in_plane) for z in chosen])[places]
+        return np.ascontiguousarray(np.moveaxis(smooth, 0, separate_axis))
     return _cubic(array.astype(np.float32), shape)
+
+
+def _linear(array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Interpolate along x, y and z in turn, a slice at a time, so that no float32 copy of the array is made.
+
+    The result is that of torch's `interpolate` (trilinear, `align_corners=False`), to the last bit on CPUs
+    that multiply and add in one step.
+    """
+    import torch
+
+    below, above, weight = _neighbours(array.shape[0], shape[0])
+    rows, columns = (_neighbours(*sizes) for sizes in zip(array.shape[1:], shape[1:], strict=True))
+
+    def mean(first: Any, second: Any, share: Any) -> Any:
+        return torch.addcmul(second * share, first, 1 - share)
+
+    def in_plane(plane: np.ndarray) -> Any:
+        maps = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
+        for axis, (lower, upper, share) in ((1, columns), (0, rows)):
+            first, second = (maps.index_select(axis, torch.from_numpy(source)) for source in (lower, upper))
+            maps = mean(first, second, torch.from_numpy(share if axis else share[:, None]))
+        return maps
+
+    planes: dict[int, Any] = {}
+    out = np.empty(shape, np.float32)
+    for z, (lower, upper) in enumerate(zip(below.tolist(), above.tolist(), strict=True)):
+        planes = {i: planes[i] if i in planes else in_plane(array[i]) for i in (lower, upper)}
+        out[z] = mean(planes[lower], planes[upper], torch.tensor(weight[z])).numpy()
+    return out
+
+
+def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The voxels of `size` around each of `wanted` voxel centres, and the share of the upper, float32."""
+    scale = np.float64(np.float32(size) / np.float32(wanted))  # rounded where torch rounds
+    position = np.maximum(((np.arange(wanted) + 0.5) * scale - 0.5).astype(np.float32), 0)
+    lower = np.minimum(position.astype(int), size - 1)
+    return lower, np.minimum(lower + 1, size - 1), (position - lower).astype(np.float32)
 
 
 def resample_classes(labels: np.ndarray, shape: Shape, *, separate_axis: int | None = 0) -> np.ndarray:
@@ -198,12 +230,14 @@ def preprocess(volume: Volume, spacing_mm: Spacing, order: str) -> Preprocessed:
     The result is rounded to whole HU, which is what the cache stores, so that training and inference see
     the same numbers; the error (0.3 HU rms) is far below the noise of CT (ours).
     """
-    ras, _ = reorient_to_ras(volume)
-    shape = resampled_shape(ras.geometry.shape, ras.geometry.spacing_mm, spacing_mm)
-    apart = separate_axis(ras.geometry.spacing_mm, spacing_mm)
-    array = resample(ras.array, shape, order, separate_axis=apart)
+    orientation = orientation_to(volume.geometry)
+    ras = orientation.apply_geometry(volume.geometry)
+    shape = resampled_shape(ras.shape, ras.spacing_mm, spacing_mm)
+    apart = separate_axis(ras.spacing_mm, spacing_mm)
+    array = resample(orientation.apply(volume.array), shape, order, separate_axis=apart)
     limits = np.iinfo(np.int16)
-    return Preprocessed(np.clip(np.rint(array), limits.min, limits.max).astype(np.int16), volume.geometry)
+    np.clip(np.rint(array, out=array), limits.min, limits.max, out=array)  # no copy: scans may be long
+    return Preprocessed(array.astype(np.int16), volume.geometry)
 
 
 def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
@@ -221,7 +255,8 @@ def separate_axis(spacing_mm: Spacing, target_mm: Spacing) -> int | None:
 
 def normalise(array: np.ndarray, intensity: Intensity) -> np.ndarray:
     """Clip HU to the cohort's percentiles, subtract its mean, divide by its standard deviation; float32."""
-    clipped = np.clip(array.astype(np.float32), intensity.lower, intensity.upper)
+    clipped = array.astype(np.float32)
+    np.clip(clipped, intensity.lower, intensity.upper, out=clipped)
     clipped -= np.float32(intensity.mean)
     clipped /= np.float32(max(intensity.std, 1e-8))
     return clipped

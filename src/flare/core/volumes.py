@@ -354,7 +354,7 @@ def read_compared(
 
 def write_labels(path: Path, array: np.ndarray, geometry: Geometry) -> None:
     """Write a label map, `(Z, Y, X)` class ids of a grid, as compressed uint8 NIfTI, atomically."""
-    write_image(path, array.astype(np.uint8), geometry)
+    write_image(path, array.astype(np.uint8, copy=False), geometry)
 
 
 def write_image(path: Path, array: np.ndarray, geometry: Geometry) -> None:

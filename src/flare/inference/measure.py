@@ -28,10 +28,12 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    def lap(self, stage: str) -> None:
-        """Close a stage."""
+    def lap(self, stage: str, within: str = "", seconds: float = 0.0) -> None:
+        """Close a stage; so many of its seconds were spent on another one, `within`."""
         now = time.perf_counter()
-        self.seconds[stage] = now - self.started
+        if within:
+            self.seconds[within] = seconds
+        self.seconds[stage] = now - self.started - seconds
         self.started = now
 
 

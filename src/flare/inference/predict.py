@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +33,17 @@ from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, s
 from flare.core.files import PARTIAL, remove_partial, searched, sha256, stand_in, write_csv
 from flare.core.geometry import Volume
 from flare.core.paths import require_writable, settle_paths
-from flare.core.preprocessing import Preprocessed
+from flare.core.preprocessing import Preprocessed, preprocess
 from flare.core.series import is_there
-from flare.core.volumes import case_id, find_scans, is_readable, read_scan, unique_cases, write_labels
+from flare.core.volumes import (
+    case_id,
+    find_scans,
+    is_readable,
+    read_grid,
+    read_scan,
+    unique_cases,
+    write_labels,
+)
 from flare.inference.measure import measured
 from flare.inference.saving import Saving, write_volumes
 from flare.inference.settings import InferenceSettings
@@ -45,9 +57,12 @@ if TYPE_CHECKING:
     from flare.runs.checkpoints import Checkpoint
 
 Row = dict[str, Any]
+Reading = tuple[Preprocessed, str, Row]
 NOTHING = Saving()
 UNMEASURED = "what it costs was not measured"
 log = logging.getLogger(__name__)
+_reader = ThreadPoolExecutor(1)
+_ahead: dict[Path, Future[Reading | None]] = {}  # the next case of this process, by its image
 
 
 def predict_case(
@@ -59,8 +74,9 @@ def predict_case(
     settings: InferenceSettings,
     components: tuple[int, ...],
     saving: Saving = NOTHING,
+    following: tuple[str, Path] | None = None,
 ) -> Row:
-    """Read, segment and write one case.
+    """Read, segment and write one case; read the `following` one meanwhile, which is this process's next.
 
     With `settings.measure` a process of its own does it and is measured, see `measured`. Gives what
     `inference.csv` says of the case.
@@ -72,7 +88,43 @@ def predict_case(
         gpu = choose_gpu(settings)
         return measured(around(predict_case, under_checks, current_checks()), job, gpu=gpu)
     predictor = load_predictor(checkpoint, digest, settings)
-    return segment_case(case, image, target, predictor, components, saving=saving)[1]
+    return segment_case(case, image, target, predictor, components, saving=saving, following=following)[1]
+
+
+def read_case(case: str, image: Path, predictor: Predictor, cached: Path | None = None) -> Reading:
+    """Give a scan on the network's grid, what is doubtful about its values, and the seconds by stage."""
+    started = time.perf_counter()
+    found: Preprocessed | Volume | None = None
+    doubt = ""
+    if cached is not None:
+        from flare.data.cache import read_preprocessed  # the store: only where there is one
+
+        found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
+    if found is None:  # what is cached was judged as it was prepared
+        found, doubt = read_scan(image, case)
+    read = time.perf_counter()
+    if isinstance(found, Volume):
+        # the scan, which may be large, is needed no more
+        found = preprocess(found, predictor.spacing_mm, predictor.interpolation)
+    return found, doubt, {"read": read - started, "preprocess": time.perf_counter() - read}
+
+
+def read_ahead(case: str, image: Path, predictor: Predictor, room_mb: float) -> None:
+    """Begin to read the next case in a thread, unless it takes more memory than there is room."""
+
+    def read() -> Reading | None:
+        # as a scan is resampled it is there in 16 bits, and its grid, which has fewer voxels, in 32
+        takes_mb = 6 * math.prod(read_grid(image, case).shape) / 2**20
+        return read_case(case, image, predictor) if takes_mb < room_mb else None
+
+    _ahead[image] = _reader.submit(copy_context().run, read)  # under the checks of this thread
+
+
+def take_case(case: str, image: Path, predictor: Predictor, cached: Path | None) -> Reading:
+    """Give a case as `read_case` does, if it was read ahead. One that could not be is read in its turn."""
+    future = _ahead.pop(image, None)
+    found = None if future is None or future.exception() else future.result()
+    return found or read_case(case, image, predictor, cached)
 
 
 def segment_case(
@@ -84,29 +136,24 @@ def segment_case(
     cached: Path | None = None,
     confidence: Path | None = None,
     saving: Saving = NOTHING,
+    following: tuple[str, Path] | None = None,
 ) -> tuple[Volume, Row]:
     """Read an image, a file or DICOM folder, segment it and write, and say how long each took.
 
     Of the classes in `components` only the largest component is kept. What lies in the cache is read instead
     of the image where it is what the predictor would make of it; a network of another grid or interpolation
     starts from the image. `confidence` names a file for that, where the predictor gives it; `saving` says
-    what else is kept, and of which classes.
+    what else is kept, and of which classes. The `following` case is read while the network runs.
 
     Returns:
         The segmentation, and what `inference.csv` says of the case.
     """
-    started = time.perf_counter()
-    found: Preprocessed | Volume | None = None
-    doubt = ""
-    if cached is not None:
-        from flare.data.cache import read_preprocessed  # the store: only where there is one
-
-        found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
-    if found is None:  # what is cached was judged as it was prepared
-        found, doubt = read_scan(image, case)
-    read = time.perf_counter() - started
+    found, doubt, seconds = take_case(case, image, predictor, cached)
+    geometry = found.geometry
+    if following is not None:
+        read_ahead(*following, predictor, predictor.room_mb(found))
     prediction = predictor.predict(found, components=components, **saving.asked())
-    geometry, segmentation = found.geometry, saving.of_chosen(prediction.segmentation)
+    segmentation = saving.of_chosen(prediction.segmentation)
     written = time.perf_counter()
     volumes: Row = {}
     if saving.kinds:
@@ -115,7 +162,8 @@ def segment_case(
     write_labels(target, segmentation, geometry)
     if confidence is not None and prediction.confidence is not None:
         write_labels(confidence, prediction.confidence, geometry)
-    seconds = {"read": read, **prediction.seconds, "write": time.perf_counter() - written}
+    # by stage, in their order; what was read came resampled
+    seconds = {**seconds, **prediction.seconds, **seconds, "write": time.perf_counter() - written}
     row = {
         "case": case,
         "size": "x".join(str(size) for size in reversed(geometry.shape)),
@@ -184,23 +232,34 @@ def predict_cases(
     digest = sha256(checkpoint)
     shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
     shared |= {"saving": saving}
-    inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
-    known = [case for case in images if case in journal]
     targets = {case: segmentation_path(output, case) for case in images}
+    jobs = {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images}
+
+    def begin(todo: Collection[str]) -> None:
+        remove_partial(output)
+        if not settings.measure and (executor.workers == 0 or one_by_one(settings)):
+            for case, after in pairwise(todo):
+                jobs[case]["following"] = after, images[after]
+
+    inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
+    unmeasured = [case for case in images if settings.measure and case in journal]
     write_classes(output, classes)
-    done = resume_cases(
-        predict_case,
-        {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images},
-        inputs=inputs,
-        config=made_from(checkpoint, digest, settings, components)[1] | saving.identity(),
-        outputs=lambda case: {"segmentation": targets[case], **saving.paths(targets[case])},
-        journal=journal,
-        executor=executor,
-        description="predict",
-        again={c: UNMEASURED for c in known if settings.measure and "time_s" not in journal.values(c)},
-        alone=lambda count: count == 1 or one_by_one(settings),
-        before=lambda _: remove_partial(output),
-    )
+    try:
+        done = resume_cases(
+            predict_case,
+            jobs,
+            inputs=inputs,
+            config=made_from(checkpoint, digest, settings, components)[1] | saving.identity(),
+            outputs=lambda case: {"segmentation": targets[case], **saving.paths(targets[case])},
+            journal=journal,
+            executor=executor,
+            description="predict",
+            again={case: UNMEASURED for case in unmeasured if "time_s" not in journal.values(case)},
+            alone=lambda count: count == 1 or one_by_one(settings),
+            before=begin,
+        )
+    finally:
+        _ahead.clear()  # where an error ended the step, of files that may change
     rows = [done.values[case] for case in sorted(done.values)]
     report_coverage(rows)
     return Predicted(rows, done.failures)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from flare.core.classes import ClassList
-from flare.core.geometry import Shape, Spacing, Volume, pad_to
+from flare.core.geometry import Box, Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
-from flare.inference.blend import Accumulator, covered_box
+from flare.inference.blend import Accumulator
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips
 from flare.inference.exported import format_of, open_exported, read_exported
 from flare.inference.largest import keep_largest
 from flare.inference.measure import Stopwatch
+from flare.inference.memory import expected_bytes
 from flare.inference.restore import (
     Blended,
     Linear,
@@ -29,12 +31,13 @@ from flare.inference.restore import (
     restore_probabilities,
 )
 from flare.inference.runtimes import build_engine
-from flare.inference.settings import InferenceSettings
+from flare.inference.settings import InferenceSettings, say_once
 from flare.inference.windows import (
     Plan,
     Row,
     Start,
     Verdict,
+    body_box,
     find_body,
     is_air,
     judge_flare22,
@@ -47,6 +50,8 @@ from flare.models.zoo import load_network
 from flare.runs.work import steps
 
 log = logging.getLogger(__name__)
+# windows, the padded array that they look at, and where in it the first voxel of the volume lies
+Placed = tuple[Plan, np.ndarray, Shape]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Predictor:
     def __post_init__(self) -> None:
         self.device = choose_device(self.settings.device)
         self.flips = flips(self.settings.tta, self.mirror_axes)
+        self._process_bytes = psutil.Process().memory_info().rss  # with libraries and weights
         self._ids = np.asarray(self.outputs, dtype=np.uint8)
         self._cleaned = tuple(self.classes.organs) if self.settings.components == "organs" else ()
         self._tubes = frozenset(self.classes.tubes)
@@ -147,62 +153,60 @@ class Predictor:
         classes in `components`, and those that the settings name, only the largest component is kept.
         Probabilities, of all outputs or of some class ids, take 2 bytes a channel and voxel of the volume:
         0.8 GB for 15 channels of 100 slices of 512 x 512. `low_resolution` asks for labels on the network's
-        grid.
+        grid. Without such maps no more of them is held than a patch's depth.
         """
         watch = Stopwatch()
         case = scan
         if isinstance(case, Volume):
             case = preprocess(case, self.spacing_mm, self.interpolation)
         asked = self.outputs if probabilities is True else tuple(probabilities or ())
-        array = normalise(case.array, self.intensity)
         watch.lap("preprocess")
-        body = find_body(case.array, self.spacing_mm, self.settings.body)
-        if body is None and is_air(case.array, self.settings.body):
-            return self._nothing(case, watch, asked, low_resolution=low_resolution)
-        rows, padded, offsets = self.plan(array, body)
+        plan, body, is_found = self._place(case)
         watch.lap("plan")
-        blended, windows = self.blend(rows, padded, offsets, case.array.shape)
-        watch.lap("network")
         linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
+        is_whole = bool(asked or low_resolution or self.settings.confidence)
+        room = self.room_mb(case, 1 + self.settings.confidence + 2 * len(asked), is_whole=is_whole)
         cleaned = (*components, *self._cleaned)
-        segmentation, sure = self._labels(blended, case, linear, cleaned)
-        maps = self._probabilities(blended, case, linear, asked) if asked else None
+        with steps("windows", sum(map(len, plan[0]))) as step:
+            blended = self.average(plan, case.array.shape, step)
+            if is_whole:
+                blended.whole()
+            segmentation, sure = self._labels(blended, case, linear, room, cleaned)
+            blended.finish()
+        maps = self._probabilities(blended, case, linear, room, asked) if asked else None
         low = Volume(self._low(blended, cleaned), case.grid) if low_resolution else None
         # plane by plane, since counting takes eight bytes a voxel
         counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
         ml = math.prod(case.ras.spacing_mm) / 1000
         volumes = {self.classes.name_of(i): float(counts[i] * ml) for i in self.outputs if i}
-        watch.lap("restore")
+        watch.lap("restore", "network", blended.seconds)
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
-        found = segmentation, windows, unseen, body is not None, watch.seconds, volumes, maps, sure, low
-        return Prediction(*found)
+        told = blended.visited, unseen, is_found, watch.seconds, volumes
+        return Prediction(segmentation, *told, maps, sure, low)
 
-    def _nothing(
-        self, case: Preprocessed, watch: Stopwatch, asked: tuple[int, ...], *, low_resolution: bool
-    ) -> Prediction:
-        """Say that a case is background."""
-        shape = case.geometry.shape
-        watch.lap("plan")
-        maps = np.stack([np.full(shape, i == 0, np.float16) for i in asked]) if asked else None
-        low = Volume(np.zeros(case.array.shape, np.uint8), case.grid) if low_resolution else None
-        volumes = {self.classes.name_of(i): 0.0 for i in self.outputs if i}
-        sure = np.full(shape, 255, np.uint8) if self.settings.confidence else None
-        return Prediction(np.zeros(shape, np.uint8), 0, 0, False, watch.seconds, volumes, maps, sure, low)
+    def room_mb(self, case: Preprocessed, kept: int = 1, *, is_whole: bool = False) -> float:
+        """Give what `memory_mb` leaves beside a case; say so if it is nothing, and go on."""
+        sums = len(self.outputs) + 1 if self.device.type == "cpu" else 0
+        expected = expected_bytes(case, self.patch_size, sums, kept, is_whole=is_whole)
+        needed, bound = (self._process_bytes + expected) / 2**20, self.settings.memory_mb
+        if needed > bound:
+            say_once(f"inference.memory_mb={bound:g}: about {needed:.0f} are needed; nothing is skipped")
+        return max(bound - needed, 0)
 
     def _labels(
-        self, blended: Blended, case: Preprocessed, linear: Linear, components: tuple[int, ...]
+        self, blended: Blended, case: Preprocessed, linear: Linear, room: float, components: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Give the labels in the case's own grid and voxel order, and their confidence if it is asked for.
 
         Of some classes the largest component alone is kept.
         """
-        how = dict[str, Any](linear=linear, outputs=self.outputs, memory_mb=self.settings.memory_mb)
-        labels = restore_labels(blended, case.ras.shape, **how)
-        labels = keep_largest(labels, components) if components else labels
-        own = np.ascontiguousarray(case.orientation.invert(labels))
+        how = dict[str, Any](linear=linear, outputs=self.outputs, memory_mb=room)
+        own = np.zeros(case.geometry.shape, np.uint8)
+        restore_labels(blended, case.ras.shape, **how, into=case.orientation.apply(own))
+        own = keep_largest(own, components) if components else own
         if not self.settings.confidence:
             return own, None
-        sure = restore_confidence(blended, labels, activate=self._finish, **how)
+        sure = restore_confidence(blended, case.orientation.apply(own), activate=self._finish, **how)
         return own, np.ascontiguousarray(case.orientation.invert(sure))
 
     def _low(self, blended: Blended, components: tuple[int, ...]) -> np.ndarray:
@@ -211,7 +215,7 @@ class Predictor:
         return keep_largest(self._ids[blended.of_volume(winners)], components)
 
     def _probabilities(
-        self, blended: Blended, case: Preprocessed, linear: Linear, asked: tuple[int, ...]
+        self, blended: Blended, case: Preprocessed, linear: Linear, room: float, asked: tuple[int, ...]
     ) -> np.ndarray:
         """Give `(C, Z, Y, X)` float16 of some classes in the case's own grid and voxel order."""
         maps = np.empty((len(asked), *case.geometry.shape), dtype=np.float16)
@@ -221,11 +225,30 @@ class Predictor:
             {channel: case.orientation.apply(array) for channel, array in channels},
             linear=linear,
             activate=self._finish,
-            memory_mb=self.settings.memory_mb,
+            memory_mb=room,
         )
         return maps
 
-    def plan(self, array: np.ndarray, body: np.ndarray | None) -> tuple[Plan, np.ndarray, Shape]:
+    def _place(self, case: Preprocessed) -> tuple[Placed, np.ndarray | None, bool]:
+        """Place the windows: of `fast` on the body's box alone, of mere air none.
+
+        With them come the body and whether there is one. `dense` sees all of it, so it is searched only where
+        there may be none.
+        """
+        rule, may_be_air = self.settings.body, is_air(case.array, self.settings.body)
+        searches = may_be_air or self.settings.name != "dense"
+        body = find_body(case.array, self.spacing_mm, rule) if searches else None
+        if body is None and may_be_air:
+            return ((), np.empty((0, 0, 0), np.float32), (0, 0, 0)), None, False
+        box: Box = (slice(None), slice(None), slice(None))
+        if body is not None and self.settings.name == "fast":
+            box = body_box(body, self.patch_size)
+        array = normalise(case.array[box], self.intensity)
+        rows, padded, before = self.plan(array, None if body is None else body[box])
+        z, y, x = (at - (span.start or 0) for at, span in zip(before, box, strict=True))
+        return (rows, padded, (z, y, x)), body, body is not None or not searches
+
+    def plan(self, array: np.ndarray, body: np.ndarray | None) -> Placed:
         """Place the windows on an array `(Z, Y, X)` of normalised intensities, padded to the patch.
 
         With the plan come the padded array (0 is the cohort's mean) and the voxels of padding before it.
@@ -234,31 +257,31 @@ class Predictor:
         inside = None if body is None else pad_to(body, self.patch_size)[0]
         return plan_windows(self.settings, padded.shape, patch=self.patch_size, body=inside), padded, offsets
 
-    @torch.inference_mode()
-    def blend(self, rows: Plan, padded: np.ndarray, offsets: Shape, shape: Shape) -> tuple[Blended, int]:
-        """Run the network over what `plan` gives for a volume of this shape; average what its windows say.
+    def average(self, plan: Placed, shape: Shape, step: Callable[[], None] = lambda: None) -> Accumulator:
+        """Lay out the averages over what `plan` gave for a volume of this shape.
 
-        With the averaged maps, without padding, comes the number of windows visited.
+        The network looks at windows, and `step` is called for each, as planes are asked for.
         """
+        rows, padded, offsets = plan
         volume = torch.from_numpy(padded)[None, None]
-        visited = 0
 
         def look(start: Start) -> torch.Tensor:
-            nonlocal visited
-            visited += 1
+            averages.visited += 1
             step()
             z, y, x = window_slices(start, self.patch_size)
             patch = volume[:, :, z, y, x].to(self.device)
             return average_over_flips(self._maps, patch, self.flips)[0]
 
-        box, total = covered_box(rows, self.patch_size), sum(map(len, rows))
-        accumulator = Accumulator(
-            box, self.patch_size, channels=len(self.outputs), weighted=total > 1, device=self.device
+        averages = Accumulator(
+            walk(rows, look, self._judge if self.settings.name == "flare22" else None),
+            rows,
+            self.patch_size,
+            channels=len(self.outputs),
+            offsets=offsets,
+            shape=shape,
+            device=self.device,
         )
-        with steps("windows", total) as step:
-            for start, maps in walk(rows, look, self._judge if self.settings.name == "flare22" else None):
-                accumulator.add(start, maps)
-        return accumulator.blend(offsets, shape), visited
+        return averages
 
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:
         """Ask the engine: `(1, C, Z, Y, X)` float32 probabilities or logits."""

@@ -23,7 +23,7 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block
 
 
-@dataclass(frozen=True)
+@dataclass
 class Blended:
     """Maps of a whole volume on the network's grid, stored over the box that windows cover."""
 
@@ -32,6 +32,10 @@ class Blended:
     covered: torch.Tensor  # `(z, y, x)` bool inside the box: whether any window was there
     box: Box  # where the box lies in the volume
     shape: Shape  # `(Z, Y, X)` of the volume
+
+    def planes(self, part: slice) -> torch.Tensor:
+        """Give `values` of some planes of the box. They are asked for with ascending z."""
+        return self.values[:, part]
 
     def of_volume(self, of_box: torch.Tensor) -> np.ndarray:
         """Give `values` (large) or `covered` of the whole volume, `(..., Z, Y, X)`, 0 without a window."""
@@ -55,7 +59,13 @@ def interpolated_axes(variant: str, spacing_mm: Spacing, original_mm: Spacing) -
 
 
 def restore_labels(
-    blended: Blended, shape: Shape, *, linear: Linear, outputs: tuple[int, ...], memory_mb: float
+    blended: Blended,
+    shape: Shape,
+    *,
+    linear: Linear,
+    outputs: tuple[int, ...],
+    memory_mb: float,
+    into: np.ndarray | None = None,
 ) -> np.ndarray:
     """Interpolate maps to a grid of the same extent and take the class of the largest value at each voxel.
 
@@ -68,8 +78,9 @@ def restore_labels(
         linear: What `interpolated_axes` gives.
         outputs: Class id of each channel.
         memory_mb: Bound on the working memory of a block of slices; one slice is always taken.
+        into: Zeros of the shape, uint8, which may be a view of any strides; they are written and returned.
     """
-    labels = np.zeros(shape, dtype=np.uint8)
+    labels = np.zeros(shape, dtype=np.uint8) if into is None else into
     z, y, x = axes = _axes(blended, shape, linear)
     if not all(map(len, axes)):
         return labels
@@ -190,7 +201,7 @@ def _winners(blended: Blended, axes: tuple[Axis, Axis, Axis], block: slice, widt
     """Give the channel of the largest value, `(slices, y, x)` uint8 over the spans of the axes."""
     z, y, x = axes
     sources, between = _rows(z, block)
-    maps = blended.values[:, sources]
+    maps = blended.planes(sources)
     winners = maps.new_zeros((block.stop - block.start, len(y), len(x)), dtype=torch.uint8)
     windows = [_window(maps[channel] > maps[0], y, x) for channel in range(1, len(maps))]
     found = [window for window in windows if window is not None]

@@ -16,7 +16,7 @@ import cc3d
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes
 
-from flare.core.geometry import Shape, Spacing, bounding_box
+from flare.core.geometry import Box, Shape, Spacing, bounding_box
 from flare.inference.settings import BodyRule, InferenceSettings
 
 Start = Shape
@@ -56,6 +56,16 @@ def find_body(array_hu: np.ndarray, spacing_mm: Spacing, rule: BodyRule) -> np.n
         plane[:] = binary_fill_holes(plane)
     y, x = (np.arange(size) // step for size, step in zip(array_hu.shape[1:], steps, strict=True))
     return body[:, y[:, None], x]
+
+
+def body_box(body: np.ndarray, patch: Shape) -> Box:
+    """Bound a body, which is not empty, by at least a window where the volume has one."""
+    spans = []
+    for span, size, width in zip(bounding_box(body) or (), body.shape, patch, strict=True):
+        wide = min(max(span.stop - span.start, width), size)
+        start = min(max((span.start + span.stop - wide) // 2, 0), size - wide)
+        spans.append(slice(start, start + wide))
+    return spans[0], spans[1], spans[2]
 
 
 def is_air(array_hu: np.ndarray, rule: BodyRule) -> bool:
