@@ -20,7 +20,7 @@ SATELLITES = ("phantom", "convert", "baselines", "sweeps")  # no room imports th
 # what is measured -> highest value that the plan allows
 BOUNDS = {
     "rooms": 16,
-    "loose files at the root": 5,
+    "loose files at the root": 6,  # cli, __init__, and a line or two for each `python -m flare.<command>`
     "room cycles": 0,
     "floors of rooms": 12,
     "floors of files": 12,

@@ -197,6 +197,7 @@ def every_key() -> list[DictConfig]:
         "iterate",
         "convert",
         "export",
+        "plan",
         "plan_data",
         "sweeps",
     )

@@ -27,6 +27,7 @@ MODULES = {
     "convert": ("flare.convert.foreign", "main"),
     "dashboard": ("flare.dashboard", "main"),
     "export": ("flare.inference.export", "main"),
+    "plan": ("flare.rounds.fit_plan", "main"),
     "plan_data": ("flare.prepare.proposal", "main"),
     "sweeps": ("flare.sweeps.__main__", "main"),
 }

@@ -60,7 +60,13 @@ class Copy:
     def predict(self, image: Preprocessed, *, components: tuple[int, ...]) -> SimpleNamespace:
         found = image.orientation.invert(image.array).astype(np.uint8)
         return SimpleNamespace(
-            segmentation=found, windows=1, body_found=True, uncovered_body_vox=0, seconds={}, confidence=None
+            segmentation=found,
+            windows=1,
+            network_vox=1,
+            body_found=True,
+            uncovered_body_vox=0,
+            seconds={},
+            confidence=None,
         )
 
 

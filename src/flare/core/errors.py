@@ -103,7 +103,7 @@ def several(count: int, rule: Rule) -> Rule:
     """A list of so many values."""
 
     def holds(value: Any) -> bool:
-        return isinstance(value, list) and len(value) == count and all(map(rule.holds, value))
+        return isinstance(value, Sequence) and len(value) == count and all(map(rule.holds, value))
 
     return Rule(holds, f"a list of {count}, each {rule.expected}")
 

@@ -78,7 +78,7 @@ class Accumulator(Blended):
         self._window_weights = gaussian_weights(patch).to(device) if sum(map(len, rows)) > 1 else None
         self._windows = windows
         self._next: tuple[Start, torch.Tensor] | None = None  # visited, not yet added
-        self.visited = 0  # windows, by who visits them
+        self.visited = self.passes = 0  # windows, and with each flip as one, counted by who visits them
         self.seconds = 0.0  # spent on windows
         z, y, x = inside
         super().__init__(self._sums[:, z, y, x], self._seen[z, y, x], (box[0], box[1], box[2]), shape)

@@ -21,6 +21,7 @@ from flare.core.errors import FlareError
 from flare.core.files import sha256
 from flare.inference import runtimes
 from flare.inference.engines import Engine, torch_engine
+from flare.inference.fitted import stored_plan
 from flare.inference.runtimes import choose_engine, require_engine, run_onnx, to_onnx
 from flare.inference.settings import InferenceSettings
 from flare.models.names import activation_of
@@ -31,11 +32,15 @@ WEIGHTS = "weights_sha256"  # of the second file of an OpenVINO model
 
 
 def carried_by(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Give what an exported file carries, plain values; of the run's configuration what inference reads."""
+    """Give what an exported file carries, plain values; of the run's configuration what inference reads.
+
+    The plan that was fitted to the checkpoint is part of it.
+    """
     loss = {"partial": (checkpoint.config.get("loss") or {}).get("partial", "none")}
     found = {key: getattr(checkpoint, key) for key in CARRIED} | {"config": {"loss": loss}}
     own = {"outputs": checkpoint.outputs, "activation": activation_of(checkpoint.config)}
-    return {**found, **own, "exported_from": checkpoint.sha256}
+    fitted = {} if (plan := stored_plan(checkpoint)) is None else {"plan": plan}
+    return {**found, **own, **fitted, "exported_from": checkpoint.sha256}
 
 
 def _save_onnx(model: bytes, path: Path, carried: Mapping[str, Any]) -> None:
@@ -132,9 +137,13 @@ def engine_for(path: Path, kind: Format, settings: InferenceSettings, device: to
     """Choose what runs an exported file: the engine asked for, or else what suits file, device and CPU.
 
     `torch`, the default, asks for nothing where the file is not torch's. An engine that does not run this
-    file or not here is refused, and so is a file that would run code which nobody has allowed.
+    file or not here is refused, and so are windows of another size than the patch, and a file that would run
+    code which nobody has allowed.
     """
     name = settings.engine
+    if settings.window not in (None, (1, 1, 1)):
+        one = f"{path.name} takes patches of one size, that of the training"
+        raise FlareError(f"inference.window={list(settings.window)}: {one}; expected null")
     if name not in (*kind.engines, "torch", "auto"):
         expected = " or ".join(kind.engines)
         raise FlareError(f"engine={name}: does not run {path.name}; expected {expected}")

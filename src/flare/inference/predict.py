@@ -44,6 +44,7 @@ from flare.core.volumes import (
     unique_cases,
     write_labels,
 )
+from flare.inference.fitted import given_keys, with_plan
 from flare.inference.measure import measured
 from flare.inference.saving import Saving, write_volumes
 from flare.inference.settings import InferenceSettings
@@ -88,7 +89,8 @@ def predict_case(
         gpu = choose_gpu(settings)
         return measured(around(predict_case, under_checks, current_checks()), job, gpu=gpu)
     predictor = load_predictor(checkpoint, digest, settings)
-    return segment_case(case, image, target, predictor, components, saving=saving, following=following)[1]
+    row = segment_case(case, image, target, predictor, components, saving=saving, following=following)[1]
+    return {**row, "plan": settings.plan} if settings.plan else row
 
 
 def read_case(case: str, image: Path, predictor: Predictor, cached: Path | None = None) -> Reading:
@@ -148,6 +150,7 @@ def segment_case(
     Returns:
         The segmentation, and what `inference.csv` says of the case.
     """
+    cpu = time.process_time()  # with what reads the next case meanwhile
     found, doubt, seconds = take_case(case, image, predictor, cached)
     geometry = found.geometry
     if following is not None:
@@ -168,10 +171,12 @@ def segment_case(
         "case": case,
         "size": "x".join(str(size) for size in reversed(geometry.shape)),
         "windows": prediction.windows,
+        "network_vox": prediction.network_vox,
         "body_found": prediction.body_found,
         "uncovered_body_vox": prediction.uncovered_body_vox,
         "doubt": doubt,
         "seconds": round(sum(seconds.values()), 3),
+        "cpu_s": round(time.process_time() - cpu, 3),
         **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
     }
     return Volume(segmentation, geometry), row | volumes
@@ -339,6 +344,7 @@ class Request:
         classes = found.class_list
         if not is_one and (carried := carried_classes("output", output)):
             require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
+        settings = with_plan(settings, found, given_keys())
         saving = Saving.from_config(cfg, found)
         if is_one and saving.kinds:
             raise FlareError(f"save={','.join(saving.kinds)}: expected output=<folder>, given {output.name}")

@@ -16,7 +16,8 @@ import torch
 from flare.core.classes import ClassList
 from flare.core.geometry import Box, Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
-from flare.inference.blend import Accumulator
+from flare.inference.adaptive import Decisions, Divisors, sparsest_first, walk_open, window_size
+from flare.inference.blend import Accumulator, gaussian_weights
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips
 from flare.inference.exported import format_of, open_exported, read_exported
 from flare.inference.largest import keep_largest
@@ -73,6 +74,7 @@ class Prediction:
     # `(Z, Y, X)` uint8, 255 times the probability of each voxel's label; None if not asked for
     confidence: np.ndarray | None = None
     low_resolution: Volume | None = None  # labels on the network's grid, in RAS order; None if not asked for
+    network_vox: int = 0  # voxels that the network was given, in all windows and flips
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Predictor:
     spacing_mm: Spacing  # the network's grid along Z, Y, X
     interpolation: str  # how images are resampled to it: `linear`, `cubic` or `nnunet`
     intensity: Intensity  # the training cohort's foreground statistics
-    patch_size: Shape  # window along Z, Y, X
+    patch_size: Shape  # window along Z, Y, X, which may be larger than a patch of the training
     mirror_axes: tuple[int, ...]  # axes (0 = Z) along which the network was trained to be flipped
     # everything else that can be chosen; `device` is where patches are given to the engine
     settings: InferenceSettings
@@ -115,16 +117,23 @@ class Predictor:
         device = choose_device(settings.device)
         if kind := format_of(path):
             checkpoint, engine = read_exported(path, kind), open_exported(path, kind, settings, device)
-        else:
-            network, checkpoint = load_network(path, settings.networks)
-            engine = build_engine(settings.engine, network, device=device, precision=settings.precision)
-        return cls.from_carried(engine, vars(checkpoint), settings)
+            return cls.from_carried(engine, vars(checkpoint), settings)
+        network, checkpoint = load_network(path, settings.networks)
+        engine = build_engine(settings.engine, network, device=device, precision=settings.precision)
+        return cls.from_carried(engine, vars(checkpoint), settings, getattr(network, "divisors", None))
 
     @classmethod
     def from_carried(
-        cls, engine: Engine, carried: Mapping[str, Any], settings: InferenceSettings
+        cls,
+        engine: Engine,
+        carried: Mapping[str, Any],
+        settings: InferenceSettings,
+        divisors: Divisors = None,
     ) -> Predictor:
-        """Make the predictor of a network by what its checkpoint carries, or will carry."""
+        """Make the predictor of a network by what its checkpoint carries, or will carry.
+
+        The size of a window is a multiple of the network's `divisors`, see `window_size`.
+        """
         classes = ClassList.from_config(carried["classes"])
         return cls(
             engine,
@@ -133,7 +142,7 @@ class Predictor:
             spacing_mm=tuple(carried["spacing_mm"]),
             interpolation=settings.interpolation or carried["interpolation"],
             intensity=Intensity.from_dict(carried["intensity"]),
-            patch_size=tuple(carried["patch_size"]),
+            patch_size=window_size(tuple(carried["patch_size"]), settings.window, divisors),
             mirror_axes=tuple(carried["mirror_axes"]),
             settings=settings,
             activation=activation_of(carried.get("config") or {}),
@@ -182,12 +191,14 @@ class Predictor:
         watch.lap("restore", "network", blended.seconds)
         unseen = 0 if body is None else int(np.count_nonzero(body & ~blended.of_volume(blended.covered)))
         told = blended.visited, unseen, is_found, watch.seconds, volumes
-        return Prediction(segmentation, *told, maps, sure, low)
+        vox = blended.passes * math.prod(self.patch_size)
+        return Prediction(segmentation, *told, maps, sure, low, network_vox=vox)
 
     def room_mb(self, case: Preprocessed, kept: int = 1, *, is_whole: bool = False) -> float:
         """Give what `memory_mb` leaves beside a case; say so if it is nothing, and go on."""
         sums = len(self.outputs) + 1 if self.device.type == "cpu" else 0
-        expected = expected_bytes(case, self.patch_size, sums, kept, is_whole=is_whole)
+        is_open = self.settings.asks_what_is_open
+        expected = expected_bytes(case, self.patch_size, sums, kept, is_whole=is_whole, is_open=is_open)
         needed, bound = (self._process_bytes + expected) / 2**20, self.settings.memory_mb
         if needed > bound:
             say_once(f"inference.memory_mb={bound:g}: about {needed:.0f} are needed; nothing is skipped")
@@ -255,7 +266,10 @@ class Predictor:
         """
         padded, offsets = pad_to(array, self.patch_size)
         inside = None if body is None else pad_to(body, self.patch_size)[0]
-        return plan_windows(self.settings, padded.shape, patch=self.patch_size, body=inside), padded, offsets
+        rows = plan_windows(self.settings, padded.shape, patch=self.patch_size, body=inside)
+        if self.settings.adaptive:
+            rows = sparsest_first(rows, self.patch_size, inside)
+        return rows, padded, offsets
 
     def average(self, plan: Placed, shape: Shape, step: Callable[[], None] = lambda: None) -> Accumulator:
         """Lay out the averages over what `plan` gave for a volume of this shape.
@@ -264,16 +278,32 @@ class Predictor:
         """
         rows, padded, offsets = plan
         volume = torch.from_numpy(padded)[None, None]
+        decisions = None
+        if self.settings.asks_what_is_open and rows:
+            central = gaussian_weights(self.patch_size).to(self.device)
+            decisions = Decisions(padded.shape, central, self.settings)
+        always = len(self.flips) if self.settings.flips_where == "all" else 1
 
         def look(start: Start) -> torch.Tensor:
             averages.visited += 1
             step()
             z, y, x = window_slices(start, self.patch_size)
             patch = volume[:, :, z, y, x].to(self.device)
-            return average_over_flips(self._maps, patch, self.flips)[0]
+            averages.passes += always
+            maps, rest = average_over_flips(self._maps, patch, self.flips[:always])[0], self.flips[always:]
+            if decisions is None or not decisions.note(start, self._as_probabilities(maps)) or not rest:
+                return maps
+            averages.passes += len(rest)
+            total = maps * always  # a copy: the maps may be the engine's
+            total += average_over_flips(self._maps, patch, rest)[0] * len(rest)
+            return total.div_(len(self.flips))
 
+        if decisions is not None and self.settings.adaptive:
+            visits = walk_open(rows, look, decisions)
+        else:
+            visits = walk(rows, look, self._judge if self.settings.name == "flare22" else None)
         averages = Accumulator(
-            walk(rows, look, self._judge if self.settings.name == "flare22" else None),
+            visits,
             rows,
             self.patch_size,
             channels=len(self.outputs),
@@ -294,9 +324,13 @@ class Predictor:
         """Turn logits into probabilities along the axis of the classes."""
         return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(axis)
 
+    def _as_probabilities(self, maps: torch.Tensor) -> torch.Tensor:
+        """Make maps `(C, ...)` that are averaged, or are to be, probabilities."""
+        return self._activate(maps, 0) if self.settings.average == "logits" else maps
+
     def _finish(self, maps: torch.Tensor) -> torch.Tensor:
         """Make averaged maps `(C, ...)` probabilities; of sigmoids the background is what no class has."""
-        maps = self._activate(maps, 0) if self.settings.average == "logits" else maps
+        maps = self._as_probabilities(maps)
         if self.activation == "sigmoid":
             maps[0] = 1 - maps[1:].amax(0)
         return maps

@@ -24,6 +24,7 @@ from flare.core.errors import (
     choice,
     number,
     optional,
+    several,
 )
 from flare.models.names import chosen_networks
 
@@ -53,9 +54,16 @@ BODY_RULES = {
     "inference.body.opening_mm": NOT_NEGATIVE,
     "inference.body.minimum_ml": NOT_NEGATIVE,
 }
+OVERLAP = Rule(lambda value: SHARE.holds(value) and value < 1, "a fraction from 0 to below 1")
 RULES = {
     "inference.name": choice("paper", "flare22", "dense", "fast"),
-    "inference.overlap": Rule(lambda value: SHARE.holds(value) and value < 1, "a fraction from 0 to below 1"),
+    "inference.window": optional(several(3, number(1, 1.5))),
+    "inference.overlap": OVERLAP,
+    "inference.plane_overlap": optional(OVERLAP),
+    "inference.adaptive": FLAG,
+    "inference.flips_where": choice("all", "open"),
+    "inference.open_margin": SHARE,
+    "inference.open_share": SHARE,
     "inference.average": choice("probabilities", "logits"),
     "inference.centre": choice("image", "body"),
     "inference.extend": FLAG,
@@ -105,7 +113,16 @@ class InferenceSettings:
     """
 
     name: str = "paper"  # window schedule: `paper`, `flare22`, `dense` or `fast`
+    # size of the windows along Z, Y, X as factors of the patch, rounded up to what the network takes; None: 1
+    window: tuple[float, float, float] | None = None
     overlap: float = 0.5  # fraction by which windows overlap along z (`dense`: every axis)
+    # fraction by which windows overlap in plane, spread evenly; None: as the schedule places them
+    plane_overlap: float | None = None
+    adaptive: bool = False  # whether most windows are looked at only where a decision is open
+    flips_where: str = "all"  # windows that are flipped, too: `all`, or those with `open` decisions
+    # a decision is open where the two best classes are as near as this, or two windows disagree
+    open_margin: float = 0.5
+    open_share: float = 0.01  # share of a window's voxels, of those that it sees best, that must be open
     average: str = "probabilities"  # what is averaged over flips and windows: `probabilities` or `logits`
     centre: str = "image"  # what in-plane windows are centred on: `image` or `body`
     extend: bool = False  # whether in-plane windows are added until the body is covered
@@ -126,11 +143,15 @@ class InferenceSettings:
     networks: tuple[str, ...] = ()  # dotted names that a checkpoint may build beside our networks and MONAI's
     checks: Checks = DEFAULTS  # what becomes of doubtful files
     confidence: bool = False  # whether the probability of each voxel's label is kept; for steps that use it
+    plan: str = ""  # the stored plan that these settings were taken from, as `inference.csv` names it
 
     def __post_init__(self) -> None:
         for key, rule in RULES.items():
             rule.require(key, getattr(self, key.rpartition(".")[2]))
         object.__setattr__(self, "precision", str(self.precision))  # YAML reads 32 as a number
+        object.__setattr__(self, "window", self.window and tuple(self.window))
+        if self.adaptive and self.name == "flare22":
+            raise FlareError("inference.adaptive=true: inference=flare22 has its own rule; expected false")
 
     @classmethod
     def from_config(cls, cfg: DictConfig) -> InferenceSettings:
@@ -178,7 +199,16 @@ class InferenceSettings:
         """Give what decides the result, as plain values: all but place, memory, costs and trust."""
         return dict(self._identity)
 
+    @property
+    def asks_what_is_open(self) -> bool:
+        """Whether open decisions say which windows are looked at, or flipped."""
+        return self.adaptive or (self.flips_where == "open" and self.tta != "none")
+
     @cached_property
     def _identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
-        outside = ("memory_mb", "device", "measure", "networks", "confidence")
+        outside = ["memory_mb", "device", "measure", "networks", "confidence", "plan"]
+        # what came later: where it decides nothing, what was done without it stands
+        later = ("window", "plane_overlap", "adaptive", "flips_where")
+        outside += [key for key in later if getattr(self, key) == getattr(InferenceSettings, key)]
+        outside += [] if self.asks_what_is_open else ["open_margin", "open_share"]
         return {key: value for key, value in asdict(self).items() if key not in outside}

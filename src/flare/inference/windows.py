@@ -103,19 +103,25 @@ def even_starts(size: int, patch: int, overlap: float) -> tuple[int, ...]:
     return tuple(sorted({round(i * (size - patch) / (count - 1)) for i in range(count)}))
 
 
-def plane_starts(size: int, patch: int, interval: tuple[int, int] | None = None) -> Axis:
+def plane_starts(
+    size: int, patch: int, interval: tuple[int, int] | None = None, overlap: float | None = None
+) -> Axis:
     """Place at most three starts around the middle of an in-plane axis: at most two patches are seen.
 
     Every window lies inside the axis; equal starts appear once. The interval, first voxel and the voxel after
-    the last, counts as the axis instead (the body); it is widened to a patch if smaller.
+    the last, counts as the axis instead (the body); it is widened to a patch if smaller. With an overlap
+    starts are spread over all of it, as by `even_starts`.
 
-    Reference: paper, section 2.2 (sliding window strategy); the interval: ours.
+    Reference: paper, section 2.2 (sliding window strategy); interval and overlap: ours.
     """
     lower, upper = interval or (0, size)
     width = min(max(upper - lower, patch), size)
     offset = min(max((lower + upper - width) // 2, 0), size - width)
     if width <= patch:
         return Axis(offset, (offset,))
+    if overlap is not None:
+        spread = tuple(offset + start for start in even_starts(width, patch, overlap))
+        return Axis(spread[len(spread) // 2], spread)
     if width <= 2 * patch:
         starts = [offset + round(i * (width - patch) / 2) for i in range(3)]
     else:
@@ -139,16 +145,18 @@ def extended(axis: Axis, patch: int, interval: tuple[int, int]) -> Axis:
 def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, body: np.ndarray | None) -> Plan:
     """List the windows of a volume, which is at least the patch along every axis, row by row.
 
-    `paper` and `flare22` place 3 x 3 windows in plane; `fast` does too and leaves out those without body;
-    `dense` spreads windows evenly along every axis, whatever `centre` and `extend` say. Without a body, None,
-    all of the volume is body.
+    `paper` and `flare22` place 3 x 3 windows in plane, unless `plane_overlap` spreads them; `fast` does too
+    and leaves out those without body; `dense` spreads windows evenly along every axis, whatever `centre` and
+    `extend` say. Without a body, None, all of the volume is body.
 
     Returns:
         Rows of starts; in `paper`, `flare22` and `fast` the central window of a row stands first.
 
     Reference: paper, section 2.2; `fast`: ours.
     """
-    z_starts, *others = (even_starts(n, p, settings.overlap) for n, p in zip(shape, patch, strict=True))
+    plane = settings.plane_overlap
+    overlaps = [settings.overlap, *[settings.overlap if plane is None else plane] * 2]
+    z_starts, *others = map(even_starts, shape, patch, overlaps)
     if settings.name == "dense":
         return tuple(tuple((z, y, x) for y, x in product(*others)) for z in z_starts)
     found = None if body is None else bounding_box(body)
@@ -156,7 +164,7 @@ def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, bod
     axes = []
     for span, size, width in zip(extent[1:], shape[1:], patch[1:], strict=True):
         interval = (span.start, span.stop)
-        placed = plane_starts(size, width, interval if settings.centre == "body" else None)
+        placed = plane_starts(size, width, interval if settings.centre == "body" else None, plane)
         axes.append(extended(placed, width, interval) if settings.extend else placed)
     centre = (axes[0].centre, axes[1].centre)
     around = [pair for pair in product(axes[0].starts, axes[1].starts) if pair != centre]

@@ -36,6 +36,7 @@ class Checkpoint:
     round: str | None  # name of the round, None for `round=all`
     config: dict[str, Any]  # the run's configuration as plain values
     git_revision: str
+    plan: dict[str, Any] | None = None  # what an exported file carries of a fitted plan of inference
 
     @property
     def class_list(self) -> ClassList:
@@ -49,7 +50,7 @@ class Checkpoint:
 
 
 # what the entry holds: all but what the file itself says
-CARRIED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("path", "sha256", "state_dict"))
+CARRIED = tuple(f.name for f in fields(Checkpoint) if f.name not in ("path", "sha256", "state_dict", "plan"))
 
 
 def write_weights_file(path: Path, content: dict[str, Any]) -> None:
@@ -119,4 +120,4 @@ def checkpoint_of(path: Path, carried: Mapping[str, Any], state: dict[str, torch
         raise FlareError(f"checkpoint={path}: its entry {KEY!r} lacks {missing}")
     values = {k: carried[k] for k in CARRIED}
     values |= {k: tuple(carried[k]) for k in ("spacing_mm", "patch_size", "mirror_axes")}
-    return Checkpoint(path=path, sha256=sha256(path), state_dict=state, **values)
+    return Checkpoint(path=path, sha256=sha256(path), state_dict=state, plan=carried.get("plan"), **values)

@@ -212,7 +212,7 @@ class SegmentationModule(pl.LightningModule):
         """The predictor of a network that has been trained as this one."""
         how = replace(self.settings.inference, device=str(self.device))
         engine = torch_engine(net, device=self.device, precision=how.precision)
-        return Predictor.from_carried(engine, self.carried, how)
+        return Predictor.from_carried(engine, self.carried, how, getattr(net, "divisors", None))
 
     def validation_step(self, case: Case, batch_index: int) -> Segmented:
         """Segment and score a whole case on its original grid; callbacks show what is returned."""
