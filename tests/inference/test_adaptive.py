@@ -101,7 +101,7 @@ def test_windows_come_with_ascending_z_and_decide_by_all_that_touch_them(case, s
     """As if all of the sparsest grid were visited first, but in order."""
     shape, patch, _ = case
     rng = np.random.default_rng(seed)
-    how = InferenceSettings(name="dense", overlap=0.6, open_margin=0.3, open_share=0.0)
+    how = InferenceSettings(name="paper", overlap=0.6, open_margin=0.3, open_share=0.0)
     rows = sparsest_first(plan_windows(how, shape, patch=patch, body=None), patch, None)
     says = {start: torch.from_numpy(rng.random((2, *patch), np.float32)) for row in rows for start in row}
 
@@ -122,7 +122,7 @@ def test_windows_come_with_ascending_z_and_decide_by_all_that_touch_them(case, s
     wanted, decisions = list(rows[0]), trial()
     for start in rows[0]:
         decisions.note(start, says[start])
-    for start in sorted(rows[1]):
+    for start in rows[1]:  # rows ascend, and in each the central window stands first
         if decisions.is_open(start):
             decisions.note(start, says[start])
             wanted.append(start)

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, product
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -117,9 +118,9 @@ def walk_open(
     is held until their turn.
     """
     depth = decisions.patch[0]
-    ahead, held = deque(sorted(rows[0])), deque[tuple[Start, torch.Tensor]]()
-    first = set(rows[0])
-    for z, starts in groupby(sorted(rows[0] + rows[1]), key=lambda start: start[0]):
+    first, by_z = set(rows[0]), itemgetter(0)  # within a z in the order of the plan, the central ones first
+    ahead, held = deque(sorted(rows[0], key=by_z)), deque[tuple[Start, torch.Tensor]]()
+    for z, starts in groupby(sorted(rows[0] + rows[1], key=by_z), key=by_z):
         while ahead and ahead[0][0] < z + depth:
             start = ahead.popleft()
             held.append((start, look(start).clone()))  # an engine may give the same memory again
