@@ -137,7 +137,6 @@ COUNT = whole(1)
 POSITIVE = number(0, above=True)
 NOT_NEGATIVE = number(0)
 NAMED = {"flag": FLAG, "share": SHARE, "count": COUNT, "positive": POSITIVE, "not_negative": NOT_NEGATIVE}
-NAMED["number"] = number()
 
 
 def rules_of(room: str) -> dict[str, Rule]:
@@ -155,7 +154,10 @@ def _rule(text: str) -> Rule:
         return optional(_rule(" ".join(given)))
     if name == "several":
         return several(int(given[0]), _rule(" ".join(given[1:])))
-    return choice(*given) if name == "choice" else {"whole": whole, "limits": limits}[name](*map(int, given))
+    if name == "choice":
+        return choice(*given)
+    numbers: Any = (float(n) if "." in n else int(n) for n in given)
+    return {"whole": whole, "limits": limits, "number": number}[name](*numbers)
 
 
 def check_values(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:

@@ -4,8 +4,6 @@ Windows are visited with ascending z. So planes that no later window touches are
 the network goes on, and a scan of any length takes the memory of a patch's depth.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from functools import lru_cache

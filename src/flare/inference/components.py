@@ -1,7 +1,5 @@
 """Learn from labelled cases of which organs the largest component alone is to be kept."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

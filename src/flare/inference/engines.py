@@ -4,8 +4,6 @@ An engine maps patches `(B, 1, Z, Y, X)` float32 on its device to logits `(B, C,
 it from the network in `eval()` mode, the device and the precision; `engine` names one by its dotted name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations

@@ -3,8 +3,6 @@
 python -m flare.export checkpoint=last.ckpt format=openvino output=liver.xml
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

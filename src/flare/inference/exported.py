@@ -5,8 +5,6 @@ id of each channel), `activation`, the hash of the checkpoint, and how far its n
 has it in `metadata_props`, OpenVINO in `rt_info`, TorchScript among its extra files.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 import zipfile

@@ -4,8 +4,6 @@
 An exported file carries the plan that was best at the patch of the training, which is all that it takes.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection
 from dataclasses import replace
@@ -33,7 +31,7 @@ def plan_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".plan.json")
 
 
-def stored_plan(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def stored_plan(checkpoint: "Checkpoint") -> dict[str, Any] | None:
     """Read the plan that an exported file carries, or that lies beside a checkpoint.
 
     None without one. One of other weights is left out with a warning, and what is none is refused.
@@ -53,7 +51,7 @@ def stored_plan(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return found
 
 
-def _unread(checkpoint: Checkpoint, error: Exception) -> FlareError:
+def _unread(checkpoint: "Checkpoint", error: Exception) -> FlareError:
     """What is said of a plan that is none."""
     path = plan_path(checkpoint.path) if checkpoint.plan is None else checkpoint.path
     return FlareError(f"{path}: is no plan of inference ({error!r}); run `python -m flare.plan` again")
@@ -66,7 +64,7 @@ def given_keys() -> set[str]:
 
 
 def with_plan(
-    settings: InferenceSettings, checkpoint: Checkpoint, given: Collection[str]
+    settings: InferenceSettings, checkpoint: "Checkpoint", given: Collection[str]
 ) -> InferenceSettings:
     """Settings of `fast` as the plan of a checkpoint has them, and say so; others stay, as without a plan.
 

@@ -1,7 +1,5 @@
 """Keep the largest component of an organ alone."""
 
-from __future__ import annotations
-
 import cc3d
 import numpy as np
 

@@ -1,7 +1,5 @@
 """What a case costs: time by stage, and as the challenge measures it time, GPU memory, CPU and RAM."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import threading
@@ -64,7 +62,7 @@ class ResourceSampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> ResourceSampler:
+    def __enter__(self) -> "ResourceSampler":
         self.started = time.perf_counter()
         self._before = _cpu_times()
         self._thread.start()

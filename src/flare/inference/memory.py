@@ -1,7 +1,5 @@
 """What a case takes of this process's memory, predicted before the network runs."""
 
-from __future__ import annotations
-
 import math
 
 from flare.core.geometry import Shape

@@ -1,7 +1,5 @@
 """Cases read, segmented, written, and measured where that is asked for; the body of `infer.py`."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -93,7 +91,7 @@ def predict_case(
     return {**row, "plan": settings.plan} if settings.plan else row
 
 
-def read_case(case: str, image: Path, predictor: Predictor, cached: Path | None = None) -> Reading:
+def read_case(case: str, image: Path, predictor: "Predictor", cached: Path | None = None) -> Reading:
     """Give a scan on the network's grid, what is doubtful about its values, and the seconds by stage."""
     started = time.perf_counter()
     found: Preprocessed | Volume | None = None
@@ -111,7 +109,7 @@ def read_case(case: str, image: Path, predictor: Predictor, cached: Path | None 
     return found, doubt, {"read": read - started, "preprocess": time.perf_counter() - read}
 
 
-def read_ahead(case: str, image: Path, predictor: Predictor, room_mb: float) -> None:
+def read_ahead(case: str, image: Path, predictor: "Predictor", room_mb: float) -> None:
     """Begin to read the next case in a thread, unless it takes more memory than there is room."""
 
     def read() -> Reading | None:
@@ -122,7 +120,7 @@ def read_ahead(case: str, image: Path, predictor: Predictor, room_mb: float) -> 
     _ahead[image] = _reader.submit(copy_context().run, read)  # under the checks of this thread
 
 
-def take_case(case: str, image: Path, predictor: Predictor, cached: Path | None) -> Reading:
+def take_case(case: str, image: Path, predictor: "Predictor", cached: Path | None) -> Reading:
     """Give a case as `read_case` does, if it was read ahead. One that could not be is read in its turn."""
     future = _ahead.pop(image, None)
     found = None if future is None or future.exception() else future.result()
@@ -133,7 +131,7 @@ def segment_case(
     case: str,
     image: Path,
     target: Path,
-    predictor: Predictor,
+    predictor: "Predictor",
     components: tuple[int, ...],
     cached: Path | None = None,
     confidence: Path | None = None,
@@ -183,7 +181,7 @@ def segment_case(
 
 
 @lru_cache(maxsize=1)
-def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> Predictor:
+def load_predictor(checkpoint: Path, digest: str, settings: InferenceSettings) -> "Predictor":
     """Load a network once per process; a file with another hash counts as another."""
     from flare.inference.predictor import Predictor
 
@@ -312,7 +310,7 @@ class Request:
     case_id: str = "leaf"
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> Request:
+    def from_config(cls, cfg: DictConfig) -> "Request":
         """Read the configuration of `infer`.
 
         Refused are values that mean nothing, missing paths, an output that would overwrite the input or holds
@@ -377,7 +375,7 @@ def find_checkpoint(cfg: DictConfig) -> Path:
 
 def _check_checkpoint(
     path: Path, settings: InferenceSettings, chosen: ClassList | None, wanted: Mapping[str, Any]
-) -> Checkpoint:
+) -> "Checkpoint":
     """Refuse a checkpoint of other classes than the chosen, of another round or spacing, or not run here."""
     # torch: only once there is work
     from flare.inference.engines import choose_device

@@ -1,7 +1,5 @@
 """A trained network as a library object: loaded once, then from volume to segmentation, case after case."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +105,7 @@ class Predictor:
     @classmethod
     def from_checkpoint(
         cls, path: Path | str, settings: InferenceSettings | None = None, **choices: Any
-    ) -> Predictor:
+    ) -> "Predictor":
         """Load a file that training or export wrote, by default to predict as the paper does.
 
         `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`. A
@@ -129,7 +127,7 @@ class Predictor:
         carried: Mapping[str, Any],
         settings: InferenceSettings,
         divisors: Divisors = None,
-    ) -> Predictor:
+    ) -> "Predictor":
         """Make the predictor of a network by what its checkpoint carries, or will carry.
 
         The size of a window is a multiple of the network's `divisors`, see `window_size`.

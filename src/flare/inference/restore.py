@@ -6,8 +6,6 @@ interpolation is a weighted mean, so where no voxel around has more of the class
 class loses to the background, and the result is the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 

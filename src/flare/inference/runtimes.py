@@ -3,8 +3,6 @@
 Each needs an extra of the package, and is imported where there is work.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import warnings

@@ -1,7 +1,5 @@
 """What is kept of a case beside its labels: probabilities, labels on the network's grid, volumes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ class Saving:
     only: tuple[int, ...] = ()  # class ids; in labels the others become background. Empty: all
 
     @classmethod
-    def from_config(cls, cfg: DictConfig, checkpoint: Checkpoint) -> Saving:
+    def from_config(cls, cfg: DictConfig, checkpoint: "Checkpoint") -> "Saving":
         """Read `save` and `only`, a name or a list each; a class that the network lacks is refused."""
         names = {checkpoint.class_list.name_of(i): i for i in checkpoint.outputs if i}
         chosen: dict[str, list[str]] = {}

@@ -1,7 +1,5 @@
 """Everything that can be chosen about inference, checked before any work."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -13,19 +11,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
 from flare.core.checks import DEFAULTS, Checks
-from flare.core.errors import (
-    FLAG,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    FlareError,
-    Rule,
-    check_values,
-    choice,
-    number,
-    optional,
-    several,
-)
+from flare.core.errors import SHARE, FlareError, Rule, check_values, optional, rules_of
 from flare.models.names import chosen_networks
 
 log = logging.getLogger(__name__)
@@ -49,34 +35,14 @@ def _builds_an_engine(name: Any) -> bool:
 
 
 # the last part of a key is the field's name
-BODY_RULES = {
-    "inference.body.threshold_hu": number(),
-    "inference.body.opening_mm": NOT_NEGATIVE,
-    "inference.body.minimum_ml": NOT_NEGATIVE,
-}
+BODY_RULES = rules_of("inference.body")
 OVERLAP = Rule(lambda value: SHARE.holds(value) and value < 1, "a fraction from 0 to below 1")
-RULES = {
-    "inference.name": choice("paper", "flare22", "dense", "fast"),
-    "inference.window": optional(several(3, number(1, 1.5))),
+RULES = rules_of("inference") | {
     "inference.overlap": OVERLAP,
     "inference.plane_overlap": optional(OVERLAP),
-    "inference.adaptive": FLAG,
-    "inference.flips_where": choice("all", "open"),
-    "inference.open_margin": SHARE,
-    "inference.open_share": SHARE,
-    "inference.average": choice("probabilities", "logits"),
-    "inference.centre": choice("image", "body"),
-    "inference.extend": FLAG,
-    "inference.precision": choice("auto", "32", "bf16", "16"),
-    "inference.interpolation": optional(choice("linear", "cubic", "nnunet")),
-    "inference.components": choice("fitted", "organs", "none"),
-    "inference.memory_mb": POSITIVE,
-    "inference.measure": FLAG,
     "inference.device": Rule(
         lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)) is not None, "auto, cpu or cuda"
     ),
-    "tta": choice("none", "tta4", "tta8"),
-    "restore": choice("trilinear", "nnunet", "nearest"),
     "engine": Rule(
         _builds_an_engine,
         f"{', '.join(ENGINES)}, or the dotted name of an engine's factory that can be imported",
@@ -154,7 +120,7 @@ class InferenceSettings:
             raise FlareError("inference.adaptive=true: inference=flare22 has its own rule; expected false")
 
     @classmethod
-    def from_config(cls, cfg: DictConfig) -> InferenceSettings:
+    def from_config(cls, cfg: DictConfig) -> "InferenceSettings":
         """Read `inference.*`, `tta`, `restore`, `engine` and whose networks to trust from a configuration."""
         check_values(cfg, {"allow": NAMES})
         inference = cfg["inference"]

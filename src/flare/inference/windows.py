@@ -4,8 +4,6 @@ A plan is data: rows of window starts, one row per z start. What the network see
 row may decide which of the others are visited, where the schedule says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

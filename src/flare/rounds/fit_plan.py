@@ -5,8 +5,6 @@ python -m flare.plan checkpoint=outputs/demo/rounds/mot3 experiment=demo
 It measures on the validation cases what each candidate changes alone, then combines what is worth it (ours).
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -235,7 +233,7 @@ def _combine(
             combined = more
 
 
-def draw_front(rows: Sequence[Row], most: Mapping[str, float]) -> Figure:
+def draw_front(rows: Sequence[Row], most: Mapping[str, float]) -> "Figure":
     """Draw cost against scores, a panel each of organs and tumor: the front, the bound, the chosen one."""
     from matplotlib.figure import Figure
 
