@@ -70,8 +70,7 @@ def _fewest(starts: Sequence[int], width: int, lower: int, upper: int) -> set[in
 class Decisions:
     """What the windows so far say of each voxel of a volume that is padded to a window, `(Z, Y, X)`.
 
-    `weights` says how central a voxel of a window is, `(Z, Y, X)`. Everything is of the window that sees the
-    voxel most centrally.
+    `weights` says how central a voxel of a window is, `(Z, Y, X)`. All is of a voxel's most central window.
     """
 
     def __init__(self, shape: Shape, weights: torch.Tensor, settings: InferenceSettings) -> None:
@@ -114,8 +113,7 @@ def walk_open(
 ) -> Iterator[tuple[Start, torch.Tensor]]:
     """Visit the windows of `sparsest_first`, of the second row those that are open by then.
 
-    They come with ascending z, each with its prediction. What windows of the first row that reach beyond say
-    is held until their turn.
+    They come with ascending z, each with its prediction, which is held until its turn.
     """
     depth = decisions.patch[0]
     first, by_z = set(rows[0]), itemgetter(0)  # within a z in the order of the plan, the central ones first

@@ -99,8 +99,7 @@ def average_over_flips(
 ) -> torch.Tensor:
     """Average the maps of a patch of intensities, `(1, 1, Z, Y, X)`, over flips, each turned back first.
 
-    `predict` gives logits or probabilities, `(1, C, Z, Y, X)`. Their sum is divided by exactly the number of
-    flips.
+    `predict` gives logits or probabilities, `(1, C, Z, Y, X)`. Their sum is divided by the number of flips.
     """
     total: torch.Tensor | None = None
     # the identity last: a flip copies, so that the sum is never written into the network's own output

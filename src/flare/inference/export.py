@@ -1,7 +1,4 @@
-"""The exporter: a checkpoint as a file that other runtimes take, with all that inference needs inside.
-
-python -m flare.export checkpoint=last.ckpt format=openvino output=liver.xml
-"""
+"""The exporter: a checkpoint as a file that other runtimes take, with all that inference needs inside."""
 
 import logging
 import os

@@ -17,15 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from flare.core import class_files, volumes
 from flare.core.cases import case_rule
 from flare.core.checks import current_checks
-from flare.core.class_files import (
-    are_chosen,
-    carried_classes,
-    own_classes,
-    require_agreement,
-    write_classes,
-)
 from flare.core.classes import ClassList
 from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several, some
 from flare.core.files import PARTIAL, remove_partial, searched, sha256, stand_in, write_csv
@@ -33,15 +27,6 @@ from flare.core.geometry import Volume
 from flare.core.paths import require_writable, settle_paths
 from flare.core.preprocessing import Preprocessed, preprocess
 from flare.core.series import is_there
-from flare.core.volumes import (
-    case_id,
-    find_scans,
-    is_readable,
-    read_grid,
-    read_scan,
-    unique_cases,
-    write_labels,
-)
 from flare.inference.fitted import given_keys, with_plan
 from flare.inference.measure import measured
 from flare.inference.saving import Saving, write_volumes
@@ -101,7 +86,7 @@ def read_case(case: str, image: Path, predictor: "Predictor", cached: Path | Non
 
         found = read_preprocessed(cached, predictor.spacing_mm, predictor.interpolation)
     if found is None:  # what is cached was judged as it was prepared
-        found, doubt = read_scan(image, case)
+        found, doubt = volumes.read_scan(image, case)
     read = time.perf_counter()
     if isinstance(found, Volume):
         # the scan, which may be large, is needed no more
@@ -114,7 +99,7 @@ def read_ahead(case: str, image: Path, predictor: "Predictor", room_mb: float) -
 
     def read() -> Reading | None:
         # as a scan is resampled it is there in 16 bits, and its grid, which has fewer voxels, in 32
-        takes_mb = 6 * math.prod(read_grid(image, case).shape) / 2**20
+        takes_mb = 6 * math.prod(volumes.read_grid(image, case).shape) / 2**20
         return read_case(case, image, predictor) if takes_mb < room_mb else None
 
     _ahead[image] = _reader.submit(copy_context().run, read)  # under the checks of this thread
@@ -156,13 +141,13 @@ def segment_case(
     prediction = predictor.predict(found, components=components, **saving.asked())
     segmentation = saving.of_chosen(prediction.segmentation)
     written = time.perf_counter()
-    volumes: Row = {}
+    more: Row = {}
     if saving.kinds:
         names = {i: predictor.classes.name_of(i) if i else "background" for i in predictor.outputs}
-        volumes = saving.write(prediction, target, names)
-    write_labels(target, segmentation, geometry)
+        more = saving.write(prediction, target, names)
+    volumes.write_labels(target, segmentation, geometry)
     if confidence is not None and prediction.confidence is not None:
-        write_labels(confidence, prediction.confidence, geometry)
+        volumes.write_labels(confidence, prediction.confidence, geometry)
     # by stage, in their order; what was read came resampled
     seconds = {**seconds, **prediction.seconds, **seconds, "write": time.perf_counter() - written}
     row = {
@@ -177,7 +162,7 @@ def segment_case(
         "cpu_s": round(time.process_time() - cpu, 3),
         **{f"{stage}_s": round(value, 3) for stage, value in seconds.items()},
     }
-    return Volume(segmentation, geometry), row | volumes
+    return Volume(segmentation, geometry), row | more
 
 
 @lru_cache(maxsize=1)
@@ -246,7 +231,7 @@ def predict_cases(
 
     inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
     unmeasured = [case for case in images if settings.measure and case in journal]
-    write_classes(output, classes)
+    class_files.write_classes(output, classes)
     try:
         done = resume_cases(
             predict_case,
@@ -317,13 +302,13 @@ class Request:
         segmentations of other classes, and a checkpoint that does not fit.
         """
         settle_paths(cfg)
-        cfg = own_classes(cfg)
+        cfg = class_files.own_classes(cfg)
         check_values(cfg, {"data.spacing_mm": several(3, POSITIVE)})
         settings = InferenceSettings.from_config(cfg)
         source, output = (path.resolve() for path in given_paths(cfg, "input", "output"))
         if not (is_there(source) or source.is_dir()) and searched(source)[1] in ([], [source]):
             raise FlareError(f"input={cfg.input}: no such file or folder")
-        if source.is_file() and not is_readable(source):
+        if source.is_file() and not volumes.is_readable(source):
             unread = "is of a format that is not read; expected .nii, .nii.gz, .nrrd, .mha or DICOM"
             raise FlareError(f"input={cfg.input}: {stand_in(source) or unread}")
         is_one = output.name.endswith(".nii.gz") and not output.is_dir()
@@ -337,11 +322,11 @@ class Request:
         wanted = {"round": cfg.round.name, "data.spacing_mm": tuple(map(float, cfg.data.spacing_mm))}
         if cfg.round.name is None:
             wanted = {}  # a checkpoint brings its own
-        chosen = ClassList.from_config(cfg.classes) if are_chosen(cfg) else None
+        chosen = ClassList.from_config(cfg.classes) if class_files.are_chosen(cfg) else None
         found = _check_checkpoint(checkpoint, settings, chosen, wanted)
         classes = found.class_list
-        if not is_one and (carried := carried_classes("output", output)):
-            require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
+        if not is_one and (carried := class_files.carried_classes("output", output)):
+            class_files.require_agreement("output", carried, classes, f"checkpoint={checkpoint}")
         settings = with_plan(settings, found, given_keys())
         saving = Saving.from_config(cfg, found)
         if is_one and saving.kinds:
@@ -428,14 +413,14 @@ def _infer(
 ) -> dict[str, Any]:
     """Segment into a folder, as `infer`."""
     output, settings = request.output, request.settings
-    found, skipped = find_scans(request.source)
+    found, skipped = volumes.find_scans(request.source)
     own = {output, *(path.parent for path in request.saving.paths(output / "any").values())}
     paths = [path for path in found if not own & set(path.resolve().parents)]
     root = searched(request.source)[0]
     # a single scan has its folder's name, wherever the search began
     of = None if len(paths) == 1 and request.case_id == "parent" else root
-    images, refused = unique_cases(paths, rule=request.case_id, root=of)
-    scouts = some(sorted({case_id(path, rule=request.case_id, root=root) for path in skipped}), 10)
+    images, refused = volumes.unique_cases(paths, rule=request.case_id, root=of)
+    scouts = some(sorted({volumes.case_id(path, rule=request.case_id, root=root) for path in skipped}), 10)
     if not images and not refused:
         beside = f", but localizers and scouts: {scouts}" if skipped else ""
         raise FlareError(

@@ -1,7 +1,5 @@
 """The command that fits a plan of inference to a checkpoint: the cheapest windows and flips that lose little.
 
-python -m flare.plan checkpoint=outputs/demo/rounds/mot3 experiment=demo
-
 It measures on the validation cases what each candidate changes alone, then combines what is worth it (ours).
 """
 
@@ -121,8 +119,7 @@ class Trial:
 def cheapest(rows: Sequence[Row], most: Mapping[str, float]) -> Row:
     """Choose the row of the fewest network voxels that loses little against the first; of equals the first.
 
-    They lose no more points than `most` says by its key of the configuration. A measure that the first row
-    lacks does not count.
+    They lose no more points than `most` says by config key. A measure that the first row lacks is left out.
     """
     least = {key: rows[0][key] - most[MEASURES[key]] - 1e-9 for key in MEASURES if rows[0][key] is not None}
     allowed = [row for row in rows if all(row[k] is not None and row[k] >= v for k, v in least.items())]
