@@ -15,12 +15,12 @@ from pathlib import Path
 from house_drawing import Rooms, draw, reached
 
 DOCS = Path(__file__).parent
-SATELLITES = ("phantom", "convert", "baselines", "sweeps")  # no room imports them
+SATELLITES = ("phantom", "convert", "baselines", "sweeps", "plan")  # no room imports them
 
 # what is measured -> highest value that the plan allows
 BOUNDS = {
     "rooms": 16,
-    "loose files at the root": 6,  # cli, __init__, and a line or two for each `python -m flare.<command>`
+    "loose files at the root": 5,
     "room cycles": 0,
     "floors of rooms": 12,
     "floors of files": 12,

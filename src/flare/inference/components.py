@@ -54,8 +54,7 @@ def fit_components(
     `pairs` are case id to prediction, without post-processing, and reference.
 
     Returns:
-        Organ name to what `decide` says, as plain values; and the cases that could not be scored, which the
-        means leave out.
+        What `decide` says by name of organ; and the cases that could not be scored, which it leaves out.
     """
     shared = {"classes": classes, "label_map": label_map}
     jobs = {case: {"case": case, "prediction": p, "reference": r, **shared} for case, (p, r) in pairs.items()}

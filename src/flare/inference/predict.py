@@ -29,7 +29,7 @@ from flare.core.preprocessing import Preprocessed, preprocess
 from flare.core.series import is_there
 from flare.inference.fitted import given_keys, with_plan
 from flare.inference.measure import measured
-from flare.inference.saving import Saving, write_volumes
+from flare.inference.saving import Saving
 from flare.inference.settings import InferenceSettings
 from flare.runs.folders import named_run, tell_kinds
 from flare.runs.journal import Inputs, Journal, require_own, resume_cases
@@ -105,13 +105,6 @@ def read_ahead(case: str, image: Path, predictor: "Predictor", room_mb: float) -
     _ahead[image] = _reader.submit(copy_context().run, read)  # under the checks of this thread
 
 
-def take_case(case: str, image: Path, predictor: "Predictor", cached: Path | None) -> Reading:
-    """Give a case as `read_case` does, if it was read ahead. One that could not be is read in its turn."""
-    future = _ahead.pop(image, None)
-    found = None if future is None or future.exception() else future.result()
-    return found or read_case(case, image, predictor, cached)
-
-
 def segment_case(
     case: str,
     image: Path,
@@ -134,7 +127,9 @@ def segment_case(
         The segmentation, and what `inference.csv` says of the case.
     """
     cpu = time.process_time()  # with what reads the next case meanwhile
-    found, doubt, seconds = take_case(case, image, predictor, cached)
+    ahead = _ahead.pop(image, None)
+    known = None if ahead is None or ahead.exception() else ahead.result()
+    found, doubt, seconds = known or read_case(case, image, predictor, cached)
     geometry = found.geometry
     if following is not None:
         read_ahead(*following, predictor, predictor.room_mb(found))
@@ -395,8 +390,7 @@ def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | N
         `output` and one row per case as in `inference.csv`.
 
     Raises:
-        FlareError: If the configuration is refused, before any work; or, after the other cases are done, if
-            some case failed.
+        FlareError: If the configuration is refused, before any work; or, after all else, if a case failed.
     """
     request = Request.from_config(cfg)
     if not request.is_one:
@@ -448,7 +442,9 @@ def _infer(
         if done.rows:
             # measured cases have columns of their own
             columns = list(dict.fromkeys(key for row in done.rows for key in row if key != "volumes_ml"))
-            write_volumes(output, done.rows)
+            volumes_ml = [{"case": r["case"], **r["volumes_ml"]} for r in done.rows if "volumes_ml" in r]
+            if volumes_ml:
+                write_csv(output / "volumes.csv", volumes_ml)
             write_csv(output / "inference.csv", done.rows, columns)
         if settings.measure and tabulate is not None:
             tabulate(done.rows, output)

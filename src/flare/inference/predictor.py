@@ -241,8 +241,7 @@ class Predictor:
     def _place(self, case: Preprocessed) -> tuple[Placed, np.ndarray | None, bool]:
         """Place the windows: of `fast` on the body's box alone, of mere air none.
 
-        With them come the body and whether there is one. `dense` sees all of it, so it is searched only where
-        there may be none.
+        With them come the body and whether there is one: `dense`, which sees all, searches it in thin air.
         """
         rule, may_be_air = self.settings.body, is_air(case.array, self.settings.body)
         searches = may_be_air or self.settings.name != "dense"

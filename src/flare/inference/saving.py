@@ -1,6 +1,6 @@
 """What is kept of a case beside its labels: probabilities, labels on the network's grid, volumes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from flare.core.errors import FlareError
-from flare.core.files import atomic, write_csv
+from flare.core.files import atomic
 from flare.core.volumes import strip_extension, write_labels
 
 if TYPE_CHECKING:
@@ -80,10 +80,3 @@ class Saving:
             write_labels(path, self.of_chosen(low.array), low.geometry)
         volumes = {names[i]: round(prediction.volumes_ml[names[i]], 3) for i in ids if i}
         return {"volumes_ml": volumes} if "volumes" in self.kinds else {}
-
-
-def write_volumes(output: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `volumes.csv`, a row of ml by class for each case of which volumes were asked."""
-    found = [{"case": row["case"], **row["volumes_ml"]} for row in rows if "volumes_ml" in row]
-    if found:
-        write_csv(output / "volumes.csv", found)

@@ -231,7 +231,9 @@ def write_ablation(trained: Trained, baselines: Mapping[str, Predict] | None = N
     cases = held_out(trained.cohort.cases, split)
     if not cases:
         log.warning("data.scoring.split=%s: no labelled case, so there is no score and no table", split)
-        _set_tables_aside(run.root)
+        earlier = [*run.root.glob("table[4-8].*"), *run.root.glob("tumors.*")]
+        for path in [path for path in earlier if not path.stem.endswith(".previous")]:
+            os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
         return Results([], [])
     scores: dict[str, list[dict[str, Any]]] = {}
     lesions: dict[str, dict[str, list[Lesion]]] = {}
@@ -289,10 +291,3 @@ def common_cases(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> set[str]:
     """The cases that all rows of a table, as of `metrics.csv`, have; an empty row takes none from others."""
     scored = [{row["Name"] for row in found} for found in scores.values() if found]
     return set.intersection(*scored) if scored else set()
-
-
-def _set_tables_aside(folder: Path) -> None:
-    """Rename the tables of an earlier start, which are not those of this one."""
-    for path in (*folder.glob("table[4-8].*"), *folder.glob("tumors.*")):
-        if not path.stem.endswith(".previous"):
-            os.replace(path, path.with_name(f"{path.stem}.previous{path.suffix}"))
