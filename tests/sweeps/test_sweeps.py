@@ -118,7 +118,9 @@ def test_what_a_case_costs_is_shown_beside_what_the_job_took(
     image = tmp_path / "a.nii.gz"
     sitk.WriteImage(sitk.Image(12, 12, 12, sitk.sitkInt16), str(image))
     prediction = Prediction(np.zeros((12, 12, 12), np.uint8), 12, 0, True, {"network": 40.0})
-    predictor = SimpleNamespace(predict=lambda volume, components: prediction)
+    predictor = SimpleNamespace(
+        predict=lambda scan, components: prediction, spacing_mm=(1.0, 1.0, 1.0), interpolation="linear"
+    )
     monkeypatch.setattr("flare.inference.predict.load_predictor", lambda *_: predictor)
     monkeypatch.setattr("flare.inference.predict.measured", measured_here)
     settings = InferenceSettings.from_config(config("infer", "inference.measure=true"))
