@@ -310,8 +310,10 @@ def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from flare.inference import predict
 
     seen: list[str] = []
-    read = predict.read_scan
-    monkeypatch.setattr(predict, "read_scan", lambda path, case: seen.append(case) or read(path, case))
+    read = predict.volumes.read_scan
+    monkeypatch.setattr(
+        predict.volumes, "read_scan", lambda path, case: seen.append(case) or read(path, case)
+    )
     return seen
 
 

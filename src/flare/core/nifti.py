@@ -71,7 +71,7 @@ def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
 
 def nifti_grid(path: Path, case: str) -> Geometry:
     """The grid that a header states, after the same checks of it; no voxel is read."""
-    with _opened(path) as stream:
+    with _opened(path, gzip.GzipFile) as stream:  # isal would unpack more than is asked for
         header = _read_header(stream)
         dtype, offset, *_ = _storage(header)
         geometry = _grid(header, dtype, case)
@@ -80,17 +80,17 @@ def nifti_grid(path: Path, case: str) -> Geometry:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path, unpacker: type[gzip.GzipFile] | None = None) -> Iterator[IO[bytes]]:
     """Open a file, unpacked where its content is gzip, whatever its name says."""
     with path.open("rb") as file:
         packed = file.read(2) == GZIP
         file.seek(0)
         try:
-            with GzipFile(fileobj=file, mode="rb") if packed else file as stream:
-                yield stream
+            with (unpacker or GzipFile)(fileobj=file, mode="rb") if packed else file as stream:
+                yield stream  # type: ignore[misc]
         except EOFError:
             raise BadFileError("is truncated: its compressed stream has no end") from None
-        except DamageError as error:
+        except (DamageError, zlib.error) as error:
             raise BadFileError(f"cannot be read: {error}") from error
 
 
