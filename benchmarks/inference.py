@@ -114,9 +114,9 @@ def run(name: str, folder: Path, place: Path, output: Path) -> Row:
         raise SystemExit(f"{name} failed:\n{said.decode()[-2000:]}")
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     row = {"s": round(seconds, 1), "cpu_s": round(cpu_s, 1), "peak_mb": round(peak[0])}
-    table = output / "inference.csv"
-    if table.exists():
-        (own,) = csv.DictReader(table.open())
+    told = output / "inference.csv"
+    if told.exists():
+        (own,) = csv.DictReader(told.open())
         row["windows"], row["network_s"] = int(own["windows"]), float(own["network_s"])
     return {"windows": None, "network_s": None} | row
 

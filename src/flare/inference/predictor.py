@@ -243,10 +243,10 @@ class Predictor:
 
         With them come the body and whether there is one: `dense`, which sees all, searches it in thin air.
         """
-        rule, may_be_air = self.settings.body, is_air(case.array, self.settings.body)
-        searches = may_be_air or self.settings.name != "dense"
+        rule = self.settings.body
+        searches = self.settings.name != "dense" or is_air(case.array, rule)
         body = find_body(case.array, self.spacing_mm, rule) if searches else None
-        if body is None and may_be_air:
+        if searches and body is None and is_air(case.array, rule):
             return ((), np.empty((0, 0, 0), np.float32), (0, 0, 0)), None, False
         box: Box = (slice(None), slice(None), slice(None))
         if body is not None and self.settings.name == "fast":

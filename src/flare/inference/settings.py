@@ -95,7 +95,7 @@ class InferenceSettings:
     tta: str = "tta4"  # flips: `none`, `tta4` or `tta8`
     restore: str = "trilinear"  # way back to the original grid: `trilinear`, `nnunet` or `nearest`
     engine: str = "torch"  # what runs the network: one of `ENGINES`, or the dotted name of a factory
-    memory_mb: float = 3000  # bound on the memory of the process that segments, see `memory.expected_mb`
+    memory_mb: float = 3000  # bound on the memory of the process that segments, see `expected_bytes`
     # `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it
     precision: str = "auto"
     body: BodyRule = BodyRule()  # thresholds of the body mask
