@@ -5,7 +5,9 @@
 All commands take turns, each from a cold start to the written labels, and each row is compared with the peer
 of the same turn. The peer runs at its defaults but for mirroring: nnUNetv2_predict_from_modelfolder
 --disable_tta. CPU seconds are those of all processes of a command and hardly depend on what else the machine
-does. Memory is the largest sum of the resident memory of these processes, looked at every 0.1 s.
+does. Memory is the largest sum of the resident memory of these processes, looked at every 0.1 s. With
+`--folder F --images` the network is written and nothing run: `python -m flare.plan checkpoint=F/ours.ckpt`
+then fits the plan that `fast` predicts with.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,20 +56,26 @@ def main() -> None:
     """Let all commands take turns on each scan and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     scans = [DATA / "torso_512" / "torso_0000.nii.gz", DATA / "crlm" / "crlm_1004_0000.nii.gz"]
-    parser.add_argument("--images", type=Path, nargs="+", default=scans)
+    parser.add_argument("--images", type=Path, nargs="*", default=scans)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--model", default="medium")
     parser.add_argument("--weights", type=Path, help="checkpoint of ours with the weights; default: random")
+    told = "where both forms of the network and all segmentations go; a network that is there is taken"
+    parser.add_argument("--folder", type=Path, help=f"{told}; default: a temporary one")
     parser.add_argument("--rows", nargs="+", default=[PEER, KEPT, *OURS], choices=[PEER, KEPT, *OURS])
     parser.add_argument("--csv", type=Path, help="every run goes here as it ends")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_network(chosen.model, chosen.weights, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or Path(temporary)
+        if not (folder / "model" / "plans.json").exists():
+            write_network(chosen.model, chosen.weights, folder)
         for image in chosen.images:
-            place = Path(folder) / image.name.removesuffix(".nii.gz")
-            (place / "in").mkdir(parents=True)
-            (place / "in" / "case_0000.nii.gz").symlink_to(image.resolve())
-            found = take_turns(chosen, Path(folder), place)
+            place = folder / image.name.removesuffix(".nii.gz")
+            (place / "in").mkdir(parents=True, exist_ok=True)
+            link = place / "in" / "case_0000.nii.gz"
+            link.unlink(missing_ok=True)
+            link.symlink_to(image.resolve())
+            found = take_turns(chosen, folder, place)
             print(f"\n{image.name}\n\n{table(found)}", flush=True)
 
 
@@ -76,6 +85,7 @@ def take_turns(chosen: argparse.Namespace, folder: Path, place: Path) -> dict[st
     for turn in range(chosen.turns):
         for name in chosen.rows if turn % 2 == 0 else reversed(chosen.rows):
             output = place / f"{turn} {name}"
+            shutil.rmtree(output, ignore_errors=True)  # a finished case would be recognised
             row = {"image": place.name, "turn": turn + 1, "row": name, **run(name, folder, place, output)}
             found[name].append(row | {"labels": str(output / "case.nii.gz")})
             print(row, file=sys.stderr, flush=True)
@@ -187,8 +197,10 @@ def write_network(model: str, weights: Path | None, folder: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"model={model}"])
     torch.manual_seed(0)
-    state = load_checkpoint(weights).state_dict if weights else instantiate(cfg.model.net).state_dict()
-    values = {"spacing_mm": list(SPACING), "patch_size": list(PATCH), "intensity": INTENSITY}
+    trained = load_checkpoint(weights) if weights else None
+    state = trained.state_dict if trained else instantiate(cfg.model.net).state_dict()
+    intensity = trained.intensity if trained else INTENSITY
+    values = {"spacing_mm": list(SPACING), "patch_size": list(PATCH), "intensity": intensity}
     values |= {"mirror_axes": [0, 1, 2], "interpolation": "nnunet"}
     path = folder / "ours.ckpt"
     write_checkpoint(
