@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import resource
 import shutil
 import statistics
@@ -84,7 +85,7 @@ def take_turns(chosen: argparse.Namespace, folder: Path, place: Path) -> dict[st
     found: dict[str, list[Row]] = {name: [] for name in chosen.rows}
     for turn in range(chosen.turns):
         for name in chosen.rows if turn % 2 == 0 else reversed(chosen.rows):
-            output = place / f"{turn} {name}"
+            output = place / f"{turn}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
             shutil.rmtree(output, ignore_errors=True)  # a finished case would be recognised
             row = {"image": place.name, "turn": turn + 1, "row": name, **run(name, folder, place, output)}
             found[name].append(row | {"labels": str(output / "case.nii.gz")})

@@ -93,11 +93,11 @@ def passes(folder: Path, turns: int) -> None:
 
 def openvino_product(x: Any, y: Any, precision: str) -> Callable[[], Any]:
     """Compile a product of two matrices for OpenVINO; the second is a constant, as weights are."""
-    from openvino import Model, opset13
+    from openvino import Model, Type, opset13
 
     from flare.inference.runtimes import openvino_core
 
-    left = opset13.parameter(list(x.shape), "f32")
+    left = opset13.parameter(list(x.shape), Type.f32)
     model = Model([opset13.matmul(left, opset13.constant(y), False, False)], [left])
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     compiled = openvino_core().compile_model(model, "CPU", hints)
