@@ -116,7 +116,7 @@ def way_back(folder: Path, image: Path, turns: int) -> None:
     from flare.core.preprocessing import preprocess
     from flare.core.volumes import read_image
     from flare.inference.predictor import Predictor
-    from flare.inference.restore import interpolated_axes, restore_labels
+    from flare.inference.restore import Way, interpolated_axes, restore_labels
 
     choices = {"name": "dense", "average": "logits", "restore": "nnunet", "engine": "openvino"}
     predictor = Predictor.from_checkpoint(folder / "ours.ckpt", tta="none", **choices)
@@ -143,9 +143,7 @@ def way_back(folder: Path, image: Path, turns: int) -> None:
         kept["nnU-Net v2"] = to_labels(logits.clone(), *managers, properties, num_threads_torch=threads)
 
     def ours() -> None:
-        kept["ours"] = restore_labels(
-            blended, shape, linear=linear, outputs=predictor.outputs, memory_mb=1000
-        )
+        kept["ours"] = restore_labels(blended, shape, Way(linear, predictor.outputs, memory_mb=1000))
 
     found = take_turns({"nnU-Net v2": theirs, "ours": ours}, turns)
     a, b = (np.asarray(kept[name]) for name in ("nnU-Net v2", "ours"))

@@ -32,7 +32,7 @@ from flare.core.classes import ClassList
 from flare.core.preprocessing import Intensity, normalise, preprocess, resample, resampled_shape
 from flare.core.volumes import read_image
 from flare.inference.predictor import Predictor
-from flare.inference.restore import restore_labels
+from flare.inference.restore import Way, restore_labels
 from flare.inference.settings import InferenceSettings
 from flare.models.unet import UNet
 
@@ -163,6 +163,5 @@ def _in_their_order(ours: Predictor) -> np.ndarray:
     shape = resampled_shape(volume.geometry.shape, volume.geometry.spacing_mm, SPACING)
     array = resample(normalise(volume.array, ours.intensity), shape, "linear")
     averages = ours.average(ours.plan(array, None), array.shape)
-    return restore_labels(
-        averages, volume.geometry.shape, linear=(True, True, True), outputs=ours.outputs, memory_mb=1024
-    )
+    way = Way((True, True, True), ours.outputs, memory_mb=1024)
+    return restore_labels(averages, volume.geometry.shape, way)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rows import NNUNET1, ROOT, Row, counted
 
 from flare.core.classes import ClassList
-from flare.inference.components import keep_largest
+from flare.inference.largest import keep_largest
 from flare.prepare.analysis import kind_of
 
 CASES = 10_000

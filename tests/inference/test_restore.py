@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from flare.core.preprocessing import resample
 from flare.inference.restore import (
     Blended,
+    Way,
     interpolated_axes,
     restore_confidence,
     restore_labels,
@@ -27,7 +28,7 @@ def blended(shape, classes=4, seed=0):
 
 def restore(maps, shape, linear=ALL, outputs=None, memory_mb=64.0):
     outputs = outputs or tuple(range(len(maps.values)))
-    return restore_labels(maps, shape, linear=linear, outputs=outputs, memory_mb=memory_mb)
+    return restore_labels(maps, shape, Way(linear, outputs, memory_mb))
 
 
 def assert_same_up_to_ties(labels, reference):
@@ -162,13 +163,13 @@ def test_nnunets_rule_for_the_coarse_axis(variant, network_mm, original_mm, expe
 MEMORY = """
 import resource
 import torch
-from flare.inference.restore import Blended
+from flare.inference.restore import Blended, Way
 from flare.inference.restore import restore_labels
 shape = (40, 128, 128)
 box = ((0, 40), (0, 128), (0, 128))
 maps = Blended(torch.rand(15, *shape), torch.ones(shape, dtype=torch.bool), box, shape)
 def restore(depth, memory_mb):
-    restore_labels(maps, (depth, 384, 384), linear=(True,) * 3, outputs=tuple(range(15)), memory_mb=memory_mb)
+    restore_labels(maps, (depth, 384, 384), Way((True,) * 3, tuple(range(15)), memory_mb))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = restore(1, 32)  # libraries loaded, one slice done
 print(restore(160, 64) - start)  # all classes of the whole volume would be 1350 MiB
@@ -187,13 +188,8 @@ def activation(softmax):
 
 def probabilities(maps, shape, *, linear=ALL, softmax=False, memory_mb=64.0):
     found = np.full((len(maps.values), *shape), 7, dtype=np.float16)
-    restore_probabilities(
-        maps,
-        dict(enumerate(found)),
-        linear=linear,
-        activate=activation(softmax),
-        memory_mb=memory_mb,
-    )
+    way = Way(linear, tuple(range(len(found))), memory_mb, activation(softmax))
+    restore_probabilities(maps, dict(enumerate(found)), way)
     return found.astype(np.float32)
 
 
@@ -238,9 +234,7 @@ def test_confidence_is_the_probability_of_each_voxels_own_label(shape, wanted, m
     outputs = (0, 3, 14, 7)
     labels = restore(maps, wanted, outputs=outputs)
     labels.ravel()[::5] = 0  # as a component that was removed
-    found = restore_confidence(
-        maps, labels, linear=ALL, outputs=outputs, activate=activation(softmax), memory_mb=memory_mb
-    )
+    found = restore_confidence(maps, labels, Way(ALL, outputs, memory_mb, activation(softmax)))
     whole = interpolate(maps.values[None], size=wanted, mode="trilinear", align_corners=False)[0]
     whole = (whole.softmax(0) if softmax else whole).numpy()
     assert found.dtype == np.uint8
@@ -253,8 +247,7 @@ def test_where_no_window_was_the_background_is_certain():
     maps.covered[2:] = False
     maps.values[:, 2:] = 0
     labels = restore(maps, (4, 4, 4))
-    options = {"linear": ALL, "outputs": (0, 1, 2, 3), "activate": activation(False), "memory_mb": 1}
-    confidence = restore_confidence(maps, labels, **options)
+    confidence = restore_confidence(maps, labels, Way(ALL, (0, 1, 2, 3), memory_mb=1))
     assert (labels[2:] == 0).all()
     assert (confidence[2:] == 255).all()
     assert (confidence[:2] < 255).all()

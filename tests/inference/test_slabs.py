@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from flare.core.geometry import Geometry, Orientation, Volume
 from flare.core.preprocessing import Preprocessed, preprocess, resample
 from flare.inference.engines import cpu_flags
-from flare.inference.memory import PASS_BYTES, expected_bytes
-from flare.inference.restore import interpolated_axes, restore_labels
+from flare.inference.measure import PASS_BYTES, expected_bytes
+from flare.inference.restore import Way, interpolated_axes, restore_labels
 from small_predictor import DENSE, predictor
 
 RAS = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)
@@ -72,7 +72,7 @@ def test_labels_are_those_of_the_whole_volumes_maps(labels, name, shape, spacing
         case = preprocess(scan, ours.spacing_mm, "linear")
         maps = ours.average(ours.plan(np.float32(case.array), None), case.array.shape).whole()
         linear = interpolated_axes(restore, ours.spacing_mm, spacing_mm)
-        whole = restore_labels(maps, shape, linear=linear, outputs=ours.outputs, memory_mb=1e6)
+        whole = restore_labels(maps, shape, Way(linear, ours.outputs, memory_mb=1e6))
         np.testing.assert_array_equal(found.segmentation, whole)
 
 
@@ -130,14 +130,14 @@ PEAK = """
 import resource
 import torch
 from flare.inference.blend import Accumulator
-from flare.inference.restore import restore_labels
+from flare.inference.restore import Way, restore_labels
 patch = (8, 128, 128)
 def restore(depth):
     rows = tuple(((z, 0, 0),) for z in range(0, depth - 7, 4))
     windows = ((start, torch.rand(15, *patch)) for (start,) in rows)
     how = {"channels": 15, "offsets": (0, 0, 0), "shape": (depth, 128, 128), "device": torch.device("cpu")}
     maps = Accumulator(windows, rows, patch, **how)
-    restore_labels(maps, (2 * depth, 128, 128), linear=(True,) * 3, outputs=tuple(range(15)), memory_mb=8)
+    restore_labels(maps, (2 * depth, 128, 128), Way((True,) * 3, tuple(range(15)), memory_mb=8))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = restore(16)  # libraries loaded
 print(restore(400) - start)

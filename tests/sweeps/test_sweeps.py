@@ -124,7 +124,7 @@ def test_what_a_case_costs_is_shown_beside_what_the_job_took(
     monkeypatch.setattr("flare.inference.predict.load_predictor", lambda *_: predictor)
     monkeypatch.setattr("flare.inference.predict.measured", measured_here)
     settings = InferenceSettings.from_config(config("infer", "inference.measure=true"))
-    row = predict_case("a", image, tmp_path / "out" / "a.nii.gz", image, "", settings, ())
+    row = predict_case("a", image, tmp_path / "out" / "a.nii.gz", image, "", settings)
     for n, tta in enumerate(("none", "tta4")):
         found = measure(tmp_path, {"cases": [row]})
         Job(str(n), "infer", [f"tta={tta}"], COMPLETED, 90.0, None, found).write(tmp_path)

@@ -18,6 +18,7 @@ from flare.inference.settings import InferenceSettings
 from flare.inference.windows import Plan, Start, window_slices
 
 Divisors = Sequence[int] | None  # what a network divides an axis by
+Visit = tuple[Start, torch.Tensor]
 
 
 def window_size(patch: Shape, factors: Sequence[float] | None, divisors: Divisors) -> Shape:
@@ -44,12 +45,12 @@ def sparsest_first(rows: Plan, patch: Shape, body: np.ndarray | None) -> Plan:
     starts = [start for row in rows for start in row]
     found = None if body is None else bounding_box(body)
     chosen = []
-    for axis in range(3):
+    for axis, width in enumerate(patch):
         known = sorted({start[axis] for start in starts})
-        lower, upper = known[0], known[-1] + patch[axis]
+        lower, upper = known[0], known[-1] + width
         if found is not None:
             lower, upper = max(lower, found[axis].start), min(upper, found[axis].stop)
-        chosen.append(_fewest(known, patch[axis], lower, upper))
+        chosen.append(_fewest(known, width, lower, upper))
     first = set(product(*chosen))
     return tuple(s for s in starts if s in first), tuple(s for s in starts if s not in first)
 
@@ -108,16 +109,14 @@ class Decisions:
         return int(torch.count_nonzero(is_open & is_nearer)) >= self.needed
 
 
-def walk_open(
-    rows: Plan, look: Callable[[Start], torch.Tensor], decisions: Decisions
-) -> Iterator[tuple[Start, torch.Tensor]]:
+def walk_open(rows: Plan, look: Callable[[Start], torch.Tensor], decisions: Decisions) -> Iterator[Visit]:
     """Visit the windows of `sparsest_first`, of the second row those that are open by then.
 
     They come with ascending z, each with its prediction, which is held until its turn.
     """
     depth = decisions.patch[0]
     first, by_z = set(rows[0]), itemgetter(0)  # within a z in the order of the plan, the central ones first
-    ahead, held = deque(sorted(rows[0], key=by_z)), deque[tuple[Start, torch.Tensor]]()
+    ahead, held = deque(sorted(rows[0], key=by_z)), deque[Visit]()
     for z, starts in groupby(sorted(rows[0] + rows[1], key=by_z), key=by_z):
         while ahead and ahead[0][0] < z + depth:
             start = ahead.popleft()

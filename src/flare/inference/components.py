@@ -18,6 +18,7 @@ from flare.runs.work import Executor, Outcome, run_cases
 log = logging.getLogger(__name__)
 Fit = dict[str, dict[str, Any]]
 LabelMap = dict[Any, int] | None
+Scores = dict[str, tuple[float, float]]  # by name of organ, Dice before and after
 
 
 def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:
@@ -28,8 +29,8 @@ def dice(segmentation: np.ndarray, reference: np.ndarray) -> float:
 
 def compare_case(
     case: str, prediction: Path, reference: Path, classes: ClassList, label_map: LabelMap
-) -> dict[str, tuple[float, float]]:
-    """Score one case: organ name to Dice with all components and with the largest alone, where there is any.
+) -> Scores:
+    """Score one case: Dice of each organ that it has with all components, and with the largest alone.
 
     The prediction is one without post-processing; `label_map` renumbers the reference.
     """
@@ -51,10 +52,8 @@ def fit_components(
 ) -> tuple[Fit, list[Outcome]]:
     """Decide for each organ whether its largest component alone scores better.
 
-    `pairs` are case id to prediction, without post-processing, and reference.
-
-    Returns:
-        What `decide` says by name of organ; and the cases that could not be scored, which it leaves out.
+    `pairs` are case id to prediction, without post-processing, and reference. Gives what `decide` says by
+    name of organ, and the cases that could not be scored, which it leaves out.
     """
     shared = {"classes": classes, "label_map": label_map}
     jobs = {case: {"case": case, "prediction": p, "reference": r, **shared} for case, (p, r) in pairs.items()}
@@ -64,7 +63,7 @@ def fit_components(
     return decide({o.case_id: o.value for o in outcomes if o.error is None}, classes), failures
 
 
-def decide(scores: Mapping[str, Mapping[str, tuple[float, float]]], classes: ClassList) -> Fit:
+def decide(scores: Mapping[str, Scores], classes: ClassList) -> Fit:
     """Average the Dice of each organ over the cases that have it, before and after, and decide.
 
     `scores` are what `compare_case` gives, by case. An organ that no case has is left as it is. In the mean

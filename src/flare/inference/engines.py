@@ -84,8 +84,7 @@ def cpu_flags() -> frozenset[str]:
 def flips(variant: str, mirror_axes: Axes) -> tuple[Axes, ...]:
     """List flips as tuples of axes of a `(Z, Y, X)` array, one per map to average, the identity first.
 
-    `tta4` flips along each axis alone, `tta8` along every combination of axes, none but those along which the
-    network was trained to be flipped.
+    `tta4` flips along each axis alone, `tta8` along every combination, of the axes that training flipped.
 
     Reference: paper, section 2.3 (four maps); nnU-Net (eight maps).
     """

@@ -19,8 +19,7 @@ from flare.inference.exported import FORMATS, TRUST, Format, carried_by, open_ex
 from flare.inference.predict import find_checkpoint
 from flare.inference.predictor import Predictor
 from flare.inference.settings import InferenceSettings
-from flare.models.names import chosen_networks
-from flare.models.zoo import load_network
+from flare.models import names, zoo
 from flare.runs.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def main(cfg: DictConfig) -> dict[str, Any]:
     if cfg.int8 and (cfg.format != "openvino" or cfg.scans is None):
         raise FlareError("int8=true: expected format=openvino, and scans=<folder> to calibrate it on")
     require_writable("output", output.parent)
-    network, checkpoint = load_network(find_checkpoint(cfg), chosen_networks(cfg))
+    network, checkpoint = zoo.load_network(find_checkpoint(cfg), names.chosen_networks(cfg))
     patches = artificial(checkpoint) if cfg.scans is None else patches_of(checkpoint, Path(cfg.scans))
     found = write_exported(network, checkpoint, output, kind, patches, int8=cfg.int8, tolerance=cfg.tolerance)
     log.info("wrote %s: %s", output, found["told"])
@@ -64,9 +63,7 @@ def write_exported(
     `patches` are `(1, 1, Z, Y, X)` normalised intensities; by all of them int8 is calibrated, on some of them
     the numbers are compared, in float32. A missing package, a network that cannot be converted, and numbers
     that differ from torch's by more than `tolerance` are refused, and nothing is written.
-
-    Returns:
-        What `compare` gives, and what it was held to; the file carries it as `check`.
+    Gives what `compare` does, and what it was held to; the file carries it as `check`.
     """
     settings = InferenceSettings(engine=kind.engines[0], precision="32", networks=(TRUST,))
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +71,11 @@ def write_exported(
         written, carried = Path(folder) / output.name, carried_by(checkpoint)
         try:
             model = kind.convert(network, patches[0])
-            model = _quantised(model, patches) if int8 else model
+            if int8:
+                os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
+                import nncf
+
+                model = nncf.quantize(model, nncf.Dataset([patch.numpy() for patch in patches]))
             kind.save(model, written, carried)
         except ModuleNotFoundError as error:
             extra = "int8" if int8 else "openvino,onnx"
@@ -92,14 +93,6 @@ def write_exported(
     return check
 
 
-def _quantised(model: Any, patches: Sequence[torch.Tensor]) -> Any:
-    """Bring an OpenVINO model to 8 bits by what it does on patches."""
-    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
-    import nncf
-
-    return nncf.quantize(model, nncf.Dataset([patch.numpy() for patch in patches]))
-
-
 @torch.inference_mode()
 def compare(network: nn.Module, engine: Any, patches: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Give the largest difference of logits, the share of voxels of the same class, and both in words."""
@@ -107,9 +100,7 @@ def compare(network: nn.Module, engine: Any, patches: Sequence[torch.Tensor]) ->
     furthest = float(torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max())
     same = [(ours.argmax(1) == theirs.argmax(1)).float().mean() for ours, theirs in pairs]
     share = float(torch.stack(same).mean())
-    told = (
-        f"logits differ from torch's by {furthest:.2g} at most, {share:.2%} of the voxels have the same class"
-    )
+    told = f"logits differ from torch's by {furthest:.2g} at most, {share:.2%} of voxels have the same class"
     return {"patches": len(patches), "max_difference": furthest, "same_class": share, "told": told}
 
 

@@ -113,10 +113,7 @@ def format_of(path: Path) -> Format | None:
 
 
 def read_exported(path: Path, kind: Format) -> Checkpoint:
-    """Read what an exported file carries, without the weights.
-
-    A file that is none of ours is refused, and one whose package is not installed.
-    """
+    """Read what a file of ours carries, without the weights; others, and a missing package, are refused."""
     if not path.is_file():
         raise FlareError(f"checkpoint={path}: no such file")
     try:
@@ -134,9 +131,8 @@ def read_exported(path: Path, kind: Format) -> Checkpoint:
 def engine_for(path: Path, kind: Format, settings: InferenceSettings, device: torch.device) -> str:
     """Choose what runs an exported file: the engine asked for, or else what suits file, device and CPU.
 
-    `torch`, the default, asks for nothing where the file is not torch's. An engine that does not run this
-    file or not here is refused, and so are windows of another size than the patch, and a file that would run
-    code which nobody has allowed.
+    `torch`, the default, asks for nothing where the file is not torch's. Refused are an engine that does not
+    run this file or not here, windows of another size than the patch, and a file whose code nobody allows.
     """
     name = settings.engine
     if settings.window not in (None, (1, 1, 1)):

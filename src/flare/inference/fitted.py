@@ -5,7 +5,6 @@ An exported file carries the plan that was best at the patch of the training, wh
 """
 
 import logging
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +62,7 @@ def given_keys() -> set[str]:
     return {override.lstrip("+~").partition("=")[0] for override in overrides}
 
 
-def with_plan(
-    settings: InferenceSettings, checkpoint: "Checkpoint", given: Collection[str]
-) -> InferenceSettings:
+def with_plan(settings: InferenceSettings, checkpoint: "Checkpoint", given: set[str]) -> InferenceSettings:
     """Settings of `fast` as the plan of a checkpoint has them, and say so; others stay, as without a plan.
 
     The keys of `given` win over the plan, which is refused where it holds a value that means nothing.

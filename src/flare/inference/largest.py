@@ -11,15 +11,12 @@ def keep_largest(segmentation: np.ndarray, classes: tuple[int, ...]) -> np.ndarr
 
     Reference: nnU-Net's post-processing.
     """
-    chosen = np.isin(np.arange(256), classes)
-    treated = chosen[segmentation]
+    treated = np.isin(np.arange(256), classes)[segmentation]
     if not treated.any():
         return segmentation.copy()
-    components, count = cc3d.connected_components(
-        np.where(treated, segmentation, 0), connectivity=6, return_N=True
-    )
-    sizes = np.bincount(components.ravel(), minlength=count + 1)
-    owner = np.zeros(count + 1, dtype=np.int64)
+    components = cc3d.connected_components(np.where(treated, segmentation, 0), connectivity=6)
+    sizes = np.bincount(components.ravel())
+    owner = np.zeros(len(sizes), dtype=np.int64)
     owner[components[treated]] = segmentation[treated]
     largest = np.zeros(256, dtype=np.int64)
     np.maximum.at(largest, owner[1:], sizes[1:])

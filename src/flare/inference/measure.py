@@ -1,5 +1,6 @@
-"""What a case costs: time by stage, and as the challenge measures it time, GPU memory, CPU and RAM."""
+"""What a case costs: memory as predicted, time by stage, and all that the challenge measures."""
 
+import math
 import multiprocessing
 import os
 import threading
@@ -11,12 +12,16 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from flare.core.geometry import Shape
+from flare.core.preprocessing import Preprocessed
 from flare.runs.work import one_process
 
 INTERVAL_S = 0.1  # the challenge's
 GUARD_S = 0.1  # what its script adds to the CPU time between two samples
 RARE = 0.02  # a level of GPU memory that no more of the samples have is no peak to the challenge
 MB = 2**20
+# what a pass takes for a voxel of a window: the medium network in float32 by torch, measured (ours)
+PASS_BYTES = 1000
 
 
 @dataclass
@@ -48,10 +53,8 @@ class ResourceSampler:
 
     So whatever else runs on the machine counts as well. The share of CPU time is `100 - 100 idle / (total +
     0.1)` over user, system and idle seconds of all cores since the last sample. The 0.1 is the challenge's
-    guard; on few cores it makes an idle machine look busy (a third of two cores).
-
-    Args:
-        gpu: Number of the CUDA device whose memory is sampled, of all its processes; None for none.
+    guard; on few cores it makes an idle machine look busy (a third of two cores). `gpu` is the number of the
+    CUDA device whose memory is sampled, of all its processes; None for none.
 
     Reference: FLARE23, `Efficiency.py` and `load_json.py`.
     """
@@ -75,17 +78,14 @@ class ResourceSampler:
 
     def _run(self) -> None:
         while True:
-            self.samples.append(self._look())
+            now = _cpu_times()
+            spent = [after - before for after, before in zip(now, self._before, strict=True)]
+            self._before = now
+            used = 100 - 100 * spent[-1] / (sum(spent) + GUARD_S)
+            gpu_mb = None if self.gpu is None else _gpu_mb(self.gpu)
+            self.samples.append(Sample(used, psutil.virtual_memory().used / MB, gpu_mb))
             if self._stop.wait(self.interval_s):
                 return
-
-    def _look(self) -> Sample:
-        now = _cpu_times()
-        spent = [after - before for after, before in zip(now, self._before, strict=True)]
-        self._before = now
-        used = 100 - 100 * spent[-1] / (sum(spent) + GUARD_S)
-        ram_mb = psutil.virtual_memory().used / MB
-        return Sample(used, ram_mb, None if self.gpu is None else _gpu_mb(self.gpu))
 
     def usage(self) -> dict[str, float | None]:
         """Give what the challenge reports, by the columns of the tables of efficiency; None without a GPU.
@@ -96,17 +96,14 @@ class ResourceSampler:
         cpu, ram, gpu = zip(*self.samples, strict=True)
         usage: dict[str, float | None] = {"time_s": self.time_s, "max_gpu_mb": None, "gpu_auc": None}
         if self.gpu is not None:
-            counts = Counter(gpu)
-            lasting = [level for level, count in counts.items() if count > RARE * len(gpu)]
+            lasting = [level for level, count in Counter(gpu).items() if count > RARE * len(gpu)]
             usage |= {"max_gpu_mb": max(lasting or gpu), "gpu_auc": sum(gpu) * self.interval_s}
         usage |= {"cpu_percent": max(cpu), "cpu_auc": sum(cpu) * self.interval_s}
         usage |= {"ram_mb": max(ram), "ram_auc": sum(ram) * self.interval_s}
         return {key: None if value is None else round(value, 2) for key, value in usage.items()}
 
 
-def measured(
-    function: Callable[..., dict[str, Any]], job: dict[str, Any], *, gpu: int | None
-) -> dict[str, Any]:
+def measured(function: Callable[..., Any], job: dict[str, Any], *, gpu: int | None) -> dict[str, Any]:
     """Run `function(**job)` in a Python of its own, from its start to its end, with all cores; add its usage.
 
     As in the challenge, where a container is started for each case, nothing is warm: start of Python, imports
@@ -114,12 +111,33 @@ def measured(
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cold = multiprocessing.get_context("spawn")
-    with (
-        ResourceSampler(gpu=gpu) as sampler,
-        one_process(cold, cores) as pool,
-    ):  # the process ends before the sampling
+    # the process ends before the sampling
+    with ResourceSampler(gpu=gpu) as sampler, one_process(cold, cores) as pool:
         row = pool.submit(function, **job).result()
     return row | sampler.usage()
+
+
+def expected_bytes(
+    case: Preprocessed, patch: Shape, sums: int, kept: int, *, is_whole: bool = False, is_open: bool = False
+) -> float:
+    """Predict what a case adds at most to the process, but for the block of slices restored at a time.
+
+    As the scan is resampled it is there, 16 bits a voxel, and the network's grid in float32. As the network
+    runs, the grid is there as 16 and 32 bits, its body and coverage as a byte each, one pass of a window, the
+    sums of two windows' depth, and what is given back.
+    `patch` is a window's voxels along Z, Y, X. So many `sums` are maps that are summed up in this process's
+    memory, weights included, 0 if passes are on a GPU; with `is_whole` those of all of the grid are kept. Of
+    each voxel of the scan so many bytes are `kept`: 1 of labels, 2 of a probability. Open decisions
+    (`is_open`) take 8 bytes a voxel, and maps of windows that are held.
+    """
+    scan = math.prod(case.geometry.shape)
+    depth, *sides = (max(pair) for pair in zip(case.array.shape, patch, strict=True))
+    plane, slices = math.prod(sides), depth if is_whole else min(depth, 2 * patch[0])
+    passes = PASS_BYTES * math.prod(patch) if sums else 0
+    predicting = 8 * plane * depth + 4 * sums * plane * slices + passes + kept * scan
+    if is_open and sums:
+        predicting += 8 * plane * depth + 4 * sums * plane * patch[0]
+    return max(2 * scan + 4 * plane * depth, predicting)
 
 
 def _cpu_times() -> tuple[float, float, float]:

@@ -17,9 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from flare.core import class_files, volumes
-from flare.core.cases import case_rule
-from flare.core.checks import current_checks
+from flare.core import cases, checks, class_files, volumes
 from flare.core.classes import ClassList
 from flare.core.errors import POSITIVE, FlareError, check_values, given_paths, several, some
 from flare.core.files import PARTIAL, remove_partial, searched, sha256, stand_in, write_csv
@@ -31,9 +29,8 @@ from flare.inference.fitted import given_keys, with_plan
 from flare.inference.measure import measured
 from flare.inference.saving import Saving
 from flare.inference.settings import InferenceSettings
-from flare.runs.folders import named_run, tell_kinds
+from flare.runs import folders, locks
 from flare.runs.journal import Inputs, Journal, require_own, resume_cases
-from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome, around, build_executor, report_failures, under_checks
 
 if TYPE_CHECKING:
@@ -42,8 +39,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Reading = tuple[Preprocessed, str, Row]
+Tabulate = Callable[[Sequence[Row], Path], object]
 NOTHING = Saving()
-UNMEASURED = "what it costs was not measured"
 log = logging.getLogger(__name__)
 _reader = ThreadPoolExecutor(1)
 _ahead: dict[Path, Future[Reading | None]] = {}  # the next case of this process, by its image
@@ -56,23 +53,21 @@ def predict_case(
     checkpoint: Path,
     digest: str,
     settings: InferenceSettings,
-    components: tuple[int, ...],
     saving: Saving = NOTHING,
     following: tuple[str, Path] | None = None,
 ) -> Row:
     """Read, segment and write one case; read the `following` one meanwhile, which is this process's next.
 
-    With `settings.measure` a process of its own does it and is measured, see `measured`. Gives what
-    `inference.csv` says of the case.
+    With `settings.measure` a process of its own does it, see `measured`. Gives what `inference.csv` says.
     """
     if settings.measure:
         plain = replace(settings, measure=False)
         job = {"case": case, "image": image, "target": target, "checkpoint": checkpoint, "digest": digest}
-        job |= {"settings": plain, "components": components, "saving": saving}
+        job |= {"settings": plain, "saving": saving}
         gpu = choose_gpu(settings)
-        return measured(around(predict_case, under_checks, current_checks()), job, gpu=gpu)
+        return measured(around(predict_case, under_checks, checks.current_checks()), job, gpu=gpu)
     predictor = load_predictor(checkpoint, digest, settings)
-    row = segment_case(case, image, target, predictor, components, saving=saving, following=following)[1]
+    row = segment_case(case, image, target, predictor, (), saving=saving, following=following)[1]
     return {**row, "plan": settings.plan} if settings.plan else row
 
 
@@ -121,10 +116,8 @@ def segment_case(
     Of the classes in `components` only the largest component is kept. What lies in the cache is read instead
     of the image where it is what the predictor would make of it; a network of another grid or interpolation
     starts from the image. `confidence` names a file for that, where the predictor gives it; `saving` says
-    what else is kept, and of which classes. The `following` case is read while the network runs.
-
-    Returns:
-        The segmentation, and what `inference.csv` says of the case.
+    what else is kept, and of which classes. The `following` case is read while the network runs. Gives the
+    segmentation, and what `inference.csv` says of the case.
     """
     cpu = time.process_time()  # with what reads the next case meanwhile
     ahead = _ahead.pop(image, None)
@@ -183,7 +176,7 @@ def segmentation_path(output: Path, case: str) -> Path:
 
 def made_from(
     image: Path, digest: str, settings: InferenceSettings, components: Sequence[int]
-) -> tuple[Inputs, dict[str, Any]]:
+) -> tuple[Inputs, Row]:
     """What a segmentation is made from, and what else decides it, as journals have it."""
     inputs: Inputs = {"image": image, "checkpoint": digest}
     return inputs, {"settings": settings.identity(), "components": sorted(components)}
@@ -197,24 +190,19 @@ def predict_cases(
     settings: InferenceSettings,
     executor: Executor,
     journal: Journal,
-    components: tuple[int, ...] = (),
     classes: ClassList,
     saving: Saving = NOTHING,
 ) -> Predicted:
     """Segment cases, id to image, into `<case>.nii.gz`, in each image's own geometry.
 
-    The class list, which is the checkpoint's, lies beside. Of the classes in `components` only the largest
-    component is kept. A case whose image, checkpoint and settings are unchanged is left alone, unless its
-    efficiency is asked for and was not measured. A missing checkpoint is refused.
-
-    Returns:
-        Rows and failures; of a refused image no segmentation is left.
+    The class list, which is the checkpoint's, lies beside. A case whose image, checkpoint and settings are
+    unchanged is left alone, unless its efficiency is asked for and was not measured. A missing checkpoint is
+    refused. Of a refused image no segmentation is left.
     """
     if not checkpoint.is_file():
         raise FlareError(f"checkpoint={checkpoint}: no such file")
     digest = sha256(checkpoint)
-    shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "components": components}
-    shared |= {"saving": saving}
+    shared = {"checkpoint": checkpoint, "digest": digest, "settings": settings, "saving": saving}
     targets = {case: segmentation_path(output, case) for case in images}
     jobs = {case: {"case": case, "image": images[case], "target": targets[case], **shared} for case in images}
 
@@ -224,20 +212,21 @@ def predict_cases(
             for case, after in pairwise(todo):
                 jobs[case]["following"] = after, images[after]
 
-    inputs = {case: made_from(image, digest, settings, components)[0] for case, image in images.items()}
-    unmeasured = [case for case in images if settings.measure and case in journal]
+    inputs = {case: made_from(image, digest, settings, ())[0] for case, image in images.items()}
+    known = [case for case in images if settings.measure and case in journal]
+    unmeasured = [case for case in known if "time_s" not in journal.values(case)]
     class_files.write_classes(output, classes)
     try:
         done = resume_cases(
             predict_case,
             jobs,
             inputs=inputs,
-            config=made_from(checkpoint, digest, settings, components)[1] | saving.identity(),
+            config=made_from(checkpoint, digest, settings, ())[1] | saving.identity(),
             outputs=lambda case: {"segmentation": targets[case], **saving.paths(targets[case])},
             journal=journal,
             executor=executor,
             description="predict",
-            again={case: UNMEASURED for case in unmeasured if "time_s" not in journal.values(case)},
+            again=dict.fromkeys(unmeasured, "what it costs was not measured"),
             alone=lambda count: count == 1 or one_by_one(settings),
             before=begin,
         )
@@ -327,7 +316,7 @@ class Request:
         if is_one and saving.kinds:
             raise FlareError(f"save={','.join(saving.kinds)}: expected output=<folder>, given {output.name}")
         settings.tell_flips(found.mirror_axes)
-        rule = case_rule(cfg.data.case_id)
+        rule = cases.case_rule(cfg.data.case_id)
         return cls(source, output, checkpoint, settings, classes, saving, is_one, rule)
 
 
@@ -337,10 +326,9 @@ def find_checkpoint(cfg: DictConfig) -> Path:
     A command that names neither is refused, and so is a file that is not there.
     """
     if cfg.checkpoint is None and cfg.round.name is None:
-        raise FlareError(
-            "checkpoint: not given; expected checkpoint=<file.ckpt>, or round=<name> of this run"
-        )
-    kind, given = cfg.kind, Path(cfg.checkpoint or named_run(cfg).round(cfg.round.name).root)
+        expected = "checkpoint=<file.ckpt>, or round=<name> of this run"
+        raise FlareError(f"checkpoint: not given; expected {expected}")
+    kind, given = cfg.kind, Path(cfg.checkpoint or folders.named_run(cfg).round(cfg.round.name).root)
     if cfg.checkpoint and not given.is_dir():
         if kind != "last":
             raise FlareError(f"kind={kind}: checkpoint={given} is no folder; expected that of a round")
@@ -349,7 +337,8 @@ def find_checkpoint(cfg: DictConfig) -> Path:
     if not (found := place / f"{kind}.ckpt").is_file():
         key = f"checkpoint={given}" if cfg.checkpoint else f"round={cfg.round.name}"
         first = "" if cfg.checkpoint else f"; run `python train.py name={cfg.name} {key}` first"
-        raise FlareError(f"{key}: {found} is not there (kind={kind}; {tell_kinds(place, kind)}){first}")
+        told = folders.tell_kinds(place, kind)
+        raise FlareError(f"{key}: {found} is not there (kind={kind}; {told}){first}")
     return found
 
 
@@ -368,10 +357,8 @@ def _check_checkpoint(
         engine_for(path, kind, settings, choose_device(settings.device))
     classes = found.class_list
     if chosen is not None and not classes.agrees(chosen):
-        raise FlareError(
-            f"checkpoint={path}: its classes are {classes.told}; "
-            f"the configuration (classes=) has {chosen.told}"
-        )
+        told = f"its classes are {classes.told}; the configuration (classes=) has {chosen.told}"
+        raise FlareError(f"checkpoint={path}: {told}")
     carried = {"round": found.round, "data.spacing_mm": found.spacing_mm}
     for key, value in wanted.items():
         if carried[key] != value:
@@ -379,15 +366,12 @@ def _check_checkpoint(
     return found
 
 
-def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | None = None) -> dict[str, Any]:
+def infer(cfg: DictConfig, tabulate: Tabulate | None = None) -> dict[str, Any]:
     """Segment what `input` names into the folder `output`, or a single image into the file of that name.
 
     Cases already done with the same input, checkpoint and settings are left alone. `inference.csv` beside the
     segmentations says how each came about; with `inference.measure=true` also what it cost. Then `tabulate`
-    gets the rows and the folder, which is still locked.
-
-    Returns:
-        `output` and one row per case as in `inference.csv`.
+    gets the rows and the folder, which is still locked. Gives `output` and one row per case.
 
     Raises:
         FlareError: If the configuration is refused, before any work; or, after all else, if a case failed.
@@ -402,9 +386,7 @@ def infer(cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | N
     return found | {"output": str(request.output)}
 
 
-def _infer(
-    request: Request, cfg: DictConfig, tabulate: Callable[[Sequence[Row], Path], object] | None
-) -> dict[str, Any]:
+def _infer(request: Request, cfg: DictConfig, tabulate: Tabulate | None) -> dict[str, Any]:
     """Segment into a folder, as `infer`."""
     output, settings = request.output, request.settings
     found, skipped = volumes.find_scans(request.source)
@@ -417,9 +399,8 @@ def _infer(
     scouts = some(sorted({volumes.case_id(path, rule=request.case_id, root=root) for path in skipped}), 10)
     if not images and not refused:
         beside = f", but localizers and scouts: {scouts}" if skipped else ""
-        raise FlareError(
-            f"input={request.source}: holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series{beside}"
-        )
+        told = "holds no image (.nii, .nii.gz, .nrrd, .mha) and no DICOM series"
+        raise FlareError(f"input={request.source}: {told}{beside}")
     if skipped:
         log.warning("localizers and scouts are left out: %s", scouts)
     if request.is_one and len(images) != 1:
@@ -428,7 +409,7 @@ def _infer(
     journal = Journal(output / "journal" / "inference.jsonl")
     require_own(journal, {case: {"": segmentation_path(output, case)} for case in images})
     # workers that are still there when Python ends can make it end with an error
-    with lock(output), closing(build_executor(cfg)) as executor:
+    with locks.lock(output), closing(build_executor(cfg)) as executor:
         done = predict_cases(
             request.checkpoint,
             images,

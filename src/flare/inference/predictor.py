@@ -14,38 +14,14 @@ import torch
 from flare.core.classes import ClassList
 from flare.core.geometry import Box, Shape, Spacing, Volume, pad_to
 from flare.core.preprocessing import Intensity, Preprocessed, normalise, preprocess
-from flare.inference.adaptive import Decisions, Divisors, sparsest_first, walk_open, window_size
+from flare.inference import adaptive, exported, measure, restore, runtimes, windows
 from flare.inference.blend import Accumulator, gaussian_weights
 from flare.inference.engines import Engine, average_over_flips, choose_device, flips
-from flare.inference.exported import format_of, open_exported, read_exported
 from flare.inference.largest import keep_largest
-from flare.inference.measure import Stopwatch
-from flare.inference.memory import expected_bytes
-from flare.inference.restore import (
-    Blended,
-    Linear,
-    interpolated_axes,
-    restore_confidence,
-    restore_labels,
-    restore_probabilities,
-)
-from flare.inference.runtimes import build_engine
+from flare.inference.restore import Blended, Way
 from flare.inference.settings import InferenceSettings, say_once
-from flare.inference.windows import (
-    Plan,
-    Row,
-    Start,
-    Verdict,
-    body_box,
-    find_body,
-    is_air,
-    judge_flare22,
-    plan_windows,
-    walk,
-    window_slices,
-)
-from flare.models.names import activation_of
-from flare.models.zoo import load_network
+from flare.inference.windows import Plan, Row, Start, Verdict, find_body, window_slices
+from flare.models import names, zoo
 from flare.runs.work import steps
 
 log = logging.getLogger(__name__)
@@ -108,16 +84,16 @@ class Predictor:
     ) -> "Predictor":
         """Load a file that training or export wrote, by default to predict as the paper does.
 
-        `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`. A
-        file that is none of ours, and a choice that is none, are refused.
+        `choices` are single fields of the settings, as `tta="none"` or `device="cpu"`. A file that is none of
+        ours, and a choice that is none, are refused.
         """
         path, settings = Path(path), replace(settings or InferenceSettings(), **choices)
         device = choose_device(settings.device)
-        if kind := format_of(path):
-            checkpoint, engine = read_exported(path, kind), open_exported(path, kind, settings, device)
-            return cls.from_carried(engine, vars(checkpoint), settings)
-        network, checkpoint = load_network(path, settings.networks)
-        engine = build_engine(settings.engine, network, device=device, precision=settings.precision)
+        if kind := exported.format_of(path):
+            carried = vars(exported.read_exported(path, kind))
+            return cls.from_carried(exported.open_exported(path, kind, settings, device), carried, settings)
+        network, checkpoint = zoo.load_network(path, settings.networks)
+        engine = runtimes.build_engine(settings.engine, network, device=device, precision=settings.precision)
         return cls.from_carried(engine, vars(checkpoint), settings, getattr(network, "divisors", None))
 
     @classmethod
@@ -126,7 +102,7 @@ class Predictor:
         engine: Engine,
         carried: Mapping[str, Any],
         settings: InferenceSettings,
-        divisors: Divisors = None,
+        divisors: adaptive.Divisors = None,
     ) -> "Predictor":
         """Make the predictor of a network by what its checkpoint carries, or will carry.
 
@@ -140,10 +116,10 @@ class Predictor:
             spacing_mm=tuple(carried["spacing_mm"]),
             interpolation=settings.interpolation or carried["interpolation"],
             intensity=Intensity.from_dict(carried["intensity"]),
-            patch_size=window_size(tuple(carried["patch_size"]), settings.window, divisors),
+            patch_size=adaptive.window_size(tuple(carried["patch_size"]), settings.window, divisors),
             mirror_axes=tuple(carried["mirror_axes"]),
             settings=settings,
-            activation=activation_of(carried.get("config") or {}),
+            activation=names.activation_of(carried.get("config") or {}),
         )
 
     def predict(
@@ -162,7 +138,7 @@ class Predictor:
         0.8 GB for 15 channels of 100 slices of 512 x 512. `low_resolution` asks for labels on the network's
         grid. Without such maps no more of them is held than a patch's depth.
         """
-        watch = Stopwatch()
+        watch = measure.Stopwatch()
         case = scan
         if isinstance(case, Volume):
             case = preprocess(case, self.spacing_mm, self.interpolation)
@@ -170,17 +146,18 @@ class Predictor:
         watch.lap("preprocess")
         plan, body, is_found = self._place(case)
         watch.lap("plan")
-        linear = interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
+        linear = restore.interpolated_axes(self.settings.restore, self.spacing_mm, case.ras.spacing_mm)
         is_whole = bool(asked or low_resolution or self.settings.confidence)
         room = self.room_mb(case, 1 + self.settings.confidence + 2 * len(asked), is_whole=is_whole)
+        way = Way(linear, self.outputs, room, self._finish)
         cleaned = (*components, *self._cleaned)
         with steps("windows", sum(map(len, plan[0]))) as step:
             blended = self.average(plan, case.array.shape, step)
             if is_whole:
                 blended.whole()
-            segmentation, sure = self._labels(blended, case, linear, room, cleaned)
+            segmentation, sure = self._labels(blended, case, way, cleaned)
             blended.finish()
-        maps = self._probabilities(blended, case, linear, room, asked) if asked else None
+        maps = self._probabilities(blended, case, way, asked) if asked else None
         low = Volume(self._low(blended, cleaned), case.grid) if low_resolution else None
         # plane by plane, since counting takes eight bytes a voxel
         counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in segmentation], axis=0)
@@ -195,27 +172,26 @@ class Predictor:
     def room_mb(self, case: Preprocessed, kept: int = 1, *, is_whole: bool = False) -> float:
         """Give what `memory_mb` leaves beside a case; say so if it is nothing, and go on."""
         sums = len(self.outputs) + 1 if self.device.type == "cpu" else 0
-        is_open = self.settings.asks_what_is_open
-        expected = expected_bytes(case, self.patch_size, sums, kept, is_whole=is_whole, is_open=is_open)
+        how = {"is_whole": is_whole, "is_open": self.settings.asks_what_is_open}
+        expected = measure.expected_bytes(case, self.patch_size, sums, kept, **how)
         needed, bound = (self._process_bytes + expected) / 2**20, self.settings.memory_mb
         if needed > bound:
             say_once(f"inference.memory_mb={bound:g}: about {needed:.0f} are needed; nothing is skipped")
         return max(bound - needed, 0)
 
     def _labels(
-        self, blended: Blended, case: Preprocessed, linear: Linear, room: float, components: tuple[int, ...]
+        self, blended: Blended, case: Preprocessed, way: Way, components: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Give the labels in the case's own grid and voxel order, and their confidence if it is asked for.
 
         Of some classes the largest component alone is kept.
         """
-        how = dict[str, Any](linear=linear, outputs=self.outputs, memory_mb=room)
         own = np.zeros(case.geometry.shape, np.uint8)
-        restore_labels(blended, case.ras.shape, **how, into=case.orientation.apply(own))
+        restore.restore_labels(blended, case.ras.shape, way, into=case.orientation.apply(own))
         own = keep_largest(own, components) if components else own
         if not self.settings.confidence:
             return own, None
-        sure = restore_confidence(blended, case.orientation.apply(own), activate=self._finish, **how)
+        sure = restore.restore_confidence(blended, case.orientation.apply(own), way)
         return own, np.ascontiguousarray(case.orientation.invert(sure))
 
     def _low(self, blended: Blended, components: tuple[int, ...]) -> np.ndarray:
@@ -224,18 +200,12 @@ class Predictor:
         return keep_largest(self._ids[blended.of_volume(winners)], components)
 
     def _probabilities(
-        self, blended: Blended, case: Preprocessed, linear: Linear, room: float, asked: tuple[int, ...]
+        self, blended: Blended, case: Preprocessed, way: Way, asked: tuple[int, ...]
     ) -> np.ndarray:
         """Give `(C, Z, Y, X)` float16 of some classes in the case's own grid and voxel order."""
         maps = np.empty((len(asked), *case.geometry.shape), dtype=np.float16)
-        channels = zip(map(self.outputs.index, asked), maps, strict=True)
-        restore_probabilities(
-            blended,
-            {channel: case.orientation.apply(array) for channel, array in channels},
-            linear=linear,
-            activate=self._finish,
-            memory_mb=room,
-        )
+        channels = zip(map(self.outputs.index, asked), map(case.orientation.apply, maps), strict=True)
+        restore.restore_probabilities(blended, dict(channels), way)
         return maps
 
     def _place(self, case: Preprocessed) -> tuple[Placed, np.ndarray | None, bool]:
@@ -244,13 +214,13 @@ class Predictor:
         With them come the body and whether there is one: `dense`, which sees all, searches it in thin air.
         """
         rule = self.settings.body
-        searches = self.settings.name != "dense" or is_air(case.array, rule)
+        searches = self.settings.name != "dense" or windows.is_air(case.array, rule)
         body = find_body(case.array, self.spacing_mm, rule) if searches else None
-        if searches and body is None and is_air(case.array, rule):
+        if searches and body is None and windows.is_air(case.array, rule):
             return ((), np.empty((0, 0, 0), np.float32), (0, 0, 0)), None, False
         box: Box = (slice(None), slice(None), slice(None))
         if body is not None and self.settings.name == "fast":
-            box = body_box(body, self.patch_size)
+            box = windows.body_box(body, self.patch_size)
         array = normalise(case.array[box], self.intensity)
         rows, padded, before = self.plan(array, None if body is None else body[box])
         z, y, x = (at - (span.start or 0) for at, span in zip(before, box, strict=True))
@@ -263,9 +233,9 @@ class Predictor:
         """
         padded, offsets = pad_to(array, self.patch_size)
         inside = None if body is None else pad_to(body, self.patch_size)[0]
-        rows = plan_windows(self.settings, padded.shape, patch=self.patch_size, body=inside)
+        rows = windows.plan_windows(self.settings, padded.shape, patch=self.patch_size, body=inside)
         if self.settings.adaptive:
-            rows = sparsest_first(rows, self.patch_size, inside)
+            rows = adaptive.sparsest_first(rows, self.patch_size, inside)
         return rows, padded, offsets
 
     def average(self, plan: Placed, shape: Shape, step: Callable[[], None] = lambda: None) -> Accumulator:
@@ -278,7 +248,7 @@ class Predictor:
         decisions = None
         if self.settings.asks_what_is_open and rows:
             central = gaussian_weights(self.patch_size).to(self.device)
-            decisions = Decisions(padded.shape, central, self.settings)
+            decisions = adaptive.Decisions(padded.shape, central, self.settings)
         always = len(self.flips) if self.settings.flips_where == "all" else 1
 
         def look(start: Start) -> torch.Tensor:
@@ -296,18 +266,11 @@ class Predictor:
             return total.div_(len(self.flips))
 
         if decisions is not None and self.settings.adaptive:
-            visits = walk_open(rows, look, decisions)
+            visits = adaptive.walk_open(rows, look, decisions)
         else:
-            visits = walk(rows, look, self._judge if self.settings.name == "flare22" else None)
-        averages = Accumulator(
-            visits,
-            rows,
-            self.patch_size,
-            channels=len(self.outputs),
-            offsets=offsets,
-            shape=shape,
-            device=self.device,
-        )
+            visits = windows.walk(rows, look, self._judge if self.settings.name == "flare22" else None)
+        place = dict[str, Any](offsets=offsets, shape=shape, device=self.device)
+        averages = Accumulator(visits, rows, self.patch_size, channels=len(self.outputs), **place)
         return averages
 
     def _maps(self, patch: torch.Tensor) -> torch.Tensor:
@@ -334,4 +297,4 @@ class Predictor:
 
     def _judge(self, row: Row, maps: torch.Tensor) -> Verdict:
         """Ask the rule of `flare22` about the central window of a row."""
-        return judge_flare22(row, self._ids[maps.max(0).indices.cpu().numpy()], self._tubes)
+        return windows.judge_flare22(row, self._ids[maps.max(0).indices.cpu().numpy()], self._tubes)

@@ -6,7 +6,7 @@ interpolation is a weighted mean, so where no voxel around has more of the class
 class loses to the background, and the result is the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from flare.core.preprocessing import Axis, separate_axis
 
 Linear = tuple[bool, bool, bool]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Place = tuple[slice, slice, slice]
 BLOCK_SLICES = 16  # more gain no speed: boxes grow with the block
 
 
@@ -44,6 +45,17 @@ class Blended:
         return full
 
 
+@dataclass(frozen=True)
+class Way:
+    """How maps come back to a grid of the same extent."""
+
+    linear: Linear  # along which axes they are interpolated, see `interpolated_axes`
+    outputs: tuple[int, ...]  # class id of each channel
+    memory_mb: float  # bound on the working memory of a block of slices; one slice is always taken
+    # makes interpolated maps `(C, ...)` probabilities
+    activate: Callable[[torch.Tensor], torch.Tensor] = lambda maps: maps
+
+
 def interpolated_axes(variant: str, spacing_mm: Spacing, original_mm: Spacing) -> Linear:
     """Tell along which axes maps are interpolated; along the others the nearest voxel is taken.
 
@@ -56,36 +68,21 @@ def interpolated_axes(variant: str, spacing_mm: Spacing, original_mm: Spacing) -
     return apart != 0, apart != 1, apart != 2
 
 
-def restore_labels(
-    blended: Blended,
-    shape: Shape,
-    *,
-    linear: Linear,
-    outputs: tuple[int, ...],
-    memory_mb: float,
-    into: np.ndarray | None = None,
-) -> np.ndarray:
-    """Interpolate maps to a grid of the same extent and take the class of the largest value at each voxel.
+def restore_labels(blended: Blended, shape: Shape, way: Way, into: np.ndarray | None = None) -> np.ndarray:
+    """Interpolate maps to a grid `(Z, Y, X)` and take the class of the largest value at each voxel.
 
     Only voxels that windows covered take part in the interpolation; a voxel whose nearest voxel on the
-    network's grid was not covered is background. Of equal values the first channel's counts.
-
-    Args:
-        blended: Maps on the network's grid.
-        shape: `(Z, Y, X)` wanted.
-        linear: What `interpolated_axes` gives.
-        outputs: Class id of each channel.
-        memory_mb: Bound on the working memory of a block of slices; one slice is always taken.
-        into: Zeros of the shape, uint8, which may be a view of any strides; they are written and returned.
+    network's grid was not covered is background. Of equal values the first channel's counts. `into` are zeros
+    of the shape, uint8, which may be a view of any strides; they are written and returned.
     """
     labels = np.zeros(shape, dtype=np.uint8) if into is None else into
-    z, y, x = axes = _axes(blended, shape, linear)
+    z, y, x = axes = _axes(blended, shape, way.linear)
     if not all(map(len, axes)):
         return labels
-    ids = np.asarray(outputs, dtype=np.uint8)
+    ids = np.asarray(way.outputs, dtype=np.uint8)
     # the largest values, and of one class its map after x, its two rows after y, and their mean, in float32;
     # a label and a comparison
-    for block in _blocks(len(z), shape, memory_mb, 4 * (1 + 4) + 2):
+    for block in _blocks(len(z), shape, way.memory_mb, 4 * (1 + 4) + 2):
         winners = _winners(blended, axes, block, shape[2])
         start = z.span.start + block.start
         labels[start : start + len(winners), y.span, x.span] = ids[winners.cpu().numpy()]
@@ -96,66 +93,43 @@ def restore_labels(
     return labels
 
 
-def restore_probabilities(
-    blended: Blended,
-    channels: Mapping[int, np.ndarray],
-    *,
-    linear: Linear,
-    activate: Callable[[torch.Tensor], torch.Tensor],
-    memory_mb: float,
-) -> None:
-    """Interpolate maps to a grid of the same extent, a block of slices at a time.
+def restore_probabilities(blended: Blended, channels: Mapping[int, np.ndarray], way: Way) -> None:
+    """Interpolate maps, a block of slices at a time.
 
     As in `restore_labels`, only voxels that windows covered take part; where none was, all is background.
     `channels` are written in place: channel to an array `(Z, Y, X)`, which may be a view of any strides.
-    `activate` makes interpolated maps `(C, ...)` probabilities.
     """
     for channel, array in channels.items():
         array[...] = float(channel == 0)
     shape = next(iter(channels.values())).shape
-    for at, found in _probabilities(blended, shape, linear, activate, memory_mb):
+    for at, found in _probabilities(blended, shape, way):
         for channel, array in channels.items():
             array[at] = found[channel].cpu().numpy()
 
 
-def restore_confidence(
-    blended: Blended,
-    labels: np.ndarray,
-    *,
-    linear: Linear,
-    outputs: tuple[int, ...],
-    activate: Callable[[torch.Tensor], torch.Tensor],
-    memory_mb: float,
-) -> np.ndarray:
+def restore_confidence(blended: Blended, labels: np.ndarray, way: Way) -> np.ndarray:
     """Give 255 times the probability of each voxel's own label, `(Z, Y, X)` uint8, rounded.
 
-    `labels` are of a grid of the same extent, of classes in `outputs`. Where no window was, background is
-    certain, as in `restore_probabilities`.
+    Where no window was, background is certain, as in `restore_probabilities`.
     """
     confidence = np.full(labels.shape, 255, dtype=np.uint8)
     channel = np.zeros(256, dtype=np.int64)
-    channel[list(outputs)] = np.arange(len(outputs))
-    for at, found in _probabilities(blended, labels.shape, linear, activate, memory_mb):
+    channel[list(way.outputs)] = np.arange(len(way.outputs))
+    for at, found in _probabilities(blended, labels.shape, way):
         own = torch.from_numpy(channel[labels[at]]).to(found.device)
         values = found.gather(0, own[None])[0].clamp(0, 1)
         confidence[at] = (255 * values).round().byte().cpu().numpy()
     return confidence
 
 
-def _probabilities(
-    blended: Blended,
-    shape: Shape,
-    linear: Linear,
-    activate: Callable[[torch.Tensor], torch.Tensor],
-    memory_mb: float,
-) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+def _probabilities(blended: Blended, shape: Shape, way: Way) -> Iterator[tuple[Place, torch.Tensor]]:
     """Give where a block lies and its `(C, slices, y, x)` probabilities; elsewhere all is background."""
-    z, y, x = axes = _axes(blended, shape, linear)
+    z, y, x = axes = _axes(blended, shape, way.linear)
     if not all(map(len, axes)):
         return
     whole = slice(0, len(y)), slice(0, len(x))
     coverage, channels = blended.covered.float(), len(blended.values)
-    for block in _blocks(len(z), shape, memory_mb, 4 * (2 * channels + 4)):
+    for block in _blocks(len(z), shape, way.memory_mb, 4 * (2 * channels + 4)):
         sources, between = _rows(z, block)
         values = coverage.new_empty((channels + 1, len(between), len(y), len(x)))
         for kind, maps in enumerate([*blended.values, coverage]):
@@ -163,29 +137,24 @@ def _probabilities(
             for row, (below, above, weight) in enumerate(between):
                 values[kind, row] = planes[below].lerp(planes[above], weight)
         seen = blended.covered[z.nearest[block]][:, y.nearest][:, :, x.nearest]
-        found = activate(values[:-1] / values[-1].where(seen, torch.ones_like(values[-1])))
+        found = way.activate(values[:-1] / values[-1].where(seen, torch.ones_like(values[-1])))
         background = torch.zeros_like(found[:, :1, :1, :1])
         background[0] = 1
         at = slice(z.span.start + block.start, z.span.start + block.stop)
         yield (at, y.span, x.span), found.where(seen, background)
 
 
-def _axes(blended: Blended, shape: Shape, linear: Linear) -> tuple[Axis, Axis, Axis]:
+def _axes(blended: Blended, shape: Shape, linear: Linear) -> list[Axis]:
     """Lay out how each axis of the wanted grid is read from the box."""
-    z, y, x = (
-        Axis.between(size, wanted, interval, linear=along)
-        for size, wanted, interval, along in zip(blended.shape, shape, blended.box, linear, strict=True)
-    )
-    return z, y, x
+    each = zip(blended.shape, shape, blended.box, linear, strict=True)
+    return [Axis.between(size, wanted, interval, linear=along) for size, wanted, interval, along in each]
 
 
 def _rows(z: Axis, block: slice) -> tuple[slice, list[tuple[int, int, float]]]:
     """Give the slices of the box that a block sees, and below, above and weight of each of its rows."""
-    sources = slice(int(z.lower[block.start]), int(z.upper[block.stop - 1]) + 1)
-    rows = range(block.start, block.stop)
-    return sources, [
-        (int(z.lower[i]) - sources.start, int(z.upper[i]) - sources.start, float(z.weight[i])) for i in rows
-    ]
+    first, last = int(z.lower[block.start]), int(z.upper[block.stop - 1])
+    below, above = (z.lower[block] - first).tolist(), (z.upper[block] - first).tolist()
+    return slice(first, last + 1), list(zip(below, above, z.weight[block].tolist(), strict=True))
 
 
 def _blocks(count: int, shape: Shape, memory_mb: float, per_voxel: int) -> Iterator[slice]:
@@ -195,7 +164,7 @@ def _blocks(count: int, shape: Shape, memory_mb: float, per_voxel: int) -> Itera
         yield slice(first, min(first + step, count))
 
 
-def _winners(blended: Blended, axes: tuple[Axis, Axis, Axis], block: slice, width: int) -> torch.Tensor:
+def _winners(blended: Blended, axes: Sequence[Axis], block: slice, width: int) -> torch.Tensor:
     """Give the channel of the largest value, `(slices, y, x)` uint8 over the spans of the axes."""
     z, y, x = axes
     sources, between = _rows(z, block)
@@ -205,11 +174,9 @@ def _winners(blended: Blended, axes: tuple[Axis, Axis, Axis], block: slice, widt
     found = [window for window in windows if window is not None]
     if not found:
         return winners
-    rows, columns = (
-        slice(min(w[axis].start for w in found), max(w[axis].stop for w in found)) for axis in (0, 1)
-    )
+    bounds = [slice(min(s.start for s in of), max(s.stop for s in of)) for of in zip(*found, strict=True)]
     largest = maps.new_empty(winners.shape)
-    for channel, window in enumerate([(rows, columns), *windows]):
+    for channel, window in enumerate([(bounds[0], bounds[1]), *windows]):
         if window is None:
             continue
         planes = _in_plane(maps[channel], blended, axes, window, width)
@@ -235,11 +202,7 @@ def _window(ahead: torch.Tensor, y: Axis, x: Axis) -> tuple[slice, slice] | None
 
 
 def _in_plane(
-    maps: torch.Tensor,
-    blended: Blended,
-    axes: tuple[Axis, Axis, Axis],
-    window: tuple[slice, slice],
-    width: int,
+    maps: torch.Tensor, blended: Blended, axes: Sequence[Axis], window: tuple[slice, slice], width: int
 ) -> torch.Tensor:
     """Bring `(slices, y, x)` of one class in the box to a window of the wanted plane."""
     _, y, x = axes
@@ -254,8 +217,6 @@ def _in_plane(
         maps = maps[:, :, x.span][:, :, columns]
     else:
         maps = maps.index_select(2, torch.from_numpy(x.lower[columns]).to(maps.device))
-    below, above = (
-        maps.index_select(1, torch.from_numpy(source - lower[0]).to(maps.device)) for source in (lower, upper)
-    )
+    below, above = (torch.from_numpy(source - lower[0]).to(maps.device) for source in (lower, upper))
     weight = torch.from_numpy(y.weight[rows]).to(maps.device)
-    return below.lerp_(above, weight[:, None])
+    return maps.index_select(1, below).lerp_(maps.index_select(1, above), weight[:, None])

@@ -54,9 +54,8 @@ def require_engine(name: str, precision: str, device: torch.device) -> None:
     if missing := [package for package in needs.packages if find_spec(package) is None]:
         raise FlareError(f"engine={name}: needs {', '.join(missing)}: pip install 'flare[{needs.extra}]'")
     if device.type != needs.device:
-        raise FlareError(
-            f"engine={name}: does not run on {device.type}; expected inference.device={needs.device}"
-        )
+        expected = f"inference.device={needs.device}"
+        raise FlareError(f"engine={name}: does not run on {device.type}; expected {expected}")
     if not needs.precisions:
         autocast_type(precision, device)
     elif precision not in needs.precisions:
@@ -65,10 +64,7 @@ def require_engine(name: str, precision: str, device: torch.device) -> None:
 
 
 def build_engine(name: str, network: nn.Module, *, device: torch.device, precision: str) -> Engine:
-    """Build the engine of a name: one of ours, or the dotted name of a factory.
-
-    It refuses what `require_engine` does.
-    """
+    """Build the engine of a name, or of a factory's dotted name; refuse what `require_engine` does."""
     name = choose_engine(name, device)
     if name == "torch" or name not in RUNTIMES:
         build = torch_engine if name == "torch" else get_method(name)

@@ -46,11 +46,8 @@ class Saving:
         """Name the files of a case, by kind, from where its labels lie; each kind has a folder of its own."""
         folder, case = segmentation.parent, strip_extension(segmentation.name)
         ends = {"probabilities": "npz", "low_resolution": "nii.gz"}
-        return {
-            kind: folder.with_name(f"{folder.name}_{kind}") / f"{case}.{end}"
-            for kind, end in ends.items()
-            if kind in self.kinds
-        }
+        kinds = [kind for kind in ends if kind in self.kinds]
+        return {kind: folder.with_name(f"{folder.name}_{kind}") / f"{case}.{ends[kind]}" for kind in kinds}
 
     def asked(self) -> dict[str, Any]:
         """Give the arguments that ask `Predictor.predict` for it."""

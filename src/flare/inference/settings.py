@@ -43,10 +43,7 @@ RULES = rules_of("inference") | {
     "inference.device": Rule(
         lambda value: re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)) is not None, "auto, cpu or cuda"
     ),
-    "engine": Rule(
-        _builds_an_engine,
-        f"{', '.join(ENGINES)}, or the dotted name of an engine's factory that can be imported",
-    ),
+    "engine": Rule(_builds_an_engine, f"{', '.join(ENGINES)}, or the dotted name of a factory"),
 }
 SECTION = Rule(lambda value: isinstance(value, Mapping), "a section")
 NAMES = Rule(
@@ -82,8 +79,7 @@ class InferenceSettings:
     # size of the windows along Z, Y, X as factors of the patch, rounded up to what the network takes; None: 1
     window: tuple[float, float, float] | None = None
     overlap: float = 0.5  # fraction by which windows overlap along z (`dense`: every axis)
-    # fraction by which windows overlap in plane, spread evenly; None: as the schedule places them
-    plane_overlap: float | None = None
+    plane_overlap: float | None = None  # of evenly spread windows in plane; None: as the schedule places them
     adaptive: bool = False  # whether most windows are looked at only where a decision is open
     flips_where: str = "all"  # windows that are flipped, too: `all`, or those with `open` decisions
     # a decision is open where the two best classes are as near as this, or two windows disagree
@@ -96,11 +92,9 @@ class InferenceSettings:
     restore: str = "trilinear"  # way back to the original grid: `trilinear`, `nnunet` or `nearest`
     engine: str = "torch"  # what runs the network: one of `ENGINES`, or the dotted name of a factory
     memory_mb: float = 3000  # bound on the memory of the process that segments, see `expected_bytes`
-    # `32`, `bf16`, `16`, or `auto`: half precision only where the hardware computes in it
-    precision: str = "auto"
+    precision: str = "auto"  # `32`, `bf16`, `16`, or `auto`: half precision where hardware computes in it
     body: BodyRule = BodyRule()  # thresholds of the body mask
-    # how images are resampled: `linear`, `cubic` or `nnunet`; None as for the training
-    interpolation: str | None = None
+    interpolation: str | None = None  # of images: `linear`, `cubic` or `nnunet`; None as for the training
     # whose largest component alone is kept: `fitted`, of the organs that a round's fit names, and only in
     # pseudo labels, `organs`, of every organ always, or `none`, of none ever
     components: str = "fitted"
@@ -125,19 +119,13 @@ class InferenceSettings:
         check_values(cfg, {"allow": NAMES})
         inference = cfg["inference"]
         SECTION.require("inference.body", inference["body"])
-        for key in [
-            *(f"inference.{k}" for k in inference),
-            *(f"inference.body.{k}" for k in inference["body"]),
-        ]:
+        given = [f"inference.{key}" for key in (*inference, *(f"body.{k}" for k in inference["body"]))]
+        for key in given:
             if key not in (*RULES, *BODY_RULES, "inference.body"):
                 raise FlareError(f"{key}: no such key, nothing would read it; expected one of conf/inference")
         values = {key.rpartition(".")[2]: OmegaConf.select(cfg, key) for key in RULES}
-        found = cls(
-            **values,
-            body=BodyRule(**inference["body"]),
-            networks=chosen_networks(cfg),
-            checks=Checks.from_config(cfg),
-        )
+        own = dict[str, Any](networks=chosen_networks(cfg), checks=Checks.from_config(cfg))
+        found = cls(**values, body=BodyRule(**inference["body"]), **own)
         is_asked = found.engine in ENGINES and (found.engine, found.precision) not in PLAIN
         if found.device.startswith("cuda") or is_asked:
             # torch: only where the machine is to be asked

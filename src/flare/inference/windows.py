@@ -42,7 +42,9 @@ def find_body(array_hu: np.ndarray, spacing_mm: Spacing, rule: BodyRule) -> np.n
     )
     dense = array_hu[:, rows[:, None], columns] > rule.threshold_hu
     grid_mm = (spacing_mm[0], spacing_mm[1] * steps[0], spacing_mm[2] * steps[1])
-    disc = _disc(rule.opening_mm, grid_mm)
+    reach = [max(1, round(rule.opening_mm / spacing)) for spacing in grid_mm[1:]]
+    y, x = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
+    disc = ((y / reach[0]) ** 2 + (x / reach[1]) ** 2 <= 1)[None]
     # the body goes on where the image ends: a narrow field of view must not round it off
     dense = binary_dilation(binary_erosion(dense, disc, border_value=1), disc)
     if not dense.any():
@@ -72,13 +74,6 @@ def is_air(array_hu: np.ndarray, rule: BodyRule) -> bool:
     A crop smaller than a body, or one that the opening takes apart, is no air.
     """
     return float(np.mean(array_hu > rule.threshold_hu)) < AIR_SHARE
-
-
-def _disc(radius_mm: float, grid_mm: Spacing) -> np.ndarray:
-    """Give `(1, y, x)` of the samples within a radius."""
-    reach = [max(1, round(radius_mm / spacing)) for spacing in grid_mm[1:]]
-    y, x = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
-    return ((y / reach[0]) ** 2 + (x / reach[1]) ** 2 <= 1)[None]
 
 
 class Axis(NamedTuple):
@@ -145,10 +140,8 @@ def plan_windows(settings: InferenceSettings, shape: Start, *, patch: Start, bod
 
     `paper` and `flare22` place 3 x 3 windows in plane, unless `plane_overlap` spreads them; `fast` does too
     and leaves out those without body; `dense` spreads windows evenly along every axis, whatever `centre` and
-    `extend` say. Without a body, None, all of the volume is body.
-
-    Returns:
-        Rows of starts; in `paper`, `flare22` and `fast` the central window of a row stands first.
+    `extend` say. Without a body, None, all of the volume is body. The central window of a row stands first,
+    but for `dense`.
 
     Reference: paper, section 2.2; `fast`: ours.
     """
@@ -190,12 +183,9 @@ class Verdict:
 def judge_flare22(row: Row, segmentation: np.ndarray, tubes: frozenset[int]) -> Verdict:
     """Decide from the central window whether its surroundings can hold an abdominal organ.
 
-    Nearly empty: the window is discarded, and so are its neighbours and the whole next row. Nothing but the
-    long vessels and the esophagus: only the neighbour straight before or behind is looked at, where the
-    foreground reaches that face.
-
-    `segmentation` has the class ids in the central window, which stands first in the row; `tubes` are the ids
-    of the long vessels and the esophagus.
+    Nearly empty: the window is discarded, and so are its neighbours and the whole next row. Nothing but
+    `tubes`, the long vessels and the esophagus: only the neighbour straight before or behind is looked at,
+    where the foreground reaches that face. `segmentation` has the class ids in the row's first window.
 
     Reference: FLARE23 authors' code (fast inference of FLARE22).
     """
@@ -213,9 +203,7 @@ def judge_flare22(row: Row, segmentation: np.ndarray, tubes: frozenset[int]) -> 
 
 
 def walk(
-    rows: Plan,
-    predict: Callable[[Start], Seen],
-    judge: Callable[[Row, Seen], Verdict] | None = None,
+    rows: Plan, predict: Callable[[Start], Seen], judge: Callable[[Row, Seen], Verdict] | None = None
 ) -> Iterator[tuple[Start, Seen]]:
     """Visit the windows of a plan and yield those that count, each with its prediction.
 
