@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
+from flare.models.counting import as_known, marginalise, masked_dice_and_ce
 from flare.models.losses import AnyLoss, DiceCELoss, LossParts
-from flare.models.partial import as_known, marginalise, masked_dice_and_ce
 
 ENTRY = {"role": "organ", "tolerance_mm": 5, "slice_range": False}
 CLASSES: dict[str, dict[str, Any]] = {

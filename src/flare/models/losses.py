@@ -16,9 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import FlareError, choice
-from flare.models.dice import DENOMINATOR_GUARD, share_of, soft_dice, sum_over_ranks
+from flare.models import counting
 from flare.models.names import PARTIAL_LOSSES
-from flare.models.partial import as_known, exclude, marginalise, masked_dice_and_ce
 
 CERTAIN = 50.0  # a logit whose probability is exactly 1 in float32, beside others of -50
 
@@ -58,22 +57,18 @@ class DeepSupervision(nn.Module):
     def compare(self, logits: Tensor, target: Tensor, known: Tensor, counted: Tensor) -> LossParts:
         """Compare at one resolution: the one place where a loss meets logits and labels.
 
-        Args:
-            logits: `(B, C, Z, Y, X)`.
-            target: `(B, Z, Y, X)` int64, index of the right output; 0 where a voxel does not count, and
-                unless `partial` is `none`, where the voxel's class is unknown.
-            known: `(B, C)` bool: whether a sample's labels tell where the class of an output is.
-            counted: `(B, Z, Y, X)` bool: whether a voxel's label is known.
+        `logits` are `(B, C, Z, Y, X)`. `target`, `(B, Z, Y, X)` int64, is the index of the right output; 0
+        where a voxel does not count, and unless `partial` is `none`, where its class is unknown. `known`,
+        `(B, C)` bool, says whether a sample's labels tell where the class of an output is, and `counted`,
+        `(B, Z, Y, X)` bool, whether a voxel's label is known.
         """
         raise NotImplementedError
 
     def forward(self, outputs: Sequence[Tensor], target: Tensor, known: Tensor | None = None) -> LossParts:
         """Compare the logits of every resolution with the target reduced to it; sum the weighted parts.
 
-        Args:
-            outputs: `(B, C, Z, Y, X)` logits of each resolution, highest first.
-            target: `(B, Z, Y, X)` index of the right output per voxel, or `IGNORE`.
-            known: `(B, C)` bool, see `compare`; None: every class of every sample.
+        `outputs` are `(B, C, Z, Y, X)` logits of each resolution, highest first; `target`, `(B, Z, Y, X)`,
+        has the index of the right output, or `IGNORE`; `known` is as in `compare`, None: all of every sample.
         """
         if known is None:
             known = target.new_ones(outputs[0].shape[:2], dtype=torch.bool)
@@ -83,7 +78,7 @@ class DeepSupervision(nn.Module):
                 reduced = reduce_target(target, logits.shape[2:])
                 counted = reduced != IGNORE
                 index = reduced.long().masked_fill(~counted, 0)
-                index = index if self.partial == "none" else as_known(index, known)
+                index = index if self.partial == "none" else counting.as_known(index, known)
                 parts = self.compare(logits, index, known, counted)
                 factor = weight * counted.any()  # where no voxel counts there is no loss
                 weighted.append([part if part is None else factor * part for part in parts])
@@ -99,10 +94,8 @@ class AnyLoss(DeepSupervision):
     no gradient, and a mean over voxels counts them among the right ones. With `partial=marginal` a loss
     without `known` gets the logits that `marginalise` gives; other values of `partial` are refused.
 
-    Args:
-        loss: Takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, and gives a
-            scalar.
-        target_channel: Whether it takes the target as `(B, 1, Z, Y, X)`, like MONAI's, or without channel.
+    The loss takes `(B, C, Z, Y, X)` logits and the index of the right output per voxel, int64, with
+    `target_channel` as `(B, 1, Z, Y, X)`, like MONAI's, otherwise without channel. It gives a scalar.
     """
 
     def __init__(
@@ -125,13 +118,13 @@ class AnyLoss(DeepSupervision):
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits.float()
             if self.partial == "marginal" and "known" not in self.taken:
-                logits = marginalise(logits, known)
+                logits = counting.marginalise(logits, known)
             if "counted" not in self.taken:
                 background = logits.new_full((1, logits.shape[1], 1, 1, 1), -CERTAIN)
                 background[:, 0] = CERTAIN
                 logits = torch.where(counted[:, None], logits, background)
             given = {"known": known, "counted": counted}
-            target = as_known(target, known) if "known" in self.taken else target
+            target = counting.as_known(target, known) if "known" in self.taken else target
             index = target[:, None] if self.target_channel else target
             return LossParts(self.loss(logits, index, **{name: given[name] for name in self.taken}))
 
@@ -175,21 +168,21 @@ class DiceCELoss(DeepSupervision):
         with torch.autocast(logits.device.type, enabled=False):
             if self.partial == "masked":
                 members = F.one_hot(target, logits.shape[1]).movedim(-1, 1).bool()
-                dices, ce = masked_dice_and_ce(logits, members, counted, known, **how)
+                dices, ce = counting.masked_dice_and_ce(logits, members, counted, known, **how)
             else:
-                merged = logits if self.partial == "none" else marginalise(logits, known)
+                merged = logits if self.partial == "none" else counting.marginalise(logits, known)
                 dices, ce = dice_and_ce(merged, target, counted, known, **how)
             dice = self._mean(dices, known)
             loss = self.ce_weight * ce - self.dice_weight * dice
             if self.partial == "exclusion":
-                claims, claimed = exclude(logits, target, counted, known, batch_dice=self.batch_dice)
+                claims, claimed = counting.exclude(logits, target, counted, known, batch_dice=self.batch_dice)
                 loss = loss + self.ce_weight * claimed + self.dice_weight * self._mean(claims, ~known)
         return LossParts(loss, dice, ce)
 
     def _mean(self, dices: Tensor, known: Tensor) -> Tensor:
         """Average `(C,)` over the foreground outputs that some sample of some process knows, else give 0."""
-        weights = self.class_weights * (sum_over_ranks(known.float().sum(dim=0)) > 0)[1:]
-        share = self.class_weights.sum() / weights.sum().clamp(min=DENOMINATOR_GUARD)
+        weights = self.class_weights * (counting.sum_over_ranks(known.float().sum(dim=0)) > 0)[1:]
+        share = self.class_weights.sum() / weights.sum().clamp(min=counting.DENOMINATOR_GUARD)
         return (dices[1:] * weights).sum() * share
 
 
@@ -213,8 +206,8 @@ def dice_and_ce(
         in_target = torch.stack([members.sum((1, 2, 3)) for members in is_class], dim=1)
         predicted = (log_probabilities.exp() * counted[:, None]).sum((2, 3, 4))
         counts = torch.stack((true_positive, predicted, in_target))
-        dices = soft_dice(counts, known, smooth=smooth, batch_dice=batch_dice)
-        return dices, -(log_correct * counted).mean() * share_of(counted)
+        dices = counting.soft_dice(counts, known, smooth=smooth, batch_dice=batch_dice)
+        return dices, -(log_correct * counted).mean() * counting.share_of(counted)
 
 
 def reduce_target(target: Tensor, size: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ Reference: nnU-Net 1.7 `Generic_UNet`, `ConvDropoutNormNonlin`, `StackedConvLaye
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.geometry import AXES
 
+Triple = Sequence[int]  # along Z, Y, X
 NEGATIVE_SLOPE = 1e-2  # of every LeakyReLU and of its He initialisation
 
 
 class ConvolutionBlock(nn.Module):
     """Convolution (odd kernel), instance normalisation, leaky ReLU; only the stride changes the size."""
 
-    def __init__(self, inputs: int, outputs: int, *, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(self, inputs: int, outputs: int, *, kernel: Triple, stride: Triple) -> None:
         super().__init__()
         padding = triple([size // 2 for size in kernel])
         self.conv = nn.Conv3d(inputs, outputs, triple(kernel), triple(stride), padding)
@@ -36,28 +38,20 @@ class Stage(nn.Module):
     """The convolutions at one resolution, of one kernel; only the first changes channels or resolution."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        convolutions: int,
-        kernel: Sequence[int],
-        stride: Sequence[int] = (1, 1, 1),
+        self, inputs: int, outputs: int, *, convolutions: int, kernel: Triple, stride: Triple = (1, 1, 1)
     ) -> None:
         super().__init__()
-        first = ConvolutionBlock(inputs, outputs, kernel=kernel, stride=stride)
-        others = (
-            ConvolutionBlock(outputs, outputs, kernel=kernel, stride=(1, 1, 1))
-            for _ in range(convolutions - 1)
-        )
-        self.blocks = nn.Sequential(first, *others)
+        blocks = [ConvolutionBlock(inputs, outputs, kernel=kernel, stride=stride)]
+        for _ in range(convolutions - 1):
+            blocks.append(ConvolutionBlock(outputs, outputs, kernel=kernel, stride=(1, 1, 1)))
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map `(B, inputs, Z, Y, X)` to `(B, outputs, Z / stride, ...)`."""
         return self.blocks(features)
 
 
-def triple(values: Sequence[int]) -> tuple[int, int, int]:
+def triple(values: Triple) -> tuple[int, int, int]:
     """Turn a list from a config into the tuple that torch expects."""
     z, y, x = values
     return z, y, x
@@ -79,16 +73,10 @@ class UNet(nn.Module):
     back from the lowest: an index is the same stage in all three, and `heads[-1]` is at full resolution.
     Lists of other lengths than the stages are refused, and a first stride other than 1 1 1.
 
-    Args:
-        classes: The class list of the configuration, name to properties.
-        targets: What the round trains: `organs`, `tumor` or `organs_tumor`.
-        features: Channels of each encoder stage.
-        strides: Step into each encoder stage along Z, Y, X; the first must be 1 1 1.
-        encoder_kernels: Kernel of each encoder stage along Z, Y, X.
-        decoder_kernels: Kernel of each decoder stage, highest resolution first, as `encoder_kernels`.
-        transposed_bias: Whether transposed convolutions have a bias (nnU-Net v2: yes; 1.7: no).
-        head_bias: Whether heads have a bias (nnU-Net v2: yes; 1.7: no).
-        input_channels: Channels of the image; CT has one.
+    `classes` is the class list of the configuration, name to properties; `targets` is what the round trains:
+    `organs`, `tumor` or `organs_tumor`. Each encoder stage has its channels in `features`, the step into it
+    in `strides` and a kernel, along Z, Y, X; kernels of decoder stages, too, have the highest resolution
+    first. In nnU-Net v2 transposed convolutions and heads have a bias, in 1.7 none. CT has one input channel.
 
     Reference: nnU-Net 1.7 `Generic_UNet`.
     """
@@ -100,48 +88,34 @@ class UNet(nn.Module):
         *,
         features: Sequence[int],
         convolutions_per_stage: int,
-        strides: Sequence[Sequence[int]],
-        encoder_kernels: Sequence[Sequence[int]],
-        decoder_kernels: Sequence[Sequence[int]],
+        strides: Sequence[Triple],
+        encoder_kernels: Sequence[Triple],
+        decoder_kernels: Sequence[Triple],
         transposed_bias: bool,
         head_bias: bool,
         input_channels: int = 1,
     ) -> None:
         super().__init__()
-        _check_stages(features, strides, encoder_kernels, decoder_kernels)
+        kernels = {"encoder_kernels": encoder_kernels, "decoder_kernels": decoder_kernels}
+        _check_stages(len(features), strides=strides, **kernels)
         outputs = len(ClassList.from_config(classes).outputs(targets))
         stages = len(features)
         channels = [input_channels, *features]
         self.divisors = tuple(math.prod(stride[axis] for stride in strides) for axis in range(3))
+        stage = partial(Stage, convolutions=convolutions_per_stage)
+
+        def upsample(level: int) -> nn.Module:
+            step = triple(strides[level + 1])
+            return nn.ConvTranspose3d(features[level + 1], features[level], step, step, bias=transposed_bias)
+
         self.encoder = nn.ModuleList(
-            Stage(
-                channels[level],
-                channels[level + 1],
-                convolutions=convolutions_per_stage,
-                kernel=encoder_kernels[level],
-                stride=strides[level],
-            )
+            stage(channels[level], channels[level + 1], kernel=encoder_kernels[level], stride=strides[level])
             for level in range(stages)
         )
         upward = range(stages - 2, -1, -1)
-        self.upsampling = nn.ModuleList(
-            nn.ConvTranspose3d(
-                features[level + 1],
-                features[level],
-                kernel_size=triple(strides[level + 1]),
-                stride=triple(strides[level + 1]),
-                bias=transposed_bias,
-            )
-            for level in upward
-        )
-        self.decoder = nn.ModuleList(
-            Stage(
-                2 * features[level],  # the skip connection is concatenated
-                features[level],
-                convolutions=convolutions_per_stage,
-                kernel=decoder_kernels[level],
-            )
-            for level in upward
+        self.upsampling = nn.ModuleList(map(upsample, upward))
+        self.decoder = nn.ModuleList(  # the skip connection is concatenated
+            stage(2 * features[level], features[level], kernel=decoder_kernels[level]) for level in upward
         )
         self.heads = nn.ModuleList(nn.Conv3d(features[level], outputs, 1, bias=head_bias) for level in upward)
         self.apply(initialise)
@@ -167,9 +141,7 @@ class UNet(nn.Module):
         return logits[::-1] if self.training else self.heads[-1](features)
 
 
-def check_patch_size(
-    patch_size: Sequence[int], divisors: Sequence[int], *, key: str = "data.patch_size"
-) -> None:
+def check_patch_size(patch_size: Triple, divisors: Triple, *, key: str = "data.patch_size") -> None:
     """Refuse a patch that a network with such `divisors` cannot divide down to its lowest resolution.
 
     That is one with an axis that is no multiple of its divisor, or of which one voxel alone would be left at
@@ -182,21 +154,12 @@ def check_patch_size(
         raise FlareError(f"{key}: {tuple(patch_size)} leaves one voxel at the network's lowest resolution")
 
 
-def _check_stages(
-    features: Sequence[int],
-    strides: Sequence[Sequence[int]],
-    encoder_kernels: Sequence[Sequence[int]],
-    decoder_kernels: Sequence[Sequence[int]],
-) -> None:
-    """Refuse per-stage lists of different lengths."""
-    stages = len(features)
-    expected = {
-        "strides": (strides, stages),
-        "encoder_kernels": (encoder_kernels, stages),
-        "decoder_kernels": (decoder_kernels, stages - 1),
-    }
-    for key, (given, count) in expected.items():
+def _check_stages(stages: int, **lists: Sequence[Triple]) -> None:
+    """Refuse lists that have another length than the stages, of which the lowest has no decoder."""
+    for key, given in lists.items():
+        count = stages - 1 if key == "decoder_kernels" else stages
         if len(given) != count:
             raise FlareError(f"model.net.{key}: {len(given)} entries, expected {count} for {stages} features")
-    if tuple(strides[0]) != (1, 1, 1):
-        raise FlareError(f"model.net.strides: the first is {tuple(strides[0])}, expected (1, 1, 1)")
+    first = tuple(lists["strides"][0])
+    if first != (1, 1, 1):
+        raise FlareError(f"model.net.strides: the first is {first}, expected (1, 1, 1)")

@@ -19,6 +19,7 @@ from flare.models.names import named_targets
 from flare.models.unet import UNet, check_patch_size
 from flare.runs.checkpoints import Checkpoint, load_checkpoint
 
+Config = Mapping[str, Any]
 OWN = "flare.models."
 NORMS = [getattr(torch.ops.aten, f"native_{kind}_norm") for kind in ("batch", "group", "layer")]
 NETWORKS = (OWN, "monai.networks.nets.")  # that a checkpoint may name
@@ -31,19 +32,12 @@ class Adapted(nn.Module):
     network itself may give a tensor, a list or tuple of them, or in training a stack `(B, N, C, Z, Y, X)`
     (MONAI's DynUNet); what is no network is refused.
 
-    Args:
-        network: Configuration of the network, `_target_` and arguments; classes and targets are as in `UNet`.
-        outputs_as: The network's argument that takes the number of outputs; None for a network whose own
-            arguments fix it, for example `classes` and `targets`.
+    `network` is its configuration, `_target_` and arguments; classes and targets are as in `UNet`. Of those
+    arguments `outputs_as` takes the number of outputs; None if others fix it, for example `classes`.
     """
 
     def __init__(
-        self,
-        classes: Mapping[str, Mapping[str, Any]],
-        targets: str,
-        *,
-        network: Mapping[str, Any],
-        outputs_as: str | None,
+        self, classes: Mapping[str, Config], targets: str, *, network: Config, outputs_as: str | None
     ) -> None:
         super().__init__()
         self.classes = ClassList.from_config(classes)
@@ -96,7 +90,7 @@ class Adapted(nn.Module):
             return make(self.settings, **given).to("meta")
 
 
-def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
+def make(net: Config, **given: Any) -> nn.Module:
     """Instantiate a network from its configuration and further arguments; refuse what is none."""
     network = build_part(net, "model.net", _convert_="all", **given)
     if not isinstance(network, nn.Module):
@@ -105,7 +99,7 @@ def make(net: Mapping[str, Any], **given: Any) -> nn.Module:
     return network
 
 
-def build(net: Mapping[str, Any], *, classes: Mapping[str, Mapping[str, Any]], targets: str) -> nn.Module:
+def build(net: Config, *, classes: Mapping[str, Config], targets: str) -> nn.Module:
     """Build a round's network (`model.net`) with fresh weights; one that is not ours is adapted."""
     if str(net.get("_target_")).startswith(OWN):
         return make(net, classes=classes, targets=targets)
@@ -115,8 +109,7 @@ def build(net: Mapping[str, Any], *, classes: Mapping[str, Mapping[str, Any]], t
 def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Module:
     """Build the checkpoint's network with its weights, in `eval()` mode.
 
-    Its `model.net` may name our networks, MONAI's, and what `allow` lists. Anything else, and weights that do
-    not fit, are refused.
+    Refused are names other than our networks', MONAI's and those in `allow`, and weights that do not fit.
     """
     where = f"checkpoint={checkpoint.path}"
     net = checkpoint.config["model"]["net"]
@@ -127,10 +120,9 @@ def build_network(checkpoint: Checkpoint, allow: Collection[str] = ()) -> nn.Mod
         raise FlareError(f"{where}: its model.net has interpolations; expected plain values")
     try:
         network = build(net, classes=checkpoint.classes, targets=checkpoint.targets)
+        network.load_state_dict(checkpoint.state_dict)
     except FlareError as error:
         raise FlareError(f"{where}: {error}") from None
-    try:
-        network.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise FlareError(f"{where}: weights do not fit its model.net: {reason}") from None
@@ -146,10 +138,8 @@ def _check_network_class(target: str, where: str) -> None:
         raise FlareError(f"{where}: cannot build {target!r}: {reason}") from None
     # a class that such a module imports from elsewhere has that name too
     if found is None or not issubclass(found, nn.Module) or not found.__module__.startswith(NETWORKS):
-        raise FlareError(
-            f"{where}: refuses to build {target!r}; expected a network of {NETWORKS}, "
-            f"or allow=[{target}] if you trust it"
-        )
+        expected = f"a network of {NETWORKS}, or allow=[{target}] if you trust it"
+        raise FlareError(f"{where}: refuses to build {target!r}; expected {expected}")
 
 
 def load_network(path: Path, allow: Collection[str] = ()) -> tuple[nn.Module, Checkpoint]:
@@ -180,10 +170,9 @@ def check_network(network: nn.Module, *, batch_size: int, patch_size: Sequence[i
     expected = (batch_size, outputs, *patch_size)
     sizes = [tuple(logits.shape) for logits in trained]
     if sizes[0] != expected or any(size[:2] != expected[:2] for size in sizes):
-        raise FlareError(
-            f"model.net: gives {sizes}, expected {expected} first and as many classes in each; a network "
-            "that takes their number is told by model.net.outputs_as, see conf/model/adapted.yaml"
-        )
+        told = f"gives {sizes}, expected {expected} first and as many classes in each"
+        hint = "told by model.net.outputs_as, see conf/model/adapted.yaml"
+        raise FlareError(f"model.net: {told}; a network that takes their number is {hint}")
 
 
 def count_network(make: Callable[[], nn.Module], patch_size: Sequence[int]) -> dict[str, float]:
