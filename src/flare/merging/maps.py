@@ -37,13 +37,11 @@ def check_maps(ground_truth: np.ndarray | None, pseudo: np.ndarray, classes: Cla
         known = table((0, *classes.ids, *beside))
         if volume.dtype != np.uint8 or volume.ndim != 3:
             raise FlareError(f"{name}: expected uint8 (Z, Y, X), given {volume.dtype} {volume.shape}")
-        foreign = np.flatnonzero(table(volume) & ~known).tolist()
-        if foreign:
+        if foreign := np.flatnonzero(table(volume) & ~known).tolist():
             raise FlareError(f"{name}: values {foreign} are outside the class list {[0, *classes.ids]}")
     if ground_truth is not None and ground_truth.shape != pseudo.shape:
-        raise FlareError(
-            f"ground truth {ground_truth.shape} and pseudo labels {pseudo.shape} differ in shape"
-        )
+        shapes = f"ground truth {ground_truth.shape} and pseudo labels {pseudo.shape}"
+        raise FlareError(f"{shapes} differ in shape")
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,8 @@ def components(mask: np.ndarray) -> Iterator[Component]:
     # cc3d 4.1.1 fails on some masks that fill an axis of length one ("maximum length exception"): pad always
     numbered = cc3d.connected_components(np.pad(mask[box], 1), connectivity=26)[1:-1, 1:-1, 1:-1]
     for number, found in enumerate(ndimage.find_objects(numbered), start=1):
-        inner = [
-            slice(max(0, s.start - 1), min(n, s.stop + 1)) for s, n in zip(found, numbered.shape, strict=True)
-        ]
+        ends = zip(found, numbered.shape, strict=True)
+        inner = [slice(max(0, s.start - 1), min(size, s.stop + 1)) for s, size in ends]
         z, y, x = (slice(b.start + s.start, b.start + s.stop) for b, s in zip(box, inner, strict=True))
         yield Component((z, y, x), numbered[tuple(inner)] == number)
 

@@ -8,29 +8,21 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from flare.core import class_files, volumes
 from flare.core.cases import Source, case_rule, read_sources, source_of
-from flare.core.class_files import CLASSES, write_classes
 from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import CaseError, FlareError
 from flare.core.files import read_json, remove_partial, write_csv, write_json, write_text
 from flare.core.geometry import Volume
-from flare.core.volumes import (
-    find_images,
-    match_grid,
-    read_labels,
-    strip_extension,
-    unique_cases,
-    write_labels,
-)
 from flare.merging.maps import drawn_classes
 from flare.merging.provenance import GROUND_TRUTH, SUMMARY, TABLE, provenance_row, summarise
 from flare.merging.rules import merge_labels, taken_alone
 from flare.merging.settings import MergeSettings, PseudoSource
-from flare.runs.folders import plain_config
+from flare.runs import folders, locks
 from flare.runs.journal import Journal, Resumed, require_own, resume_cases
-from flare.runs.locks import lock
 from flare.runs.work import Executor, Outcome
 
+Row = dict[str, Any]
 FOLDERS = ("ground_truth", "pseudo", "output")
 
 
@@ -43,7 +35,7 @@ def merge_maps(
     declared: Collection[int] | None,
     source: PseudoSource,
     organs: np.ndarray | None = None,
-) -> tuple[Volume, dict[str, Any]]:
+) -> tuple[Volume, Row]:
     """Merge what there is of one case: both maps on the pseudo labels' grid, or the only one as it is.
 
     `truth` is the annotation, and `declared` are the class ids that its source declares to annotate; None if
@@ -61,7 +53,7 @@ def merge_maps(
         sources[source.name] = source.to_config()
         annotated = None
         if truth is not None:
-            truth = match_grid(truth, pseudo, case, "pseudo labels and ground truth")
+            truth = volumes.match_grid(truth, pseudo, case, "pseudo labels and ground truth")
             drawn = drawn_classes(truth.array)
             # an empty label file tells nothing, whatever its source declares
             annotated = drawn | set(declared or ()) if drawn else drawn
@@ -80,16 +72,13 @@ def merge_maps(
     return Volume(merged.labels, grid), told
 
 
-def write_merged(
-    outputs: Mapping[str, Path], labels: Volume, told: dict[str, Any], classes: ClassList
-) -> None:
+def write_merged(outputs: Mapping[str, Path], labels: Volume, told: Row, classes: ClassList) -> None:
     """Write labels, `classes.ignore` for `IGNORE`, and sidecar; a case of the list's name is refused."""
-    if outputs["provenance"].name == CLASSES:
-        raise CaseError(
-            told["case"], f"its sidecar would be the folder's {CLASSES}; give the case another name"
-        )
+    if outputs["provenance"].name == class_files.CLASSES:
+        reason = f"its sidecar would be the folder's {class_files.CLASSES}; give the case another name"
+        raise CaseError(told["case"], reason)
     array = np.where(labels.array == IGNORE, classes.ignore or IGNORE, labels.array)
-    write_labels(outputs["labels"], array, labels.geometry)
+    volumes.write_labels(outputs["labels"], array, labels.geometry)
     write_json(outputs["provenance"], told)
 
 
@@ -126,7 +115,7 @@ class FolderSettings:
                 raise FlareError(f"{key}={cfg[key]}: no such folder")
             if root == output or root in output.parents:
                 raise FlareError(f"output={cfg.output}: expected a folder outside of {key}={cfg[key]}")
-        sources = read_sources(plain_config(cfg.data.sources), merge.classes)
+        sources = read_sources(folders.plain_config(cfg.data.sources), merge.classes)
         return cls(merge, sources, truth, pseudo, output, case_rule(cfg.data.case_id))
 
 
@@ -136,41 +125,35 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> Resumed:
     Two empty folders are refused, and an output in use or with foreign files under the results' names.
     """
     output = settings.output
-    found = [find_images(root) for root in (settings.ground_truth, settings.pseudo)]
-    names = [{strip_extension(path.name) for path in paths} for paths in found]
     rule, roots = settings.case_id, (settings.ground_truth, settings.pseudo)
-    truths, bad_truths = unique_cases(found[0], known=names[1], rule=rule, root=roots[0])
-    pseudos, bad_pseudos = unique_cases(found[1], known=names[0] | truths.keys(), rule=rule, root=roots[1])
+    found = [volumes.find_images(root) for root in roots]
+    names = [{volumes.strip_extension(path.name) for path in paths} for paths in found]
+    truths, bad_truths = volumes.unique_cases(found[0], known=names[1], rule=rule, root=roots[0])
+    known = names[0] | truths.keys()
+    pseudos, bad_pseudos = volumes.unique_cases(found[1], known=known, rule=rule, root=roots[1])
     refused = {case: f"pseudo: {reason}" for case, reason in bad_pseudos.items()}
     refused |= {case: f"ground_truth: {reason}" for case, reason in bad_truths.items()}
     if not truths and not pseudos and not refused:
-        raise FlareError(
-            f"ground_truth={settings.ground_truth} and pseudo={settings.pseudo} hold no label map"
-        )
-    jobs: dict[str, dict[str, Any]] = {
-        case: {
-            "case": case,
-            "truth": (truth := truths.get(case)),
-            "pseudo": pseudos.get(case),
-            "declared": source_of(settings.sources, case, [truth]).annotates,
-            "settings": settings.merge,
-            "outputs": merged_files(output, case),
-        }
-        for case in sorted({*truths, *pseudos} - refused.keys())
-    }
+        raise FlareError(f"ground_truth={roots[0]} and pseudo={roots[1]} hold no label map")
+    jobs: dict[str, Row] = {}
+    for case in sorted({*truths, *pseudos} - refused.keys()):
+        files = {"truth": truths.get(case), "pseudo": pseudos.get(case)}
+        declared = source_of(settings.sources, case, [files["truth"]]).annotates
+        own = {"settings": settings.merge, "outputs": merged_files(output, case)}
+        jobs[case] = {"case": case, "declared": declared, **files, **own}
     journal = Journal(output / "journal" / "merge.jsonl")
     require_own(journal, {case: merged_files(output, case) for case in jobs})
-    with lock(output):
+    with locks.lock(output):
         for case in refused:
             for path in merged_files(output, case).values():
                 if not journal.is_foreign(case, path):
                     path.unlink(missing_ok=True)
-        write_classes(output, settings.merge.classes)
+        class_files.write_classes(output, settings.merge.classes)
         done = resume_cases(
             merge_case,
             jobs,
             inputs={c: {k: job[k] for k in ("truth", "pseudo") if job[k]} for c, job in jobs.items()},
-            config=lambda case: {**settings.merge.identity(), "declared": jobs[case]["declared"]},
+            config=lambda case: {**settings.merge.identity, "declared": jobs[case]["declared"]},
             outputs=lambda case: merged_files(output, case),
             journal=journal,
             executor=executor,
@@ -191,7 +174,8 @@ def merge_case(
     outputs: Mapping[str, Path],
 ) -> None:
     """Merge the files of a case (`merge_maps`) into labels and sidecar; if refused, write nothing."""
-    annotation = None if truth is None else read_labels(truth, settings.classes, settings.label_map, case)
-    guess = None if pseudo is None else read_labels(pseudo, settings.classes, None, case)
+    classes, label_map = settings.classes, settings.label_map
+    annotation = None if truth is None else volumes.read_labels(truth, classes, label_map, case)
+    guess = None if pseudo is None else volumes.read_labels(pseudo, classes, case=case)
     merged = merge_maps(case, annotation, guess, settings, declared=declared, source=PseudoSource())
-    write_merged(outputs, *merged, settings.classes)
+    write_merged(outputs, *merged, classes)

@@ -54,12 +54,10 @@ def tell_origin(
     known. `ignored`, if there are any, counts voxels that the ground truth ignores and those that stay so.
     """
     names = {0: "background"} | {c.id: c.name for c in classes.entries}
-    after = _histogram(merged)
-    before = {name: _histogram(volume) for name, volume in maps.items()}
-    same = {
-        name: _histogram(a[a == b] for a, b in zip(volume, merged, strict=True))
-        for name, volume in maps.items()
-    }
+    after, before, same = _histogram(merged), {}, {}
+    for name, volume in maps.items():
+        before[name] = _histogram(volume)
+        same[name] = _histogram(a[a == b] for a, b in zip(volume, merged, strict=True))
     by_name = {
         c.name: {
             "id": c.id,
@@ -82,12 +80,8 @@ def tell_origin(
         }
         for t in sorted(tumors, key=lambda t: (-t.voxels, t))
     ]
-    told = {
-        "trusted": [names[c] for c in trusted],
-        "tumor_bearing": [names[c] for c in bearing],
-        "classes": by_name,
-        "tumors": found,
-    }
+    organs = {"trusted": [names[c] for c in trusted], "tumor_bearing": [names[c] for c in bearing]}
+    told = organs | {"classes": by_name, "tumors": found}
     silent = before[GROUND_TRUTH][IGNORE] if GROUND_TRUTH in before else 0
     return told | ({"ignored": {GROUND_TRUTH: int(silent), "merged": int(after[IGNORE])}} if silent else {})
 
@@ -135,22 +129,20 @@ def summarise(sidecars: Sequence[Mapping[str, Any]], classes: ClassList) -> str:
     rows = []
     for name in classes.names:
         entries = [s["classes"][name] for s in sidecars]
-        origin = Counter(
-            e["source"] if e["source"] in (GROUND_TRUTH, NONE) else PSEUDO for e in entries if e["merged"]
-        )
+        sources = [e["source"] for e in entries if e["merged"]]
+        origin = Counter(source if source in (GROUND_TRUTH, NONE) else PSEUDO for source in sources)
         pseudo = sum(n for e in entries for s, n in e["before"].items() if s != GROUND_TRUTH)
-        rows.append(
-            {
-                "class": name,
-                "cases from ground truth": origin[GROUND_TRUTH],
-                "cases from teacher": origin[PSEUDO],
-                "ground truth": f"{sum(e['before'].get(GROUND_TRUTH, 0) for e in entries):,}",
-                "pseudo": f"{pseudo:,}",
-                "merged": f"{sum(e['merged'] for e in entries):,}",
-                "tumor-bearing cases": sum(name in s["tumor_bearing"] for s in sidecars),
-                "voxels overwritten by pseudo tumors": sum(e["overwritten_by_pseudo_tumor"] for e in entries),
-            }
-        )
+        row = {
+            "class": name,
+            "cases from ground truth": origin[GROUND_TRUTH],
+            "cases from teacher": origin[PSEUDO],
+            "ground truth": f"{sum(e['before'].get(GROUND_TRUTH, 0) for e in entries):,}",
+            "pseudo": f"{pseudo:,}",
+            "merged": f"{sum(e['merged'] for e in entries):,}",
+            "tumor-bearing cases": sum(name in s["tumor_bearing"] for s in sidecars),
+            "voxels overwritten by pseudo tumors": sum(e["overwritten_by_pseudo_tumor"] for e in entries),
+        }
+        rows.append(row)
     fates = Counter(t["fate"] for s in sidecars for t in s["tumors"])
     tumors = ", ".join(f"{fates[fate]} {fate}" for fate in FATES if fates[fate])
     table = DataFrame(rows).to_markdown(tablefmt="github", index=False, stralign=None, disable_numparse=True)

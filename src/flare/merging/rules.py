@@ -5,7 +5,6 @@ Reference: method section 4; `paper` is the paper's rule, `gt_first` that of the
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ class Merged:
     origin: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass
 class CaseMaps:
     """Ground truth and pseudo labels of one case, `(Z, Y, X)` uint8, and what is asked of them."""
 
@@ -36,40 +35,14 @@ class CaseMaps:
     annotated: frozenset[int]  # class ids that the ground truth annotates
     tumor_is_target: bool
 
-    @cached_property
-    def is_organ(self) -> np.ndarray:
-        """256 booleans, by class id."""
-        return table(self.classes.organs)
-
-    @cached_property
-    def true_tumor(self) -> np.ndarray:
-        """Where the ground truth has tumor."""
-        return self.truth == self.tumor_id
-
-    @cached_property
-    def is_ignored(self) -> np.ndarray:
-        """Where the ground truth says nothing."""
-        return self.truth == IGNORE
-
-    @cached_property
-    def pseudo_tumor(self) -> np.ndarray:
-        """Where the pseudo labels have tumor."""
-        return self.pseudo == self.tumor_id
-
-    @property
-    def tumor_id(self) -> int:
-        """Id of the tumor class; -1, which no voxel has, if there is none."""
-        return -1 if self.classes.tumor is None else self.classes.tumor
-
-    @cached_property
-    def truth_answers_for_tumors(self) -> bool:
-        """Whether the ground truth says where tumors are: it has some, or its source draws them."""
-        return bool(self.true_tumor.any()) or self.tumor_id in self.annotated
-
-    @property
-    def may_keep_tumors(self) -> bool:
-        """Whether a tumor of the teacher can stay."""
-        return self.tumor_is_target and not self.truth_answers_for_tumors
+    def __post_init__(self) -> None:
+        tumor = -1 if self.classes.tumor is None else self.classes.tumor  # which no voxel has
+        self.is_organ = table(self.classes.organs)  # by class id
+        self.true_tumor, self.pseudo_tumor = self.truth == tumor, self.pseudo == tumor
+        self.is_ignored = self.truth == IGNORE  # where the ground truth says nothing
+        # it says where tumors are if it has some, or its source draws them
+        self.truth_answers_for_tumors = bool(self.true_tumor.any()) or tumor in self.annotated
+        self.may_keep_tumors = self.tumor_is_target and not self.truth_answers_for_tumors
 
 
 def merge_labels(
@@ -90,11 +63,10 @@ def merge_labels(
     tumor which is not kept it stays ignored, as do all ignored voxels of a case without pseudo labels and of
     a tumor-only round. The provenance counts both. Unknown targets, and maps as of `check_maps`, are refused.
 
-    Maps are `(Z, Y, X)` uint8: the ground truth, None for a case without one, holds class ids or `IGNORE`;
-    `pseudo` is the prediction of the `teacher`, by its name; in `organs`, by default the hull of those that
-    are predicted (`organ_hull`), `tumor_inside=voxel` keeps a tumor. `spacing_mm` is along Z, Y, X. Of the
-    class ids that are `annotated` one that is absent is absent in the patient; None: the classes present, for
-    absent then means not annotated.
+    Maps are `(Z, Y, X)` uint8: the ground truth, if there is one, holds class ids or `IGNORE`; `pseudo` is
+    the prediction of the `teacher`, by its name; in `organs`, by default the hull of those that are predicted
+    (`organ_hull`), `tumor_inside=voxel` keeps a tumor. `spacing_mm` is along Z, Y, X. Of the class ids that
+    are `annotated` one that is absent is absent in the patient; None: only the classes present are annotated.
 
     Reference: method section 4.
     """
@@ -106,15 +78,9 @@ def merge_labels(
         return taken_alone(ground_truth, GROUND_TRUTH, classes)
     has_truth = ground_truth is not None
     truth = np.zeros_like(pseudo) if ground_truth is None else ground_truth
-    case = CaseMaps(
-        truth=truth,
-        pseudo=pseudo,
-        has_truth=has_truth,
-        teacher=teacher,
-        classes=classes,
-        annotated=drawn_classes(truth) if annotated is None or not has_truth else frozenset(annotated),
-        tumor_is_target=rules.targets != "organs",
-    )
+    known = drawn_classes(truth) if annotated is None or not has_truth else frozenset(annotated)
+    is_target = rules.targets != "organs"
+    case = CaseMaps(truth, pseudo, has_truth, teacher, classes, known, tumor_is_target=is_target)
     if rules.rule == "gt_first" and has_truth:
         return _gt_first(case)
     inside = None

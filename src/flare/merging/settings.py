@@ -71,15 +71,8 @@ class MergeSettings:
         rules = MergeRules(**{f.name: labels[f.name] for f in fields(MergeRules)})
         return cls(classes, read_label_map(plain_config(cfg.data.label_map), classes), rules)
 
-    def identity(self) -> dict[str, Any]:
-        """What decides, beside the maps, what a merge gives."""
-        return dict(self._identity)
-
     @cached_property
-    def _identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
-        return {
-            "classes": self.classes.to_config(),
-            "label_map": self.label_map,
-            "format": FORMAT,
-            "rules": self.rules.to_config(),
-        }
+    def identity(self) -> dict[str, Any]:  # asked for each of thousands of cases
+        """What decides, beside the maps, what a merge gives."""
+        rules = {"format": FORMAT, "rules": self.rules.to_config()}
+        return {"classes": self.classes.to_config(), "label_map": self.label_map, **rules}

@@ -71,7 +71,7 @@ class LabelJob:
             own["further_maps"] = {name: [made["checkpoint"], how] for name, (made, how) in further.items()}
         if self.thresholds is not None:
             own["thresholds"] = self.thresholds
-        return {**self.settings.merge.identity(), **own}
+        return {**self.settings.merge.identity, **own}
 
     @property
     def note(self) -> Journal:
