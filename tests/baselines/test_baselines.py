@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import DictConfig
 
-from flare.baselines import predictors, thresholds
-from flare.baselines.atlas import vote
-from flare.baselines.thresholds import (
+from flare.baselines import methods, predictors
+from flare.baselines.methods import (
     HIGHEST_HU,
     LOWEST_HU,
     STEPS,
@@ -26,6 +25,7 @@ from flare.baselines.thresholds import (
     read_priors,
     read_window,
     segment_by_thresholds,
+    vote,
 )
 from flare.core.cases import Case
 from flare.core.classes import ClassList
@@ -77,7 +77,7 @@ def whole_fit(seeds: range, classes: tuple[int, ...]) -> dict[int, tuple[Any, ..
     seen: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for image, labels in map(scan, seeds):
         box = np.array(body_box(image, SPACING), float)
-        smooth = thresholds._smooth(image, SPACING)
+        smooth = methods._smooth(image, SPACING)
         for class_id in classes:
             where = np.argwhere(labels == class_id)
             if len(where):
@@ -262,8 +262,8 @@ def test_atlases_vote_as_before_with_one_in_memory(prepared: Callable[..., Any],
 
 
 def test_more_atlases_than_a_byte_counts_still_vote(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flare.baselines.atlas._register", lambda *_: None)
-    monkeypatch.setattr("flare.baselines.atlas._carry", lambda labels, *_: labels)
+    monkeypatch.setattr("flare.baselines.methods._register", lambda *_: None)
+    monkeypatch.setattr("flare.baselines.methods._carry", lambda labels, *_: labels)
     image, organ, empty = np.zeros((1, 1, 1)), np.ones((1, 1, 1), np.uint8), np.zeros((1, 1, 1), np.uint8)
     atlases = [(image, organ)] * 257 + [(image, empty)] * 3
     assert vote(image, atlases, SPACING).tolist() == [[[1]]]

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from flare.core import class_files, volumes
 from flare.core.cases import Case, select_cases
-from flare.core.class_files import write_classes
 from flare.core.errors import FlareError
 from flare.core.files import config_hash, write_json
 from flare.core.geometry import Spacing
 from flare.core.preprocessing import Intensity, preprocess, resample
-from flare.core.volumes import read_image, write_labels
 from flare.inference.predict import predict_cases, segmentation_path
 from flare.rounds.score import Trained
 from flare.runs.journal import Journal, resume_cases
@@ -23,7 +22,8 @@ from flare.training.settings import TrainingSettings
 BASELINES = ("untrained", "thresholds", "atlas")
 FORMAT = 2  # raised when a baseline changes, so that earlier predictions are redone
 PRIORS = "priors.json"
-Pair = tuple[Path, Path]
+Pair = tuple[Path, Path]  # image and labels
+Pairs = Mapping[str, Pair]
 
 
 def check_baselines(names: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ def predict_baseline(name: str, trained: Trained, held_out: Sequence[Case], fold
             return [*failures, *(Outcome(c.id, error=reason, is_fault=True) for c in held_out)]
         function, shared = predict_by_thresholds, {"spacing_mm": spacing_mm, "priors": folder / PRIORS}
     targets = {c.id: segmentation_path(folder / "predictions", c.id) for c in held_out}
-    write_classes(folder / "predictions", trained.rounds[-1].classes)
+    class_files.write_classes(folder / "predictions", trained.rounds[-1].classes)
     done = resume_cases(
         function,
         {c.id: {"image": c.image, "target": targets[c.id], **shared} for c in held_out},
@@ -104,15 +104,13 @@ def save_untrained(settings: TrainingSettings, intensity: Intensity, path: Path)
     write_weights_file(path, {"state_dict": module.state_dict(), KEY: module.carried})
 
 
-def _fit_once(
-    folder: Path, trained: Trained, pairs: Mapping[str, Pair], learned: str
-) -> tuple[str, list[Outcome]]:
+def _fit_once(folder: Path, trained: Trained, pairs: Pairs, learned: str) -> tuple[str, list[Outcome]]:
     """Fit the thresholds into a file, if anything changed; returns its hash and the cases that failed."""
     ids, spacing_mm = trained.rounds[-1].classes.ids, trained.cohort.folder.spacing_mm
     journal = Journal(folder / "journal" / "fit.jsonl")
     config = {"format": FORMAT, "classes": list(ids), "spacing_mm": spacing_mm}
     if not journal.is_current("fit", {"learned": learned}, config):
-        from flare.baselines.thresholds import fit_priors
+        from flare.baselines.methods import fit_priors
 
         priors, failures = fit_priors(pairs, ids, spacing_mm, trained.executor)
         if failures:
@@ -124,7 +122,7 @@ def _fit_once(
 
 def predict_by_thresholds(image: Path, target: Path, priors: Path, spacing_mm: Spacing) -> None:
     """Segment one case by a fit from `_fit_once`, and write it in its own geometry."""
-    from flare.baselines.thresholds import read_priors, segment_by_thresholds
+    from flare.baselines.methods import read_priors, segment_by_thresholds
 
     known = read_priors(priors)
     _segment(image, target, spacing_mm, lambda hu: segment_by_thresholds(hu, known, spacing_mm))
@@ -132,7 +130,7 @@ def predict_by_thresholds(image: Path, target: Path, priors: Path, spacing_mm: S
 
 def predict_by_atlas(image: Path, target: Path, atlases: Sequence[Pair], spacing_mm: Spacing) -> None:
     """Segment one case by the vote of atlases, one in memory at a time, and write it in its own geometry."""
-    from flare.baselines.atlas import vote
+    from flare.baselines.methods import vote
     from flare.data.cache import Stored
 
     read = ((Stored(i)[:, :, :], Stored(labels)[:, :, :]) for i, labels in atlases)
@@ -143,7 +141,7 @@ def _segment(
     image: Path, target: Path, spacing_mm: Spacing, segment: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     """Bring a case to the training grid, segment it there, and write the result in the case's geometry."""
-    volume = read_image(image)
+    volume = volumes.read_image(image)
     done = preprocess(volume, spacing_mm, "linear")
     native = done.orientation.invert(resample(segment(done.array), done.ras.shape, "nearest"))
-    write_labels(target, native, volume.geometry)
+    volumes.write_labels(target, native, volume.geometry)

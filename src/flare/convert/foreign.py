@@ -12,14 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from flare.convert.layout import Foreign, architecture
 from flare.convert.nnunet import export_folder, read_network
-from flare.core.class_files import own_classes
+from flare.core import class_files, paths
 from flare.core.classes import TARGETS, ClassList
 from flare.core.errors import FlareError, Rule, check_values, given_paths, rules_of
-from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
 from flare.models.unet import UNet, check_patch_size
-from flare.runs.checkpoints import KEY, write_weights_file
-from flare.runs.folders import git_revision
+from flare.runs import checkpoints, folders
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +59,9 @@ class ConvertSettings:
 
 def main(cfg: DictConfig) -> None:
     """Convert as `conf/convert.yaml` and the command line say."""
-    settle_paths(cfg)
+    paths.settle_paths(cfg)
     source, output = given_paths(cfg, "source", "output")
-    convert(source, output, ConvertSettings.from_config(own_classes(cfg)))
+    convert(source, output, ConvertSettings.from_config(class_files.own_classes(cfg)))
 
 
 def convert(source: Path, output: Path, settings: ConvertSettings) -> None:
@@ -103,10 +101,10 @@ def write_checkpoint(network: Foreign, path: Path, settings: ConvertSettings) ->
         "targets": targets,
         "round": settings.round,
         "config": {"model": {"name": "converted", "net": model}, "converted_from": network.origin},
-        "git_revision": git_revision(),
+        "git_revision": folders.git_revision(),
     }
     state = {f"net.{key}": tensor for key, tensor in network.weights.items()}
-    write_weights_file(path, {"state_dict": state, KEY: carried})
+    checkpoints.write_weights_file(path, {"state_dict": state, checkpoints.KEY: carried})
 
 
 def _targets(network: Foreign, settings: ConvertSettings) -> str:
@@ -123,11 +121,9 @@ def _targets(network: Foreign, settings: ConvertSettings) -> str:
             counts[targets] = len(classes.outputs(targets))
     fitting = [targets for targets, count in counts.items() if count == outputs]
     if len(fitting) != 1:
-        raise FlareError(
-            f"targets: the network has {outputs} outputs; the class list gives "
-            + ", ".join(f"{count} for {targets}" for targets, count in counts.items())
-            + "; choose another class list with classes="
-        )
+        told = ", ".join(f"{count} for {targets}" for targets, count in counts.items())
+        told = f"the network has {outputs} outputs; the class list gives {told}"
+        raise FlareError(f"targets: {told}; choose another class list with classes=")
     entries = [classes.by_id(number) for number in classes.outputs(fitting[0])[1:]]
     expected = ["background", *(entry.name for entry in entries)]
     if not network.channel_names:
@@ -137,10 +133,9 @@ def _targets(network: Foreign, settings: ConvertSettings) -> str:
     for name, wanted, short in zip(network.channel_names, expected, shorts, strict=False):
         known = (wanted, short, wanted.replace("inferior_vena_cava", "ivc"))
         if name.strip().lower().replace(" ", "_").replace("-", "_") not in known:
-            raise FlareError(
-                f"targets: an output is named {name!r} where the class list has {wanted!r}; "
-                f"if its outputs are those of the class list all the same, give targets={fitting[0]}"
-            )
+            told = f"an output is named {name!r} where the class list has {wanted!r}"
+            hint = f"if its outputs are those of the class list all the same, give targets={fitting[0]}"
+            raise FlareError(f"targets: {told}; {hint}")
     return fitting[0]
 
 

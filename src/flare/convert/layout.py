@@ -26,14 +26,8 @@ NNUNET = (
 # v2 stores the encoder a second time within the decoder, and each convolution again within a sequence
 NNUNET2_AGAIN = r"decoder\.encoder\..*|.*\.all_modules\..*"
 NNUNET2_SIDES = {"upsampling": "decoder.transpconvs", "heads": "decoder.seg_layers"}
-OURS = {
-    "context": "encoder",
-    "localization": "decoder",
-    "tu": "upsampling",
-    "seg_outputs": "heads",
-    "instnorm": "norm",
-    **{theirs: ours for ours, theirs in NNUNET2_SIDES.items()},
-}
+OURS = {theirs: ours for ours, theirs in NNUNET2_SIDES.items()} | {"instnorm": "norm"}
+OURS |= {"context": "encoder", "localization": "decoder", "tu": "upsampling", "seg_outputs": "heads"}
 
 
 @dataclass(frozen=True)
@@ -121,8 +115,7 @@ def _by_stage(names: Iterable[str]) -> dict[str, list[str]]:
 def without_zeros(weights: Weights) -> Weights:
     """Remove outer planes of kernels, a stage's all at once, and biases that are exactly zero.
 
-    The network's output stays the same. Kernels that `to_nnunet2` has padded get their size back. No such
-    weight of a trained network is exactly zero by chance.
+    The output stays the same: no trained weight is exactly zero by chance. `to_nnunet2`'s padding comes off.
     """
     trimmed = dict(weights)
     for names in _by_stage(weights).values():
@@ -154,11 +147,9 @@ def architecture(weights: Weights) -> dict[str, Any]:
     kernels = {place: {tuple(t.shape[2:]) for t in found} for place, found in blocks.items()}
     uneven = [place for place, found in kernels.items() if len(found) > 1]
     if len(counts) > 1 or uneven:
-        raise FlareError(
-            f"source: its stages have {sorted(counts)} convolutions"
-            + (f" and {uneven[0]} has kernels {sorted(kernels[uneven[0]])}" if uneven else "")
-            + "; expected the same number everywhere and one kernel a stage"
-        )
+        also = f" and {uneven[0]} has kernels {sorted(kernels[uneven[0]])}" if uneven else ""
+        expected = "the same number everywhere and one kernel a stage"
+        raise FlareError(f"source: its stages have {sorted(counts)} convolutions{also}; expected {expected}")
     size = {place: list(found.pop()) for place, found in kernels.items()}
     return {
         "features": [int(blocks[f"encoder.{i}"][0].shape[0]) for i in range(stages)],

@@ -22,6 +22,7 @@ from flare.models.names import activation_of
 from flare.models.zoo import build_network
 from flare.runs.checkpoints import Checkpoint, load_checkpoint, write_weights_file
 
+Plain = Mapping[str, Any]
 log = logging.getLogger(__name__)
 MODELS = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
 STAGE = 5  # of the trainer's arguments: plans, fold, output, data, batch Dice, stage, ...
@@ -68,7 +69,7 @@ def _read_nnunet1(path: Path) -> Foreign:
     return Foreign(weights, {"program": "nnU-Net 1", "trainer": trainer, "sha256": sha256(path)}, values)
 
 
-def _plans1(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | None]:
+def _plans1(path: Path) -> tuple[str | None, int | None, Plain | None]:
     """Trainer's name, stage and plans, from `<name>.model.pkl` or a `plans.pkl` near by; else None."""
     own = path.with_name(path.name + ".pkl")
     info = read_pickle(own) if own.is_file() else None
@@ -82,7 +83,7 @@ def _plans1(path: Path) -> tuple[str | None, int | None, Mapping[str, Any] | Non
     return None, None, None
 
 
-def _values1(plans: Mapping[str, Any], stage: int | None, network: Mapping[str, Any]) -> dict[str, Any]:
+def _values1(plans: Plain, stage: int | None, network: Plain) -> dict[str, Any]:
     """Take what a checkpoint carries from the plans; without a stage, from the one that fits the weights."""
     _check(plans["normalization_schemes"][0], "CT", plans.get("transpose_forward", (0, 1, 2)))
     statistics = plans["dataset_properties"]["intensityproperties"][0]
@@ -107,7 +108,7 @@ def _check(scheme: str, expected: str, axes: Sequence[int]) -> None:
         raise FlareError(f"source: its axes are in the order {list(axes)}; expected z, y, x")
 
 
-def _intensity(statistics: Mapping[str, Any], std: str) -> dict[str, float]:
+def _intensity(statistics: Plain, std: str) -> dict[str, float]:
     """Foreground intensities in our terms."""
     names = {"lower": "percentile_00_5", "upper": "percentile_99_5", "mean": "mean", "std": std}
     return {ours: float(statistics[theirs]) for ours, theirs in names.items()}
@@ -154,19 +155,19 @@ def _read_nnunet2(folder: Path, fold: str | int | None) -> Foreign:
     return Foreign(weights, origin, values, _channel_names(folder / "dataset.json"))
 
 
-def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _configuration(plans: Plain, name: str) -> dict[str, Any]:
     """A configuration with what it inherits."""
     own = plans["configurations"][name]
     return (_configuration(plans, own["inherits_from"]) if "inherits_from" in own else {}) | own
 
 
-def _resampling(configuration: Mapping[str, Any]) -> tuple[Any, Any]:
+def _resampling(configuration: Plain) -> tuple[Any, Any]:
     """How images are resampled: nnU-Net's function, and whether slices are treated apart."""
     settings = configuration.get("resampling_fn_data_kwargs") or {}
     return configuration.get("resampling_fn_data"), settings.get("force_separate_z")
 
 
-def _checked_settings(configuration: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_settings(configuration: Plain, expected: Plain) -> dict[str, Any]:
     """Settings of the network; what ours does not have is refused by name."""
     if "architecture" not in configuration:  # before nnU-Net 2.3
         name, settings = configuration["UNet_class_name"], {"strides": configuration["pool_op_kernel_sizes"]}
@@ -203,9 +204,8 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     checkpoint = load_checkpoint(source)
     build_network(checkpoint)  # refuses weights that do not belong together
     if activation_of(checkpoint.config) != "softmax":
-        raise FlareError(
-            f"source={source}: was trained with loss.partial=masked, a sigmoid a class; expected softmax"
-        )
+        trained = "was trained with loss.partial=masked, a sigmoid a class"
+        raise FlareError(f"source={source}: {trained}; expected softmax")
     if folder.is_file():
         raise FlareError(f"output={folder}: is a file; expected a folder")
     network = architecture(checkpoint.state_dict)
@@ -226,9 +226,7 @@ def export_folder(source: Path, folder: Path, *, fold: str | int) -> None:
     write_weights_file(folder / f"fold_{fold}" / CHECKPOINT, content)
 
 
-def _plans2(
-    words: Mapping[str, Any], checkpoint: Checkpoint, network: Mapping[str, Any], dataset: str
-) -> dict[str, Any]:
+def _plans2(words: Plain, checkpoint: Checkpoint, network: Plain, dataset: str) -> dict[str, Any]:
     """What nnU-Net's preprocessing and prediction ask for; it restores as with `restore=trilinear`."""
     if checkpoint.interpolation not in words["resampling"]:
         raise FlareError(f"source: resamples by {checkpoint.interpolation!r}, which nnU-Net has not")

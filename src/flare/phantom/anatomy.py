@@ -101,10 +101,8 @@ class Anatomy:
         for name, shape in self.shapes.items():
             low = shape.origin_mm - shape.pitch_mm / 2
             high = low + shape.pitch_mm * shape.values.shape
-            inside = np.ones(points.shape[1], bool)
-            for axis in range(3):
-                inside &= (points[axis] >= low[axis]) & (points[axis] <= high[axis])
-            chosen = np.flatnonzero(inside)
+            is_near = (points >= low[:, None]) & (points <= high[:, None])
+            chosen = np.flatnonzero(is_near.all(0))
             distance = shape.sample(points[:, chosen])
             deeper = distance > depth[chosen]
             chosen = chosen[deeper]

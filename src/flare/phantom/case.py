@@ -89,13 +89,8 @@ def _paint(
     centre = np.array([anatomy.top_mm / 2, *anatomy.spine.mean(0)])
     reach = np.array([anatomy.top_mm / 2 + 30, 200, 230])
     fields = {name: random_field(rng, centre, reach, length) for name, length in FIELD_LENGTHS_MM.items()}
-    canvas = Canvas(
-        labels=np.empty(geometry.shape, np.uint8),
-        tissue=np.empty(geometry.shape, np.uint8),
-        image=np.empty(geometry.shape, np.int16),
-        spacing_mm=np.asarray(geometry.spacing_mm),
-        table=table,
-    )
+    labels, tissue, image = (np.empty(geometry.shape, kind) for kind in (np.uint8, np.uint8, np.int16))
+    canvas = Canvas(labels, tissue, image, np.asarray(geometry.spacing_mm), table)
     step = max(1, SLAB_VOXELS // (geometry.shape[1] * geometry.shape[2]))
     for start in range(0, geometry.shape[0], step):
         slab = slice(start, min(start + step, geometry.shape[0]))
@@ -144,17 +139,13 @@ def stamp_tumor(canvas: Canvas, rng: np.random.Generator, wanted: dict[str, Any]
         if best[1] is not None and best[0] >= wanted["minimum_mm"]:
             break
     diameter, chosen, host = best
-    found = {
-        "host": host,
-        "diameter_mm": round(diameter, 1),
-        "contrast_hu": wanted["contrast_hu"],
-        "voxels": 0,
-    }
+    contrast = wanted["contrast_hu"]
+    found = {"host": host, "diameter_mm": round(diameter, 1), "contrast_hu": contrast, "voxels": 0}
     if chosen is None:
         return found
     box, mask = chosen
     base = canvas.table[CLASS_IDS[host]] if host != OUTSIDE else canvas.table[Tissue.MUSCLE] + 30
-    contrast = min(wanted["contrast_hu"], float(base) - LOWEST_HU)
+    contrast = min(contrast, float(base) - LOWEST_HU)
     core = base - contrast + rng.normal(0, 5, mask.shape)
     canvas.image[box][mask] = np.rint(core[mask])
     canvas.labels[box][mask] = CLASS_IDS[TUMOR]

@@ -1,13 +1,13 @@
 """The embedded cohort: made once, recognised in milliseconds, completed when a start was cut short."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flare.core.cases import Case
 from flare.core.files import read_json, remove_partial, write_json
-from flare.phantom.plan import FOLDERS, VERSION, case_files, plan_cohort
+from flare.phantom.plan import KINDS, VERSION, case_files, plan_cohort
 from flare.runs.journal import Journal, resume_cases
 from flare.runs.work import Executor, report_failures
 
@@ -36,7 +36,7 @@ class Phantom:
             journal=journal,
             executor=executor,
             description="phantom",
-            before=self._remove_partial,
+            before=lambda _: remove_partial(self.root, below=True),
         )
         report_failures(done.failures, "phantom cohort")
         summary = {"settings": {"version": VERSION, **self.settings}, "cases": done.values}
@@ -55,8 +55,7 @@ class Phantom:
         cases = []
         for case_id, spec in self.plan.items():
             files = case_files(self.root, case_id, spec["kind"])
-            folder = files["image"].parent.name
-            split = {"imagesVal": "validation", "imagesTs": "test"}.get(folder, "train")
+            split = KINDS[spec["kind"]]["split"]
             kind = spec["kind"] if split == "train" else "organs_complete"
             cases.append(Case(case_id, files["image"], files.get("label"), split, kind, (), ()))
         return cases
@@ -64,11 +63,6 @@ class Phantom:
     def _config(self, case: str) -> dict[str, Any]:
         """What decides a case."""
         return {**self.plan[case], "version": VERSION}
-
-    def _remove_partial(self, _: Collection[str]) -> None:
-        """Remove what a killed start left half written."""
-        for name in {name for row in FOLDERS.values() for name in row if name}:
-            remove_partial(self.root / name)
 
 
 def _generate(**job: Any) -> dict[str, Any]:

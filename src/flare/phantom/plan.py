@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.errors import check_values, choice, rules_of
+from flare.core.files import read_csv
 
 VERSION = 1  # raised when the generator makes other voxels of the same settings
 
@@ -20,17 +21,10 @@ OUTSIDE = "outside"  # of the organs: a tumor's host as well
 SETTINGS = ("size", "seed", "counts", "grids", "tumors", "deformation_mm", "noise_hu", "extra_anatomy")
 RULES = rules_of("phantom")
 
-# First case number of each kind: growing one kind renames no case of another.
-KINDS = ("organs_complete", "tumor", "partial", "unlabeled", "validation", "test", "extra", "control")
-FIRST_NUMBER = {kind: 1000 * place + 1 for place, kind in enumerate(KINDS)}
+# Of each kind: its first case number, so that growing one renames no case of another; its folders, as the
+# challenge names them; how often a patient bears a tumor at all; whether every scan has the whole abdomen.
+KINDS = {row["kind"]: row for row in read_csv(Path(__file__).with_name("kinds.csv"))}
 MAPS = ("amos_0001.nii.gz", "amos_0013.nii.gz")
-# folders of image, label file and truth for each kind, as the challenge names them
-FOLDERS: dict[str, tuple[str, str | None, str | None]] = {
-    **dict.fromkeys(("organs_complete", "tumor", "partial"), ("imagesTr2200", "labelsTr2200", "truth")),
-    "unlabeled": ("unlabelTr1800", None, "truth"),
-    "validation": ("imagesVal", "labelsVal", None),
-    **dict.fromkeys(("test", "extra", "control"), ("imagesTs", "labelsTs", None)),
-}
 # Where the index axes i, j, k run to, and whether the grid is tilted against the room.
 ORDERS = (
     ("RAS", False), ("LPS", False), ("LAS", True), ("LPS", True), ("SAR", False), ("PLI", True),
@@ -38,8 +32,6 @@ ORDERS = (
 )  # fmt: skip
 TUMOR_STYLES = ("tumor_with_host", "tumor_with_others", "tumor_only")
 PARTIAL_STYLES = ("some_organs", "some_organs_filled")
-# How often a patient of the kind bears a tumor at all.
-BEARING = {"organs_complete": 0.0, "tumor": 1.0, "partial": 0.6, "unlabeled": 0.75, "control": 0.0}
 # Without contrast agent a lesion 40 HU below its organ would look like fat, so tumor patients get contrast.
 PHASES = {False: {"native": 0.25, "arterial": 0.3, "portal": 0.45}, True: {"arterial": 0.4, "portal": 0.6}}
 
@@ -55,7 +47,7 @@ def plan_cohort(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     choice(*settings["grids"]).require("data.phantom.size", settings["size"])
     for key, known, names in (
         ("", SETTINGS, settings),
-        (".counts", FIRST_NUMBER, settings["counts"]),
+        (".counts", KINDS, settings["counts"]),
         (".tumors.hosts", hosts, settings["tumors"]["hosts"]),
     ):
         for name in names:
@@ -63,11 +55,11 @@ def plan_cohort(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     extra = settings["extra_anatomy"]
     third = sorted(Path(extra).glob("*_totalsegmentator.nii.gz")) if extra else []
     plan = {}
-    for kind, first in FIRST_NUMBER.items():
+    for kind, told in KINDS.items():
         # the shipped maps take turns
         anatomies = [str(path) for path in third[:1]] if kind == "extra" else MAPS
         for k in range(settings["counts"].get(kind, 0) if anatomies else 0):
-            case_id = f"phantom_{first + k:04d}"
+            case_id = f"phantom_{int(told['first']) + k:04d}"
             draw = random.Random(f"{settings['seed']}/{case_id}")
             plan[case_id] = {
                 "kind": kind,
@@ -82,17 +74,17 @@ def plan_cohort(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def case_files(root: Path, case_id: str, kind: str) -> dict[str, Path]:
     """Name the files of a case: `image`, and `label` and `truth` where its kind has them."""
-    image, label, truth = FOLDERS[kind]
-    found = {"image": root / image / f"{case_id}_0000.nii.gz"}
-    named = (("label", label), ("truth", truth))
-    return found | {what: root / name / f"{case_id}.nii.gz" for what, name in named if name}
+    told = KINDS[kind]
+    found = {"image": root / told["images"] / f"{case_id}_0000.nii.gz"}
+    named = {"label": told["labels"], "truth": told["truth"]}
+    return found | {what: root / name / f"{case_id}.nii.gz" for what, name in named.items() if name}
 
 
 def _scan(draw: random.Random, kind: str, k: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Field of view, voxels, voxel order and quality of the scan."""
     grid = settings["grids"][settings["size"]]
-    order, tilted = ORDERS[(k + list(FIRST_NUMBER).index(kind)) % len(ORDERS)]
-    whole = kind in ("organs_complete", "validation", "test", "extra", "control") or draw.random() < 0.6
+    order, tilted = ORDERS[(k + list(KINDS).index(kind)) % len(ORDERS)]
+    whole = KINDS[kind]["whole"] == "yes" or draw.random() < 0.6
     in_plane = draw.uniform(*grid["in_plane_mm"])
     return {
         "spacing_mm": [round(draw.uniform(*grid["slice_mm"]), 2), round(in_plane, 3), round(in_plane, 3)],
@@ -116,7 +108,7 @@ def _scan(draw: random.Random, kind: str, k: int, settings: Mapping[str, Any]) -
 
 def _findings(draw: random.Random, kind: str, k: int, tumors: Mapping[str, Any]) -> dict[str, Any]:
     """Contrast phase, tumors, and how the annotators draw."""
-    bears = draw.random() < BEARING.get(kind, 1.0)
+    bears = draw.random() < float(KINDS[kind]["bearing"])
     phase = draw.choices(list(PHASES[bears]), list(PHASES[bears].values()))[0]
     style = {"tumor": TUMOR_STYLES[k % 3], "partial": PARTIAL_STYLES[k % 2], "unlabeled": None}
     order = list(ORGANS)
