@@ -48,36 +48,34 @@ def iterate_rounds(cfg: DictConfig, overrides: Sequence[str] | None = None) -> d
 
     Takes, returns and refuses what `rounds.iterate` does, and an unknown name in `baselines` before any work.
     """
-    from flare.baselines.predictors import check_baselines, predict_baseline
-    from flare.core.class_files import own_classes
-    from flare.core.paths import settle_paths
+    from flare.baselines import predictors
+    from flare.core import class_files, paths
     from flare.evaluation.rendering import show
-    from flare.report.comparison import mean_table, publish_table
+    from flare.report import comparison, page
     from flare.report.facts import ReportSettings
-    from flare.report.page import explain_report, write_report
     from flare.rounds.iterate import iterate
     from flare.rounds.protocol import write_protocol
     from flare.rounds.score import write_ablation
 
-    settle_paths(cfg)
-    cfg = own_classes(cfg)
-    check_baselines(cfg.baselines)
+    paths.settle_paths(cfg)
+    cfg = class_files.own_classes(cfg)
+    predictors.check_baselines(cfg.baselines)
 
     def finish(trained: "Trained") -> "Results":
         settings = ReportSettings.from_config(cfg)
-        baselines = {name: partial(predict_baseline, name, trained) for name in cfg.baselines}
+        baselines = {name: partial(predictors.predict_baseline, name, trained) for name in cfg.baselines}
         write_protocol(trained.rounds, trained.run.root / "table2", has_paper=settings.has_paper)
         results = write_ablation(trained, baselines)
-        write_report(settings, trained, results)
-        publish_table(cfg, trained.run, results.table)
+        page.write_report(settings, trained, results)
+        comparison.publish_table(cfg, trained.run, results.table)
         if results.table:
-            show(mean_table(results.table, settings.classes, settings.data))
+            show(comparison.mean_table(results.table, settings.classes, settings.data))
         return results
 
     def explain(trained: "Trained") -> str:
         as_started = cfg.copy()
         as_started.dry_run = False
-        return explain_report(ReportSettings.from_config(as_started), trained)
+        return page.explain_report(ReportSettings.from_config(as_started), trained)
 
     return iterate(cfg, overrides, finish, explain)
 

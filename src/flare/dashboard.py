@@ -11,7 +11,7 @@ from flare.core.classes import ClassList
 from flare.core.errors import FLAG, FlareError, given_paths
 from flare.core.files import read_csv
 from flare.core.paths import settle_paths
-from flare.evaluation.rendering import Table
+from flare.evaluation.summary import read_scores
 from flare.report.comparison import Comparison, Rows, mean_table, publish, write_comparison
 from flare.runs.door import entry
 from flare.sweeps.jobs import compare, read_jobs, shown, varied
@@ -24,8 +24,7 @@ def main(cfg: DictConfig) -> None:
     settle_paths(cfg)
     (run,) = given_paths(cfg, "run")
     FLAG.require("online", cfg.online)
-    output = Path(cfg.output)
-    make_dashboard(run, output=output, online=cfg.online, project=cfg.project, entity=cfg.entity)
+    make_dashboard(run, output=Path(cfg.output), online=cfg.online, project=cfg.project, entity=cfg.entity)
 
 
 def make_dashboard(
@@ -50,8 +49,7 @@ def make_dashboard(
 def read_comparison(run: Path) -> Comparison:
     """Read a run of rounds (`outputs/<name>`) or a sweep (`outputs/<name>/multirun/<time>`).
 
-    The jobs of a sweep that trained nothing, such as one of `infer`, are compared by their measures. A folder
-    in which nothing was trained and no job has begun is refused.
+    Jobs without a training, as of `infer`, are compared by measures. A folder with neither is refused.
     """
     jobs = read_jobs(run)
     names = {job.folder: job.name(varied(jobs)) for job in jobs}
@@ -61,9 +59,8 @@ def read_comparison(run: Path) -> Comparison:
     configs = [path.with_name("config.yaml") for _, path, _ in trained]
     configs += [path for _, folder in folders if (path := folder / ".hydra" / "config.yaml").is_file()]
     if not trained and not (jobs and configs):
-        raise FlareError(
-            f"run={run}: expected the folder of a run or of a sweep, found no training in it and no job"
-        )
+        expected = "expected the folder of a run or of a sweep"
+        raise FlareError(f"run={run}: {expected}, found no training in it and no job")
     curves: dict[str, Rows] = {}
     for name, path, is_one_of_many in trained:
         label = f"{name} {path.parent.name}".strip() if is_one_of_many or not name else name
@@ -71,22 +68,18 @@ def read_comparison(run: Path) -> Comparison:
     if not trained:
         curves = {names[job.folder]: [job.measures] for job in jobs if job.measures}
     config: Any = OmegaConf.load(configs[0])
+    tables = [compare(jobs)] if jobs else []
+    if not jobs and (rows := read_scores(run / "table5.csv", may_lack=True)):
+        tables = [mean_table(rows, ClassList.from_config(config.classes), config.data.name)]
     wandb = (config.get("logger") or {}).get("wandb") or {}
     return Comparison(
         name=config.name,
         project=wandb.get("project") or "flare",
         entity=wandb.get("entity"),
         curves=curves,
-        tables=[compare(jobs)] if jobs else _rounds(run / "table5.csv", config),
+        tables=tables,
         measures=None if trained else shown(jobs),
     )
-
-
-def _rounds(path: Path, config: Any) -> list[Table]:
-    """Means of the ablation table, where there is one."""
-    rows = read_csv(path, may_lack=True)
-    numbers = [{k: v if k == "round" else float(v) if v else None for k, v in row.items()} for row in rows]
-    return [mean_table(numbers, ClassList.from_config(config.classes), config.data.name)] if rows else []
 
 
 if __name__ == "__main__":

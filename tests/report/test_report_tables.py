@@ -89,12 +89,12 @@ def test_what_the_last_round_does_not_learn_is_nowhere(
 ) -> None:
     made = make_run(tmp_path, (last,))
     found = gather(*made.arguments())
-    scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.classes.entries}
+    scores = {c.name: found.last.scores[0][f"{c.short}_DSC"] for c in found.settings.classes.entries}
     scored = {key: value for key, value in scores.items() if value is not None}
     assert set(scored) == shown
     (mean,) = found.ranked.values()
     assert mean == pytest.approx(sum(scored.values()) / len(scored))
-    ticks = class_boxes(found.last, found.classes).axes[1].get_xticklabels()
+    ticks = class_boxes(found.last, found.settings.classes).axes[1].get_xticklabels()
     assert len(ticks) == (1 if last == "mt" else 13)
     assert list(trends(found)) == [f"{drawn}_DSC"]
     figure = trend(found)

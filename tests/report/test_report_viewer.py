@@ -2,13 +2,14 @@
 
 import base64
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from flare.core.classes import ClassList
-from flare.core.volumes import read_compared
 from flare.report.examples import coarsen, encode, lookup_table, pack_case
 from tiny_round import LIVER, SHAPE, TUMOR, write_case
 
@@ -34,7 +35,8 @@ def test_large_volumes_are_packed_coarser(tmp_path: Path, labels: ClassList, lim
     write_case(tmp_path, "case", 0)
     label = tmp_path / "labelsTr2200" / "case.nii.gz"
     image = tmp_path / "imagesTr2200" / "case_0000.nii.gz"
-    packed = pack_case(read_compared("case", (image, label, label), labels, None), labels, limit)
+    settings: Any = SimpleNamespace(classes=labels, label_map=None)
+    packed = pack_case("case", (image, label, label), settings, limit)
     shown = read_back(packed["reference"], tmp_path)
     assert shown.GetSize() == tuple(n if limit == 10**6 else n // 2 for n in SHAPE[::-1])
     assert set(np.unique(sitk.GetArrayFromImage(shown))) >= {LIVER, TUMOR}

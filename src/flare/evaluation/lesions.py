@@ -48,9 +48,8 @@ def find_lesions(
 ) -> list[Lesion]:
     """List the tumors of both sides, matched by overlap (one voxel suffices), those of the reference first.
 
-    Both maps are `(Z, Y, X)` uint8 class ids, `confidence` is how sure the prediction is of each voxel, of
-    the same shape. Without a tumor class the list is empty. Where the reference has no organ, the prediction
-    says which organ surrounds a lesion.
+    Maps are `(Z, Y, X)` uint8 class ids; `confidence`, of their shape, how sure each predicted voxel is.
+    Without a tumor class the list is empty. The prediction's organs count where the reference has none.
     """
     if classes.tumor is None:
         return []
@@ -89,10 +88,10 @@ def find_lesions(
 
 def size_class(diameter_mm: float) -> str:
     """Name of the size class, as `<10 mm`."""
-    for below, limit in zip((None, *SIZES_MM), SIZES_MM, strict=False):
-        if diameter_mm < limit:
-            return f"<{limit:g} mm" if below is None else f"{below:g}-{limit:g} mm"
-    return f">={SIZES_MM[-1]:g} mm"
+    small, large = SIZES_MM
+    if small <= diameter_mm < large:
+        return f"{small:g}-{large:g} mm"
+    return f"<{small:g} mm" if diameter_mm < small else f">={large:g} mm"
 
 
 def detection(cases: Cases) -> Row:
@@ -100,8 +99,8 @@ def detection(cases: Cases) -> Row:
 
     Cases without lesions are scans. `froc` is the mean sensitivity `at_` the `RATES`, by all false positives.
     """
-    lesions = [lesion for found in cases.values() for lesion in found]
-    false, scans = [x for x in lesions if x.side == "prediction" and not x.matched], len(cases)
+    lesions, scans = [lesion for found in cases.values() for lesion in found], len(cases)
+    false = [x for x in lesions if x.side == "prediction" and not x.matched]
     sizes = dict.fromkeys(size_class(x.diameter_mm) for x in sorted(lesions, key=lambda x: x.diameter_mm))
     organs = sorted({x.organ for x in lesions})
 
@@ -137,11 +136,11 @@ def _by_patient(cases: Cases) -> Row:
     Controls have no tumor in the reference. A patient's score is the highest of the predicted lesions, or 0;
     `auc` is the area under its ROC curve, ties by half.
     """
-    best = {
-        c: max((x.score or 0.0 for x in of if x.side == "prediction"), default=0) for c, of in cases.items()
-    }
-    ill = {c for c, of in cases.items() if any(x.side == "reference" for x in of)}
-    bearing, free = ({c: s for c, s in best.items() if (c in ill) is bears} for bears in (True, False))
+    bearing: dict[str, float] = {}
+    free: dict[str, float] = {}
+    for case, found in cases.items():
+        group = bearing if any(x.side == "reference" for x in found) else free
+        group[case] = max((x.score or 0.0 for x in found if x.side == "prediction"), default=0)
     auc = None
     if bearing and free:
         from scipy.stats import mannwhitneyu

@@ -32,6 +32,7 @@ LOWEST_DSC = 0.2  # below it the challenge's NSD is 0
 EXTRA = "evaluation.extra"
 PARTS = parts("scores such as {_target_: my.module.Score}, or with _partial_: true for a function")
 Part = Mapping[str, Any]
+Maps = tuple[np.ndarray, np.ndarray]  # reference and prediction
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ class ClassScore:
     """Scores of one class in one case; None where the protocol does not score it, or what was not asked for.
 
     DSC and NSD are from 0 to 1, with four digits. `one_slice`: the class is scored between the reference's
-    first and last slice, and has only one. Volumes are of the whole mask; HD95 is within the scored slices,
-    and None if one side is empty.
+    first and last slice, and has only one. Volumes are of the whole mask, HD95 is within the scored slices.
     """
 
     dsc: float | None
@@ -88,7 +88,7 @@ class ClassScore:
     one_slice: bool = False
     reference_ml: float | None = None
     prediction_ml: float | None = None
-    hd95_mm: float | None = None
+    hd95_mm: float | None = None  # None as well if one side is empty
 
     @property
     def volume_error_ml(self) -> float | None:
@@ -156,12 +156,7 @@ def rounded(value: float | None) -> float | None:
 
 
 def _score_class(
-    sides: tuple[np.ndarray, np.ndarray],
-    boxes: list[Box | None],
-    c: LabelClass,
-    spacing_mm: Spacing,
-    protocol: str,
-    details: bool,
+    sides: Maps, boxes: list[Box | None], c: LabelClass, spacing_mm: Spacing, protocol: str, details: bool
 ) -> ClassScore:
     """Score a class, given reference and prediction and the box of each, None where it is absent."""
     ml = float(np.prod(spacing_mm)) / 1000
@@ -210,12 +205,10 @@ def extra_scores(
     """Score one case by every score of the user's own; two of one name are refused."""
     found: dict[str, float | None] = {}
     for number, part in enumerate(settings.extra):
-        score = instantiate(part)
-        values = score(reference, prediction, spacing_mm=spacing_mm, classes=settings.classes)
+        values = instantiate(part)(reference, prediction, spacing_mm=spacing_mm, classes=settings.classes)
         twice = sorted({"Name", *found} & values.keys())
         if twice:
-            raise FlareError(
-                f"{EXTRA}[{number}]: gives {', '.join(twice)}, which is taken; expected other names"
-            )
+            names = ", ".join(twice)
+            raise FlareError(f"{EXTRA}[{number}]: gives {names}, which is taken; expected other names")
         found |= {k: None if v is None or not math.isfinite(v) else float(v) for k, v in values.items()}
     return found

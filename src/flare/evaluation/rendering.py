@@ -4,14 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flare.core.files import read_csv, write_text
-
-if TYPE_CHECKING:
-    from pandas import DataFrame  # half a second to import, so only where tables are made
 
 MARKDOWN = {"tablefmt": "github", "index": False, "stralign": None, "disable_numparse": True}
 
@@ -48,13 +45,13 @@ class Table:
         return [c.heading for c in self.columns]
 
     @property
-    def texts(self) -> "DataFrame":
-        """What the cells show; columns are numbered, since two may have the same heading."""
-        from pandas import DataFrame
+    def texts(self) -> Any:
+        """What the cells show, a `DataFrame`; columns are numbered, since two may have the same heading."""
+        from pandas import DataFrame  # half a second to import, so only where tables are made
 
         return DataFrame([[c.text for c in row] for row in self.rows], columns=range(len(self.columns)))
 
-    def best(self) -> "DataFrame":
+    def best(self) -> Any:
         """Which cells are the best, as `texts`; none where fewer than two finite values are compared."""
         from pandas import DataFrame
 

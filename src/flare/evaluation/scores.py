@@ -17,17 +17,10 @@ from flare.core.files import read_json, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import without_ignored
 from flare.core.volumes import find_images, match_grid, read_image, read_labels, strip_extension, unique_cases
+from flare.evaluation import summary as cohort
 from flare.evaluation.lesions import Lesion, detection, detection_tables, find_lesions, size_class
 from flare.evaluation.metrics import ClassScore, ScoreSettings, extra_scores, mean, score_case
 from flare.evaluation.rendering import show
-from flare.evaluation.summary import (
-    class_table,
-    compare_runs,
-    intervals,
-    metrics_columns,
-    metrics_file,
-    summarise,
-)
 from flare.runs.work import Executor, Outcome, build_executor, report_failures, run_cases, stop_on_faults
 
 log = logging.getLogger(__name__)
@@ -68,29 +61,22 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if not found and not twice:
         raise FlareError(f"references: no label map below {folder}")
     output = Path(cfg.output or predictions)
-    other = metrics_file(Path(cfg.compare)) if cfg.get("compare") else None
+    other = cohort.metrics_file(Path(cfg.compare)) if cfg.get("compare") else None
     refused = {case: f"references: {reason}" for case, reason in twice.items()}
+    given: dict[str, Any] = {"output": output, "settings": settings, "refused": refused, "rule": rule}
     with closing(build_executor(cfg)) as executor:
-        summary = score_folder(
-            predictions,
-            found,
-            output=output,
-            settings=settings,
-            executor=executor,
-            refused=refused,
-            rule=rule,
-        )
+        summary = score_folder(predictions, found, executor=executor, **given)
     failures = failed_cases(summary)
     if other is not None:
         try:
-            comparison = compare_runs(output / "metrics.csv", other, settings.classes)
+            comparison = cohort.compare_runs(output / "metrics.csv", other, settings.classes)
         except FlareError:
             report_failures(failures, "evaluate")  # they may be why there is nothing to compare
             raise
         write_csv(output / "comparison.csv", comparison)
         summary["comparison"] = comparison
         write_json(output / "summary.json", summary)
-    show(class_table(summary))
+    show(cohort.class_table(summary))
     if summary["lesions"]["scans"]:
         for table in detection_tables({"all": summary["lesions"]}, "all"):
             show(table)
@@ -118,9 +104,8 @@ def score_folder(
     summary cases that could not be scored are under `failed` with the reason, and have no row; `faults` names
     those of them that failed by no fault of their files.
     """
-    given, twice = unique_cases(
-        find_images(predictions), known=references.keys(), rule=rule, root=predictions
-    )
+    paths = find_images(predictions)
+    given, twice = unique_cases(paths, known=references.keys(), rule=rule, root=predictions)
     failed = {case: f"predictions: {reason}" for case, reason in twice.items()} | dict(refused or {})
     missing = sorted(references.keys() - given.keys() - failed.keys())
     extra = sorted(given.keys() - references.keys() - failed.keys())
@@ -143,11 +128,11 @@ def score_folder(
     for case, found in scored.items():
         dsc = {f"{short}_DSC": s.dsc for short, s in found.classes.items()}
         rows.append({"Name": case, **dsc, **{f"{short}_NSD": s.nsd for short, s in found.classes.items()}})
-    write_csv(output / "metrics.csv", rows, metrics_columns(settings.classes))
+    write_csv(output / "metrics.csv", rows, cohort.metrics_columns(settings.classes))
     one_slice = {case: [k for k, s in found.classes.items() if s.one_slice] for case, found in scored.items()}
     summary = {
         "protocol": settings.protocol,
-        **summarise(rows, settings.classes),
+        **cohort.summarise(rows, settings.classes),
         "one_slice": {case: shorts for case, shorts in one_slice.items() if shorts},
         "missing": missing,
         "extra": extra,
@@ -162,7 +147,8 @@ def score_folder(
     write_json(output / LESIONS_JSON, {case: [asdict(x) for x in found] for case, found in lesions.items()})
     summary["lesions"] = detection(lesions)
     if settings.details:
-        summary |= {"intervals": intervals(rows, settings.classes), **write_details(scored, output)}
+        summary["intervals"] = cohort.intervals(rows, settings.classes)
+        summary |= write_details(scored, output)
     write_json(output / "summary.json", summary)
     return summary
 
@@ -187,7 +173,7 @@ def score_files(
     Voxels that the reference ignores are in no score, volume or lesion, see `without_ignored`; a prediction
     that has `classes.ignore` claims no class there. A bad file and grids that differ are a `CaseError`.
     """
-    classes, details = settings.classes, settings.details
+    classes = settings.classes
     truth = read_labels(reference, classes, settings.label_map, case)
     spacing_mm = truth.geometry.spacing_mm
     if prediction is None:
@@ -195,9 +181,8 @@ def score_files(
     else:
         array = match_grid(read_labels(prediction, classes, case=case), truth, case).array
     pair = without_ignored(truth.array, array)
-    scores = score_case(
-        *pair, spacing_mm=spacing_mm, classes=classes, protocol=settings.protocol, details=details
-    )
+    how: Any = {"spacing_mm": spacing_mm, "protocol": settings.protocol, "details": settings.details}
+    scores = score_case(*pair, classes=classes, **how)
     if prediction is None:
         scores = {k: s if s.dsc is None else replace(s, dsc=0.0, nsd=0.0) for k, s in scores.items()}
     extra = extra_scores(*pair, spacing_mm=spacing_mm, settings=settings)

@@ -13,6 +13,8 @@ from flare.evaluation.metrics import MEASURES, mean, rounded
 from flare.evaluation.rendering import Column, Table, cell
 
 Row = dict[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+Interval = list[float] | None  # low and high
 # a batch of resamples lies in memory at once
 BOOTSTRAP = {"method": "percentile", "confidence_level": 0.95, "n_resamples": 2000, "batch": 200, "rng": 0}
 
@@ -22,14 +24,13 @@ def metrics_columns(classes: ClassList) -> list[str]:
     return ["Name", *(f"{c.short}_{m}" for m in MEASURES for c in classes.entries)]
 
 
-def read_scores(path: Path) -> list[Row]:
-    """Read `metrics.csv`: one row a case, None where the protocol does not score the class."""
-    return [
-        {k: v if k == "Name" else float(v) if v else None for k, v in row.items()} for row in read_csv(path)
-    ]
+def read_scores(path: Path, *, may_lack: bool = False) -> list[Row]:
+    """Read a table of numbers, as `metrics.csv`: a row a case or a round, None where a cell is empty."""
+    names, rows = ("Name", "round"), read_csv(path, may_lack=may_lack)
+    return [{k: v if k in names else float(v) if v else None for k, v in row.items()} for row in rows]
 
 
-def only_learned(rows: Sequence[Mapping[str, Any]], classes: ClassList, targets: str) -> list[Row]:
+def only_learned(rows: Rows, classes: ClassList, targets: str) -> list[Row]:
     """Rows of `metrics.csv` with None for what a round of these targets does not learn."""
     learned = classes.outputs(targets)
     foreign = {f"{c.short}_{m}": None for c in classes.entries if c.id not in learned for m in MEASURES}
@@ -42,10 +43,9 @@ def summarise(rows: Sequence[Row], classes: ClassList) -> dict[str, Any]:
     Each class's mean over the cases that score it is rounded to four digits; the organ mean is taken over
     these rounded means, without the tumor, and rounded again.
     """
-    by_id = {
-        c.id: {m: rounded(mean(row[f"{c.short}_{m}"] for row in rows)) for m in MEASURES}
-        for c in classes.entries
-    }
+    by_id = {}
+    for c in classes.entries:
+        by_id[c.id] = {m: rounded(mean(row[f"{c.short}_{m}"] for row in rows)) for m in MEASURES}
     return {
         "cases": len(rows),
         "classes": {c.short: by_id[c.id] for c in classes.entries},
@@ -68,13 +68,13 @@ def class_table(summary: Mapping[str, Any]) -> Table:
     return Table(f"{summary['cases']} cases, protocol={summary['protocol']}", columns, rows)
 
 
-def score_matrix(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> np.ndarray:
+def score_matrix(rows: Rows, columns: Sequence[str]) -> np.ndarray:
     """Scores as `(cases, columns)` float64; NaN where a class was not scored."""
     cells = [[np.nan if row[c] in ("", None) else float(row[c]) for c in columns] for row in rows]
     return np.array(cells, dtype=float).reshape(len(rows), len(columns))
 
 
-def interval(scores: np.ndarray) -> list[float] | None:
+def interval(scores: np.ndarray) -> Interval:
     """The 95 % percentile bootstrap interval, over cases, of the mean of column means; the same every time.
 
     `scores` are `(cases, columns)`, NaN where not scored. A case without any score takes no part. Both ends
@@ -94,7 +94,7 @@ def _means(scores: np.ndarray, axis: int = 1) -> np.ndarray:
     return np.ma.filled(np.ma.masked_invalid(scores).mean(axis), np.nan)
 
 
-def _groups(rows: Sequence[Mapping[str, Any]], classes: ClassList, measure: str) -> dict[str, np.ndarray]:
+def _groups(rows: Rows, classes: ClassList, measure: str) -> dict[str, np.ndarray]:
     """Scores `(cases, columns)` of each class alone, and of all organs as `organ_mean`."""
     scores = score_matrix(rows, [f"{c.short}_{measure}" for c in classes.entries])
     groups = {c.short: scores[:, [i]] for i, c in enumerate(classes.entries)}
@@ -102,14 +102,10 @@ def _groups(rows: Sequence[Mapping[str, Any]], classes: ClassList, measure: str)
     return groups | {"organ_mean": scores[:, organs]}
 
 
-def intervals(
-    rows: Sequence[Mapping[str, Any]], classes: ClassList
-) -> dict[str, dict[str, list[float] | None]]:
+def intervals(rows: Rows, classes: ClassList) -> dict[str, dict[str, Interval]]:
     """95 % confidence intervals: short name, or `organ_mean` -> measure -> (low, high)."""
-    if not rows:
-        return {}
-    found: dict[str, dict[str, list[float] | None]] = {}
-    for m in MEASURES:
+    found: dict[str, dict[str, Interval]] = {}
+    for m in MEASURES if rows else ():
         for name, scores in _groups(rows, classes, m).items():
             found.setdefault(name, {})[m] = interval(scores)
     return found
@@ -153,12 +149,7 @@ def _paired(a: np.ndarray, b: np.ndarray) -> Row:
 
     difference = a - b
     low, high = interval(difference[:, None]) or (None, None)
-    return {
-        "cases": len(a),
-        "ours": round(float(a.mean()), 4),
-        "other": round(float(b.mean()), 4),
-        "difference": round(float(difference.mean()), 4),
-        "low": low,
-        "high": high,
-        "p": float(wilcoxon(difference).pvalue) if difference.any() else 1.0,
-    }
+    named = {"ours": a, "other": b, "difference": difference}
+    means = {name: round(float(values.mean()), 4) for name, values in named.items()}
+    p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+    return {"cases": len(a), **means, "low": low, "high": high, "p": p}

@@ -65,18 +65,14 @@ def distances_mm(
         distances = np.zeros(len(apart))
         asked = np.flatnonzero(apart)
     if asked.size:
-        points, limit_mm = np.argwhere(start.border)[asked], threshold_mm * (1 + 2 * _NEAR)
-        distances[asked] = _search(points, np.argwhere(end.border), spacing_mm, limit_mm)
-    return distances
-
-
-def _search(points: np.ndarray, targets: np.ndarray, spacing_mm: Spacing, limit_mm: float) -> np.ndarray:
-    """Distance from each point, `(n, 3)` indices, to its nearest target; infinite beyond the limit."""
-    tree = KDTree(targets * spacing_mm, leafsize=32, balanced_tree=False, compact_nodes=False)
-    distances, nearest = tree.query(points * spacing_mm, distance_upper_bound=limit_mm)
-    found = np.isfinite(distances)
-    z, y, x = ((targets[nearest[found]] - points[found]) * spacing_mm).T
-    distances[found] = np.sqrt(x * x + y * y + z * z)  # whole voxels first, summed as over an x, y, z array
+        points, targets = np.argwhere(start.border)[asked], np.argwhere(end.border)
+        tree = KDTree(targets * spacing_mm, leafsize=32, balanced_tree=False, compact_nodes=False)
+        limit_mm = threshold_mm * (1 + 2 * _NEAR)
+        nearby, nearest = tree.query(points * spacing_mm, distance_upper_bound=limit_mm)
+        found = np.isfinite(nearby)
+        z, y, x = ((targets[nearest[found]] - points[found]) * spacing_mm).T
+        nearby[found] = np.sqrt(x * x + y * y + z * z)  # whole voxels first, summed as over an x, y, z array
+        distances[asked] = nearby
     return distances
 
 

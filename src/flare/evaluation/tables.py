@@ -1,6 +1,6 @@
 """The paper's Tables 4 to 8 with our numbers beside: csv, Markdown and LaTeX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,24 +11,16 @@ import numpy as np
 from flare.core.classes import ClassList
 from flare.core.files import write_csv
 from flare.evaluation.metrics import MEASURES, mean
-from flare.evaluation.published import PUBLIC, public_validation, published
+from flare.evaluation.published import public_validation, published
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, write_table
-from flare.evaluation.summary import Row, only_learned, score_matrix
+from flare.evaluation.summary import Row, Rows, only_learned, score_matrix
 
 ONLINE = "FLARE23's 100 online validation cases, in the last row on its 50 public ones (Table 4)"
 # of Table 4: our cases, then the paper's cohorts
 COHORTS = ("", "paper_public_", "paper_online_", "paper_testing_")
 # up to these the challenge's ranking makes no difference (paper, section 3.1)
 TOLERANCE_S, TOLERANCE_GB = 15, 4
-EFFICIENCY = {
-    "time_s": "time (s)",
-    "max_gpu_mb": "GPU memory (MB)",
-    "gpu_auc": "AUC GPU",
-    "cpu_percent": "CPU (%)",
-    "cpu_auc": "AUC CPU",
-    "ram_mb": "RAM (MB)",
-    "ram_auc": "AUC RAM",
-}
+EFFICIENCY: dict[str, str] = published()["efficiency"]
 
 
 @dataclass(frozen=True)
@@ -89,30 +81,21 @@ def table5(
     for m in MEASURES:
         told = f"; in brackets the paper's on {ONLINE}" if has_paper else ""
         title = f"{m} (%){told}; best of each column in bold" + (note and f". {note}")
-        body = [
-            [
-                Cell(line["round"]),
-                beside(line["cases"], line.get("paper_cases"), 0),
-                *(beside(line[f"{n}_{m}"], line.get(f"paper_{n}_{m}")) for n in names),
-            ]
-            for line in lines
-        ]
-        if has_paper:
-            public = public_validation(m)
-            body.append([Cell(PUBLIC), beside(None, 4000, 0), *(beside(None, public.get(n)) for n in names)])
+        public = [public_validation(m) | {"paper_cases": 4000}] if has_paper else []
+        body = []
+        for line in [*lines, *public]:
+            scores = [beside(line.get(f"{n}_{m}"), line.get(f"paper_{n}_{m}")) for n in names]
+            body.append([Cell(line["round"]), beside(line["cases"], line.get("paper_cases"), 0), *scores])
         tables.append(Table(title, heads, body))
     write_table(stem, tables)
     return lines
 
 
-def table4(
-    rows: Sequence[Mapping[str, Any]], classes: ClassList, stem: Path, *, has_paper: bool = True
-) -> list[Row]:
+def table4(rows: Rows, classes: ClassList, stem: Path, *, has_paper: bool = True) -> list[Row]:
     """Write scores per class: mean and standard deviation over cases, and beside the paper's three cohorts.
 
-    The best of a row is bold, DSC and NSD apart. A class that is not scored here is not compared, and
-    without it our average is not either: it would be one of fewer classes. `rows` are those of `metrics.csv`;
-    an empty cell or None is not scored.
+    The best of a row is bold, DSC and NSD apart. A class not scored here is not compared, nor is our average,
+    which would be one of fewer classes. `rows` are of `metrics.csv`; an empty cell or None is not scored.
     """
     lines: list[Row] = [{"target": c.short} for c in classes.entries]
     average: Row = {"target": "average"}
@@ -126,8 +109,7 @@ def table4(
     lines.append(average)
     paper = published()["table4"]
     for line in lines if has_paper else ():
-        theirs = paper.get(line["target"], {})
-        line |= {f"paper_{k}": theirs.get(k) for k in paper["average"]}
+        line |= {f"paper_{k}": paper.get(line["target"], {}).get(k) for k in paper["average"]}
     write_csv(stem.with_suffix(".csv"), lines)
     shown = list(product(COHORTS if has_paper else COHORTS[:1], MEASURES))
     heads = [Column("target"), *(Column(f"{c.replace('_', ' ')}{m}", "max", across=m) for c, m in shown)]
@@ -145,9 +127,7 @@ def _spread(mean: float | None, std: float | None) -> Cell:
     return found if std is None else Cell(f"{found.text}±{std:.2f}", found.value)
 
 
-def write_efficiency(
-    rows: Sequence[Mapping[str, Any]], folder: Path, *, has_paper: bool = True
-) -> dict[str, float | None]:
+def write_efficiency(rows: Rows, folder: Path, *, has_paper: bool = True) -> dict[str, float | None]:
     """Write `table6` and `table7` from what inference measured; where it did not, remove earlier ones.
 
     The paper's eight cases stand below ours, its average below our means. `rows` are those of
@@ -170,13 +150,7 @@ def write_efficiency(
 
 
 def write_compared(
-    ours: Sequence[Mapping[str, Any]],
-    paper: Sequence[Mapping[str, Any]],
-    keys: Sequence[str] | Mapping[str, Any],
-    stem: Path,
-    title: str,
-    digits: int = 2,
-    best: str = "max",
+    ours: Rows, paper: Rows, keys: Collection[str], stem: Path, title: str, digits: int = 2, best: str = "max"
 ) -> list[Row]:
     """Write ours and the paper's rows; of a score the highest is best (`best`), of a cost the lowest."""
     groups = (("ours", ours), ("paper", paper))
@@ -191,9 +165,9 @@ def write_compared(
 def write_round_tables(
     folder: Path,
     *,
-    scores: Sequence[Mapping[str, Any]],
+    scores: Rows,
     summary: Mapping[str, Any],
-    inference: Sequence[Mapping[str, Any]],
+    inference: Rows,
     classes: ClassList,
     targets: str,
     has_paper: bool = True,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,18 +13,21 @@ from flare.core.cases import Case, select_cases
 from flare.core.classes import IGNORE, ClassList
 from flare.core.volumes import case_id, find_images, match_grid, read_labels
 from flare.evaluation.metrics import mean
+from flare.report import figures
 from flare.report.facts import ReportSettings
-from flare.report.figures import ACCENT, GREY, PAPER, draw_series, legend_below, new_figure
 from flare.rounds.score import Trained
 from flare.rounds.settings import RoundSettings
 from flare.runs.work import run_cases
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 log = logging.getLogger(__name__)
 SAMPLE = 60  # cases a round, evenly over the index: a mean does not need 4000
-COMPARISONS = ("previous", "pseudo", "merged")
+Dice = dict[int, float]  # by class id
+# mark, colour and name of each comparison
+COMPARISONS = {
+    "previous": ("D:", figures.GREY, "prediction and the labels its teacher was trained on"),
+    "pseudo": ("o-", figures.ACCENT, "prediction and truth"),
+    "merged": ("s-", figures.PAPER, "merged label and truth"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Quality:
     round: str
     teacher: str  # who made its pseudo labels, one round or two
     of: int  # training cases of the round; `SAMPLE` of them at most are compared
-    # comparison -> Dice by class id of each case that could be compared, of classes that its reference has
-    compared: dict[str, list[dict[int, float]]]
+    # comparison -> Dice of each case that could be compared, of classes that its reference has
+    compared: dict[str, list[Dice]]
 
     def percent(self, comparison: str, ids: Iterable[int]) -> float | None:
         """Mean over classes of the mean over cases, in percent; None where none was compared."""
@@ -63,16 +66,11 @@ def pseudo_label_quality(settings: ReportSettings, trained: Trained) -> list[Qua
             references = _references(case, item, teacher, truths.get(case.id))
             prediction = item.folder.predictions / f"{case.id}.nii.gz"
             if references and prediction.exists():
-                jobs[case.id] = {
-                    "case": case.id,
-                    "prediction": prediction,
-                    **references,
-                    "label_map": settings.label_map if references["previous"] == case.label else None,
-                    "classes": settings.classes,
-                    "targets": item.labels.targets,
-                    "taught": (teacher or item).labels.targets,
-                }
-        compared: dict[str, list[dict[int, float]]] = {k: [] for k in COMPARISONS}
+                label_map = settings.label_map if references["previous"] == case.label else None
+                learned = {"targets": item.labels.targets, "taught": (teacher or item).labels.targets}
+                own = {"case": case.id, "prediction": prediction, "classes": settings.classes}
+                jobs[case.id] = own | references | learned | {"label_map": label_map}
+        compared: dict[str, list[Dice]] = {k: [] for k in COMPARISONS}
         told = f"compare labels of {item.name}"
         for outcome in run_cases(compare_case, jobs, executor=trained.executor, description=told):
             if outcome.error is not None:
@@ -106,15 +104,15 @@ def compare_case(
     classes: ClassList,
     targets: str,
     taught: str,
-) -> dict[str, dict[int, float]]:
-    """Dice by class of one case, for each of `COMPARISONS` that can be made.
+) -> dict[str, Dice]:
+    """Dice of one case, for each of `COMPARISONS` that can be made.
 
     A prediction is asked about what its teacher learned (`taught`), a merged label about what the round
     learns (`targets`). Where that is organs alone a tumor belongs to its organ, which the truth does not
     tell: its voxels are left out of the comparison.
     """
     pseudo = read_labels(prediction, classes, case=case)
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, Dice] = {}
     if previous is not None:
         reference = match_grid(read_labels(previous, classes, label_map, case), pseudo, case)
         found["previous"] = _compare(pseudo.array, reference.array, classes, taught)
@@ -128,7 +126,7 @@ def compare_case(
     return found
 
 
-def _compare(ours: np.ndarray, reference: np.ndarray, classes: ClassList, targets: str) -> dict[int, float]:
+def _compare(ours: np.ndarray, reference: np.ndarray, classes: ClassList, targets: str) -> Dice:
     """Dice of the classes of `targets`; what either ignores and a tumor that is none of them left out."""
     asked = (ours != IGNORE) & (reference != IGNORE)
     wanted = [i for i in classes.outputs(targets) if i]
@@ -137,7 +135,7 @@ def _compare(ours: np.ndarray, reference: np.ndarray, classes: ClassList, target
     return dice(ours[asked], reference[asked], wanted)
 
 
-def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[int, float]:
+def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> Dice:
     """Dice of each class that the reference has, from 0 to 1; both maps uint8 of one shape."""
     both = np.bincount(reference[ours == reference], minlength=256)
     total = np.bincount(ours.ravel(), minlength=256) + np.bincount(reference.ravel(), minlength=256)
@@ -145,49 +143,42 @@ def dice(ours: np.ndarray, reference: np.ndarray, ids: Sequence[int]) -> dict[in
     return {i: float(2 * both[i] / total[i]) for i in ids if there[i]}
 
 
-def label_quality(found: Sequence[Quality], classes: ClassList) -> "Figure | None":
+def label_quality(found: Sequence[Quality], classes: ClassList) -> "figures.Figure | None":
     """Dice of pseudo labels by round, with their teacher's training labels and with the truth, if any."""
-    lines = {
-        "previous": ("D:", GREY, "prediction and the labels its teacher was trained on"),
-        "pseudo": ("o-", ACCENT, "prediction and truth"),
-        "merged": ("s-", PAPER, "merged label and truth"),
-    }
-    means = {
-        part: {k: [q.percent(k, ids) for q in found] for k in lines} for part, ids in parts(classes).items()
-    }
-    there = {part: of for part, of in means.items() if any(m is not None for m in chain(*of.values()))}
+    there = {}
+    for part, ids in parts(classes).items():
+        means = {comparison: [q.percent(comparison, ids) for q in found] for comparison in COMPARISONS}
+        if any(value is not None for value in chain(*means.values())):
+            there[part] = means
     if not there:
         return None
-    with new_figure(9.2, 3.3) as figure:
+    with figures.new_figure(9.2, 3.3) as figure:
         grid = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
         for axes, (part, values) in zip(grid, there.items(), strict=True):
-            for comparison, look in lines.items():
-                draw_series(axes, values[comparison], *look)
-            axes.set_title(part)
+            for comparison, look in COMPARISONS.items():
+                figures.draw_series(axes, values[comparison], *look)
             axes.set_xticks(range(len(found)), [f"{q.round.upper()}\nby {q.teacher.upper()}" for q in found])
-            axes.set_xlim(-0.4, len(found) - 0.6)
-            axes.set_ylim(0, 102)
+            axes.set(title=part, xlim=(-0.4, len(found) - 0.6), ylim=(0, 102))
         grid[0].set_ylabel("Dice (%)")
-        legend_below(figure, grid[0])
+        figures.legend_below(figure, grid[0])
     return figure
 
 
-def kept_labels(rows: Sequence[Mapping[str, str]]) -> "Figure | None":
+def kept_labels(rows: Sequence[Mapping[str, str]]) -> "figures.Figure | None":
     """Share of the teachers' voxels that selections kept, by class and round, from their `selection.csv`."""
     names, rounds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("class", "round"))
     if not rows:
         return None
-    with new_figure(9.2, 3.0) as figure:
+    with figures.new_figure(9.2, 3.0) as figure:
         axes = figure.subplots()
         for number, item in enumerate(rounds):
             share = {r["class"]: 100 * int(r["kept"]) / int(r["voxels"]) for r in rows if r["round"] == item}
-            draw_series(axes, [share.get(name) for name in names], "os^vDPX<"[number % 8], f"C{number}", item)
-        axes.set_xticks(
-            range(len(names)), [name.replace("_", " ") for name in names], rotation=40, ha="right"
-        )
-        axes.set_ylim(0, 102)
-        axes.set_ylabel("kept (%)")
-        legend_below(figure, axes)
+            look = "os^vDPX<"[number % 8], f"C{number}", item
+            figures.draw_series(axes, [share.get(name) for name in names], *look)
+        told = [name.replace("_", " ") for name in names]
+        axes.set_xticks(range(len(names)), told, rotation=40, ha="right")
+        axes.set(ylim=(0, 102), ylabel="kept (%)")
+        figures.legend_below(figure, axes)
     return figure
 
 

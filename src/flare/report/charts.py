@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,6 @@ from flare.core.pictures import TARGETS, class_colours, title
 from flare.evaluation.metrics import MEASURES, mean
 from flare.report import figures
 from flare.report.facts import Facts, RoundFacts
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, GAP, ROW, EDGE = 122, 129, 24, 153, 4  # of a box, between columns, of a row, around all
 BELOW = 11  # how far below its boxes an arrow runs that has others to pass
@@ -72,7 +68,7 @@ def _arrow(source: tuple[int, int], target: tuple[int, int]) -> str:
     return f"M{x0} {y0}C{x0 + bend} {y0} {x1 - bend} {y1} {x1 - 2} {y1}"
 
 
-def learning_curves(rounds: Sequence[RoundFacts]) -> "Figure":
+def learning_curves(rounds: Sequence[RoundFacts]) -> "figures.Figure":
     """Training loss (above) and mean validation DSC (below) by epoch, one column a round."""
     with figures.new_figure(9.2, 3.9) as figure:
         grid = figure.subplots(2, len(rounds), sharex="col", sharey="row", squeeze=False)
@@ -82,16 +78,13 @@ def learning_curves(rounds: Sequence[RoundFacts]) -> "Figure":
                 if not figures.draw_curve(axes, points, TARGETS[item.plan["targets"]]):
                     axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=figures.GREY)
                 if len(points) == 1:  # no curve: its one value in words
-                    axes.annotate(
-                        f"{points[0][1]:.2f} ", points[0], ha="right", va="center", color=figures.INK
-                    )
+                    told = f"{points[0][1]:.2f} "
+                    axes.annotate(told, points[0], ha="right", va="center", color=figures.INK)
             column[0].set_title(item.name.upper())
             epochs = max(1, len(item.curve))
-            column[1].set_xlim(0, epochs + 0.5)
-            column[1].set_xticks(sorted({1, epochs}))
-        grid[1, 0].set_ylim(0, 1)
-        grid[0, 0].set_ylabel("training loss")
-        grid[1, 0].set_ylabel("validation DSC")
+            column[1].set(xlim=(0, epochs + 0.5), xticks=sorted({1, epochs}))
+        grid[0, 0].set(ylabel="training loss")
+        grid[1, 0].set(ylabel="validation DSC", ylim=(0, 1))
         figure.supxlabel("epoch", fontsize=9.5)
     return figure
 
@@ -99,11 +92,11 @@ def learning_curves(rounds: Sequence[RoundFacts]) -> "Figure":
 def trends(facts: Facts) -> dict[str, str]:
     """Columns of the ablation table that are drawn over the rounds, organ mean and tumor DSC, by name."""
     names = {"organ_mean_DSC": "organs, mean", facts.tumor_column: "tumor"}
-    rows = [row for row in facts.table if row["round"] in facts.names]
+    rows = [row for row in facts.results.table if row["round"] in facts.names]
     return {k: name for k, name in names.items() if any(row.get(k) is not None for row in rows)}
 
 
-def trend(facts: Facts) -> "Figure | None":
+def trend(facts: Facts) -> "figures.Figure | None":
     """What `trends` tells, ours and the paper's, with the baselines as levels; None where it is nothing."""
     if not (wanted := trends(facts)):
         return None
@@ -115,27 +108,23 @@ def trend(facts: Facts) -> "Figure | None":
     return figure
 
 
-def draw_trend(axes: "Axes", facts: Facts, key: str, name: str) -> None:
+def draw_trend(axes: "figures.Axes", facts: Facts, key: str, name: str) -> None:
     """One measure of the ablation table over the rounds."""
-    names = facts.names
-    rows = {row["round"]: row for row in facts.table}
+    names, right = facts.names, len(facts.names) - 0.6
+    rows = {row["round"]: row for row in facts.results.table}
     ours = f"this run ({facts.settings.data}, n={facts.results.compared})"
     theirs = "the paper (FLARE23 online validation)"
     figures.draw_series(axes, [rows[n].get(key) for n in names], "o-", figures.ACCENT, ours)
     figures.draw_series(axes, [rows[n].get(f"paper_{key}") for n in names], "s--", figures.PAPER, theirs)
     if best := facts.best_baseline(key):
         axes.axhline(best[key], color=figures.GREY, linewidth=1, linestyle=":", label="best baseline")
-        axes.text(
-            len(names) - 0.6, best[key] + 1.5, best["round"], color=figures.GREY, ha="right", fontsize=8.5
-        )
-    axes.set_title(name)
+        place = right, best[key] + 1.5
+        axes.text(*place, best["round"], color=figures.GREY, ha="right", fontsize=8.5)
     axes.set_xticks(range(len(names)), [n.upper() for n in names])
-    axes.set_xlim(-0.4, len(names) - 0.6)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("DSC (%)")
+    axes.set(title=name, xlim=(-0.4, right), ylim=(0, 100), ylabel="DSC (%)")
 
 
-def class_boxes(item: RoundFacts, classes: ClassList) -> "Figure":
+def class_boxes(item: RoundFacts, classes: ClassList) -> "figures.Figure":
     """DSC and NSD of every scored case by class that the round learns: boxes, with every case as a dot."""
     colours = class_colours(classes)
     learned = [c for c in classes.entries if c.id in classes.outputs(item.plan["targets"])]
@@ -151,8 +140,7 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> "Figure":
                 offsets = np.linspace(-0.16, 0.16, len(found)) if len(found) > 1 else np.zeros(len(found))
                 edge = {"edgecolor": figures.INK, "linewidth": 0.6}
                 axes.scatter(spot + offsets, found, s=22, zorder=3, color=colours[c.id], **edge)
-            axes.set_ylim(-3, 103)
-            axes.set_ylabel(f"{measure} (%)")
+            axes.set(ylim=(-3, 103), ylabel=f"{measure} (%)")
             axes.grid(axis="x", visible=False)
         names = [f"{title(c)}, n={len(v)}" for c, v in zip(learned, values, strict=True)]
         middle, half = (len(learned) - 1) / 2, max(len(learned), MIN_PLACES) / 2 + 0.1
@@ -162,7 +150,7 @@ def class_boxes(item: RoundFacts, classes: ClassList) -> "Figure":
     return figure
 
 
-def seconds_by_stage(rounds: Sequence[RoundFacts]) -> "Figure":
+def seconds_by_stage(rounds: Sequence[RoundFacts]) -> "figures.Figure":
     """Mean seconds a case by stage of inference, one bar a round."""
     with figures.new_figure(9.2, 0.9 + 0.32 * len(rounds)) as figure:
         axes = figure.subplots()
@@ -198,8 +186,8 @@ def write_overview(path: Path, facts: Facts, example: tuple[str, Mapping[str, by
             for axes, (key, name) in zip(grid, drawn.items(), strict=True):
                 draw_trend(axes, facts, key, name)
             grid[0].legend(fontsize=8, loc="lower right")
-        colours = class_colours(facts.classes)
-        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.classes.entries]
+        colours = class_colours(facts.settings.classes)
+        patches = [Patch(color=colours[c.id], label=title(c)) for c in facts.settings.classes.entries]
         left.legend(handles=patches, loc="outside lower center", ncols=5, fontsize=8)
         with atomic(path) as temporary:
             figure.savefig(temporary, dpi=150)

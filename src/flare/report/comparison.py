@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,17 +14,14 @@ from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.core.files import sha256, write_json, write_text
 from flare.core.pictures import Stroke, run_strokes
-from flare.evaluation.metrics import MEASURES
+from flare.evaluation import metrics, summary
 from flare.evaluation.rendering import Cell, Column, Table, beside, cell, to_markdown
-from flare.evaluation.summary import read_scores
-from flare.report.figures import draw_curve, new_figure, render
+from flare.report import figures
 from flare.runs.folders import RunFolder, is_public
 from flare.runs.journal import Journal
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Rows = list[dict[str, float]]
+Point = tuple[float, float]
 LINES, BARS, PICTURES, CASES = "lines", "bars", "pictures", "cases"
 LAST = ", last"  # behind the title of a panel of last values
 
@@ -79,15 +76,13 @@ class Comparison:
         means = [Panel(LINES, f"mean {name}", f"val/{m}_mean") for m, name in scores.items()]
         means += [Panel(BARS, f"mean {name}{LAST}", f"val/{m}_mean") for m, name in scores.items()]
         classes = [k for m in scores for k in known if k.startswith(f"val/{m}/")]
+        cases = [Panel(PICTURES, "validation cases", "val/overlays"), Panel(CASES, "cases", "val/cases")]
         machine = ("lr", "patches_per_s", "gpu_memory_mb")
         found = {
             "Validation": means,
             "Loss": [Panel(LINES, k, k) for k in ("train/loss", "train/dice", "train/ce")],
             "Classes": [Panel(LINES, k.removeprefix("val/"), k) for k in classes],
-            "Cases": [
-                Panel(PICTURES, "validation cases", "val/overlays"),
-                Panel(CASES, "cases", "val/cases"),
-            ],
+            "Cases": cases,
             "Learning rate, speed and memory": [Panel(LINES, k, k) for k in machine],
         }
         there = {t: [p for p in panels if p.key in known or not p.is_drawn] for t, panels in found.items()}
@@ -115,22 +110,23 @@ def write_comparison(found: Comparison, output: Path) -> dict[str, Path]:
     parts += [f"## {title}\n\n{to_markdown([_last_values(found, ps)])}" for title, ps in drawn.items()]
     write_text(paths["md"], "\n".join(parts))
     strokes = run_strokes(found.curves)
-    figures = {t: [(p.title, _figure(found, p, strokes)) for p in panels] for t, panels in drawn.items()}
-    write_text(paths["html"], render("comparison.html", found=found, figures=figures, strokes=strokes))
+    shown = {t: [(p.title, _figure(found, p, strokes)) for p in panels] for t, panels in drawn.items()}
+    page = figures.render("comparison.html", found=found, figures=shown, strokes=strokes)
+    write_text(paths["html"], page)
     return paths
 
 
 def _last_values(found: Comparison, panels: Sequence[Panel]) -> Table:
     values = {p.key: found.last(p.key) for p in panels}
-    rows = [
-        [cell(name), *(Cell(f"{v[name]:.4g}", v[name]) if name in v else Cell("-") for v in values.values())]
-        for name in found.curves
-    ]
+    rows = []
+    for name in found.curves:
+        numbers = [of.get(name) for of in values.values()]
+        rows.append([cell(name), *(cell(None) if n is None else Cell(f"{n:.4g}", n) for n in numbers)])
     title, first = ("Last values", "training") if found.is_trained else ("Values", "job")
     return Table(title, [Column(first), *map(Column, values)], rows)
 
 
-def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> "Figure":
+def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> "figures.Figure":
     if panel.kind == BARS:
         return compared_bars(found.last(panel.key), strokes)
     runs = found.curves.items()
@@ -138,23 +134,21 @@ def _figure(found: Comparison, panel: Panel, strokes: Mapping[str, Stroke]) -> "
     return compared_curves(points, strokes)
 
 
-def compared_curves(
-    points: Mapping[str, Sequence[tuple[float, float]]], strokes: Mapping[str, Stroke]
-) -> "Figure":
+def compared_curves(points: Mapping[str, Sequence[Point]], strokes: Mapping[str, Stroke]) -> "figures.Figure":
     """One curve a run over the steps, in its own stroke."""
-    with new_figure(5.2, 2.9) as figure:
+    with figures.new_figure(5.2, 2.9) as figure:
         axes = figure.subplots()
         for name, found in points.items():
-            draw_curve(axes, found, *strokes[name][:2])
+            figures.draw_curve(axes, found, *strokes[name][:2])
         axes.set_xlabel("step")
     return figure
 
 
-def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> "Figure":
+def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) -> "figures.Figure":
     """One bar a run, in its own colour, with its value."""
     names = [fill(name, 40) for name in values]
     lines = sum(max(2, 1 + name.count("\n")) for name in names)
-    with new_figure(5.2, 0.6 + 0.18 * max(2, lines)) as figure:
+    with figures.new_figure(5.2, 0.6 + 0.18 * max(2, lines)) as figure:
         axes = figure.subplots()
         bars = axes.barh(range(len(values)), list(values.values()), color=[strokes[n][0] for n in values])
         axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
@@ -168,12 +162,12 @@ def compared_bars(values: Mapping[str, float], strokes: Mapping[str, Stroke]) ->
 def mean_table(rows: Sequence[Mapping[str, Any]], classes: ClassList, cohort: str) -> Table:
     """Organ means and tumor of the ablation table, from rows of `table5.csv` with numbers as such."""
     names = ["organ_mean", *(c.short for c in classes.entries if c.id == classes.tumor)]
-    keys = [f"{name}_{measure}" for name in names for measure in MEASURES]
+    keys = [f"{name}_{measure}" for name in names for measure in metrics.MEASURES]
     columns = [Column("round"), Column("cases"), *(Column(k.replace("_", " "), "max") for k in keys)]
-    body = [
-        [cell(r["round"]), cell(r["cases"], 0), *(beside(r.get(k), r.get(f"paper_{k}")) for k in keys)]
-        for r in rows
-    ]
+    body = []
+    for row in rows:
+        cells = [beside(row.get(k), row.get(f"paper_{k}")) for k in keys]
+        body.append([cell(row["round"]), cell(row["cases"], 0), *cells])
     has_paper = any(k.startswith("paper_") for r in rows for k in r)
     told = ", the paper's (FLARE23 online validation) in brackets" if has_paper else ""
     return Table(f"Rounds on {cohort}, in percent{told}; best in bold", columns, body)
@@ -209,14 +203,11 @@ def build_report(found: Comparison) -> Any:
 def public_table(table: Table) -> Table:
     """A table as it may leave the machine: a sweep over folders or checkpoints has their names in it.
 
-    Its headings are keys of the configuration, or names of measures. Columns of private keys of `data` and
-    `paths` are left out, other file names become dashes.
+    Columns headed by private keys of `data` and `paths` are left out, other file names become dashes.
     """
-    kept = [n for n, column in enumerate(table.columns) if is_public(column.heading, None)]
-    rows = [
-        [row[n] if is_public(table.columns[n].heading, row[n].text) else Cell("-") for n in kept]
-        for row in table.rows
-    ]
+    heads = table.headings
+    kept = [n for n, heading in enumerate(heads) if is_public(heading, None)]
+    rows = [[row[n] if is_public(heads[n], row[n].text) else Cell("-") for n in kept] for row in table.rows]
     return replace(table, columns=[table.columns[n] for n in kept], rows=rows)
 
 
@@ -249,7 +240,7 @@ def publish_table(cfg: DictConfig, run: RunFolder, table: Sequence[Mapping[str, 
     status = "failed"
     try:
         for name, paths in files.items():
-            rows = table if name == "table5" else read_scores(paths[0])
+            rows = table if name == "table5" else summary.read_scores(paths[0])
             logger.log_files(f"{cfg.name}-{name}", "table", paths, rows)
         run_id, status = logger.run_id, "success"
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flare.core.classes import IGNORE, ClassList
-from flare.core.geometry import Shape, Volume
+from flare.core.geometry import Shape
 from flare.core.pictures import WINDOW_HU, class_colours, draw_case, rgb, title
 from flare.core.preprocessing import resample, without_ignored
 from flare.core.volumes import read_compared
@@ -51,10 +51,8 @@ class Shown:
 
 def named_ranks(order: Sequence[str]) -> dict[str, str]:
     """Case id -> `best`, `median` or `worst`, from cases in order of their score, the best first."""
-    if not order:
-        return {}
     last = len(order) - 1
-    return {order[last // 2]: "median", order[last]: "worst", order[0]: "best"}
+    return {order[last // 2]: "median", order[last]: "worst", order[0]: "best"} if order else {}
 
 
 def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
@@ -74,7 +72,7 @@ def show_cases(facts: Facts, folder: Path, executor: Executor) -> list[Shown]:
     chosen = [case for case, (_, missed) in drawn.items() if missed or case in ranks]
     voxels = min(VOXELS, ALL_VOXELS // max(1, len(chosen)))
     jobs = {case: job(case, voxels=voxels) for case in chosen}
-    packed = _done(pack_files, jobs, executor, "pack cases")
+    packed = _done(pack_case, jobs, executor, "pack cases")
     found = []
     for case in filter(drawn.__contains__, order):
         pictures, missed = drawn[case]
@@ -110,17 +108,12 @@ def show_case(
     return pictures, sum(lesion.side == "reference" and not lesion.matched for lesion in lesions)
 
 
-def pack_files(case: str, files: Files, settings: ReportSettings, voxels: int) -> dict[str, str]:
-    """Read a case's files and pack them for the viewer."""
-    volumes = read_compared(case, files, settings.classes, settings.label_map)
-    return pack_case(volumes, settings.classes, voxels)
-
-
-def pack_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, voxels: int) -> dict[str, str]:
+def pack_case(case: str, files: Files, settings: ReportSettings, voxels: int) -> dict[str, str]:
     """Pack image, reference and prediction for the viewer, each in about so many voxels at most.
 
     Gives `image` (soft-tissue window, 0 to 255), `reference`, `prediction`: base64 of `.nii.gz`, uint8, RAS.
     """
+    volumes = read_compared(case, files, settings.classes, settings.label_map)
     ct = volumes[0]
     coarse = max(1.0, (ct.array.size / voxels) ** (1 / 3))
     z, y, x = (max(1, round(n / coarse)) for n in ct.array.shape)
@@ -128,7 +121,7 @@ def pack_case(volumes: tuple[Volume, Volume, Volume], classes: ClassList, voxels
     grey = resample(ct.array, (z, y, x), "linear") if coarse > 1 else ct.array
     grey = np.rint(np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     spacing = [s * n / m for s, n, m in zip(ct.geometry.spacing_mm, ct.array.shape, (z, y, x), strict=True)]
-    labels = [coarsen(v.array, (z, y, x), classes.tumor) for v in volumes[1:]]
+    labels = [coarsen(v.array, (z, y, x), settings.classes.tumor) for v in volumes[1:]]
     names = ("image", "reference", "prediction")
     return {name: encode(array, spacing) for name, array in zip(names, (grey, *labels), strict=True)}
 
@@ -175,5 +168,5 @@ def viewer_json(facts: Facts, shown: Sequence[Shown]) -> str | None:
     cases = [{"name": s.case, "told": s.told, **s.volumes} for s in shown if s.volumes]
     if not cases:
         return None
-    data = {"lookup": lookup_table(facts.classes), "cases": cases}
+    data = {"lookup": lookup_table(facts.settings.classes), "cases": cases}
     return json.dumps(data).replace("<", "\\u003c")  # no markup whatever a case or a class is called

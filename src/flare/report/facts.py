@@ -10,13 +10,14 @@ from omegaconf import DictConfig
 from flare.core.cases import Case, read_label_map
 from flare.core.classes import ClassList
 from flare.core.files import read_csv, read_json
-from flare.evaluation.metrics import mean
-from flare.evaluation.published import shows_published
+from flare.evaluation import metrics, published
 from flare.evaluation.summary import Row, only_learned, read_scores
 from flare.rounds.score import Results, Trained, held_out
 from flare.rounds.settings import RoundSettings
 from flare.runs.folders import public_config
 from flare.runs.journal import Journal
+
+Plan = dict[str, str]  # a round's row of `plan.csv`
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class RoundFacts:
 
     name: str
     teachers: list[str]  # the rounds that made its pseudo labels, the main one first
-    plan: dict[str, str]  # its row of `plan.csv`
-    curve: list[dict[str, float | None]] = field(default_factory=list)  # `training.csv`: numbers by epoch
+    plan: Plan
+    curve: list[Row] = field(default_factory=list)  # `training.csv`: numbers by epoch
     # rows of the scored split's `metrics.csv`, one a case; None for classes that it does not learn
     scores: list[Row] = field(default_factory=list)
     provenance: list[dict[str, str]] = field(default_factory=list)  # `provenance.csv`; none on ground truth
@@ -64,7 +65,7 @@ class ReportSettings:
             label_map=read_label_map(cfg.data.label_map, classes),
             truth=truth if truth is not None and truth.is_dir() else None,
             public=public_config(cfg),
-            has_paper=shows_published(cfg, classes, cfg.data.scoring.protocol),
+            has_paper=published.shows_published(cfg, classes, cfg.data.scoring.protocol),
         )
 
 
@@ -85,16 +86,6 @@ class Facts:
         return self.rounds[-1]
 
     @property
-    def classes(self) -> ClassList:
-        """The class list."""
-        return self.settings.classes
-
-    @property
-    def table(self) -> list[Row]:
-        """Rows of the ablation table, of rounds and baselines."""
-        return self.results.table
-
-    @property
     def failed(self) -> list[str]:
         """Ids of the cases that failed somewhere."""
         return sorted({f.case_id for f in self.results.failures})
@@ -107,20 +98,20 @@ class Facts:
     @property
     def tumor_column(self) -> str:
         """The tumor's DSC in the table; empty where the class list has no tumor."""
-        tumor = self.classes.tumor
-        return "" if tumor is None else f"{self.classes.by_id(tumor).short}_DSC"
+        classes = self.settings.classes
+        return "" if classes.tumor is None else f"{classes.by_id(classes.tumor).short}_DSC"
 
     @property
     def ranked(self) -> dict[str, float]:
         """Scored cases with their mean DSC over the last round's classes that were scored, the best first."""
-        columns = [f"{c.short}_DSC" for c in self.classes.entries]
-        means = {row["Name"]: mean(row.get(column) for column in columns) for row in self.last.scores}
+        columns = [f"{c.short}_DSC" for c in self.settings.classes.entries]
+        means = {row["Name"]: metrics.mean(row.get(column) for column in columns) for row in self.last.scores}
         known = [(case, value) for case, value in means.items() if value is not None]
         return dict(sorted(known, key=lambda item: (-item[1], item[0])))
 
     def best_baseline(self, column: str) -> Row | None:
         """The baseline's row with the highest value of a column."""
-        rows = [r for r in self.table if r["round"] not in self.names and r.get(column) is not None]
+        rows = [r for r in self.results.table if r["round"] not in self.names and r.get(column) is not None]
         return max(rows, key=lambda row: row[column], default=None)
 
 
@@ -133,19 +124,15 @@ def gather(settings: ReportSettings, trained: Trained, results: Results) -> Fact
     return Facts(settings, cases, scored, rounds, results, _json(run.root / "environment.json"))
 
 
-def _round(
-    item: RoundSettings, plan: dict[str, str], scored: Sequence[Case], settings: ReportSettings
-) -> RoundFacts:
+def _round(item: RoundSettings, plan: Plan, scored: Sequence[Case], settings: ReportSettings) -> RoundFacts:
     folder = item.folder
     journal = Journal(folder.journal(f"predict-{settings.split}"))
-    metrics = folder.root / settings.split / "metrics.csv"
-    scores = read_scores(metrics) if metrics.exists() else []
-    curve = read_csv(folder.training_csv, may_lack=True)
+    scores = read_scores(folder.root / settings.split / "metrics.csv", may_lack=True)
     return RoundFacts(
         name=str(item.name),
         teachers=item.teachers if item.is_hybrid else [],
         plan=plan,
-        curve=[{k: float(v) if v else None for k, v in row.items()} for row in curve],
+        curve=read_scores(folder.training_csv, may_lack=True),
         scores=only_learned(scores, settings.classes, plan["targets"]),
         provenance=read_csv(folder.labels / "provenance.csv", may_lack=True),
         seconds=[journal.values(c.id) for c in scored if c.id in journal],

@@ -15,23 +15,17 @@ from flare.core.cases import KINDS, SPLITS
 from flare.core.classes import ClassList
 from flare.core.files import config_hash, read_csv, read_json, sha256, stat_key, write_text
 from flare.core.pictures import TARGETS, class_colours, title
-from flare.evaluation.lesions import detection_tables
-from flare.evaluation.metrics import MEASURES, mean
-from flare.evaluation.published import PUBLIC, public_validation
-from flare.evaluation.rendering import csv_table
+from flare.evaluation import lesions, metrics, published, rendering
 from flare.evaluation.summary import Row
 from flare.merging.provenance import FATES, GROUND_TRUTH, NONE
 from flare.models.names import describe_network
 from flare.prepare.analysis import draw_label_analysis, kind_counts
-from flare.report import agreement, charts
-from flare.report.examples import show_cases, viewer_json
+from flare.report import agreement, charts, examples, figures
 from flare.report.facts import Facts, ReportSettings, RoundFacts, gather
-from flare.report.figures import render
-from flare.rounds.graph import tell_frozen, tell_starts
-from flare.rounds.protocol import TRAININGS
+from flare.rounds import graph, protocol
 from flare.rounds.score import Results, Trained
 from flare.runs.folders import public_config
-from flare.runs.journal import Journal, tell_again
+from flare.runs.journal import Inputs, Journal, tell_again
 
 log = logging.getLogger(__name__)
 NIIVUE = Path(__file__).with_name("vendor") / "niivue.umd.js"
@@ -62,16 +56,10 @@ def _journal(trained: Trained) -> Journal:
     return Journal(trained.run.root / "journal" / "report.jsonl")
 
 
-def _basis(
-    settings: ReportSettings, trained: Trained, failed: Sequence[Any]
-) -> tuple[dict[str, Path | str], dict[str, Any]]:
+def _basis(settings: ReportSettings, trained: Trained, failed: Sequence[Any]) -> tuple[Inputs, Row]:
     """What the page is made from, and what else decides it."""
-    config = {
-        "format": FORMAT,
-        "config": settings.public,
-        "rounds": [public_config(r.config) for r in trained.rounds],
-        "failed": failed,
-    }
+    configs = [public_config(r.config) for r in trained.rounds]
+    config = {"format": FORMAT, "config": settings.public, "rounds": configs, "failed": failed}
     # small files count by their content, volumes by the journals that made them
     patterns = ["training.csv", "environment.json", "labels/provenance.csv", "journal/*.jsonl"]
     patterns += [f"{settings.split}/{name}" for name in ("journal.jsonl", "metrics.csv")]
@@ -90,13 +78,13 @@ def build_report(
     """Write the page, an HTML file, and the picture for a README, a PNG file."""
     started = time.monotonic()
     facts = gather(settings, trained, results)
-    rounds, classes = facts.rounds, facts.classes
+    rounds, classes = facts.rounds, settings.classes
     quality = agreement.pseudo_label_quality(settings, trained)
-    shown = show_cases(
-        facts, trained.rounds[-1].folder.root / settings.split / "predictions", trained.executor
-    )
+    folder = trained.rounds[-1].folder.root / settings.split / "predictions"
+    shown = examples.show_cases(facts, folder, trained.executor)
     last = public_config(trained.rounds[-1].config)
     colours = class_colours(classes)
+    selected = [row for r in trained.rounds for row in read_csv(r.folder.selection, may_lack=True)]
     context = {
         "facts": facts,
         "today": date.today().isoformat(),
@@ -109,34 +97,32 @@ def build_report(
         "kinds": KINDS,
         "cohort": {split: kind_counts(facts.cases, split) for split in SPLITS},
         "classes": [(c, title(c), colours[c.id]) for c in classes.entries],
-        "completeness": draw_label_analysis(facts.cases, facts.classes),
+        "completeness": draw_label_analysis(facts.cases, classes),
         "curves": charts.learning_curves(rounds),
         "sources": source_rows(trained.cohort.folder.label_sources),
         "has_paper": has_paper(facts),
-        "starts": tell_starts([r.plan for r in rounds]),
-        "frozen": tell_frozen([r.plan for r in rounds]),
+        "starts": graph.tell_starts([r.plan for r in rounds]),
+        "frozen": graph.tell_frozen([r.plan for r in rounds]),
         "trend": charts.trend(facts),
-        "ablation": [(m, ablation_table(facts, m)) for m in MEASURES] if facts.table else [],
-        "tumors": detection_tables(results.tumors, facts.last.name) if results.tumors else [],
+        "ablation": [(m, ablation_table(facts, m)) for m in metrics.MEASURES] if results.table else [],
+        "tumors": lesions.detection_tables(results.tumors, facts.last.name) if results.tumors else [],
         "boxes": charts.class_boxes(facts.last, classes) if facts.ranked else None,
         "fits": {r.name: read_json(path) for r in trained.rounds if (path := r.folder.components).exists()},
-        "protocol": [csv_table(trained.run.root / "table2.csv", TRAININGS)],
+        "protocol": [rendering.csv_table(trained.run.root / "table2.csv", protocol.TRAININGS)],
         "sample": agreement.SAMPLE,
         "quality": quality,
         "quality_parts": agreement.parts(classes).values(),
         "quality_figure": agreement.label_quality(quality, classes),
-        "kept": agreement.kept_labels(
-            [row for r in trained.rounds for row in read_csv(r.folder.selection, may_lack=True)]
-        ),
-        "comparisons": agreement.COMPARISONS[: None if settings.truth else 1],
+        "kept": agreement.kept_labels(selected),
+        "comparisons": list(agreement.COMPARISONS)[: None if settings.truth else 1],
         "provenance": [provenance_row(r, classes) for r in rounds if r.provenance],
         "shown": shown,
-        "viewer": viewer_json(facts, shown),
+        "viewer": examples.viewer_json(facts, shown),
         "niivue": NIIVUE.read_text(encoding="utf-8").replace("</script", "<\\/script"),
         "seconds": charts.seconds_by_stage(rounds) if any(r.seconds for r in rounds) else None,
         "efficiency": [efficiency_row(r) for r in rounds],
     }
-    write_text(page, render("report.html", **context))
+    write_text(page, figures.render("report.html", **context))
     shown.sort(key=lambda s: s.rank != "median")
     charts.write_overview(overview, facts, (shown[0].case, shown[0].pictures) if shown else None)
     log.info("report.html: %.1f MB, made in %.0f s", page.stat().st_size / 1e6, time.monotonic() - started)
@@ -152,7 +138,7 @@ def source_rows(path: Path) -> dict[str, dict[str, Row]]:
 
 def headline(facts: Facts) -> list[tuple[str, float]]:
     """The figures that stand at the top: the last round's, and the best baseline beside the first of them."""
-    last = next((row for row in facts.table if row["round"] == facts.last.name), {})
+    last = next((row for row in facts.results.table if row["round"] == facts.last.name), {})
     names = {"organ_mean_DSC": "organ", facts.tumor_column: "tumor"}
     known = [(key, name) for key, name in names.items() if last.get(key) is not None]
     found = [(f"{name} DSC of {facts.last.name.upper()}", last[key]) for key, name in known]
@@ -164,29 +150,24 @@ def headline(facts: Facts) -> list[tuple[str, float]]:
 
 def has_paper(facts: Facts) -> bool:
     """Whether a round of the run is one of the paper's, whose figures stand beside it."""
-    return any(key.startswith("paper_") for row in facts.table for key in row)
+    return any(key.startswith("paper_") for row in facts.results.table for key in row)
 
 
 def ablation_table(facts: Facts, measure: str) -> list[Row]:
     """Rows of Table 5 for `DSC` or `NSD`: ours, the paper's beside, the best of ours marked."""
-    keys = [f"{name}_{measure}" for name in [*(c.short for c in facts.classes.entries), "organ_mean"]]
-    values = {key: [row[key] for row in facts.table if row.get(key) is not None] for key in keys}
+    names = [*(c.short for c in facts.settings.classes.entries), "organ_mean"]
+    keys = [f"{name}_{measure}" for name in names]
+    values = {key: [row[key] for row in facts.results.table if row.get(key) is not None] for key in keys}
     best = {key: max(found) for key, found in values.items() if len(found) > 1 and max(found) > 0}
-    theirs = public_validation(measure)
-    public = {"round": PUBLIC, "cases": None, **{f"paper_{name}_{measure}": v for name, v in theirs.items()}}
-    return [
-        {
-            "name": row["round"],
-            "baseline": row["round"] not in facts.names,
-            "cases": row["cases"],
-            "paper_cases": row.get("paper_cases"),
-            "cells": [
-                {"ours": row.get(k), "paper": row.get(f"paper_{k}"), "best": row.get(k) == best.get(k, "")}
-                for k in keys
-            ],
-        }
-        for row in [*facts.table, *([public] if has_paper(facts) else [])]
-    ]
+    rows = [*facts.results.table, *([published.public_validation(measure)] if has_paper(facts) else [])]
+    found = []
+    for row in rows:
+        cells = []
+        for key in keys:
+            ours, paper = row.get(key), row.get(f"paper_{key}")
+            cells.append({"ours": ours, "paper": paper, "best": ours == best.get(key, "")})
+        found.append(row | {"baseline": row["round"] not in facts.names, "cells": cells})
+    return found
 
 
 def provenance_row(item: RoundFacts, classes: ClassList) -> Row:
@@ -218,10 +199,10 @@ def efficiency_row(item: RoundFacts) -> Row:
     memory = [mb for row in item.curve if (mb := row.get("gpu_memory_mb")) is not None]
     return {
         "round": item.name,
-        "patches_per_s": mean(row.get("patches_per_s") for row in item.curve),
+        "patches_per_s": metrics.mean(row.get("patches_per_s") for row in item.curve),
         "gpu_memory_mb": max(memory, default=None),
         "n": len(seconds),
         "median_s": median(seconds) if seconds else None,
         "max_s": max(seconds, default=None),
-        "windows": mean(row.get("windows") for row in item.seconds),
+        "windows": metrics.mean(row.get("windows") for row in item.seconds),
     }
