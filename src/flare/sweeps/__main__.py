@@ -33,8 +33,7 @@ def main(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
             # nobody has chosen the parameters of trials that a search has not begun
             if job.status != COMPLETED and job.overrides is not None:
                 log.info("job %s again: %s", job.folder, " ".join(job.overrides))
-                line = command(job.script, [*job.overrides, *extra], sweep / job.folder)
-                _run(line)
+                _run(command(job.script, [*job.overrides, *extra], sweep / job.folder))
         jobs = write_sweep(sweep)
     if text := show_jobs(jobs, sweep):
         log.error(text)

@@ -157,20 +157,17 @@ def set_direction(config: DictConfig) -> None:
     objective = config.get("objective") if script == "train" else None
     wanted = next((way for way, names in DIRECTIONS.items() if names.fullmatch(str(objective))), None)
     if wanted is None:
-        raise FlareError(
-            f"hydra/sweeper: objective={objective} of {script} has no direction; expected train.py with an "
-            "objective that has one, such as val/dsc_mean or train/loss"
-        )
+        expected = "train.py with an objective that has one, such as val/dsc_mean or train/loss"
+        told = f"objective={objective} of {script} has no direction"
+        raise FlareError(f"hydra/sweeper: {told}; expected {expected}")
     given = sweeper.direction
     ways = [getattr(way, "name", way) for way in (given if OmegaConf.is_list(given) else [given])]
     if ways == [None]:
         with read_write(config), open_dict(config):
             sweeper.direction = wanted
     elif ways != [wanted]:
-        raise FlareError(
-            f"hydra.sweeper.direction={', '.join(map(str, ways))}: expected hydra.sweeper.direction={wanted} "
-            f"for objective={objective}"
-        )
+        key, told = "hydra.sweeper.direction", ", ".join(map(str, ways))
+        raise FlareError(f"{key}={told}: expected {key}={wanted} for objective={objective}")
 
 
 def plan(config: DictConfig) -> list[Job]:

@@ -102,12 +102,10 @@ def write_sweep(sweep: Path) -> list[Job]:
     jobs = read_jobs(sweep)
     choices, table = varied(jobs), compare(jobs)
     names = list(dict.fromkeys(name for job in jobs for name in job.measures))
-    rows: list[dict[str, Any]] = [
-        {k: j.choices.get(k) for k in choices}
-        | j.measures
-        | {"job": j.folder, "status": j.status, "job_seconds": j.seconds, "error": j.error}
-        for j in jobs
-    ]
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        own = {"job": job.folder, "status": job.status, "job_seconds": job.seconds, "error": job.error}
+        rows.append({key: job.choices.get(key) for key in choices} | job.measures | own)
     write_csv(sweep / "sweep.csv", rows, ["job", *choices, "status", "job_seconds", *names, "error"])
     write_table(sweep / "sweep", [table])
     write_text(sweep / "sweep.md", to_markdown([table]) + failures(jobs, sweep))
@@ -138,16 +136,11 @@ def compare(jobs: Sequence[Job]) -> Table:
     lower = [LOWER_IS_BETTER.search(named if n == "objective" else n) for n in names]
     best = [("min" if is_lower else "max") if is_comparable else "" for is_lower in lower]
     columns += [Column(n, b) for n, b in zip(names, best, strict=True)]
-    rows = [
-        [
-            cell(job.folder),
-            *(cell(job.choices.get(k, "")) for k in choices),
-            cell(job.status),
-            cell(job.seconds, 0),
-            *(cell(job.measures.get(n), 4) for n in names),
-        ]
-        for job in jobs
-    ]
+    rows = []
+    for job in jobs:
+        asked = [cell(job.choices.get(key, "")) for key in choices]
+        numbers = [cell(job.measures.get(name), 4) for name in names]
+        rows.append([cell(job.folder), *asked, cell(job.status), cell(job.seconds, 0), *numbers])
     told = "best of each column in bold" if is_comparable else "the classes scored differ, so none is best"
     return Table(f"{jobs[0].script} over {', '.join(choices)}; {told}", columns, rows)
 
