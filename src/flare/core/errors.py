@@ -4,6 +4,7 @@ import csv
 import inspect
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,36 @@ log = logging.getLogger(__name__)
 PACKAGED = Path(__file__).parents[1] / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parents[3] / "conf"  # of a checkout
 
+NAMES = "(api_?key|access_?key|private_?key|password|passwd|passphrase|secret|token|credentials?)"
+SECRET_KEY = re.compile(f"{NAMES}$", re.IGNORECASE)
+# in a text: an override of such a key, to the next one, or an entry of a map, unless it names a variable
+OVERRIDE = re.compile(
+    rf"""({NAMES}=|[{{,]\s*["']?[\w.]*{NAMES}["']?:\s*)(?!.?\$)"""
+    r"""("[^"]*"|'[^']*'|([^\s,"'{}]|\s(?!\S*=))+)""",
+    re.IGNORECASE,
+)
+LOGIN = re.compile(r"""://[^/\s"']+@""")  # of a URL
+
+
+def without_secrets(value: Any, key: str = "") -> Any:
+    """Plain values, or a text, as they may be stored or shown; `${oc.env:KEY}`, a variable, is no secret."""
+    if value and SECRET_KEY.search(key) and "${" not in str(value):
+        return "***"
+    if isinstance(value, Mapping):
+        return {k: without_secrets(inner, str(k)) for k, inner in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(inner) for inner in value]
+    return OVERRIDE.sub(r"\1***", LOGIN.sub("://***@", value)) if isinstance(value, str) else value
+
 
 class FlareError(ValueError, CompactHydraException):
-    """A refusal: says what, which case or config key, and what was expected.
+    """A refusal: says what, which case or config key, and what was expected; no secret.
 
     Hydra prints a `CompactHydraException` as one line and exits with code 1; callers expect a `ValueError`.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(without_secrets(text))
 
 
 class NoRoomError(FlareError):

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import DictConfig
 
-from flare.core.errors import CONF
+from flare.core.errors import CONF, without_secrets
 from flare.core.heap import keep_heap
 from flare.core.paths import expand_home, tell_quoting
 
@@ -165,7 +165,8 @@ def _end(stopped: Stopped) -> None:
         if not thread.daemon:
             thread.join(1)
     told = f" in {_watch.stopped_in}" if _watch.stopped_in else ""
-    sys.stderr.write(f"stopped by {stopped.signal}{told}; go on with: {_watch.again or _same(sys.argv)}\n")
+    again = without_secrets(_watch.again or _same(sys.argv))
+    sys.stderr.write(f"stopped by {stopped.signal}{told}; go on with: {again}\n")
     raise SystemExit(stopped.code)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from flare.core.errors import without_secrets
 from flare.core.files import write_json, write_text
 
 if TYPE_CHECKING:  # a complete cohort is recognised without arrays
@@ -225,9 +226,11 @@ def public_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def is_public(key: str, value: Any) -> bool:
-    """Whether a setting may leave the machine: it is of no file or folder, by its dotted key and value."""
+    """Whether a setting may leave the machine, by its dotted key and value: it is no file and no secret."""
     group, *inner = key.split(".")
     if group == "paths" or (group == "data" and inner and inner[0] not in PUBLIC_DATA):
+        return False
+    if without_secrets(value, key) != value:
         return False
     if not isinstance(value, str) or (key == "objective" and MEASURE.fullmatch(value)):
         return True
@@ -235,7 +238,7 @@ def is_public(key: str, value: Any) -> bool:
 
 
 def _without_paths(key: str, value: Any) -> Any:
-    """Plain values with file names blanked: a teacher's checkpoint, a trainer's folder."""
+    """Plain values with file names and secrets blanked: a teacher's checkpoint, a tracker's password."""
     if isinstance(value, dict):
         return {k: _without_paths(f"{key}.{k}", v) for k, v in value.items()}
     if isinstance(value, list):
@@ -264,7 +267,7 @@ def machine() -> dict[str, Any]:
 
 def record_environment(folder: Path, cfg: DictConfig, **known: Any) -> None:
     """Store the configuration, revision, library versions and machine of a run, and what else is known."""
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(without_secrets(plain_config(cfg))))
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     code = {"git_revision": git_revision(), "python": platform.python_version()}
     write_json(folder / "environment.json", code | {"libraries": versions} | machine() | known)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare.core.class_files import CLASSES
-from flare.core.errors import FlareError, some
+from flare.core.errors import FlareError, some, without_secrets
 from flare.core.files import config_hash, is_whole, sha256, stat_key, told_if_full
 from flare.runs.changes import NEW, cases_told, joined, members_told, settings_told
 from flare.runs.door import where
@@ -60,7 +60,8 @@ class Journal:
         told: list[str] = []
         if config is not None and entry["config"] != config_hash(config):
             before = self.config(case_id)
-            told += ([] if before is None else settings_told(before, config)) or ["the settings changed"]
+            changed = [] if before is None else settings_told(before, without_secrets(config))
+            told += changed or ["the settings changed"]
         now: dict[str, Any] = dict.fromkeys(inputs)
         for name, given in inputs.items():
             with suppress(OSError):
@@ -99,7 +100,7 @@ class Journal:
             entry["outputs"][name] = {"path": relative, "stat": stat_key(path), "sha256": sha256(path)}
         self._entries[case_id] = entry
         if entry["config"] not in self._configs:
-            self._configs[entry["config"]] = json.loads(json.dumps(config, default=str))
+            self._configs[entry["config"]] = without_secrets(json.loads(json.dumps(config, default=str)))
             entry = {**entry, "whole_config": self._configs[entry["config"]]}
         with told_if_full(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

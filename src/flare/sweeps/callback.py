@@ -22,8 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from flare.core.errors import FlareError
-from flare.core.files import GENERAL_FAULTS, NO_ACCESS
+from flare.core.errors import FlareError, without_secrets
+from flare.core.files import GENERAL_FAULTS, NO_ACCESS, write_text
 from flare.core.paths import require_writable, settle_paths
 from flare.runs.door import go_on_with, listen
 from flare.runs.folders import is_job
@@ -82,7 +82,7 @@ class SweepTable(Callback):
             end_refused(error)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """Note that a job has begun: one that is killed stays so."""
+        """Note that a job has begun: one that is killed stays so. Hide secrets in what Hydra has stored."""
         listen()  # a launcher may have given it a process of its own
         if is_job(config.hydra):
             self.started = time.monotonic()
@@ -92,6 +92,11 @@ class SweepTable(Callback):
                 own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
                 (sweep / job.folder / ".hydra").mkdir(exist_ok=True)
                 OmegaConf.save(own, sweep / job.folder / ".hydra" / "config.yaml")
+        folder = Path(config.hydra.runtime.output_dir)
+        stored = folder / (config.hydra.output_subdir or ".hydra")
+        for path in (*stored.glob("*.yaml"), *folder.parent.glob("multirun.yaml")):
+            plain = without_secrets(OmegaConf.to_container(OmegaConf.load(path)))
+            write_text(path, OmegaConf.to_yaml(plain))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note how a job ended and bring the table up to date."""

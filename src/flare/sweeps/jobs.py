@@ -10,6 +10,7 @@ from statistics import fmean
 from textwrap import shorten
 from typing import Any
 
+from flare.core.errors import without_secrets
 from flare.core.files import read_csv, read_json, write_csv, write_json, write_text
 from flare.evaluation.rendering import Column, Table, cell, show, to_markdown, write_table
 
@@ -49,7 +50,7 @@ class Job:
 
     def write(self, sweep: Path) -> None:
         """Note it in its folder."""
-        write_json(sweep / self.folder / FILE, asdict(self))
+        write_json(sweep / self.folder / FILE, without_secrets(asdict(self)))
 
     def remove(self, sweep: Path) -> None:
         """Take back a job that was only planned."""
