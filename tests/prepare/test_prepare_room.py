@@ -17,6 +17,7 @@ def test_the_estimate_comes_from_file_sizes(tmp_path: Path) -> None:
     found = estimate([packed, raw], (2.0, 2.0, 2.0), workers=2, is_cached=True)
     assert (found.cases, found.disk_bytes) == (2, 300_000)
     assert found.seconds == pytest.approx((1.5 * 0.05 + 2 * 0.02) / 2)
+    assert found.label_bytes == 33_000  # a hundredth of twice 1.5 million voxels and of 300,000
     assert estimate([packed], (2.0, 2.0, 2.0), workers=2, is_cached=False).disk_bytes == 0
 
 

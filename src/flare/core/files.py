@@ -8,10 +8,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -208,15 +210,21 @@ def sha256(path: Path) -> str:
 
 def config_hash(config: Any) -> str:
     """Short digest of plain values, independent of key order."""
-    plain = json.loads(json.dumps(config, default=str))  # a map with 5 and "rest" as keys cannot be sorted
+    return _config_hash(json.dumps(config, default=str))
+
+
+@lru_cache(maxsize=16)  # thousands of cases have one config
+def _config_hash(text: str) -> str:
+    plain = json.loads(text)  # a map with 5 and "rest" as keys cannot be sorted
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def stat_key(path: Path) -> list[int]:
+def stat_key(path: Path | str) -> list[int]:
     """Size and modification time (ns) of a file; of folders and DICOM series, sums over files and number."""
+    with suppress(FileNotFoundError):  # as one of several series in a folder is
+        found = os.stat(path)
+        if not stat.S_ISDIR(found.st_mode):
+            return [found.st_size, found.st_mtime_ns]
     files = scan_files(path := Path(path))
-    if files == [path] or not (files or path.is_dir()):
-        stat = path.stat()
-        return [stat.st_size, stat.st_mtime_ns]
-    stats = [p.stat() for p in files]
+    stats = [p.stat() for p in files or ([] if path.is_dir() else [path])]
     return [sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats), len(stats)]

@@ -3,7 +3,7 @@
 import os
 import re
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -188,10 +188,10 @@ def series_in(folder: Path) -> tuple[list[Series], dict[Path, str]]:
         series.append(Series(folder / f"{SERIES}{uid}", uid, study, (*files, *unknown), places))
     scans, scouts = without_scouts(series)
     skipped: dict[Path, str] = dict(scouts)
-    localizers = [head.series for head in found.values() if head.is_localizer]
-    for uid in dict.fromkeys(localizers):
+    localizers = Counter(head.series for head in found.values() if head.is_localizer)
+    for uid, count in localizers.items():
         name = folder / f"{SERIES}{uid}" if series else folder
-        skipped[name] = f"{localizers.count(uid) if series else len(localizers)} localizers (ImageType)"
+        skipped[name] = f"{count if series else localizers.total()} localizers (ImageType)"
     if len(scans) == 1:
         scans = [replace(scans[0], path=folder)]
     return scans, skipped
@@ -202,10 +202,11 @@ def without_scouts(series: Sequence[Series]) -> tuple[list[Series], dict[Path, s
     places: dict[str, int] = defaultdict(int)  # the slices of one series may lie in many folders
     for s in series:
         places[s.uid or str(s.path)] += s.places
+    few = [s for s in series if places[s.uid or str(s.path)] < FEWEST]
     scanned = {s.study for s in series if places[s.uid or str(s.path)] >= FEWEST}
-    scans = [s for s in series if places[s.uid or str(s.path)] >= FEWEST or s.study not in scanned]
-    others = [s for s in series if s not in scans]
-    return scans, {s.path: f"slices in {s.places} places, beside a scan of the same study" for s in others}
+    others = {s.path: s.places for s in few if s.study in scanned}
+    told = {path: f"slices in {n} places, beside a scan of the same study" for path, n in others.items()}
+    return [s for s in series if s.path not in others], told
 
 
 def named_series(path: Path) -> tuple[Path, str] | None:

@@ -31,12 +31,13 @@ FOREIGN = (
     *(".nhdr", ".mhd", ".hdr", ".img", ".img.gz", ".mgz", ".mgh", ".mnc", ".gipl", ".gipl.gz", ".vti"),
     *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nrrd.gz", ".mha.gz", ".head", ".brik", ".brik.gz"),
 )
+LONGEST_FIRST = sorted((*EXTENSIONS, *FOREIGN), key=len, reverse=True)
 
 
 def strip_extension(name: str) -> str:
     """A file name less its image extension."""
-    known = sorted((*EXTENSIONS, *FOREIGN), key=len, reverse=True)
-    return next((name[: -len(e)] for e in known if name.lower().endswith(e)), name)
+    lowered = name.lower()
+    return next((name[: -len(e)] for e in LONGEST_FIRST if lowered.endswith(e)), name)
 
 
 def case_id(path: Path, known: Collection[str] = (), *, rule: str = "leaf", root: Path | None = None) -> str:
@@ -51,7 +52,8 @@ def case_id(path: Path, known: Collection[str] = (), *, rule: str = "leaf", root
     whole = printable(strip_extension(place.name))
     if whole in known and not uid:
         return whole
-    name, top = whole.removesuffix("_0000"), root and Path(os.path.abspath(root))
+    name = whole.removesuffix("_0000")
+    top = Path(os.path.abspath(root)) if root and rule != "leaf" else None
     if rule == "dicom_series_uid" and (found := series_uid(path)):
         return found
     if rule == "parent" and top not in (place, place.parent):

@@ -166,7 +166,8 @@ def froc(lesions: Sequence[Lesion], scans: int) -> np.ndarray:
     if not real.size:
         return np.empty((0, 2))
     scores = np.unique([*real[real > 0], *false, np.inf])[::-1]
-    return np.array([[(false >= s).sum() / scans, (real >= s).mean()] for s in scores])
+    found, called = (of.size - np.searchsorted(np.sort(of), scores) for of in (real, false))
+    return np.column_stack([called / scans, found / real.size])
 
 
 def detection_tables(rows: Mapping[str, Row], last: str, note: str = "") -> list[Table]:

@@ -114,9 +114,10 @@ def score_folder(
             log.warning("case %s %s", case, what)
     maps = {case: predictions.with_name("confidence") / given[case].name for case in given.keys() - extra}
     known = maps if all(path.exists() for path in maps.values()) else {}
+    answered = frozenset(settings.answered)  # a job is told of its own case alone
     jobs = {
         case: {"case": case, "reference": references[case], "prediction": given.get(case)}
-        | {"confidence": known.get(case), "settings": settings}
+        | {"confidence": known.get(case), "settings": replace(settings, answered=tuple(answered & {case}))}
         for case in sorted(references.keys() - failed.keys())
     }
     done = run_cases(score_files, jobs, executor=executor, description="score")
@@ -161,7 +162,7 @@ def read_lesions(folder: Path) -> dict[str, list[Lesion]]:
 
 def failed_cases(summary: Mapping[str, Any]) -> list[Outcome]:
     """The cases that a summary says could not be scored."""
-    faults = summary.get("faults", ())
+    faults = set(summary.get("faults", ()))
     return [Outcome(case, None, reason, case in faults) for case, reason in summary["failed"].items()]
 
 

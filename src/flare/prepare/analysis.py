@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.table import Column, Table
 
 from flare.core.cases import KINDS, Case, Entry
 from flare.core.classes import IGNORE, ClassList
@@ -172,13 +173,9 @@ def print_label_analysis(
     cases: Sequence[Case], classes: ClassList, sources: Sequence[Mapping[str, str]]
 ) -> None:
     """Show the counts of the training cases on the console, classes by kind, and those of the sources."""
-    from rich.table import Table
-
     totals = kind_counts(cases)
-    table = Table(title="Label analysis of the training cases")
-    table.add_column("class")
-    for name in (*KINDS, "all"):
-        table.add_column(name.replace("_", " "), justify="right")
+    heads = [Column(name.replace("_", " "), justify="right") for name in (*KINDS, "all")]
+    table = Table("class", *heads, title="Label analysis of the training cases")
     for name, row in zip(classes.names, class_counts(cases, classes), strict=True):
         table.add_row(name.replace("_", " "), *(str(n) if n else "-" for n in row), str(row.sum()))
     table.add_section()
@@ -191,18 +188,14 @@ def print_label_analysis(
 
 def print_sources(rows: Sequence[Mapping[str, str]]) -> None:
     """Show, classes by source, what is declared, in how many cases it is present, and what contradicts."""
-    from rich.table import Table
-
     names = list(dict.fromkeys(row["source"] for row in rows))
     cells: dict[str, dict[str, str]] = defaultdict(dict)
     for row in rows:
         told = {YES: "declared ", NO: "", INFERRED: ""}[row["declared"]]
         mark = "! " if row["contradiction"] else ""
         cells[row["class"]][row["source"]] = f"{mark}{told}{row['present']}/{row['cases']}"
-    table = Table(title="Classes by source of labels: labelled cases that show them, of all")
-    table.add_column("class")
-    for name in names:
-        table.add_column(name.replace("[", "\\["), justify="right")
+    heads = [Column(name.replace("[", "\\["), justify="right") for name in names]
+    table = Table("class", *heads, title="Classes by source of labels: labelled cases that show them, of all")
     for label, found in cells.items():
         table.add_row(label.replace("_", " "), *(found[name] for name in names))
     table.caption = "declared: annotated as data.sources says, whether shown or not; ! contradicts it"

@@ -88,15 +88,16 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
         settings.executor.close()
     analysis = analyse_labels(index.entries, read.values, settings.classes)
     failures += read.failures
-    _tell(analysis)
+    for doubt in analysis.doubts:
+        log.warning(doubt)
     _write_integrity(folder.integrity, index, analysis, read.values, failures)
     for step, is_trained in (("caching", True), ("checking held-out cases", False)):
         chosen = [e.id for e in index.entries if (e.split == "train") == is_trained]
         stop_on_faults(failures, f"prepare, {step}", chosen, settings.max_failed, index.groups)
     write_classes(folder.root, settings.classes)
     if folder.index.exists():
-        before = [case.id for case in read_index(folder.index)]
-        for told in _members(before, [case.id for case in analysis.cases]):
+        before, now = ({c.id: 0 for c in cases} for cases in (read_index(folder.index), analysis.cases))
+        for told in members_told(before, now):
             log.info("cohort: %s since the last start", told)
     write_index(folder.index, analysis.cases)
     write_label_analysis(folder.label_analysis, analysis, settings.classes)
@@ -175,16 +176,18 @@ def analyse(cfg: DictConfig) -> Foreseen:
     try:
         index = _list(settings)
         _require_present(index, settings.folder.seen, accept_removed=settings.accept_removed, is_dry=True)
-        values, failures = count_cases(settings, index.entries)
+        pending = explain_cases(settings, index.entries)
+        values, failures = count_cases(settings, index.entries, pending)
     finally:
         settings.executor.close()
     for failure in index.failures + failures:
         # on the console only: reasons name files, and log files hold case ids alone
         console.print(f"case {failure.case_id} is left out: {failure.error}", markup=False)
     analysis = analyse_labels(index.entries, values, settings.classes)
-    _tell(analysis)
+    for doubt in analysis.doubts:
+        log.warning(doubt)
     print_label_analysis(analysis.cases, settings.classes, analysis.table)
-    return _foresee(settings.folder, analysis.cases, explain_cases(settings, index.entries))
+    return _foresee(settings.folder, analysis.cases, pending)
 
 
 def _foresee(folder: PreparedFolder, cases: list[Case], pending: dict[str, str]) -> Foreseen:
@@ -203,18 +206,13 @@ def _foresee(folder: PreparedFolder, cases: list[Case], pending: dict[str, str])
     }
     cases = [case for case in cases if case.id not in refused]
     learned = [
-        [c.id for c in some_cases if c.split == "train" and c.is_labeled]
+        {c.id: 0 for c in some_cases if c.split == "train" and c.is_labeled}
         for some_cases in (before.values(), cases)
     ]
-    statistics = _members(*learned)
+    statistics = members_told(*learned)
     statistics += [f"{case}: {why}" for case, why in pending.items() if case in learned[1] and case in before]
-    members = _members(list(before), [case.id for case in cases])
+    members = members_told(dict.fromkeys(before, 0), {case.id: 0 for case in cases})
     return Foreseen(cases, pending, members, tried, "; ".join(statistics[:NAMED]))
-
-
-def _members(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Say which cases were added and removed."""
-    return members_told(dict.fromkeys(before, 0), dict.fromkeys(now, 0))
 
 
 def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:
@@ -251,12 +249,6 @@ def _list(settings: PrepareSettings) -> Index:
         told = ", ".join(f"data.sources[{n}].match" for n in idle)
         log.warning("%s: matches no case (of several that match a case the first counts)", told)
     return index
-
-
-def _tell(analysis: Analysis) -> None:
-    """Say what in the labels contradicts `data.sources`."""
-    for doubt in analysis.doubts:
-        log.warning(doubt)
 
 
 def _write_integrity(

@@ -1,8 +1,10 @@
 """Which images and labels a cohort has: any folders, any nesting, each case once."""
 
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from flare.core.cases import CASE_RULES, UNDECLARED, Entry, Source, source_of
@@ -60,7 +62,7 @@ def build_index(files: CohortFiles) -> Index:
         free = sorted((len(other.problems), rule) for rule, other, twice in others if not twice)
         hint = way_out(free[0][1] if free else None)
         found.problems = [
-            replace(p, reason=f"{p.reason}; {hint}") if p in doubles else p for p in found.problems
+            replace(p, reason=f"{p.reason}; {hint}") if TWICE in p.reason else p for p in found.problems
         ]
     with naming(found.failures):
         held_out = files.split.assign(found.entries, {p.case for p in found.problems})
@@ -126,12 +128,14 @@ def _collect(
     found: Index, files: CohortFiles, scans: Found, key: str, images: Collection[str] = ()
 ) -> dict[str, list[Path]]:
     """Paths below the folders of a key, by case id; a file reached twice counts once."""
-    by_id: dict[str, dict[Path, Path]] = defaultdict(dict)
+    by_id: dict[str, dict[str, Path]] = defaultdict(dict)
+    real = cache(os.path.realpath)  # of a folder once, not for each of its files
     for folder, (paths, skipped) in scans[key].items():
         root = searched(folder)[0]
         for path in paths:
             case = case_id(path, images, rule=files.case_id, root=root)
-            by_id[case].setdefault(path.resolve(), path)
+            place = os.path.realpath(path) if path.is_symlink() else f"{real(path.parent)}/{path.name}"
+            by_id[case].setdefault(place, path)
             found.groups[f"data.{key} ({folder})"].add(case)
         for path, reason in skipped.items():
             case = case_id(path, rule=files.case_id, root=root)

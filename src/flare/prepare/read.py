@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,7 @@ BYTES_PER_VOXEL = {True: 1.0, False: 2.0}  # in a file, packed or not
 VOXEL_MM3 = 1.6  # 0.8 x 0.8 x 2.5 mm
 BODY_MM3 = 30e6  # of a whole abdomen, with the air around it
 BYTES_PER_CACHED_VOXEL = 1.0
+BYTES_PER_LABEL_VOXEL = 0.01  # of a map of organs, packed
 SECONDS_PER_MEGAVOXEL = 0.05  # reading gzip, checking and resampling, one core
 SECONDS_PER_CASE = 0.02
 
@@ -45,15 +46,17 @@ class Estimate:
     cases: int
     seconds: float
     disk_bytes: int
+    label_bytes: int = 0  # of a round's labels: predictions, merged maps, and those to train on
 
 
 def estimate(images: Iterable[Path], spacing_mm: Spacing, workers: int, *, is_cached: bool) -> Estimate:
     """Estimate by file sizes what reading images takes, and caching if they are; unknown sizes count 0."""
     voxels = [_voxels(path) for path in images]
-    mm3 = sum(min(count * VOXEL_MM3, BODY_MM3) for count in voxels) if is_cached else 0.0
+    on_grid = sum(min(count * VOXEL_MM3, BODY_MM3) for count in voxels) / math.prod(spacing_mm)
     seconds = sum(voxels) / 1e6 * SECONDS_PER_MEGAVOXEL + len(voxels) * SECONDS_PER_CASE
-    disk = math.ceil(mm3 / math.prod(spacing_mm) * BYTES_PER_CACHED_VOXEL)
-    return Estimate(len(voxels), seconds / max(1, workers), disk)
+    disk = math.ceil(on_grid * BYTES_PER_CACHED_VOXEL) if is_cached else 0
+    labels = math.ceil((2 * sum(voxels) + on_grid) * BYTES_PER_LABEL_VOXEL)
+    return Estimate(len(voxels), seconds / max(1, workers), disk, labels)
 
 
 def _voxels(path: Path) -> float:
@@ -243,15 +246,17 @@ def explain_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> dict[s
     }
 
 
-def count_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> tuple[Values, list[Outcome]]:
-    """Count the labels of a cohort, or take what was noted of unchanged files; and tell who failed."""
+def count_cases(
+    settings: PrepareSettings, entries: Sequence[Entry], pending: Container[str]
+) -> tuple[Values, list[Outcome]]:
+    """Count the labels of `pending` cases, take what was noted of the others; and tell who failed."""
     values: dict[str, dict[str, Any]] = {}
     jobs, failures = {}, []
-    for _, chosen, journal, config in _steps(settings, entries):
+    for _, chosen, journal, _ in _steps(settings, entries):
         for case, entry in chosen.items():
             if entry.label is None:
                 values[case] = {"warnings": []}
-            elif journal.is_current(case, entry.files, config):
+            elif case not in pending:
                 values[case] = journal.values(case)
             else:
                 given = {"classes": settings.classes, "label_map": settings.label_map}

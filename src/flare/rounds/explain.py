@@ -197,9 +197,7 @@ def _training(
 
 def print_steps(steps: Sequence[Step]) -> None:
     """Show what is done, and what will be done and why."""
-    table = Table(title="what a start does, and why", title_justify="left")
-    for column in ("round", "step", "state", "why"):
-        table.add_column(column)
+    table = Table("round", "step", "state", "why", title="what a start does, and why", title_justify="left")
     for number, step in enumerate(steps):
         is_new = number == 0 or steps[number - 1].round != step.round
         table.add_row(step.round if is_new else "", step.name, step.state, step.why.replace("[", "\\["))

@@ -263,11 +263,12 @@ def merge(cfg: DictConfig) -> dict[str, Any]:
     summary = (output / SUMMARY).read_text(encoding="utf-8")
     console.print(summary, markup=False, soft_wrap=True)
     report_failures(done.failures, "merge_labels")
+    processed = set(done.processed)
     return {
         "output": output,
         "provenance": output / TABLE,
         "merged": done.processed,
-        "unchanged": [case for case in done.values if case not in set(done.processed)],
+        "unchanged": [case for case in done.values if case not in processed],
         "summary": summary,
     }
 

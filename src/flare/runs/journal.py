@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from flare.core.class_files import CLASSES
 from flare.core.errors import FlareError, some, without_secrets
-from flare.core.files import config_hash, is_whole, sha256, stat_key, told_if_full
+from flare.core.files import BLOCK, config_hash, is_whole, sha256, stat_key, told_if_full
 from flare.runs.changes import NEW, cases_told, joined, members_told, settings_told
 from flare.runs.door import where
 from flare.runs.work import Executor, Job, Outcome, around, run_cases
 
 log = logging.getLogger(__name__)
 Inputs = Mapping[str, "Path | str"]
+Noted = dict[str, dict[str, Any]]
 GUARDED = (".nii.gz", ".json")  # what people make or correct as well; what lies in a store is ours alone
 NAMED = 5  # files that a message names
 
@@ -25,6 +27,20 @@ NAMED = 5  # files that a message names
 def _keys(inputs: Inputs) -> dict[str, Any]:
     """A file that a user may touch counts by size and time, an own output by its hash."""
     return {k: stat_key(v) if isinstance(v, Path) else v for k, v in inputs.items()}
+
+
+@lru_cache(maxsize=2)  # every round asks for the cohort's, and each of its steps for the round's
+def _read(path: Path, size: int, written: int) -> tuple[Noted, Noted]:
+    """The entries of a journal by case, and its whole configs by digest; a file is known by its state."""
+    entries: Noted = {}
+    configs: Noted = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            entries[entry["case"]] = entry
+            if "whole_config" in entry:
+                configs[entry["config"]] = entry.pop("whole_config")
+    return entries, configs
 
 
 class Journal:
@@ -38,15 +54,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._entries: dict[str, dict[str, Any]] = {}
-        self._configs: dict[str, dict[str, Any]] = {}
+        self._entries: Noted = {}
+        self._configs: Noted = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                with suppress(json.JSONDecodeError):
-                    entry = json.loads(line)
-                    self._entries[entry["case"]] = entry
-                    if "whole_config" in entry:
-                        self._configs[entry["config"]] = entry.pop("whole_config")
+            size, written = stat_key(self.path)
+            read = _read if size > BLOCK else _read.__wrapped__
+            self._entries, self._configs = map(dict, read(self.path, size, written))
 
     def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any] | None) -> bool:
         """Whether the case was done from exactly these inputs (and config), and its outputs still stand."""
@@ -75,7 +88,7 @@ class Journal:
     def _stands(self, output: Mapping[str, Any]) -> bool:
         """Whether an output is as it was recorded."""
         try:
-            return stat_key(self.path.parent / output["path"]) == output["stat"]
+            return stat_key(os.path.join(self.path.parent, output["path"])) == output["stat"]
         except OSError:
             return False
 

@@ -364,7 +364,8 @@ def naming(failures: Sequence[Outcome]) -> Iterator[None]:
         yield
     except FlareError as error:
         text = str(error)
-        lines = [line for line in _reasons(failures) if line not in text]
+        told = set(text.split("\n"))
+        lines = [line for line in _reasons(failures) if not told.issuperset(line.split("\n"))]
         if type(error) is not FlareError or not lines:
             raise
         raise FlareError("\n".join([text, "failed before:", *lines])) from None
@@ -388,6 +389,7 @@ def stop_on_faults(
     `max_failed` of 1 only a fault that every case would meet stops the run. `groups` are the cases of folders
     and sources, by a name with its config key.
     """
+    cases = set(cases)
     faults = [f for f in failures if f.is_fault and f.case_id in cases]
     is_general = any(f.is_general for f in faults)
     if is_general or _is_more_than(max_failed, faults, cases):
