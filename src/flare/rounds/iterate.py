@@ -20,13 +20,14 @@ from flare.rounds import graph
 from flare.rounds.explain import explain_run, print_steps
 from flare.rounds.freeze import freeze_rounds
 from flare.rounds.label import build_training_set
+from flare.rounds.protocol import foresee
 from flare.rounds.score import Results, Trained, finish_round, write_ablation
 from flare.rounds.settings import RoundSettings
 from flare.runs.door import place
 from flare.runs.folders import RunFolder, plain_config, record_environment, run_folder
 from flare.runs.journal import Journal, tell_again
 from flare.runs.locks import lock
-from flare.runs.work import Executor, Outcome, build_executor, naming, report_failures
+from flare.runs.work import Executor, Outcome, build_executor, console, naming, report_failures
 from flare.training import resuming
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,8 @@ def iterate(
     any work; a step that failed in general stops (`stop_on_faults`); failed cases are told at the end.
 
     Returns:
-        `plan`, one row a round, and `table`, one row a name of the ablation table; of a `dry_run` `steps`
-        instead, see `explain_run`.
+        `plan`, one row a round, and `table`, one row a name of the ablation table; of a `dry_run` instead
+        `steps`, see `explain_run`, and `costs`, see `foresee`.
     """
     given = HydraConfig.get().overrides.task if overrides is None else overrides
     settle_paths(cfg)
@@ -90,7 +91,9 @@ def iterate(
             trained = Trained(rounds, cohort, run, build_executor(cfg))
             steps = explain_run(composed, foreseen, kept, partial(explain_finish, trained))
         print_steps(steps)
-        return {"plan": plan, "steps": steps}
+        costs = foresee(rounds, foreseen, trained.executor.workers)
+        console.print("\n".join(costs), markup=False)
+        return {"plan": plan, "steps": steps, "costs": costs}
     journal = Journal(run.root / "journal" / "configurations.jsonl")
     sound = _check(rounds, journal)
     with lock(run.root):

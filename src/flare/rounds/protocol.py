@@ -2,13 +2,21 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from flare.core.files import read_csv, read_json
 from flare.evaluation.published import published
 from flare.evaluation.tables import write_compared
+from flare.prepare.cohort import Foreseen
+from flare.prepare.read import duration, estimate, size
+from flare.rounds.graph import teachers_of
+from flare.rounds.label import makes_labels
 from flare.rounds.settings import RoundSettings
+from flare.runs.folders import round_of
+from flare.runs.journal import Journal
 
 TRAININGS = (
     "Trainings. Multiply-adds (G) are of one patch, all heads, in convolutions and matrix products; with "
@@ -23,16 +31,21 @@ def write_protocol(rounds: Sequence[RoundSettings], stem: Path, *, has_paper: bo
     write_compared(rows, published()["table2"] * has_paper, rows[0], stem, TRAININGS, best="")
 
 
-def protocol_row(item: RoundSettings) -> dict[str, Any]:
-    """What a round's training is, and what it took; None where that is not known."""
-    training, energy, path = item.training, item.config.report.energy, item.folder.training_csv
+def measured(item: RoundSettings) -> tuple[dict[str, Any], list[float]]:
+    """What a round's training noted of its machine, and by epoch the seconds of a step, if it has any."""
     machine = item.folder.root / "environment.json"
     known: dict[str, Any] = read_json(machine) if machine.exists() else {}
-    curve = read_csv(path) if path.exists() else []
+    curve = read_csv(item.folder.training_csv, may_lack=True) if "device" in known else []
+    batch = item.training.patches.batch_size * known.get("devices", 1)
+    return known, [batch / float(speed) for row in curve if (speed := row["patches_per_s"])]
+
+
+def protocol_row(item: RoundSettings) -> dict[str, Any]:
+    """What a round's training is, and what it took; None where that is not known."""
+    training, energy = item.training, item.config.report.energy
+    known, steps = measured(item)
     devices, network = known.get("devices", 1), known.get("network", {})
-    patches = training.trainer["limit_train_batches"] * training.patches.batch_size * devices
-    speeds = [float(row["patches_per_s"]) for row in curve if row["patches_per_s"]]
-    hours = sum(patches / speed for speed in speeds) / 3600 if speeds and "device" in known else None
+    hours = training.trainer["limit_train_batches"] * sum(steps) / 3600 if steps else None
     watts = [energy.host_watts]
     if known.get("device") == "cuda":
         gpus = [*known["gpus"], *[""] * devices][:devices]  # what no driver tells of stays unknown
@@ -50,3 +63,33 @@ def protocol_row(item: RoundSettings) -> dict[str, Any]:
         **{key: network.get(key) for key in ("parameters_m", "multiply_adds_g", "with_norms_g")},
         **{key: None if value is None else round(value, 4) for key, value in costs.items()},
     }
+
+
+def foresee(rounds: Sequence[RoundSettings], cohort: Foreseen, workers: int) -> list[str]:
+    """Tell about what the cache and each round take, from its beginning, in a line each.
+
+    Disk is by the sizes of images. Hours are by what the round has measured, or else one of `rounds` with the
+    same network and patches, and by held-out cases of its teacher; none are told where nothing is measured.
+    """
+    images = {case.id: case.image for case in cohort.cases if case.split == "train"}
+    work = partial(estimate, spacing_mm=rounds[0].prepared.spacing_mm, workers=workers, is_cached=True)
+    whole, todo = work(images.values()), work([images[case] for case in cohort.pending if case in images])
+    told = f"{todo.cases} to read, about {duration(todo.seconds)}" if todo.cases else "all are read"
+    lines = [f"cache: about {size(whole.disk_bytes)} for {whole.cases} training cases, {told}"]
+    for item in rounds:
+        own, chosen = item.training, item.train_cases(cohort.cases)
+        alike = [r for r in rounds if (r.training.net, r.training.patches) == (own.net, own.patches)]
+        known, steps, by = next(((*m, r.name) for r in (item, *alike) if (m := measured(r))[1]), ({}, [], ""))
+        told = "training not measured"
+        if steps:
+            time = duration(own.trainer["max_epochs"] * own.trainer["limit_train_batches"] * fmean(steps))
+            told = f"training {time} on {known['devices']} x {known['device']} (measured in {by})"
+        if makes_labels(item):
+            told += f", labels about {size(work([case.image for case in chosen]).label_bytes)}"
+        for teacher in teachers_of(item)[:1] if item.is_hybrid else ():
+            noted = Journal(round_of(teacher.checkpoint).journal("predict-validation"))
+            seconds = [noted.values(case)["seconds"] for case in noted.cases()]
+            time = duration(len(chosen) * fmean(seconds)) if seconds else "not measured"
+            told += f", {len(chosen)} predictions one at a time {time}"
+        lines.append(f"round {item.name}: {told}")
+    return lines
