@@ -7,11 +7,11 @@ PEERS  := .venv-peers
 
 # Where several processes share the cores, threads that wait sleep; the demo's spin a little before they sleep,
 # which is faster alone and does not stall beside other work (see docs/benchmarks.md)
-test test-long test-all test-fast fidelity bench-infer ablate-labels: export OMP_WAIT_POLICY ?= passive
+test test-long test-all test-fast fidelity bench-infer bench-scale ablate-labels: export OMP_WAIT_POLICY ?= passive
 demo: export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-all test-fast fidelity bench-infer ablate-labels check house format clean
+.PHONY: help demo test test-long test-all test-fast fidelity bench-infer bench-scale ablate-labels check house format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ fidelity: $(PEERS)/.ready ## compare with nnU-Net and others, item by item (Pyth
 
 bench-infer: $(PEERS)/.ready ## file to file beside nnU-Net v2: seconds, CPU seconds, memory (an hour on 2 cores)
 	$(PEERS)/bin/python benchmarks/inference.py
+
+bench-scale: $(READY) ## seconds, memory and growth of what is done over all cases, at 4,000 to 100,000 (hours)
+	$(BIN)/python benchmarks/scale.py
 
 ablate-labels: $(READY) ## what labels, rounds and selections are worth, over seeds (resumable; hours)
 	$(BIN)/python benchmarks/ablate_labels.py
