@@ -85,7 +85,7 @@ def foresee(rounds: Sequence[RoundSettings], cohort: Foreseen, workers: int) -> 
             time = duration(own.trainer["max_epochs"] * own.trainer["limit_train_batches"] * fmean(steps))
             told = f"training {time} on {known['devices']} x {known['device']} (measured in {by})"
         if makes_labels(item):
-            told += f", labels about {size(work([case.image for case in chosen]).label_bytes)}"
+            told += f", labels about {size(whole.label_bytes * len(chosen) / max(whole.cases, 1))}"
         for teacher in teachers_of(item)[:1] if item.is_hybrid else ():
             noted = Journal(round_of(teacher.checkpoint).journal("predict-validation"))
             seconds = [noted.values(case)["seconds"] for case in noted.cases()]
