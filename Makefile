@@ -34,7 +34,7 @@ test: $(READY) ## the test suite without its 28 longest tests (ten minutes on 2 
 test-long: $(READY) ## those: whole runs, kills, several processes
 	$(PYTEST) -m long
 
-test-all: $(READY) ## everything, with many more random cases and kills
+test-all: $(READY) ## everything, with many more random cases and kills, and a real Slurm (root; Debian: slurm-wlm, munge)
 	$(PYTEST) --thorough
 
 test-fast: $(READY) ## the tests that take no more than seconds

@@ -19,7 +19,11 @@ def composed(script: str, *overrides: str) -> DictConfig:
     Composing takes longer than most tests; what Hydra does with a single value does not.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    groups = tuple(o.input_line for o in parsed if o.key_or_group.split("/")[0] in GROUPS)
+    groups = tuple(
+        o.input_line
+        for o in parsed
+        if o.key_or_group.split("/")[0] in GROUPS or o.key_or_group.startswith("hydra")
+    )
     cfg = deepcopy(_choose(script, groups))
     ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o.input_line not in groups], cfg)
     return cfg

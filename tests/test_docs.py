@@ -202,7 +202,7 @@ def every_key() -> list[DictConfig]:
         "sweeps",
     )
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        others = compose("train", ["model=adapted"])
+        others = compose("train", ["model=adapted", "executor=dask"])
         return [*(compose(s, LISTED if s != "sweeps" else []) for s in scripts), others]
 
 

@@ -20,6 +20,7 @@ import bad_cohort
 import warm
 from bad_cohort import image, put
 from flare.core.files import read_csv
+from flare.runs import door
 from flare.sweeps.jobs import COMPLETED, PLANNED, RUNNING, read_jobs
 from tiny_run import FEW, ROOT, SETTINGS, script
 
@@ -118,8 +119,10 @@ def test_nothing_that_follows_a_stopped_command_runs(cohort: Path, tmp_path: Pat
     assert not after.exists()
 
 
-@pytest.mark.parametrize("whole_group", [True, False])
-@pytest.mark.parametrize("number", list(CODES), ids=NAMES.get)
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(number, is_whole) for number in CODES for is_whole in (True, False)] + [(signal.SIGUSR2, True)],
+)
 def test_workers_end_with_a_stopped_command(tmp_path: Path, number: int, whole_group: bool) -> None:
     (tmp_path / "app.py").write_text(
         "import hydra\n"
@@ -145,11 +148,36 @@ def test_workers_end_with_a_stopped_command(tmp_path: Path, number: int, whole_g
         process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert time.monotonic() - started < 20
-    assert process.returncode == CODES[number], stdout + stderr
+    assert process.returncode == 128 + number, stdout + stderr
     assert "Traceback" not in stdout + stderr
     assert len([line for line in stderr.splitlines() if "stopped by" in line]) == 1
     assert len(list(tmp_path.glob("*.begun"))) == 2  # no case was begun again
     assert psutil.wait_procs(workers, timeout=5)[1] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_job_of_submitit_is_handed_back_after_its_signal(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has a handler of SIGUSR2 gets the signal once the work has stopped; SIGTERM ends a job."""
+    queued: list[int] = []
+    before = {each: signal.getsignal(each) for each in door.SIGNALS}
+    monkeypatch.setattr(door, "_watch", door._Watch())
+    monkeypatch.setattr(door, "PATIENCE_S", 0)
+    monkeypatch.setattr(door.hydra, "main", lambda **_: lambda work: work)
+    monkeypatch.setattr(door, "command", lambda work: lambda: work(None))
+    monkeypatch.setattr(door, "stopped_work", lambda _: signal.raise_signal(number), raising=False)
+    signal.signal(signal.SIGUSR2, lambda number, _: queued.append(number))
+    try:
+        for _ in range(2):  # a training listens once more, against Lightning
+            door.listen()
+        with pytest.raises(door.Stopped) as stopped:
+            door.entry("train", "flare.runs.door", "stopped_work")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stopped.value.code == 128 + number
+    assert queued == ([number] if number == signal.SIGUSR2 else [])
 
 
 def training(outputs: Path, *own: str) -> list[str]:

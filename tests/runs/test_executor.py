@@ -17,9 +17,11 @@ from omegaconf import OmegaConf
 import executor_jobs
 from executor_jobs import die, die_later, double, fail_at, misbehave, surroundings, threads
 from flare.core.errors import FlareError, NoRoomError
+from flare.runs.dask import DaskExecutor
 from flare.runs.work import (
     THREADS,
     CheckedExecutor,
+    Executor,
     LocalExecutor,
     Outcome,
     build_executor,
@@ -41,23 +43,34 @@ def pool() -> Iterator[LocalExecutor]:
     executor.close()
 
 
-def collect(executor: LocalExecutor, function: object, jobs: dict) -> dict[str, Outcome]:
+@pytest.fixture(scope="module", params=["here", "local", "dask"])
+def any_executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    """Every executor that is shipped, used by one test after the other as by the steps of a run."""
+    made = {"here": (LocalExecutor, 0), "local": (LocalExecutor, 2), "dask": (DaskExecutor, 2)}
+    kind, workers = made[request.param]
+    executor = kind(workers, retries=1)
+    assert executor.workers == workers
+    yield executor
+    executor.close()
+
+
+in_processes = pytest.mark.parametrize("any_executor", ["local", "dask"], indirect=True)
+
+
+def collect(executor: Executor, function: object, jobs: dict) -> dict[str, Outcome]:
     outcomes = list(run_cases(function, jobs, executor=executor, description="test"))
     assert len(outcomes) == len({o.case_id for o in outcomes}) == len(jobs)  # each case once
     return {o.case_id: o for o in outcomes}
 
 
-def test_values(pool: LocalExecutor) -> None:
-    found = collect(pool, double, {f"case_{i}": {"number": i} for i in range(7)})
+def test_values(any_executor: Executor) -> None:
+    found = collect(any_executor, double, {f"case_{i}": {"number": i} for i in range(7)})
     assert {k: o.value for k, o in found.items()} == {f"case_{i}": 2 * i for i in range(7)}
     assert all(o.error is None for o in found.values())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_exception_is_the_outcome_of_its_case(workers: int) -> None:
-    executor = LocalExecutor(workers, retries=1)
-    found = collect(executor, misbehave, {how: {"how": how} for how in ("case", "config", "key", "exit")})
-    executor.close()
+def test_an_exception_is_the_outcome_of_its_case(any_executor: Executor) -> None:
+    found = collect(any_executor, misbehave, {how: {"how": how} for how in ("case", "config", "key", "exit")})
     assert {how for how, outcome in found.items() if outcome.is_fault} == {"config", "key", "exit"}
     assert {how for how, outcome in found.items() if outcome.is_general} == {"config"}
     assert found["case"].error == "has one slice"  # the id is told by the outcome
@@ -66,13 +79,26 @@ def test_an_exception_is_the_outcome_of_its_case(workers: int) -> None:
     assert "a library gave up" in str(found["exit"].error)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_disk_stops_all_cases(workers: int) -> None:
-    executor = LocalExecutor(workers, retries=1)
+def test_a_full_disk_stops_all_cases(any_executor: Executor) -> None:
     for how in ("full", "full raw"):
         with pytest.raises(NoRoomError, match="make room and start again"):
-            collect(executor, misbehave, {"a": {"how": how}, "b": {"how": "case"}})
-    executor.close()
+            collect(any_executor, misbehave, {"a": {"how": how}, "b": {"how": "case"}})
+
+
+def test_a_case_alone_is_worked_on_in_this_process(any_executor: Executor, tmp_path: Path) -> None:
+    alone = any_executor.alone()
+    assert alone.workers == 0
+    assert collect(alone, die, {"a": {"record": tmp_path / "a"}})["a"].value == f"process {os.getpid()}"
+
+
+@in_processes
+def test_what_a_caller_leaves_in_the_middle_is_not_begun(any_executor: Executor, tmp_path: Path) -> None:
+    """A consumer that fails ends the others; the executor takes new work all the same."""
+    jobs = {f"{n}": {"record": tmp_path / f"{n}"} for n in range(20)}
+    for _ in any_executor.run(die, jobs):
+        break
+    assert len(list(tmp_path.iterdir())) < 10  # two at a time, and those that began as the first came back
+    assert collect(any_executor, double, {"a": {"number": 4}})["a"].value == 8
 
 
 def test_without_workers_all_runs_here(tmp_path: Path) -> None:
@@ -81,8 +107,11 @@ def test_without_workers_all_runs_here(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_starts_nothing(pool: LocalExecutor) -> None:
-    assert collect(pool, double, {}) == {}
+    dask = DaskExecutor(2, retries=1)
+    for executor in (pool, dask):
+        assert collect(executor, double, {}) == {}
     assert not pool._pools
+    assert "_client" not in vars(dask)
 
 
 def test_workers_are_forked_from_a_process_that_has_imported_what_they_need():
@@ -212,13 +241,31 @@ def test_workers_have_the_environment_and_the_folder_of_their_start(
         }
 
 
-def test_cores_are_shared_out(pool: LocalExecutor) -> None:
+@in_processes
+def test_cores_are_shared_out(any_executor: Executor) -> None:
     share = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert collect(pool, threads, {"a": {}})["a"].value == str(share)
+    assert collect(any_executor, threads, {"a": {}})["a"].value == str(share)
+    look = collect(any_executor, executor_jobs.look, {"a": {"name": "torch"}})["a"].value
+    assert look["threads"] == share
 
 
-def test_all_cores_by_default() -> None:
-    assert LocalExecutor(None, retries=1).workers == len(os.sched_getaffinity(0))
+@in_processes
+def test_a_case_that_always_dies_is_run_twice_and_costs_the_others_nothing(
+    any_executor: Executor, tmp_path: Path
+) -> None:
+    jobs = {name: {"record": tmp_path / name} for name in ("a", "b", "c", "guilty", "d", "e")}
+    jobs["guilty"]["times"], jobs["a"]["times"] = ALWAYS, 1
+    found = collect(any_executor, die, jobs)
+    assert {name for name, outcome in found.items() if outcome.error} == {"guilty"}
+    assert "worker process died" in str(found["guilty"].error)
+    assert found["guilty"].is_fault  # the case may be sound
+    assert not found["guilty"].is_general
+    assert (tmp_path / "guilty").read_text() == (tmp_path / "a").read_text() == "xx"
+
+
+@pytest.mark.parametrize("kind", [LocalExecutor, DaskExecutor])
+def test_all_cores_by_default(kind: type) -> None:
+    assert kind(None, retries=1).workers == len(os.sched_getaffinity(0))
 
 
 def test_from_its_config(pytestconfig: pytest.Config) -> None:
@@ -311,14 +358,11 @@ def test_a_few_refused_files_never_stop_a_run() -> None:
     stop_on_faults(bad, "prepare", names(2), 0.05, {"data.labels (l)": names(2)})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_what_failures_of_one_reason_share(workers: int) -> None:
+def test_what_failures_of_one_reason_share(any_executor: Executor) -> None:
     """The texts differ by numbers and paths; the kind does not, and it comes back from a worker."""
-    executor = LocalExecutor(workers, retries=0)
     hows = ("memory", "gone", "key", "case", "other case")
     jobs = {f"{how} {number}": {"how": how, "number": number} for how in hows for number in (1, 2)}
-    found = collect(executor, fail_at, jobs)
-    executor.close()
+    found = collect(any_executor, fail_at, jobs)
     assert len({outcome.error for outcome in found.values()}) == len(jobs)
     kinds = {how: {found[f"{how} {number}"].kind for number in (1, 2)} for how in hows}
     assert all(len(kind) == 1 for kind in kinds.values())

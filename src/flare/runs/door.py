@@ -24,7 +24,7 @@ from flare.core.errors import CONF, without_secrets
 from flare.core.heap import keep_heap
 from flare.core.paths import expand_home, tell_quoting
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # the last by submitit, before a job's time is over
 INSISTS_S = 2  # `timeout` signals a process and then its group: a later second signal waits for nothing
 PATIENCE_S = 60  # for processes that write a checkpoint of the moment
 
@@ -47,6 +47,7 @@ class _Watch:
     places: list[Callable[[], str]] = field(default_factory=list)  # tell what is being done, outermost first
     stopped_in: str = ""  # what they told when the signal came
     again: str = ""  # the command that goes on; empty for the same one
+    requeue: Callable[..., Any] | None = None  # submitit's handler of SIGUSR2, in its jobs
 
 
 _watch = _Watch()
@@ -84,19 +85,33 @@ def entry(script: str, module: str, function: str, chosen: str | None = None) ->
     """
 
     def work(cfg: DictConfig) -> Any:
-        result = getattr(importlib.import_module(module), function)(cfg)
+        try:
+            result = getattr(importlib.import_module(module), function)(cfg)
+        except Stopped:
+            _requeue()
+            raise
         return result if chosen is None else result[chosen]
 
     work.__module__ = "flare.cli"  # Hydra names the job by it, and a console command's folder: hydra/cli
     return command(hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work))()
 
 
+def _requeue() -> None:
+    """Let submitit put its job back in the queue, if its signal stopped the work."""
+    if _watch.requeue is not None and _watch.number == signal.SIGUSR2:
+        _watch.requeue(_watch.number, None)
+        time.sleep(PATIENCE_S)  # of several processes the first asks Slurm, which ends them all
+
+
 def listen() -> None:
     """Take the signals of this process, in its main thread; one that is ignored (nohup) stays so."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            former = signal.getsignal(number)
+            if former is not signal.SIG_IGN:
                 signal.signal(number, _on_signal)
+            if number == signal.SIGUSR2 and callable(former) and former is not _on_signal:
+                _watch.requeue = former
 
 
 def ignore_signals(*_: Any) -> None:

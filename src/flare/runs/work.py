@@ -38,7 +38,7 @@ THREADS = (
 )
 # libraries that take seconds to import: workers are forked from one process that has them
 HEAVY = ["blosc2", "nibabel", "scipy.ndimage", "SimpleITK", "torch"]
-DIED = "its worker process died, alone as well (out of memory? fewer executor.workers leave each more)"
+DIED = "its worker process died, tried again as well (out of memory? fewer executor.workers leave each more)"
 
 
 @dataclass(frozen=True)
@@ -225,21 +225,16 @@ def _context(threads: int) -> BaseContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
-    with _environment(threads):
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Let a process that is started in the block load its numerical libraries with so many threads."""
     before = dict(os.environ)
     os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # of Slurm, to all processes: this one decides
     try:
-        yield
+        forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
         os.environ.clear()
         os.environ.update(before)
+    return context
 
 
 def one_process(context: BaseContext, threads: int) -> ProcessPoolExecutor:
@@ -258,7 +253,8 @@ def prepare_worker(threads: int, level: int, environment: Mapping[str, str]) -> 
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)
     logging.basicConfig(level=level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all: the parent ends us
+    for number in (signal.SIGINT, signal.SIGUSR2):  # of a terminal and of Slurm go to all: the parent ends us
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
