@@ -135,7 +135,7 @@ def test_jobs_that_a_cluster_lost_are_asked_for_again(
     monkeypatch.setattr(client, "nthreads", nthreads)
     monkeypatch.setattr(client.cluster, "scale", asked.append)
     assert run(executor, die, record=tmp_path / "a", beside=tmp_path / "go") == [f"process {os.getpid()}"]
-    assert asked[:8] == [1, 1, 1, 1, 0, 1, 1, 1]
+    assert asked[:7] == [1, 1, 1, 1, 0, 1, 1]
     monkeypatch.undo()
     executor.close()
 

@@ -70,11 +70,8 @@ class DaskExecutor:
                 except distributed.TimeoutError:
                     if not self.address:  # what the cluster lost, as at a job's end, is asked for again
                         was_alive, self._is_alive = self._is_alive, bool(client.nthreads())
-                        if (
-                            was_alive and not self._is_alive
-                        ):  # Dask takes a job of several processes to be there
-                            client.cluster.scale(0)
-                        client.cluster.scale(self.workers)
+                        # Dask forgets a lost job of several processes only while none is asked for
+                        client.cluster.scale(0 if was_alive and not self._is_alive else self.workers)
                     continue
                 self._is_alive = True
                 for future in done:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -85,22 +85,11 @@ def entry(script: str, module: str, function: str, chosen: str | None = None) ->
     """
 
     def work(cfg: DictConfig) -> Any:
-        try:
-            result = getattr(importlib.import_module(module), function)(cfg)
-        except Stopped:
-            _requeue()
-            raise
+        result = getattr(importlib.import_module(module), function)(cfg)
         return result if chosen is None else result[chosen]
 
     work.__module__ = "flare.cli"  # Hydra names the job by it, and a console command's folder: hydra/cli
     return command(hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work))()
-
-
-def _requeue() -> None:
-    """Let submitit put its job back in the queue, if its signal stopped the work."""
-    if _watch.requeue is not None and _watch.number == signal.SIGUSR2:
-        _watch.requeue(_watch.number, None)
-        time.sleep(PATIENCE_S)  # of several processes the first asks Slurm, which ends them all
 
 
 def listen() -> None:
@@ -138,9 +127,17 @@ def is_asked() -> bool:
 
 
 def stop() -> NoReturn:
-    """Stop here, where a signal asked for it; worker processes are told as well."""
+    """Stop here, where a signal asked for it; worker processes are told as well.
+
+    A job of submitit's that its signal stops goes back to the queue first.
+    """
     for child in multiprocessing.active_children():
         child.terminate()
+    requeue, _watch.requeue = _watch.requeue, None
+    if requeue is not None and _watch.number == signal.SIGUSR2:
+        with suppress(SystemExit):
+            requeue(_watch.number, None)
+            time.sleep(PATIENCE_S)  # of several processes the first asks Slurm, which ends them all
     raise Stopped(_watch.number or signal.SIGTERM)
 
 
