@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,24 +161,32 @@ def test_workers_end_with_a_stopped_command(tmp_path: Path, number: int, whole_g
 def test_a_job_of_submitit_is_handed_back_after_its_signal(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever has a handler of SIGUSR2 gets the signal once the work has stopped; SIGTERM ends a job."""
+    """Its handler of SIGUSR2 is called once, after all else; SIGTERM ends a job."""
     queued: list[int] = []
+    at_end: list[Callable[[], None]] = []
     before = {each: signal.getsignal(each) for each in door.SIGNALS}
     monkeypatch.setattr(door, "_watch", door._Watch())
     monkeypatch.setattr(door, "PATIENCE_S", 0)
-    monkeypatch.setattr(door.hydra, "main", lambda **_: lambda work: work)
-    monkeypatch.setattr(door, "command", lambda work: lambda: work(None))
-    monkeypatch.setattr(door, "stopped_work", lambda _: signal.raise_signal(number), raising=False)
-    signal.signal(signal.SIGUSR2, lambda number, _: queued.append(number))
+    monkeypatch.setattr(door.atexit, "register", lambda call, *given: at_end.append(partial(call, *given)))
+
+    def submitit(number: int, _: object) -> None:
+        queued.append(number)
+        sys.exit(-1)
+
+    signal.signal(signal.SIGUSR2, submitit)
     try:
         for _ in range(2):  # a training listens once more, against Lightning
             door.listen()
         with pytest.raises(door.Stopped) as stopped:
-            door.entry("train", "flare.runs.door", "stopped_work")
+            signal.raise_signal(number)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
     assert stopped.value.code == 128 + number
+    assert not queued
+    assert len(at_end) == 1
+    with pytest.raises(SystemExit) if number == signal.SIGUSR2 else nullcontext():
+        at_end[0]()
     assert queued == ([number] if number == signal.SIGUSR2 else [])
 
 

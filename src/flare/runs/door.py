@@ -3,6 +3,7 @@
 SIGTERM and Ctrl-C end a command with exit code 143 or 130 and a line: where it stopped, how to go on.
 """
 
+import atexit
 import importlib
 import multiprocessing
 import shlex
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -47,7 +48,6 @@ class _Watch:
     places: list[Callable[[], str]] = field(default_factory=list)  # tell what is being done, outermost first
     stopped_in: str = ""  # what they told when the signal came
     again: str = ""  # the command that goes on; empty for the same one
-    requeue: Callable[..., Any] | None = None  # submitit's handler of SIGUSR2, in its jobs
 
 
 _watch = _Watch()
@@ -100,7 +100,14 @@ def listen() -> None:
             if former is not signal.SIG_IGN:
                 signal.signal(number, _on_signal)
             if number == signal.SIGUSR2 and callable(former) and former is not _on_signal:
-                _watch.requeue = former
+                atexit.register(_requeue, former)
+
+
+def _requeue(handler: Callable[..., Any]) -> None:
+    """Let submitit, whose handler of SIGUSR2 it is, queue its job again after all else, trackers included."""
+    if _watch.number == signal.SIGUSR2:
+        handler(_watch.number, None)
+        time.sleep(PATIENCE_S)  # of several processes the first asks Slurm, which ends them all
 
 
 def ignore_signals(*_: Any) -> None:
@@ -127,17 +134,9 @@ def is_asked() -> bool:
 
 
 def stop() -> NoReturn:
-    """Stop here, where a signal asked for it; worker processes are told as well.
-
-    A job of submitit's that its signal stops goes back to the queue first.
-    """
+    """Stop here, where a signal asked for it; worker processes are told as well."""
     for child in multiprocessing.active_children():
         child.terminate()
-    requeue, _watch.requeue = _watch.requeue, None
-    if requeue is not None and _watch.number == signal.SIGUSR2:
-        with suppress(SystemExit):
-            requeue(_watch.number, None)
-            time.sleep(PATIENCE_S)  # of several processes the first asks Slurm, which ends them all
     raise Stopped(_watch.number or signal.SIGTERM)
 
 
