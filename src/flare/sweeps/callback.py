@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flare.core.errors import FlareError, without_secrets
 from flare.core.files import GENERAL_FAULTS, NO_ACCESS, write_text
 from flare.core.paths import require_writable, settle_paths
-from flare.runs.door import go_on_with, listen
+from flare.runs.door import go_on_with, is_asked, listen, stop
 from flare.runs.folders import is_job
 from flare.runs.locks import lock
 from flare.runs.work import console
@@ -100,6 +100,8 @@ class SweepTable(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note how a job ended and bring the table up to date."""
+        if is_asked() and job_return.status == JobStatus.FAILED:
+            stop()  # a signal to all processes, as Slurm's, ends a tracker's service before its run is finished
         if not is_job(config.hydra):
             return
         sweep, job = _job(config)
