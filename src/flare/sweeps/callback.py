@@ -101,7 +101,7 @@ class SweepTable(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note how a job ended and bring the table up to date."""
         if is_asked() and job_return.status == JobStatus.FAILED:
-            stop()  # a signal to all processes, as Slurm's, ends a tracker's service before its run is finished
+            stop()  # a signal to all processes, as Slurm's, ends a tracker's service before its run ends
         if not is_job(config.hydra):
             return
         sweep, job = _job(config)
