@@ -286,6 +286,12 @@ def test_what_is_no_transform_is_refused(extra: dict[str, Any], message: str) ->
         Augmenter(PATCH, settings(extra=[extra]))
 
 
+def test_torchios_transforms_are_refused_on_a_gpu() -> None:
+    extra = [{"_target_": "torchio.RandomNoise"}]
+    with pytest.raises(FlareError, match=r"^data.augmentation.device=gpu: .*expected extra=\[\]"):
+        Augmenter(PATCH, settings(extra=extra, device="gpu"))
+
+
 def test_a_transform_that_changes_the_size_is_refused() -> None:
     with pytest.raises(FlareError, match=r"data.augmentation.extra: gives \(8, 24, 30\) voxels"):
         extra_applied([{"_target_": "torchio.Crop", "cropping": [1, 1, 0, 0, 0, 0]}])
