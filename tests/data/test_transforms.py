@@ -12,11 +12,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from scipy import ndimage
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flare.core.errors import FlareError
 from flare.data.augment import (
     Augmentation,
     Augmenter,
+    Boxes,
     Noise,
     apply_gamma,
     change_intensity,
@@ -216,6 +218,21 @@ def test_everything_at_once_gives_a_patch_with_known_classes_only() -> None:
             assert set(target.unique().tolist()) <= {0, 3, 14}
             again, _ = augmenter.apply(reader(volume, label, []), drawn)
             assert torch.equal(image, again)
+
+
+@pytest.mark.parametrize("dummy_2d", [True, False])
+def test_all_is_computed_on_the_device_of_the_boxes(dummy_2d: bool) -> None:
+    """Tensors without numbers, of a device that is none here, refuse to meet others, as a GPU's would."""
+    drawn = Augmentation(rotation=(9.0, 0.0, 0.0), blur=0.7, brightness=1.1, mirror=(2,))
+    label = np.zeros(PATCH, dtype=np.uint8)
+    for how in ("linear", "cubic"):
+        augmenter = Augmenter(PATCH, settings(dummy_2d=dummy_2d, image_interpolation=how))
+        boxes = augmenter.read(reader(label.astype(np.float32), label, []), drawn)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            there = [mode.from_tensor(t).to("lazy:0") for t in boxes[:3] if t is not None]
+            image, target = augmenter.augment(Boxes(*there, drawn))  # type: ignore[call-arg]
+        assert (image.device.type, target.device.type) == ("lazy", "lazy")
+        assert tuple(image.shape) == tuple(target.shape) == PATCH
 
 
 def test_what_comes_from_outside_the_volume_is_zero() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy import linalg, ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +13,6 @@ from flare.core.geometry import Shape
 from flare.core.preprocessing import settle_classes
 
 SPLINE_REACH = 6  # voxels beyond the grid after which a cubic spline no longer feels where the box ends
-NEGLIGIBLE = 1e-12  # weights of a filter below it are taken as 0, see `apply_along`
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,11 @@ def smooth(array: Tensor, sigma: float, *, dimensions: int, border: str) -> Tens
     ends the array goes on by `border`: `constant` (0) or `reflect`.
     """
     for axis in range(array.ndim - dimensions, array.ndim):
-        identity = np.eye(array.shape[axis], dtype=np.float32)
-        matrix = ndimage.gaussian_filter1d(identity, sigma, axis=0, mode=border)
+        units = np.eye(array.shape[axis])
+        if border == "constant":  # the same weights around each voxel
+            matrix = linalg.toeplitz(ndimage.gaussian_filter1d(units[0], sigma, mode=border))
+        else:
+            matrix = ndimage.gaussian_filter1d(units, sigma, axis=0, mode=border)
         array = apply_along(array, axis, matrix)
     return array
 
@@ -78,7 +80,7 @@ def smooth(array: Tensor, sigma: float, *, dimensions: int, border: str) -> Tens
 def apply_along(array: Tensor, axis: int, matrix: np.ndarray) -> Tensor:
     """Multiply every line of a float32 array along one axis by a matrix `(n, array.shape[axis])`."""
     # a filter's tails reach numbers so small that a processor takes thirty times as long for the product
-    weights = np.where(np.abs(matrix) < NEGLIGIBLE, 0, matrix).astype(np.float32)
+    weights = np.where(np.abs(matrix) < 1e-12, 0, matrix).astype(np.float32)
     factor = torch.from_numpy(weights).to(array.device)
     if axis == array.ndim - 1:
         return array @ factor.T
@@ -121,9 +123,11 @@ def resample_label(label: Tensor, grid: Tensor, interpolation: str) -> Tensor:
     flat = torch.zeros(grid.shape[1:], dtype=torch.int32, device=label.device)
     for places, size in zip(grid, label.shape[-len(grid) :], strict=True):
         flat.mul_(size).add_(places.round().int())
-    # one line at a time: torch is slow at several
     lines = label.reshape(label.shape[0] if len(grid) == 2 else 1, -1)
-    return torch.stack([line.index_select(0, flat.view(-1)) for line in lines]).view(-1, *grid.shape[-2:])
+    resampled = label.new_empty(len(lines), flat.numel())
+    for line, row in zip(lines, resampled, strict=True):  # torch is slow at several at once
+        torch.index_select(line, 0, flat.view(-1), out=row)
+    return resampled.view(-1, *grid.shape[-2:])
 
 
 def _sample_linear(image: Tensor, grid: Tensor) -> Tensor:
