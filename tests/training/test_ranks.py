@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 
 from flare.core.errors import FlareError
 from flare.core.files import read_csv
+from flare.data.loaders import Batch
 from flare.rounds.iterate import train
 from flare.rounds.settings import RoundSettings
 from flare.rounds.train import check_epochs
 from flare.runs.folders import RoundFolder, run_folder
+from flare.training.module import SegmentationModule
 from tiny_round import configuration, write_case, write_cohort
 
 pytestmark = [
@@ -33,12 +36,38 @@ def as_slurm_does(rank: int, port: int) -> dict[str, str]:
     return found | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
 
 
-def train_rank(rank: int, port: int, root: Path, outputs: Path) -> None:
-    """Run what `train.py` does in one of the processes; no thread of the parent is there."""
+def train_rank(rank: int, port: int, root: Path, outputs: Path, stop_at: int | None) -> None:
+    """Run what `train.py` does in one of the processes; no thread of the parent is there.
+
+    The second process alone is told to stop, in the step `stop_at`.
+    """
     os.environ.update(as_slurm_does(rank, port))
     torch.set_num_threads(1)
+    step = SegmentationModule.training_step
+
+    def stopping(self: SegmentationModule, batch: Batch, index: int) -> torch.Tensor:
+        if (rank, index) == (1, stop_at):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, index)
+
+    SegmentationModule.training_step = stopping  # type: ignore[method-assign]  # in this process
     result = train(configuration(root, outputs, *FIVE, *PAIR))
     assert (result["objective"] is None) == (rank > 0)
+
+
+def start(root: Path, outputs: Path, stop_at: int | None = None) -> list[int | None]:
+    """Start both processes; gives their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    given = (port, root, outputs, stop_at)
+    ranks = [context.Process(target=train_rank, args=(rank, *given)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    return [rank.exitcode for rank in ranks]
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +81,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> RoundFolder:
-    """A round of five steps, trained by two processes with two patches each."""
+    """A round of five steps, trained by two processes with two patches each, and stopped after the third."""
     outputs = tmp_path_factory.mktemp("pair")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=train_rank, args=(rank, port, root, outputs)) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-        assert rank.exitcode == 0
+    assert start(root, outputs, stop_at=2) == [143, 143]
+    (last,) = outputs.rglob("checkpoints/*/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert start(root, outputs) == [0, 0]
     return run_folder(configuration(root, outputs)).round(None)
 
 
@@ -88,11 +111,11 @@ def test_two_processes_end_with_the_weights_of_one_at_twice_the_batch(
         torch.testing.assert_close(two[name], weights, atol=1e-5, rtol=0, msg=name)
 
 
-def test_the_table_tells_of_all_patches_and_of_all_validation_cases(
+def test_the_table_tells_of_all_steps_and_of_all_validation_cases(
     pair: RoundFolder, alone: RoundFolder
 ) -> None:
     (two,), (one,) = (read_csv(folder.training_csv) for folder in (pair, alone))
-    for name in one.keys() - {"patches_per_s"}:
+    for name in ("epoch", "step", "lr", *(name for name in one if name.startswith("val/"))):
         assert two[name] == one[name] or float(two[name]) == pytest.approx(float(one[name]), abs=2e-3), name
     scored = [read_csv(folder.root / "validation" / "metrics.csv") for folder in (pair, alone)]
     assert [[row["Name"] for row in rows] for rows in scored] == [["held_out", "held_out_too"]] * 2

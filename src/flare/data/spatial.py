@@ -162,12 +162,10 @@ def _sample_spline(image: Tensor, grid: Tensor) -> Tensor:
         image = apply_along(image, axis, ndimage.spline_filter1d(np.eye(image.shape[axis]), 3, axis=0))
     first = grid.floor()
     after = grid - first
-    before = 1 - after
-    left, right = before**3 / 6, after**3 / 6
-    inner_left = (4 - 6 * after**2 + 3 * after**3) / 6
-    inner_right = (4 - 6 * before**2 + 3 * before**3) / 6
-    weights = (left + inner_left, inner_right + right)
-    places = (first - 1 + inner_left / weights[0], first + 1 + right / weights[1])
+    left, right = (1 - after) ** 3 / 6, after**3 / 6
+    lower = left + (4 - 6 * after**2 + 3 * after**3) / 6  # all four weights together are 1
+    weights = (lower, 1 - lower)
+    places = (first - left / lower, first + 1 + right / weights[1])
     result = torch.zeros((), device=image.device)
     for sides in itertools.product((0, 1), repeat=len(grid)):
         weight = torch.stack([weights[side][axis] for axis, side in enumerate(sides)]).prod(0)

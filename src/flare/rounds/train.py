@@ -123,11 +123,7 @@ def check_start(settings: RoundSettings, network: nn.Module) -> None:
 
 
 def check_epochs(path: Path, training: TrainingSettings, *, is_own: bool, devices: int | None = None) -> None:
-    """Refuse a checkpoint that has no epoch left to do; that of this very training may have done all.
-
-    One that was made on another number of `devices`, if that is given, is refused as well: its next step
-    would be of another batch.
-    """
+    """Refuse a checkpoint of other `devices`, or with no epoch left, unless this training has done all."""
     found = read_weights_file(path)
     if not (loops := found.get("loops")):
         raise FlareError(f"ckpt_path: {path} holds weights and no training to go on with")
