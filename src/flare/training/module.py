@@ -28,6 +28,7 @@ from flare.evaluation.metrics import score_case as surface_scores
 from flare.inference.components import dice
 from flare.inference.engines import torch_engine
 from flare.inference.predictor import Predictor
+from flare.models.counting import ranks
 from flare.models.losses import DeepSupervision
 from flare.models.zoo import unsupervised
 from flare.runs.checkpoints import KEY
@@ -234,4 +235,4 @@ class SegmentationModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what inference needs to know of the training, devices, and the loss of an epoch just ended."""
         checkpoint[KEY] = self.carried
-        checkpoint[EPOCH_LOSS], checkpoint[DEVICES] = self.epoch_loss, self.trainer.world_size
+        checkpoint[EPOCH_LOSS], checkpoint[DEVICES] = self.epoch_loss, ranks()
