@@ -123,16 +123,18 @@ def peer(volume: np.ndarray, label: np.ndarray, values: dict[str, Any]) -> Make:
     return make
 
 
-def rate(make: Make, patches: int, repeats: int) -> tuple[float, float]:
-    """Median and best patches per second of processor time, which other processes do not eat."""
-    rates = []
-    make(0)
+def rates(sides: dict[str, Make], patches: int, repeats: int) -> dict[str, tuple[float, float]]:
+    """Median and best patches per second of processor time, which other processes do not eat; in turns."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for make in sides.values():
+        make(0)
     for _ in range(repeats):
-        started = time.process_time()
-        for index in range(patches):
-            make(index)
-        rates.append(patches / (time.process_time() - started))
-    return statistics.median(rates), max(rates)
+        for name, make in sides.items():
+            started = time.process_time()
+            for index in range(patches):
+                make(index)
+            found[name].append(patches / (time.process_time() - started))
+    return {name: (statistics.median(of), max(of)) for name, of in found.items()}
 
 
 def main() -> None:
@@ -156,15 +158,13 @@ def main() -> None:
         for dummy_2d in (True, False):
             for elastic in (False, True):
                 values = settings(dummy_2d=dummy_2d, always=always, elastic=elastic)
-                found = {
-                    name: rate(side(volume, label, values), arguments.patches, arguments.repeats)
-                    for name, side in sides.items()
-                }
+                makes = {name: side(volume, label, values) for name, side in sides.items()}
+                found = rates(makes, arguments.patches, arguments.repeats)
                 row = "   ".join(
                     f"{name} {median:.1f} ({best:.1f})" for name, (median, best) in found.items()
                 )
-                rates, space = "all on" if always else "paper", "2D" if dummy_2d else "3D"
-                print(f"{rates:8} {space:5} {elastic!s:7}  {row}", flush=True)
+                kind, space = "all on" if always else "paper", "2D" if dummy_2d else "3D"
+                print(f"{kind:8} {space:5} {elastic!s:7}  {row}", flush=True)
 
 
 if __name__ == "__main__":

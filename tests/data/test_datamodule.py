@@ -22,7 +22,7 @@ from flare.core.cases import Case
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError
 from flare.data.augment import Augmentation, draw_augmentation
-from flare.data.loaders import CaseArrays, FlareDataModule
+from flare.data.loaders import CaseArrays, FlareDataModule, StepLoader, StepSampler
 from flare.data.settings import PatchSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")]
@@ -155,6 +155,35 @@ def test_a_resumed_training_sees_the_batches_that_were_left(
     assert not multiprocessing.active_children()
     assert resumed.seen == straight.seen[stop:]
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), straight.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dummy_2d", [True, False])
+@pytest.mark.parametrize("how", ["linear", "cubic"])
+def test_patches_are_the_same_whether_workers_or_the_training_augment_them(
+    cfg: DictConfig, training: dict[str, CaseArrays], dummy_2d: bool, how: str
+) -> None:
+    """The workers hand boxes over, through their pipe, and the device that trains applies what they drew."""
+    sure = {
+        key: {"probability": 1.0} for key, part in cfg.data.augmentation.items() if OmegaConf.is_dict(part)
+    }
+    cfg.data.augmentation = OmegaConf.merge(cfg.data.augmentation, sure)
+    cfg.data.augmentation.update(dummy_2d=dummy_2d, image_interpolation=how)
+    batches: dict[str, Any] = {}
+    for device, workers in (("cpu", 0), ("gpu", 1)):
+        cfg.data.augmentation.device = device
+        data = build(cfg, training)
+        sampler = StepSampler(batch_size=2, epoch_length=2, step=lambda: 0, rank=0)
+        loader = StepLoader(data.dataset, sampler, workers=workers, pin_memory=False)
+        found = list(loader)
+        assert all(("boxes" in batch) == (device == "gpu") for batch in found)
+        batches[device] = [data.transfer_batch_to_device(b, torch.device("cpu"), 0) for b in found]
+        loader.close()
+    for one, other in zip(batches["cpu"], batches["gpu"], strict=True):
+        assert one.keys() == other.keys()
+        torch.testing.assert_close(other["image"], one["image"], atol=1e-6, rtol=0)
+        for key in ("target", "known"):
+            assert torch.equal(other[key], one[key])
+        assert other["case"] == one["case"]
 
 
 def test_no_training_case_is_refused(cfg: DictConfig) -> None:

@@ -92,7 +92,7 @@ def test_a_batch_knows_what_its_case_annotates(dataset: PatchDataset) -> None:
     outputs = (0, LIVER, 3, TUMOR)
     cases = [("a", dataset.cases[0][1]._replace(known=ids)) for ids in ((), (LIVER, 2), None)]
     own = replace(dataset, settings=replace(dataset.settings, outputs=outputs), cases=cases)
-    seen = {tuple(own[SampleKey(step, 0, 0)]["known"].tolist()) for step in range(30)}
+    seen = {tuple(own[SampleKey(step, 0)]["known"].tolist()) for step in range(30)}
     assert seen == {(True, False, False, False), (True, True, False, False), (True, True, True, True)}
 
 
@@ -102,7 +102,7 @@ def test_augmentation_makes_no_class_of_it(dataset: PatchDataset, how: str, dumm
     extra = [{"_target_": "torchio.RandomAffine", "degrees": 20}]
     values = certain(dummy_2d=dummy_2d, label_interpolation=how, extra=extra)
     changed = with_augmentation(dataset, values)
-    targets = torch.stack([changed[SampleKey(step, 1, 1)]["target"] for step in range(8)])
+    targets = torch.stack([changed[SampleKey(step, 1)]["target"] for step in range(8)])
     assert set(targets.unique().tolist()) == {0, LIVER, IGNORE}
 
 
@@ -301,7 +301,7 @@ def test_no_class_may_have_its_id(labels: ClassList) -> None:
 def drawn(dataset: PatchDataset, weights: tuple[float, ...], count: int) -> list[str]:
     cases = [(f"{n}", dataset.cases[0][1]._replace(weight=w)) for n, w in enumerate(weights)]
     weighted = replace(dataset, cases=cases, augmenter=Augmenter(PATCH, off()))
-    return [weighted[SampleKey(step, 0, 0)]["case"] for step in range(count)]
+    return [weighted[SampleKey(step, 0)]["case"] for step in range(count)]
 
 
 def test_cases_are_drawn_by_weight_as_a_function_of_seed_and_step(dataset: PatchDataset) -> None:

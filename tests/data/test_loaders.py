@@ -86,9 +86,9 @@ def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def test_a_sample_is_a_function_of_seed_step_and_number(dataset: PatchDataset) -> None:
-    key = SampleKey(step=4, position=1, sample=1)
+    key = SampleKey(step=4, sample=1)
     first = dataset[key]
-    dataset[SampleKey(step=9, position=0, sample=0)]
+    dataset[SampleKey(step=9, sample=0)]
     assert equal(first, dataset[key])
     assert not equal(first, dataset[key._replace(step=5)])
     assert not equal(first, dataset[key._replace(sample=3)])
@@ -96,7 +96,7 @@ def test_a_sample_is_a_function_of_seed_step_and_number(dataset: PatchDataset) -
 
 
 def test_a_patch_has_documented_shapes_and_types(dataset: PatchDataset) -> None:
-    patch = dataset[SampleKey(0, 1, 1)]
+    patch = dataset[SampleKey(0, 1)]
     assert tuple(patch["image"].shape) == (1, *PATCH)
     assert patch["image"].dtype == torch.float32
     assert tuple(patch["target"].shape) == PATCH
@@ -104,7 +104,7 @@ def test_a_patch_has_documented_shapes_and_types(dataset: PatchDataset) -> None:
 
 
 def test_images_are_clipped_and_normalised_and_labels_lie_on_them(dataset: PatchDataset) -> None:
-    patch = unchanged(dataset)[SampleKey(0, 1, 1)]
+    patch = unchanged(dataset)[SampleKey(0, 1)]
     image, target = patch["image"][0], patch["target"]
     # (-200 - 50) / 100, (50 - 50) / 100, (300 - 50) / 100
     assert set(image.unique().tolist()) == {-2.5, 0.0, 2.5}
@@ -120,7 +120,7 @@ def test_targets_are_output_channels(
 ) -> None:
     settings = replace(dataset.settings, outputs=labels.outputs(targets))
     only = replace(unchanged(dataset), cases=dataset.cases[:1], settings=settings)
-    target, image = only[SampleKey(0, 1, 1)]["target"], only[SampleKey(0, 1, 1)]["image"][0]
+    target, image = only[SampleKey(0, 1)]["target"], only[SampleKey(0, 1)]["image"][0]
     assert set(target[image == 0].tolist()) == {organ}
     assert set(target[image == 2.5].tolist()) == {tumor}
     assert set(target[image == -2.5].tolist()) == {0}
@@ -128,7 +128,7 @@ def test_targets_are_output_channels(
 
 def test_cases_are_drawn_uniformly(dataset: PatchDataset) -> None:
     plain = unchanged(dataset)
-    drawn = [plain[SampleKey(step, 0, 0)]["case"] for step in range(600)]
+    drawn = [plain[SampleKey(step, 0)]["case"] for step in range(600)]
     counts = [drawn.count(case_id) for case_id, _ in dataset.cases]
     assert all(abs(count - 200) < 4 * np.sqrt(600 * 2 / 9) for count in counts)
 
@@ -136,7 +136,7 @@ def test_cases_are_drawn_uniformly(dataset: PatchDataset) -> None:
 def test_an_epoch_is_a_number_of_steps() -> None:
     batches = list(sampler())
     assert len(batches) == len(sampler()) == 10
-    assert batches[3] == [SampleKey(3, 0, 0), SampleKey(3, 1, 1)]
+    assert batches[3] == [SampleKey(3, 0), SampleKey(3, 1)]
 
 
 def test_the_next_epoch_goes_on_with_the_steps() -> None:
@@ -156,12 +156,9 @@ def test_the_step_is_asked_anew_for_each_epoch() -> None:
     assert next(iter(endless))[0].step == 30
 
 
-def test_two_ranks_share_no_sample_and_have_the_same_composition() -> None:
-    first = [key for batch in sampler(rank=0) for key in batch]
-    second = [key for batch in sampler(rank=1) for key in batch]
-    assert not {(key.step, key.sample) for key in first} & {(key.step, key.sample) for key in second}
-    assert {key.sample for key in first + second} == {0, 1, 2, 3}
-    assert [key.position for key in first] == [key.position for key in second]
+def test_ranks_draw_together_what_one_process_draws_at_the_joint_batch() -> None:
+    shares = [list(sampler(rank=rank, batch_size=3)) for rank in range(2)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == list(sampler(batch_size=6))
 
 
 def test_workers_give_the_same_batches_in_the_same_order(dataset: PatchDataset) -> None:
@@ -181,7 +178,7 @@ def test_batches_in_flight_fit_the_shared_memory_of_a_container(
     """Workers hand batches over in /dev/shm, of which a container has 64 MiB unless it is given more."""
     data = config("train", "data=flare23", "data.root=x").data  # the paper's patch
     loader = StepLoader(dataset, sampler(), workers=data.workers, pin_memory=False).loader
-    patch = dataset[SampleKey(0, 0, 0)]
+    patch = dataset[SampleKey(0, 0)]
     tensors = [value for value in patch.values() if isinstance(value, torch.Tensor)]
     a_voxel = sum(t.nbytes for t in tensors) / np.prod(PATCH)
     batches = data.workers * loader.prefetch_factor + 1  # one more is worked on
@@ -200,7 +197,7 @@ def test_a_patch_takes_one_thread_and_gives_the_others_back(dataset: PatchDatase
 
     torch.set_num_threads(2)
     try:
-        replace(dataset, augmenter=Spy(PATCH, dataset.augmenter.settings))[SampleKey(0, 0, 0)]
+        replace(dataset, augmenter=Spy(PATCH, dataset.augmenter.settings))[SampleKey(0, 0)]
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)

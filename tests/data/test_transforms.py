@@ -12,11 +12,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from scipy import ndimage
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flare.core.errors import FlareError
 from flare.data.augment import (
     Augmentation,
     Augmenter,
+    Boxes,
     Noise,
     apply_gamma,
     change_intensity,
@@ -218,6 +220,21 @@ def test_everything_at_once_gives_a_patch_with_known_classes_only() -> None:
             assert torch.equal(image, again)
 
 
+@pytest.mark.parametrize("dummy_2d", [True, False])
+def test_all_is_computed_on_the_device_of_the_boxes(dummy_2d: bool) -> None:
+    """Tensors without numbers, of a device that is none here, refuse to meet others, as a GPU's would."""
+    drawn = Augmentation(rotation=(9.0, 0.0, 0.0), blur=0.7, brightness=1.1, mirror=(2,))
+    label = np.zeros(PATCH, dtype=np.uint8)
+    for how in ("linear", "cubic"):
+        augmenter = Augmenter(PATCH, settings(dummy_2d=dummy_2d, image_interpolation=how))
+        boxes = augmenter.read(reader(label.astype(np.float32), label, []), drawn)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            there = [mode.from_tensor(t).to("lazy:0") for t in boxes[:3] if t is not None]
+            image, target = augmenter.augment(Boxes(*there, drawn))  # type: ignore[call-arg]
+        assert (image.device.type, target.device.type) == ("lazy", "lazy")
+        assert tuple(image.shape) == tuple(target.shape) == PATCH
+
+
 def test_what_comes_from_outside_the_volume_is_zero() -> None:
     volume = np.full(PATCH, 5, dtype=np.float32)
     label = np.ones(PATCH, dtype=np.uint8)
@@ -284,6 +301,12 @@ def test_extra_transforms_count_in_millimetres() -> None:
 def test_what_is_no_transform_is_refused(extra: dict[str, Any], message: str) -> None:
     with pytest.raises(FlareError, match=message):
         Augmenter(PATCH, settings(extra=[extra]))
+
+
+def test_torchios_transforms_are_refused_on_a_gpu() -> None:
+    extra = [{"_target_": "torchio.RandomNoise"}]
+    with pytest.raises(FlareError, match=r"^data.augmentation.device=gpu: .*expected extra=\[\]"):
+        Augmenter(PATCH, settings(extra=extra, device="gpu"))
 
 
 def test_a_transform_that_changes_the_size_is_refused() -> None:

@@ -139,6 +139,24 @@ def test_a_round_stopped_in_an_epoch_ends_with_the_same_bits(
     assert_same_training(trained[1], resumed)
 
 
+def test_a_training_of_more_devices_is_not_resumed_on_one(cohort: Cohort, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, steps=4)
+        with pytest.raises(StoppedError):
+            train_tiny(cohort, tmp_path, validate=False)
+    (last,) = tmp_path.rglob("checkpoints/*/last.ckpt")
+    state = torch.load(last, weights_only=True)
+    assert state["devices"] == 1
+    torch.save({**state, "devices": 4}, last)
+    message = (
+        r"^trainer\.devices: .*last\.ckpt was trained on 4, here are 1; expected as many, or .*ckpt_path=last"
+    )
+    with pytest.raises(FlareError, match=message):
+        train_tiny(cohort, tmp_path, validate=False)
+    # with other settings it is another training, which may go on from there
+    train_tiny(cohort, tmp_path, "ckpt_path=last", "data.batch_size=4", validate=False)
+
+
 def test_a_round_continued_after_its_first_epoch_ends_with_the_same_bits(
     trained: Trained, cohort: Cohort, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -180,19 +181,53 @@ def test_the_trainer_is_the_configurations(config: Callable[..., DictConfig], tm
     assert isinstance(built.strategy.checkpoint_io, AtomicCheckpointIO)
 
 
-@pytest.mark.parametrize("tasks", ["1", "4"])
+def batch_job(patch: pytest.MonkeyPatch, tasks: int, **more: str) -> None:
+    """Set what Slurm tells a process of a job with so many tasks a node."""
+    job = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": f"{tasks}", "NTASKS_PER_NODE": f"{tasks}"}
+    own = {"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "node[1-2]", "CPUS_PER_TASK": "4"}
+    for name, value in {**job, **own, **more}.items():
+        patch.setenv(f"SLURM_{name}", value)
+
+
+CPUS = ["trainer.accelerator=cpu", "trainer.precision=32"]
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+@pytest.mark.parametrize(("trainer", "devices"), [("cpu", 1), ("ddp", 2)])
 def test_a_training_in_a_batch_job_is_a_training(
-    tasks: str, config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tasks: int,
+    trainer: str,
+    devices: int,
+    config: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """Slurm's variables, which Lightning reads, make no other ranks out of one process."""
-    for name, value in {
-        **{"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": tasks, "NTASKS_PER_NODE": tasks},
-        **{"PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "node[1-2]", "CPUS_PER_TASK": "4"},
-    }.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    settings = TrainingSettings.from_config(config("train", "trainer=cpu", "trainer.precision=32"))
-    built = build.build_trainer(settings, TrainingFolder(tmp_path), has_validation=False)
-    assert (built.world_size, built.global_rank, built.num_devices) == (1, 0, 1)
+    """Slurm's variables, which Lightning reads, make no other ranks out of one process and what it starts."""
+    batch_job(monkeypatch, tasks)
+    cfg = config("train", f"trainer={trainer}", f"trainer.devices={devices}", *CPUS)
+    built = build.build_trainer(
+        TrainingSettings.from_config(cfg), TrainingFolder(tmp_path), has_validation=False
+    )
+    assert (built.world_size, built.global_rank, built.num_devices) == (devices, 0, devices)
+
+
+def test_the_tasks_of_a_batch_job_are_the_ranks_of_one_training_where_it_asks_for_that(
+    config: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batch_job(monkeypatch, 2, NTASKS="4", PROCID="3", LOCALID="1", NODEID="1", NNODES="2")
+
+    def built(devices: int) -> pl.Trainer:
+        cfg = config("train", "trainer=ddp_slurm", f"trainer.devices={devices}", *CPUS)
+        settings = TrainingSettings.from_config(cfg)
+        return build.build_trainer(settings, TrainingFolder(tmp_path), has_validation=False)
+
+    found = built(2)
+    assert (found.world_size, found.global_rank, found.local_rank, found.num_nodes) == (4, 3, 1, 2)
+    with pytest.raises(FlareError, match=r"^trainer: .*devices=3.*ntasks-per-node=2"):
+        built(3)
+    monkeypatch.delenv("SLURM_PROCID")
+    with pytest.raises(FlareError, match=r"^trainer.strategy=ddp: expected processes that srun"):
+        built(2)
 
 
 @pytest.mark.parametrize(

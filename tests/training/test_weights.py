@@ -257,13 +257,15 @@ def test_both_decide_the_weights_and_off_the_key_is_that_of_before(config: Compo
         cfg = config("train", "data=phantom", *overrides)
         OmegaConf.set_struct(cfg, False)
         for name in without:
-            group, _, leaf = name.partition(".")
-            del cfg[group][leaf]
+            section, _, leaf = name.rpartition(".")
+            del OmegaConf.select(cfg, section)[leaf]
         return training_key(TrainingSettings.from_config(cfg), "data")
 
     assert len({key(), key("callbacks.ema.decay=0.9"), key("callbacks.rescue.epoch=3")}) == 3
-    assert key(without=("callbacks.ema", "callbacks.rescue", "classes.ignore")) == key()
+    new = ("callbacks.ema", "callbacks.rescue", "classes.ignore", "data.augmentation.device")
+    assert key(without=new) == key()
     assert key("classes.ignore=99") != key()
+    assert key("data.augmentation.device=gpu") != key()
 
 
 @pytest.mark.parametrize(

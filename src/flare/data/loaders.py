@@ -3,7 +3,7 @@
 import math
 from collections import UserList
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from flare.core.cases import Case
@@ -19,7 +19,7 @@ from flare.core.classes import IGNORE
 from flare.core.errors import FlareError
 from flare.core.geometry import Shape
 from flare.core.preprocessing import Intensity, normalise
-from flare.data.augment import Augmenter, draw_augmentation
+from flare.data.augment import Augmenter, Boxes, draw_augmentation
 from flare.data.cache import Stored, read_box
 from flare.data.settings import CaseArrays, PatchSettings
 from flare.runs.door import ignore_signals
@@ -35,13 +35,12 @@ class Batch(TypedDict):
 
 
 class SampleKey(NamedTuple):
-    """What decides a training sample, with the seed: its position in a batch, and in those of all ranks.
+    """What decides a training sample, with the seed: its step, and its place in the batches of all processes.
 
     `step` counts the optimizer steps of the round before it; where batches repeat, before the first like it.
     """
 
     step: int
-    position: int
     sample: int
 
 
@@ -89,7 +88,9 @@ def centred_start(voxel: Sequence[int], patch_size: Shape, shape: Shape) -> Shap
 class PatchDataset(Dataset[dict[str, Any]]):
     """Augmented training patches, each a function of the seed and its key alone.
 
-    A case's weight that is negative or not finite is refused, and so are weights of which none is above 0.
+    A batch of its settings is that of all processes together. With `data.augmentation.device=gpu` a sample
+    has `boxes` instead of `image` and `target`, of which the process that trains makes them. A case's weight
+    that is negative or not finite is refused, and so are weights of which none is above 0.
     """
 
     cases: Sequence[tuple[str, CaseArrays]]
@@ -109,13 +110,13 @@ class PatchDataset(Dataset[dict[str, Any]]):
         return None if (weights == weights[0]).all() else weights / weights.sum()
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """One patch: `image` `(1, Z, Y, X)`, `target` `(Z, Y, X)`, `known` `(K,)` and `case`."""
+        """One patch: `image` `(1, Z, Y, X)`, `target` `(Z, Y, X)`, `known` `(K,)` and `case`; or `boxes`."""
         rng = np.random.default_rng((self.settings.seed, key.step, key.sample))
         count, outputs = len(self.cases), self.settings.outputs
         index = rng.integers(count) if self._shares is None else rng.choice(count, p=self._shares)
         case_id, arrays = self.cases[int(index)]
         image, label = Stored(arrays.image), Stored(arrays.label)
-        start = choose_start(rng, key.position, label, self.settings)
+        start = choose_start(rng, key.sample, label, self.settings)
         channels = np.zeros(256, dtype=np.uint8)
         channels[list(outputs)] = range(len(outputs))
         channels[IGNORE] = IGNORE
@@ -133,12 +134,22 @@ class PatchDataset(Dataset[dict[str, Any]]):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            voxels, target = self.augmenter.apply(read, draw_augmentation(rng, self.augmenter.settings))
+            drawn = draw_augmentation(rng, self.augmenter.settings)
+            known = torch.tensor([arrays.known is None or c in (0, *arrays.known) for c in outputs])
+            told = {"known": known, "case": case_id}
+            if self.augmenter.settings.get("device") == "gpu":
+                return {"boxes": self.augmenter.read(read, drawn), **told}
+            voxels, target = self.augmenter.apply(read, drawn)
         finally:
             torch.set_num_threads(threads)
-        known = torch.tensor([arrays.known is None or c in (0, *arrays.known) for c in outputs])
-        voxels, target = voxels[None].contiguous(), target.contiguous()
-        return {"image": voxels, "target": target, "known": known, "case": case_id}
+        return {"image": voxels[None].contiguous(), "target": target.contiguous(), **told}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make a batch of samples; boxes, which differ in size, stay a list."""
+    boxes = [sample.pop("boxes") for sample in samples if "boxes" in sample]
+    batch: dict[str, Any] = default_collate(samples)
+    return {**batch, "boxes": boxes} if boxes else batch
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         for step in range(first, first + self.epoch_length - first % self.epoch_length):
             offset = self.rank * self.batch_size
             drawn = step % self.distinct if self.distinct else step
-            yield [SampleKey(drawn, position, offset + position) for position in range(self.batch_size)]
+            yield [SampleKey(drawn, offset + position) for position in range(self.batch_size)]
 
     def __len__(self) -> int:
         """Steps of a whole epoch."""
@@ -181,6 +192,7 @@ class StepLoader:
         self.loader: DataLoader[dict[str, Any]] = DataLoader(
             dataset,
             batch_sampler=sampler,
+            collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -212,10 +224,11 @@ class StepLoader:
 class FlareDataModule(pl.LightningDataModule):
     """Training patches and validation cases of one round.
 
-    Every process trains on `data.batch_size` patches per step; with several processes the patches differ. An
-    epoch is `trainer.limit_train_batches` steps, whatever the number of cases. `training` leads from case id
-    to the cached image and the labels of the round: the cache's ground truth, or what the round's
-    `training_labels` holds; none at all is refused. Validation cases without labels are left out.
+    Every process trains on `data.batch_size` patches per step; together they are those of one process at that
+    size times the processes. An epoch is `trainer.limit_train_batches` steps, whatever the number of cases.
+    `training` leads from case id to the cached image and the labels of the round: the cache's ground truth,
+    or what the round's `training_labels` holds; none at all is refused. Validation cases without labels are
+    left out.
     """
 
     def __init__(
@@ -247,7 +260,9 @@ class FlareDataModule(pl.LightningDataModule):
             distinct=int(trainer.overfit_batches) or None,  # type: ignore[attr-defined]
         )
         on_gpu = trainer.strategy.root_device.type == "cuda"
-        self.loader = StepLoader(self.dataset, sampler, workers=settings.workers, pin_memory=on_gpu)
+        joint = replace(settings, batch_size=settings.batch_size * trainer.world_size)
+        dataset = replace(self.dataset, settings=joint)
+        self.loader = StepLoader(dataset, sampler, workers=settings.workers, pin_memory=on_gpu)
         return self.loader
 
     def teardown(self, stage: str) -> None:
@@ -266,6 +281,14 @@ class FlareDataModule(pl.LightningDataModule):
         return UserList(share) if self.validation else []  # a list would be one loader a case to Lightning
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors to the device; a `Case` stays what it is."""
-        is_case = isinstance(batch, Case)
-        return batch if is_case else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        """Move tensors to the device, and augment there what is still boxes; a `Case` stays what it is."""
+        if isinstance(batch, Case):
+            return batch
+        move = super().transfer_batch_to_device
+        boxes = batch.pop("boxes", [])
+        moved: dict[str, Any] = move(batch, device, dataloader_idx)
+        if boxes:
+            there = (Boxes._make((*move(b[:3], device, dataloader_idx), b.drawn)) for b in boxes)
+            images, targets = zip(*map(self.dataset.augmenter.augment, there), strict=True)
+            moved |= {"image": torch.stack(images)[:, None], "target": torch.stack(targets)}
+        return moved

@@ -38,7 +38,7 @@ class PatchSettings:
 
     patch_size: Shape
     spacing_mm: Spacing
-    batch_size: int  # patches of a batch, in each process
+    batch_size: int  # patches of a batch, in each process that trains
     oversample_foreground: float  # share of a batch centred on foreground; nnU-Net 0.33
     # share of those centred on the tumor where the case has one (ours; with 0 it is one class among others)
     tumor_fraction: float

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -44,14 +44,27 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     settings = RoundSettings.from_config(cfg)
     PrepareSettings.from_config(cfg)
     # torch and Lightning take seconds: a wrong value is told before
-    from flare.rounds.train import check_configuration, is_first, tell_training
+    from flare.rounds.train import check_configuration, tell_training
 
-    check_configuration(settings)
-    cohort = prepare_cohort(cfg)
-    with closing(build_executor(cfg)) as executor, naming(cohort.failures):
-        failures = run_round(settings, cohort, executor, is_first=is_first(), is_alone=True)
+    with _leading([settings]) as leads:
+        if not leads:
+            return {"objective": None}
+        check_configuration(settings)
+        cohort = prepare_cohort(cfg)
+        with closing(build_executor(cfg)) as executor, naming(cohort.failures):
+            failures = run_round(settings, cohort, executor, is_alone=True)
     report_failures([*cohort.failures, *failures], "train")
     return tell_training(settings.folder, settings.training.objective)
+
+
+def _leading(rounds: Sequence[RoundSettings]) -> AbstractContextManager[bool]:
+    """Whether this process leads, see `Team.of`; where nobody shares the start it does."""
+    trained = [item for item in rounds if not item.is_frozen]
+    if not any(item.training.is_shared for item in trained):
+        return nullcontext(True)
+    from flare.rounds.train import Team  # torch: only where processes train together
+
+    return Team.of(trained)
 
 
 def iterate(
@@ -94,15 +107,18 @@ def iterate(
         costs = foresee(rounds, foreseen, trained.executor.workers)
         console.print("\n".join(costs), markup=False)
         return {"plan": plan, "steps": steps, "costs": costs}
-    journal = Journal(run.root / "journal" / "configurations.jsonl")
-    sound = _check(rounds, journal)
-    with lock(run.root):
-        for known in sound:
-            journal.record(*known)
-        remove_partial(run.root)
-        remove_partial(run.root / "baselines", below=True)
-        record_environment(run.root, cfg)
-        return _run(cfg, rounds, run, finish)
+    with _leading(rounds) as leads:
+        if not leads:
+            return {"plan": [], "table": []}
+        journal = Journal(run.root / "journal" / "configurations.jsonl")
+        sound = _check(rounds, journal)
+        with lock(run.root):
+            for known in sound:
+                journal.record(*known)
+            remove_partial(run.root)
+            remove_partial(run.root / "baselines", below=True)
+            record_environment(run.root, cfg)
+            return _run(cfg, rounds, run, finish)
 
 
 def _check(rounds: Sequence[RoundSettings], journal: Journal) -> list[tuple]:
@@ -145,21 +161,16 @@ def _run(
 
 
 def run_round(
-    settings: RoundSettings,
-    cohort: Cohort,
-    executor: Executor,
-    *,
-    is_first: bool = True,
-    is_alone: bool = False,
+    settings: RoundSettings, cohort: Cohort, executor: Executor, *, is_alone: bool = False
 ) -> list[Outcome]:
     """Label, train and validate one round; what is done and unchanged is left alone.
 
-    Of the processes that train it one `is_first`. A round that `is_alone` is trained by itself: by several
-    processes, and from where `ckpt_path` says. Returns the cases that failed; stops as `stop_on_faults` does.
+    A round that `is_alone` is trained by itself, from where `ckpt_path` says. Returns the cases that failed;
+    stops as `stop_on_faults` does.
     """
     intensity = cohort.require_intensity()
     folder = settings.folder
-    with lock(folder.root) if is_first else nullcontext(), place(lambda: f"round {settings.name or 'all'}"):
+    with lock(folder.root), place(lambda: f"round {settings.name or 'all'}"):
         if not is_alone:
             remove_partial(folder.root, below=True)
         whole = resuming.whole_training(folder)
@@ -179,5 +190,4 @@ def run_round(
                 tell_again("train", resuming.why_again(whole, settings.training, training.parts))
             executor.close()  # its processes would wait through the whole training, with their memory
             train_round(settings, training, cohort.cases, intensity)
-        finished = finish_round(settings, cohort.cases, executor) if is_first else []
-        return [*training.failures, *finished]
+        return [*training.failures, *finish_round(settings, cohort.cases, executor)]

@@ -2,15 +2,15 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch import nn
+from torch import distributed, nn
 
 from flare.core.cases import Case
 from flare.core.errors import FlareError
@@ -26,14 +26,52 @@ from flare.runs.folders import RoundFolder, TrainingFolder, record_environment
 from flare.runs.locks import lock
 from flare.training import build, resuming
 from flare.training.loggers import WandbRun
+from flare.training.module import DEVICES, SegmentationModule
 from flare.training.settings import TrainingSettings, option
 
 log = logging.getLogger(__name__)
 
 
-def is_first() -> bool:
-    """Whether this process is the first, or the only one, of those that share a training's folder."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+class Team:
+    """The processes that Slurm started for the trainings of a run: the first leads, the others follow it."""
+
+    channel: distributed.ProcessGroup | None = None  # None where this process is alone
+
+    @classmethod
+    @contextmanager
+    def of(cls, rounds: Sequence[RoundSettings]) -> Iterator[bool]:
+        """Meet the others; whether this process leads: it does all the work around the trainings.
+
+        Another one trains each round that the first comes to, and has done so when the block begins.
+        """
+        place = TrainingFolder(rounds[0].folder.checkpoints / "checked")
+        strategy = build.build_trainer(rounds[0].training, place, has_validation=True).strategy
+        strategy.setup_environment()
+        # beside the group that trains, whose members wait half an hour for each other: labels take longer
+        cls.channel = distributed.new_group(backend="gloo", timeout=timedelta(days=365))
+        by_name, leads = {item.name: item for item in rounds}, strategy.is_global_zero
+        try:
+            while not leads and (work := cls.tell()) is not None:
+                logging.getLogger("flare").setLevel(logging.ERROR)  # the first one tells
+                trainer, module, data = build_fit(by_name[work[0]], *work[1:])
+                trainer.fit(module, datamodule=data, ckpt_path=work[1].checkpoint)
+            yield leads
+        finally:
+            with suppress(FlareError):  # the others have ended
+                if leads:
+                    cls.tell()
+            cls.channel = None
+
+    @classmethod
+    def tell(cls, work: tuple | None = None) -> Any:
+        """Give all what the first one tells: a round's name and what `build_fit` takes; None at the end."""
+        told = [work]
+        try:
+            if cls.channel is not None:
+                distributed.broadcast_object_list(told, src=0, group=cls.channel)
+        except RuntimeError as error:
+            raise FlareError("another process of this training has ended; it has said why") from error
+        return told[0]
 
 
 def check_configuration(settings: RoundSettings, planned: Mapping[str, RoundSettings] | None = None) -> None:
@@ -84,15 +122,21 @@ def check_start(settings: RoundSettings, network: nn.Module) -> None:
     check_epochs(path, training, is_own=True)  # known once the labels are
 
 
-def check_epochs(path: Path, training: TrainingSettings, *, is_own: bool) -> None:
-    """Refuse a checkpoint that has no epoch left to do; that of this very training may have done all."""
-    loops = read_weights_file(path).get("loops")
-    if not loops:
+def check_epochs(path: Path, training: TrainingSettings, *, is_own: bool, devices: int | None = None) -> None:
+    """Refuse a checkpoint of other `devices`, or with no epoch left, unless this training has done all."""
+    found = read_weights_file(path)
+    if not (loops := found.get("loops")):
         raise FlareError(f"ckpt_path: {path} holds weights and no training to go on with")
     done, wanted = loops["fit_loop"]["epoch_progress"]["current"]["processed"], training.trainer["max_epochs"]
     if done > wanted or (done == wanted and not is_own):
         raise FlareError(
             f"ckpt_path: {path} has done {done} epochs; expected trainer.max_epochs above it, given {wanted}"
+        )
+    before = found.get(DEVICES, devices)  # earlier versions did not note it
+    if devices is not None and before != devices:
+        raise FlareError(
+            f"trainer.devices: {path} was trained on {before}, here are {devices}; expected as many, or "
+            "beside it another training: ckpt_path=last with trainer.devices and data.batch_size written"
         )
 
 
@@ -104,46 +148,55 @@ def train_round(
     The cohort's cases validate it. A training that cannot start or resume, or runs elsewhere, is refused.
     """
     own, folder, cfg = settings.training, settings.folder, settings.config
-    with lock(folder.checkpoints) if is_first() else nullcontext():
+    with lock(folder.checkpoints):
         start = resuming.find_start(cfg.ckpt_path, folder, resuming.training_key(own, training.key))
         if start.checkpoint is not None and resuming.is_trained(start.training):
             told = "%s is trained to its end; ckpt_path=null trains it afresh, beside it"
             log.info(told, start.training.root)
-            if is_first():
-                resuming.make_current(start.training)
+            resuming.make_current(start.training)
             return tell_training(folder, own.objective)
-        if start.checkpoint is not None:
-            check_epochs(start.checkpoint, own, is_own=start.checkpoint == start.training.last)
-        pl.seed_everything(own.patches.seed, verbose=False)
-        validation = [case for case in cases if case.split == "validation" and case.is_labeled]
-        if not validation:
-            log.info("no labelled validation case: no validation, and no best checkpoint")
-        has_validation = bool(validation)
-        trainer = build.build_trainer(
-            own, start.training, has_validation=has_validation, ckpt_path=start.checkpoint
-        )
-        # Lightning leaves validation out on a process without a case, and the others would wait for it
-        validation *= math.ceil(trainer.world_size / max(len(validation), 1))
-        data = FlareDataModule(own.patches, training.items, validation=validation, intensity=intensity)
-        module = build.build_module(own, intensity)
-        is_taught = own.init == "teacher" and start.checkpoint is None
-        teacher = read_teacher(settings) if is_taught else None
-        if teacher is not None:
-            log.info("weights start from those of round %s", teacher.round or "all")
-            build.start_from_teacher(module.net, teacher, classes=own.classes, targets=own.targets)
-        if is_first():  # everything that can refuse is built: only now files are touched
-            resuming.begin(start)
-            network = count_network(lambda: build.build_network(own), own.patches.patch_size)
-            used = {"device": trainer.strategy.root_device.type, "devices": trainer.world_size}
-            record_environment(folder.root, cfg, network=network, **used)
+        work = start, training, list(cases), intensity
+        trainer, module, data = build_fit(settings, *work)
+        # everything that can refuse is built: only now files are touched
+        resuming.begin(start)
+        network = count_network(lambda: build.build_network(own), own.patches.patch_size)
+        used = {"device": trainer.strategy.root_device.type, "devices": trainer.world_size}
+        record_environment(folder.root, cfg, network=network, **used)
+        Team.tell((settings.name, *work))
         with told_if_full(folder.root):
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
-        if is_first():
-            noted: dict[str, Any] = {"config": own.public, "parts": training.parts}
-            if option(own.callbacks, "rescue", "epoch") is not None:  # of processes that are gone
-                noted["rescued"] = read_weights_file(start.training.last)["callbacks"]["Rescue"]["is_rescued"]
-            resuming.mark_trained(start.training, noted)
+        noted: dict[str, Any] = {"config": own.public, "parts": training.parts}
+        if option(own.callbacks, "rescue", "epoch") is not None:  # of processes that are gone
+            noted["rescued"] = read_weights_file(start.training.last)["callbacks"]["Rescue"]["is_rescued"]
+        resuming.mark_trained(start.training, noted)
     return tell_training(folder, own.objective)
+
+
+def build_fit(
+    settings: RoundSettings, start: resuming.Start, training: TrainingSet, cases: list[Case], known: Intensity
+) -> tuple[pl.Trainer, SegmentationModule, FlareDataModule]:
+    """Build all that trains a round in one process; what cannot start or resume is refused."""
+    own = settings.training
+    pl.seed_everything(own.patches.seed, verbose=False)
+    validation = [case for case in cases if case.split == "validation" and case.is_labeled]
+    if not validation:
+        log.info("no labelled validation case: no validation, and no best checkpoint")
+    trainer = build.build_trainer(
+        own, start.training, has_validation=bool(validation), ckpt_path=start.checkpoint
+    )
+    if start.checkpoint is not None:
+        is_own = start.checkpoint == start.training.last
+        check_epochs(start.checkpoint, own, is_own=is_own, devices=trainer.world_size if is_own else None)
+    # Lightning leaves validation out on a process without a case, and the others would wait for it
+    validation *= math.ceil(trainer.world_size / max(len(validation), 1))
+    data = FlareDataModule(own.patches, training.items, validation=validation, intensity=known)
+    module = build.build_module(own, known)
+    is_taught = own.init == "teacher" and start.checkpoint is None
+    teacher = read_teacher(settings) if is_taught else None
+    if teacher is not None:
+        log.info("weights start from those of round %s", teacher.round or "all")
+        build.start_from_teacher(module.net, teacher, classes=own.classes, targets=own.targets)
+    return trainer, module, data
 
 
 def tell_training(folder: RoundFolder, objective: str | None) -> dict[str, Any]:

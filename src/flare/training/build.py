@@ -1,6 +1,7 @@
 """From settings to the module that trains a round, with its first weights, and to its trainer."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+from pytorch_lightning.plugins import environments
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -129,6 +131,7 @@ def build_trainer(
     from which the training resumes. What this machine lacks, or a part that cannot be built, is refused.
     """
     hide_messages()
+    environment = _environment(settings)
     accelerator = settings.trainer["accelerator"]
     wanted = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
     if accelerator in wanted and not any(kind.is_available() for kind in wanted[accelerator]):
@@ -138,17 +141,38 @@ def build_trainer(
     table = TrainingTable(settings.classes, averaged=option(settings.callbacks, "ema", "decay"))
     callbacks += [Stops(), table, loggers, Messages()]
     arguments: dict[str, Any] = {} if has_validation else {"limit_val_batches": 0}
-    return build_part(
+    trainer: pl.Trainer = build_part(
         settings.trainer,
         "trainer",
         callbacks=callbacks,
         logger=list(loggers.loggers.values()),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), environment],
         precision=choose_precision(settings),
         default_root_dir=str(folder.root),
         enable_progress_bar=False,  # ours is a callback
         **arguments,
     )
+    if settings.is_shared:
+        with refusing(settings.trainer, "trainer"):
+            environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+    return trainer
+
+
+def _environment(settings: TrainingSettings) -> environments.ClusterEnvironment:
+    """Say who starts the processes that train together: the trainer itself, unless they share the start.
+
+    Slurm's variables alone, which Lightning reads, make no ranks out of the processes of one start.
+    """
+    if not settings.is_shared:
+        return environments.LightningEnvironment()
+    if environments.TorchElasticEnvironment.detect():
+        return environments.TorchElasticEnvironment()
+    if "SLURM_PROCID" not in os.environ:
+        raise FlareError(
+            "trainer.strategy=ddp: expected processes that srun (trainer=ddp_slurm) or torchrun started, one "
+            "a device; trainer=ddp starts those of one machine itself"
+        )
+    return environments.SLURMEnvironment(auto_requeue=False)  # the same command resumes, whoever requeues
 
 
 def choose_precision(settings: TrainingSettings) -> str:

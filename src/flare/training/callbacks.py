@@ -46,7 +46,8 @@ def hide_messages() -> None:
     """Hide warnings that a user cannot act upon, and Lightning's notes on hardware and services."""
     for row in HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message=row["message"])
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

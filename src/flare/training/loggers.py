@@ -214,9 +214,7 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def log_cases(self, key: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Show a table, one row a case."""
-        self.log_table(
-            key, columns=list(rows[0]), data=[[row[c] for c in rows[0]] for row in rows], step=step
-        )
+        self.log_table(key, list(rows[0]), [list(row.values()) for row in rows], step=step)
 
     @rank_zero_only
     def log_files(

@@ -28,13 +28,14 @@ from flare.evaluation.metrics import score_case as surface_scores
 from flare.inference.components import dice
 from flare.inference.engines import torch_engine
 from flare.inference.predictor import Predictor
+from flare.models.counting import ranks
 from flare.models.losses import DeepSupervision
 from flare.models.zoo import unsupervised
 from flare.runs.checkpoints import KEY
 from flare.training.settings import MEASURES, TrainingSettings
 
 Scores = dict[str, float]
-EPOCH_LOSS = "epoch_loss"  # entry of a checkpoint
+EPOCH_LOSS, DEVICES = "epoch_loss", "devices"  # entries of a checkpoint
 # what a schedule that waits for a plateau knows of past losses
 PLATEAU = {"best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr"}
 
@@ -232,6 +233,6 @@ class SegmentationModule(pl.LightningModule):
         self.log_dict(self.means, on_step=False, on_epoch=True, batch_size=1, sync_dist=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what inference needs to know of the training, and the loss of an epoch that has just ended."""
+        """Add what inference needs to know of the training, devices, and the loss of an epoch just ended."""
         checkpoint[KEY] = self.carried
-        checkpoint[EPOCH_LOSS] = self.epoch_loss
+        checkpoint[EPOCH_LOSS], checkpoint[DEVICES] = self.epoch_loss, ranks()

@@ -51,10 +51,10 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_before(part: Any) -> Any:
-    """A part of a configuration as before there was `classes.ignore`, if that is null: trainings stand."""
+    """A part as before there were keys of `classes` and `data.augmentation` that are off: trainings stand."""
     if not isinstance(part, Mapping):
         return part
-    return {k: _as_before(value) for k, value in part.items() if k != "ignore" or value is not None}
+    return {k: _as_before(v) for k, v in part.items() if (k, v) not in (("ignore", None), ("device", "cpu"))}
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,11 @@ class TrainingSettings:
     objective: str | None  # the column of `training.csv` that a sweep optimises, if any
     public: Mapping[str, Any]  # the whole configuration without a path of the machine
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether all processes that train run the script, as Slurm starts them (`trainer=ddp_slurm`)."""
+        return self.trainer.get("strategy") in ("ddp", "ddp_find_unused_parameters_true")
+
     @classmethod
     def from_config(cls, cfg: DictConfig) -> "TrainingSettings":
         """Read the configuration of `train`; refuse a value that means nothing, naming the key."""
