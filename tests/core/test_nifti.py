@@ -87,7 +87,7 @@ def test_damaged_in_the_middle(tmp_path: Path) -> None:
     content[-100] ^= 1  # a voxel: only the checksum shows it
     packed = tmp_path / "a.nii.gz"
     packed.write_bytes(content)
-    with pytest.raises(CaseError, match="CRC"):
+    with pytest.raises(CaseError, match="checksum differs"):
         read_image(packed, "a")
 
 
@@ -248,5 +248,5 @@ def test_what_packs_and_unpacks_a_file_changes_no_voxel(tmp_path: Path, kind: st
     bad_sum = content[:-8] + bytes(4) + content[-4:]
     for broken in (bad_block, bad_sum):
         (tmp_path / "broken.nii.gz").write_bytes(broken)
-        with pytest.raises(CaseError, match=r"broken\.nii\.gz cannot be read"):
+        with pytest.raises(CaseError, match=r"broken\.nii\.gz is damaged"):
             read_image(tmp_path / "broken.nii.gz")

@@ -5,13 +5,14 @@ SIGTERM and Ctrl-C end a command with exit code 143 or 130 and a line: where it 
 
 import importlib
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -61,6 +62,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(cfg)
         listen()
         keep_heap()
+        own_streams()
         sys.argv[1:] = map(expand_home, sys.argv[1:])
         try:
             main()
@@ -89,6 +91,19 @@ def entry(script: str, module: str, function: str, chosen: str | None = None) ->
 
     work.__module__ = "flare.cli"  # Hydra names the job by it, and a console command's folder: hydra/cli
     return command(hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work))()
+
+
+def own_streams() -> None:
+    """Give Python's streams descriptors of their own: readers of files silence those that libraries in C have.
+
+    So a thread that reads a file costs the messages of no other.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with suppress(OSError):  # one that is no file has none
+            own = os.dup(stream.fileno())
+            stream.flush()
+            setattr(sys, name, os.fdopen(own, "w", 1, stream.encoding, stream.errors))
 
 
 def listen() -> None:
