@@ -1,8 +1,8 @@
 """Damaged image files of every format, by a seed; as a program, read them in little memory.
 
 `python damaged_files.py FIRST COUNT FORMAT...` reads so many of each, `python damaged_files.py PATH...` those
-that are named. A line of JSON each: how many were read, and why they may (`WHY`), why others were refused, what
-else was raised, and by how many bytes the process has grown at most.
+that are named. A line of JSON each: how many were read, and why they may (`WHY`), why others were refused,
+what else was raised, and by how many bytes the process has grown at most.
 """
 
 from __future__ import annotations
@@ -50,35 +50,40 @@ NUMBERS = (
     b"",
 )
 HU = np.random.default_rng(0).integers(-1000, 1000, (6, 7, 8)).astype(np.int16)
+CLASSES = (HU > 500).astype(np.int16)  # a label map of one class
+SPACING_XYZ = (2.0, 3.0, 4.0)
 
 
-def nifti(path: Path, kind: type = nib.Nifti1Image) -> bytes:
-    nib.save(kind(HU.T, np.diag([2.0, 3, 4, 1])), path.with_name("whole.nii"))
+def nifti(path: Path, array: np.ndarray = HU, kind: type = nib.Nifti1Image) -> bytes:
+    nib.save(kind(array.T, np.diag([*SPACING_XYZ, 1])), path.with_name("whole.nii"))
     return path.with_name("whole.nii").read_bytes()
 
 
-def itk(path: Path, *, compressed: bool) -> bytes:
+def itk(path: Path, array: np.ndarray, *, compressed: bool) -> bytes:
     whole = path.with_name(f"whole{path.suffix}")
-    sitk.WriteImage(sitk.GetImageFromArray(HU), str(whole), useCompression=compressed)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(SPACING_XYZ)
+    sitk.WriteImage(image, str(whole), useCompression=compressed)
     return whole.read_bytes()
 
 
-def ascii_nrrd(_: Path) -> bytes:
-    fields = "NRRD0004\ntype: short\ndimension: 3\nsizes: 8 7 6\nencoding: ascii\n\n"
-    return (fields + " ".join(map(str, HU.ravel()))).encode()
+def ascii_nrrd(_: Path, array: np.ndarray) -> bytes:
+    fields = "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 8 7 6\n"
+    fields += "space directions: (2,0,0) (0,3,0) (0,0,4)\nencoding: ascii\n\n"
+    return (fields + " ".join(map(str, array.ravel()))).encode()
 
 
 # format -> file name, content of a whole file, whether the damaged content is packed afterwards
-FORMATS: dict[str, tuple[str, Callable[[Path], bytes], bool]] = {
+FORMATS: dict[str, tuple[str, Callable[[Path, np.ndarray], bytes], bool]] = {
     "nifti": ("a.nii", nifti, False),
     "nifti packed": ("a.nii.gz", nifti, True),
-    "nifti damaged packing": ("a.nii.gz", lambda path: gzip.compress(nifti(path)), False),
-    "nifti-2": ("a.nii", lambda path: nifti(path, nib.Nifti2Image), False),
-    "nrrd": ("a.nrrd", lambda path: itk(path, compressed=False), False),
-    "nrrd packed": ("a.nrrd", lambda path: itk(path, compressed=True), False),
+    "nifti damaged packing": ("a.nii.gz", lambda path, array: gzip.compress(nifti(path, array)), False),
+    "nifti-2": ("a.nii", lambda path, array: nifti(path, array, nib.Nifti2Image), False),
+    "nrrd": ("a.nrrd", lambda path, array: itk(path, array, compressed=False), False),
+    "nrrd packed": ("a.nrrd", lambda path, array: itk(path, array, compressed=True), False),
     "nrrd ascii": ("a.nrrd", ascii_nrrd, False),
-    "mha": ("a.mha", lambda path: itk(path, compressed=False), False),
-    "mha packed": ("a.mha", lambda path: itk(path, compressed=True), False),
+    "mha": ("a.mha", lambda path, array: itk(path, array, compressed=False), False),
+    "mha packed": ("a.mha", lambda path, array: itk(path, array, compressed=True), False),
 }
 SERIES = ("dicom", "dicom JPEG2000", "dicom JPEG")
 
@@ -204,7 +209,7 @@ def damage(content: bytes, dice: random.Random, fields: Sequence[int] = ()) -> b
 
 def series(folder: Path, compressor: str) -> list[bytes]:
     """The slices of a whole DICOM series."""
-    write_series(folder, [(0, 0, z) for z in (0, 2, 4)])
+    write_series(folder, [(0, 0, z) for z in (0, 5, 10)], spacing_xy=(2, 2.5))
     for path in sorted(folder.iterdir()) if compressor else ():
         writer, image = sitk.ImageFileWriter(), sitk.ReadImage(str(path))
         writer.KeepOriginalImageUIDOn()
@@ -216,12 +221,14 @@ def series(folder: Path, compressor: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
-def write_damaged(which: str, seeds: range, folder: Path) -> Iterator[tuple[Path, bool]]:
+def write_damaged(
+    which: str, seeds: range, folder: Path, array: np.ndarray = HU
+) -> Iterator[tuple[Path, bool]]:
     """Write a damaged file, or series, a seed, over the one before; and whether its header is as it was."""
     if which not in SERIES:
         name, make, packed = FORMATS[which]
         path = folder / name
-        whole = make(path)
+        whole = make(path, array)
         for seed in seeds:
             content = damage(whole, random.Random(f"{which} {seed}"), spots(which, whole))
             path.write_bytes(gzip.compress(content, 1) if packed else content)
@@ -243,15 +250,16 @@ def write_damaged(which: str, seeds: range, folder: Path) -> Iterator[tuple[Path
         yield path, is_kept
 
 
-def whole_volume(which: str, folder: Path) -> Volume:
-    """What a whole file of a format holds."""
+def write_whole(which: str, folder: Path, array: np.ndarray = HU) -> Path:
+    """Write a whole file of a format."""
     if which in SERIES:
         series(folder / "whole", which.partition(" ")[2])
-        return read_image(folder / "whole", "a")
+        return folder / "whole"
     name, make, packed = FORMATS[which]
-    content = make(folder / name)
-    (folder / f"sound-{name}").write_bytes(gzip.compress(content) if packed else content)
-    return read_image(folder / f"sound-{name}", "a")
+    content = make(folder / name, array)
+    path = folder / f"sound-{name}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    return path
 
 
 def why_it_may(found: Volume, whole: Volume, *, is_header_kept: bool) -> str:
@@ -268,8 +276,8 @@ def why_it_may(found: Volume, whole: Volume, *, is_header_kept: bool) -> str:
 
 # words of libraries in C and Python, which tell a person nothing
 RAW = re.compile(
-    r"Traceback|ITK|sitk|itk::|GDCM|MetaIO|MetaImage:|_nrrd|\[nrrd\]|Error -?\d|CRC check|Errno|errno|0x[0-9a-f]{6}"
-    r"|bad_alloc|literal/lengths|[\x00-\x08\x0e-\x1f\x7f]"
+    r"Traceback|ITK|sitk|itk::|GDCM|MetaIO|MetaImage:|_nrrd|\[nrrd\]|Error -?\d|CRC check"
+    r"|Errno|errno|0x[0-9a-f]{6}|bad_alloc|literal/lengths|[\x00-\x08\x0e-\x1f\x7f]"
 )
 
 
@@ -304,7 +312,10 @@ def main(arguments: list[str]) -> None:
             first, count = int(arguments[0]), int(arguments[1])
             seeds = range(first, first + count)
             place = Path(folder)
-            jobs = ((w, write_damaged(w, seeds, place), whole_volume(w, place)) for w in arguments[2:])
+            jobs = (
+                (which, write_damaged(which, seeds, place), read_image(write_whole(which, place), "a"))
+                for which in arguments[2:]
+            )
         else:
             jobs = ((path, [(Path(path), False)], None) for path in arguments)
         for name, paths, whole in jobs:
