@@ -137,6 +137,13 @@ def lied(folder: Path, name: str, before: bytes, after: bytes) -> Path:
     return text(whole(folder / name, compressed="packed" in folder.name), before, after)
 
 
+def a_row_less(folder: Path) -> Path:
+    """A series whose slices hold a row more than they claim."""
+    for path in damaged_files.series(folder, "") and sorted(folder.iterdir()):
+        text(path, b"\x28\0\x10\0\2\0\0\0\6\0", b"\x28\0\x10\0\2\0\0\0\5\0")
+    return folder
+
+
 def small(folder: Path, *edit: Any) -> Path:
     """A NIfTI file with a number changed."""
     return patch_bytes(whole(folder / "a.nii", compressed=False), edit)
@@ -151,16 +158,19 @@ LIES: dict[str, Callable[[Path], Path]] = {
     "nifti-2 packed": lambda p: packed(petabytes(p / "a.nii")),
     "nifti zeros": lambda p: zeros(p / "a.nii.gz"),
     "nrrd": lambda p: lied(p, "a.nrrd", *SIZES),
+    "nrrd, a slice less": lambda p: lied(p, "a.nrrd", b"sizes: 8 7 6", b"sizes: 8 7 5"),
     "nrrd packed": lambda p: lied(p, "a.nrrd", *SIZES),
     "nrrd packed, a slice more": lambda p: lied(p, "a.nrrd", b"sizes: 8 7 6", b"sizes: 8 7 7"),
     "nrrd packed, a slice less": lambda p: lied(p, "a.nrrd", b"sizes: 8 7 6", b"sizes: 8 7 5"),
     "mha": lambda p: lied(p, "a.mha", *DIMS),
+    "mha, a slice less": lambda p: lied(p, "a.mha", b"DimSize = 8 7 6", b"DimSize = 8 7 5"),
     "mha packed": lambda p: lied(p, "a.mha", *DIMS),
     "mha packed, a slice more": lambda p: lied(p, "a.mha", b"DimSize = 8 7 6", b"DimSize = 8 7 7"),
     "mha packed, its size": lambda p: lied(p, "a.mha", b"DataSize = ", b"DataSize = 9999999"),
     "mha packed, no size": lambda p: lied(p, "a.mha", b"DataSize = ", b"DataSize = 1e300 "),
     "mha dimensions": lambda p: lied(p, "a.mha", b"NDims = 3", b"NDims = 99999"),
     "dicom": lambda p: large_slices(p / "a"),
+    "dicom, a row less": lambda p: a_row_less(p / "a"),
     "dicom JPEG2000": lambda p: large_slices(p / "a", "JPEG2000"),
     "dicom frames": lambda p: many_frames(p / "a"),
     "dicom element": lambda p: long_element(p / "a"),
@@ -182,6 +192,9 @@ def test_a_header_that_claims_more_than_the_file_holds(tmp_path: Path) -> None:
         ("dicom", "claims 8589410312 bytes of voxels"),
         ("dicom JPEG2000", "65534 x 65534 pixels"),
         ("dicom frames", "claims 95999904 bytes"),
+        ("nrrd, a slice less", "more voxels than its header claims"),
+        ("mha, a slice less", "more voxels than its header claims"),
+        ("dicom, a row less", "more voxels than its header claims"),
     ):
         assert said in found[paths[lie]]["refused"][0], (lie, found[paths[lie]]["refused"])
 

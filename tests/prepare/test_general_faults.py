@@ -85,7 +85,11 @@ def test_many_faults_of_any_kind_stop_prepare(
     assert "more than executor.max_failed=0.05" in line
     assert f"3 x {type(error).__name__}: {error}" in line
     assert "case c0" in line
+    assert "or give executor.max_failed=1 to go on without them" in line
     assert [r["case"] for r in read_csv(tmp_path / "cache/integrity.csv")][:3] == CASES[:3]
+    with monkeypatch.context() as patch:
+        fail(patch, error, *CASES[:3])
+        assert [c.id for c in prepare_cohort(build("executor.max_failed=1")).cases] == CASES[3:]
 
 
 def test_a_few_faults_stop_nothing_and_cost_nothing(

@@ -1,6 +1,6 @@
 """`make soak`: thousands of damaged files, runs killed anywhere, and other hardships; prints counts.
 
-    PYTHONPATH=tests python tests/soak [--only corpus kills writes hardships fuzz] [--kills 50] [--files 2200] [--fuzz 300]
+    PYTHONPATH=tests python tests/soak [--only corpus kills writes hardships fuzz] [--kills 50] [--files 2200]
 
 It ends with 1 if anything is not as it must be, which is listed.
 """
@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import corpus
 import fuzz
 import hardships
 import kills
 from works import Stage
+
+from damaged_prepare import prepare_damaged
 
 PARTS = ("corpus", "kills", "writes", "hardships", "fuzz")
 Found = tuple[Counter[str], list[str]]
@@ -58,7 +59,10 @@ def parts(chosen: argparse.Namespace, root: Path) -> Iterator[tuple[str, Callabl
     """Each part by its name."""
     dice, stage = random.Random(chosen.seed), None
     if "corpus" in chosen.only:
-        yield "corpus", lambda: corpus.soak(root / "corpus", chosen.files, 10_000 * (1 + chosen.seed))
+        first = 10_000 * (1 + chosen.seed)
+        each = max(5, round(chosen.files / 14))  # 12 formats of images, 9 of label maps, a fifth as many
+        seeds, label_seeds = range(first, first + each), range(first, first + each // 5)
+        yield "corpus", lambda: prepare_damaged(root / "corpus", seeds, label_seeds)
     if {"kills", "writes", "hardships"} & set(chosen.only):
         stage = Stage(root / "stage")
     if stage and "kills" in chosen.only:

@@ -29,8 +29,8 @@ GENERAL_FAULTS = (
 NO_ACCESS = (errno.EACCES, errno.EPERM)
 DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
 BLOCK = 1 << 16  # bytes
-# what is taken for a bomb: more bytes than a byte of a large file stands for (ours). CT packs to a quarter, an
-# empty label map to a thousandth, but then it is half a gigabyte for 2048 slices of 512 x 512
+# more than both is taken for a bomb (ours): CT packs to a quarter, an empty label map to a thousandth, but one
+# of 2048 slices of 512 x 512 has half a gigabyte
 BOMB_RATIO, BOMB_BYTES = 200, 1 << 29
 DAMAGED = "is damaged: its compressed content cannot be unpacked, or its checksum differs"
 GZIP = b"\x1f\x8b"
@@ -58,8 +58,8 @@ def require_no_bomb(claimed: int, held: int) -> None:
     """Refuse compressed voxels that would fill the memory from a small file."""
     if claimed > max(BOMB_BYTES, BOMB_RATIO * held):
         raise BadFileError(
-            f"unpacks to {claimed} bytes of voxels from {held}: no scan is packed so small; if it is one, store "
-            "it without compression"
+            f"unpacks to {claimed} bytes of voxels from {held}: no scan is packed so small; if it is one, "
+            "store it without compression"
         )
 
 

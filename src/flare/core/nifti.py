@@ -115,8 +115,8 @@ def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.
 def _require_end(stream: IO[bytes], plane: int, case: str) -> None:
     """Refuse what holds more than its header claims; the least plane of voxels takes so many bytes.
 
-    A wrong size or type leaves a plane or more, what is less is padding. The checksum of a gzip file is looked
-    at behind its last byte.
+    A wrong size or type leaves a plane or more, what is less is padding. The checksum of a gzip file is
+    looked at behind its last byte.
     """
     if len(stream.read(plane)) < plane:
         return

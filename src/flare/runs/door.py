@@ -94,7 +94,7 @@ def entry(script: str, module: str, function: str, chosen: str | None = None) ->
 
 
 def own_streams() -> None:
-    """Give Python's streams descriptors of their own: readers of files silence those that libraries in C have.
+    """Give Python's streams descriptors of their own: readers of files silence those of libraries in C.
 
     So a thread that reads a file costs the messages of no other.
     """

@@ -395,9 +395,10 @@ def stop_on_faults(
     if is_general or _is_more_than(max_failed, faults, cases):
         worst = _most_frequent([f for f in faults if f.is_general] or faults)
         allowed = "" if is_general else f", more than executor.max_failed={max_failed:g}"
+        way_out = "" if is_general else ", or give executor.max_failed=1 to go on without them"
         raise FlareError(
             f"{step}: {len(faults)} of {len(cases)} cases failed by no fault of their files{allowed}, "
-            f"so the run stops before it trains on the rest; {_told(worst)}. Start again when mended"
+            f"so the run stops before it trains on the rest; {_told(worst)}. Start again when mended{way_out}"
         )
     refused = [f for f in failures if not f.is_fault]
     for name, members in {**(groups or {}), "this step": cases}.items():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import warm
 from bad_cohort import overrides
 from damaged_cohort import judge, write_cohort
 from flare.core.files import read_csv
@@ -36,7 +37,7 @@ def _memory_kib(group: int) -> int:
             with suppress(OSError, ValueError):
                 if os.getpgid(int(entry.name)) == group:
                     status = (entry / "status").read_text()
-                    most = max(most, *(int(n) for n in re.findall(r"VmHWM:\s+(\d+)", status)))
+                    most = max([most, *map(int, re.findall(r"VmHWM:\s+(\d+)", status))])
     return most
 
 
@@ -44,27 +45,24 @@ def prepare(root: Path, *more: str) -> tuple[int, str, str, int]:
     """Prepare a cohort in a process of its own: exit code, Python's text, C's, most KiB of a process."""
     texts = {name: str(root / f"python.{name}") for name in ("out", "err")}
     line = [sys.executable, "-c", APART.format(**texts), *overrides(root, root / "out", workers=2), *more]
-    with (root / "c.txt").open("wb") as stream:
-        process = subprocess.Popen(
-            line, cwd=root, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        until, most = time.monotonic() + PATIENCE_S, 0
-        while process.poll() is None and time.monotonic() < until:
-            most = max(most, _memory_kib(process.pid))
+    process, most = warm.start(line, root), [0]
+
+    def watch() -> None:
+        while process.returncode is None:
+            most.append(_memory_kib(process.pid))
             time.sleep(0.1)
-        if process.poll() is None:
-            process.kill()
-            raise AssertionError(f"prepare hangs: not done after {PATIENCE_S} s")
-    said = (root / "c.txt").read_text(errors="replace").splitlines()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    said = "".join(process.communicate(PATIENCE_S)).splitlines()  # else it hangs
+    watcher.join()
     told = "".join(Path(path).read_text(errors="replace") for path in texts.values())
-    foreign = "\n".join(row for row in said if row and not OWN.match(row))
-    return process.returncode, told, foreign, most
+    return process.wait(), told, "\n".join(row for row in said if row and not OWN.match(row)), max(most)
 
 
-def soak(root: Path, files: int, first: int) -> tuple[Counter[str], list[str]]:
-    """Prepare a cohort of about so many damaged files; give what became of them, and what is wrong."""
-    each = max(1, round(files / 14))  # 12 formats of images, 9 of label maps, which are a fifth as many
-    found = write_cohort(root, range(first, first + each), range(first, first + max(1, each // 5)))
+def prepare_damaged(root: Path, seeds: range, label_seeds: range) -> tuple[Counter[str], list[str]]:
+    """Prepare a cohort of damaged files; give what became of them, and what is wrong."""
+    found = write_cohort(root, seeds, label_seeds)
     code, told, foreign, most = prepare(root, "executor.max_failed=1")
     wrong = [f"prepare ended with {code}: {told[-2000:]}"] * (code != 1)
     wrong += [f"a library writes to the console: {foreign[:2000]}"] * bool(foreign)
