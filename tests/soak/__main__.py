@@ -25,7 +25,7 @@ from works import Stage
 
 from damaged_prepare import prepare_damaged
 
-PARTS = ("corpus", "kills", "writes", "hardships", "fuzz")
+PARTS = ("corpus", "kills", "writes", "workers", "hardships", "fuzz")
 Found = tuple[Counter[str], list[str]]
 
 
@@ -34,6 +34,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--kills", type=int, default=50, help="at random moments")
     parser.add_argument("--writes", type=int, default=3, help="kills in each kind of write")
+    parser.add_argument("--workers", type=int, default=6, help="kills of one process that a run has started")
+    parser.add_argument("--override", action="append", default=[], help="for every command, as executor=dask")
     parser.add_argument("--hardships", type=int, default=2, help="times that each kind of command meets each")
     parser.add_argument("--files", type=int, default=2200, help="damaged files")
     parser.add_argument("--fuzz", type=int, default=300, help="seconds for each format")
@@ -63,12 +65,14 @@ def parts(chosen: argparse.Namespace, root: Path) -> Iterator[tuple[str, Callabl
         each = max(5, round(chosen.files / 14))  # 12 formats of images, 9 of label maps, a fifth as many
         seeds, label_seeds = range(first, first + each), range(first, first + each // 5)
         yield "corpus", lambda: prepare_damaged(root / "corpus", seeds, label_seeds)
-    if {"kills", "writes", "hardships"} & set(chosen.only):
-        stage = Stage(root / "stage")
+    if {"kills", "writes", "workers", "hardships"} & set(chosen.only):
+        stage = Stage(root / "stage", chosen.override)
     if stage and "kills" in chosen.only:
         yield "kills", lambda: kills.at_random(stage, chosen.kills, dice)
     if stage and "writes" in chosen.only:
         yield "writes", lambda: kills.in_writes(stage, chosen.writes, dice)
+    if stage and "workers" in chosen.only:
+        yield "workers", lambda: kills.of_workers(stage, chosen.workers, dice)
     if stage and "hardships" in chosen.only:
         yield from hardships.all_of_them(stage, chosen.hardships, dice)
     if "fuzz" in chosen.only:

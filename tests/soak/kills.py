@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 
+import psutil
 from fault import POINTS
 from works import ONE_PROCESS, WORKS, Stage, Work, differences, named
 
@@ -75,6 +76,34 @@ def in_writes(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[st
             counts["runs"] += 1
             counts["identical"] += not told
             wrong += [f"{work.name}, {point} {number}: {line}" for line in told]
+    return counts, wrong
+
+
+def of_workers(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[str], list[str]]:
+    """Kill one process that a run has started, and not the run, which goes on by itself or with a new start.
+
+    `--override` chooses the executor (`executor=dask`), whose worker, nanny or scheduler it may then be.
+    """
+    counts, wrong = Counter[str](), []
+    for _ in range(times):
+        (work,) = named(("prepare",)) if dice.random() < 0.5 else named(("iterate",))
+        stage.whole(work)
+        stage.clear()
+        process = stage.start(work)
+        moment = dice.uniform(0.3, 0.8) * stage.seconds[work.name]
+        time.sleep(moment)
+        if children := psutil.Process(process.pid).children(recursive=True):
+            counts["kills"] += 1
+            with suppress(psutil.NoSuchProcess):
+                dice.choice(children).kill()
+        text = "".join(process.communicate(900))
+        if process.wait():
+            counts["started again"] += 1
+            wrong += [f"{work.name}, a process killed: {text[-600:]}"] * ("Traceback" in text)
+        told = ended(stage, work)
+        counts["runs"] += 1
+        counts["identical"] += not told
+        wrong += [f"{work.name}, a process killed after {moment:.1f} s: {line}" for line in told]
     return counts, wrong
 
 

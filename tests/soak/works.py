@@ -76,8 +76,8 @@ ONE_PROCESS = ("iterate in one process", "train", "sweep")  # in which faults ca
 class Stage:
     """A folder in which works are done undisturbed once, and then disturbed."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.run = root, root / "run"
+    def __init__(self, root: Path, more: Sequence[str] = ()) -> None:
+        self.root, self.run, self.more = root, root / "run", tuple(more)  # overrides of every command
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, str] = {}
         for seed in range(6):
@@ -86,14 +86,18 @@ class Stage:
 
     def start(self, work: Work, before: str = "") -> warm.Command:
         """Start a work's command, after some code, see `fault.code`."""
-        return warm.start([sys.executable, *code(work.script, before), *work.line(self.root)], self.root)
+        return warm.start(
+            [sys.executable, *code(work.script, before), *work.line(self.root), *self.more], self.root
+        )
 
     def finish(self, work: Work, before: str = "") -> CompletedProcess[str]:
         """Do what goes on after a kill, to its end."""
         if work.again and list(self.run.glob("sweep/*/job.json")):
             return warm.run([sys.executable, *work.again(self.root)], self.root, timeout=900)
         return warm.run(
-            [sys.executable, *code(work.script, before), *work.line(self.root)], self.root, timeout=900
+            [sys.executable, *code(work.script, before), *work.line(self.root), *self.more],
+            self.root,
+            timeout=900,
         )
 
     def whole(self, work: Work) -> Path:

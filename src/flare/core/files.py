@@ -29,8 +29,7 @@ GENERAL_FAULTS = (
 NO_ACCESS = (errno.EACCES, errno.EPERM)
 DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
 BLOCK = 1 << 16  # bytes
-# more than both is taken for a bomb (ours): CT packs to a quarter, an empty label map to a thousandth, but one
-# of 2048 slices of 512 x 512 has half a gigabyte
+# more than both is a bomb (ours): CT packs to a quarter, an empty label map to a thousandth, but has less
 BOMB_RATIO, BOMB_BYTES = 200, 1 << 29
 DAMAGED = "is damaged: its compressed content cannot be unpacked, or its checksum differs"
 GZIP = b"\x1f\x8b"

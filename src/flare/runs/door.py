@@ -94,16 +94,13 @@ def entry(script: str, module: str, function: str, chosen: str | None = None) ->
 
 
 def own_streams() -> None:
-    """Give Python's streams descriptors of their own: readers of files silence those of libraries in C.
-
-    So a thread that reads a file costs the messages of no other.
-    """
+    """Give Python's streams descriptors of their own: readers silence those of libraries in C."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         with suppress(OSError):  # one that is no file has none
-            own = os.dup(stream.fileno())
             stream.flush()
-            setattr(sys, name, os.fdopen(own, "w", 1, stream.encoding, stream.errors))
+            own = os.fdopen(os.dup(stream.fileno()), "w", 1, stream.encoding, stream.errors)
+            setattr(sys, name, own)
 
 
 def listen() -> None:
