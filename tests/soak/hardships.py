@@ -100,7 +100,7 @@ def read_only(stage: Stage, times: int, dice: random.Random) -> Found:
         with mounted(stage.run, "--bind", str(stage.run)):
             _mount("-o", "remount,ro,bind", str(stage.run))
             done = stage.finish(work)
-        if done.returncode == 0 or not is_told(done.stderr, "[Rr]ead-only"):
+        if done.returncode == 0 or not is_told(done.stderr, "[Rr]ead-only|cannot be written to"):
             wrong.append(f"{work.name}, read-only: {done.returncode}: {done.stderr[-900:]}")
         counts["read-only folders"] += 1
         told = ended(stage, work)

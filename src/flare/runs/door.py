@@ -4,6 +4,7 @@ SIGTERM and Ctrl-C end a command with exit code 143 or 130 and a line: where it 
 """
 
 import importlib
+import logging
 import multiprocessing
 import os
 import shlex
@@ -63,6 +64,7 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
         listen()
         keep_heap()
         own_streams()
+        logging.raiseExceptions = False  # a full disk costs lines of a log, and shows no tracebacks for them
         sys.argv[1:] = map(expand_home, sys.argv[1:])
         try:
             main()
