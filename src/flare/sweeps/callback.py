@@ -22,13 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-<<<<<<< HEAD
 from flare.core.errors import FlareError, without_secrets
-from flare.core.files import GENERAL_FAULTS, NO_ACCESS, write_text
-=======
-from flare.core.errors import FlareError
-from flare.core.files import GENERAL_FAULTS, NO_ACCESS, NO_ROOM
->>>>>>> aa15290 (Refuse to start on a full disk, and show no tracebacks for lines of a log)
+from flare.core.files import GENERAL_FAULTS, NO_ACCESS, NO_ROOM, write_text
 from flare.core.paths import require_writable, settle_paths
 from flare.runs.door import go_on_with, listen
 from flare.runs.folders import is_job
