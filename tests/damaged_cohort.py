@@ -23,7 +23,7 @@ import bad_cohort
 import damaged_files
 from bad_cohort import TUMOR, image, label, put
 from bad_files import DATATYPE, DIM, SFORM_CODE, SLOPE, patch_bytes, truncate, write_array, write_series
-from damaged_files import CLASSES, FORMATS, MAY, SERIES, is_plain, why_it_may, write_whole
+from damaged_files import CLASSES, FORMATS, HU, MAY, SERIES, is_plain, why_it_may, write_whole
 from flare.core.checks import Checks, reading
 from flare.core.geometry import Volume
 from flare.core.volumes import read_image
@@ -121,14 +121,6 @@ def _other_place(folder: Path) -> None:
     _series(folder, [(7, 0, 27)], uid=uid, prefix="z")
 
 
-def _two_scans(folder: Path) -> None:
-    """Two series of one folder, of which one slice states no series."""
-    _series(folder, uid="1.2.77.1")
-    _series(folder, [(0, 0, 5.0 * z) for z in range(6)], uid="1.2.77.2", prefix="b")
-    path = folder / "b003.dcm"
-    path.write_bytes(path.read_bytes().replace(b"1.2.77.2", b"1.2.7\x007.2"))
-
-
 def _compressed_cut(folder: Path) -> None:
     damaged_files.series(folder, "JPEG2000")
     truncate(sorted(folder.iterdir())[1], 0.8)
@@ -170,7 +162,7 @@ IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "nan.mha": (_nan, "NaN or infinite"),
     "colours.nii": (_colours, "components a voxel"),
     "complex.nii.gz": (lambda p: _typed(p, np.complex64), "components a voxel|numbers of 1 to 8"),
-    "long_double.nii": (lambda p: _typed(p, np.longdouble), "numbers of 1 to 8 bytes"),
+    "long_double.nii": (lambda p: _header(p, DATATYPE, "<2h", [1536, 128]), "numbers of 1 to 8 bytes"),
     "time.nii.gz": (lambda p: _many(p, 3), "4 dimensions"),
     "five.nii.gz": (lambda p: _many(p, 1, 3), "components a voxel"),
     "flat.mha": (lambda p: write_array(p, image(shape=(16, 20))), "2 dimensions"),
@@ -269,6 +261,7 @@ def write_cohort(root: Path, seeds: range, label_seeds: range) -> dict[str, Dama
     found = _crafted(root)
     for name, make in ALONE.items():
         make(root / "unlabeled" / name)
+        found[name] = Damaged("skipped", root / "unlabeled" / name)
     for which in (*FORMATS, *SERIES):
         for number, (path, is_kept) in zip(
             seeds, damaged_files.write_damaged(which, seeds, root / "work"), strict=True
@@ -302,20 +295,20 @@ def judge(
     """
     counts: Counter[str] = Counter()
     by_case: dict[str, list[Mapping[str, str]]] = {}
+    by_folder: dict[str, list[Mapping[str, str]]] = {}  # a slice of another series has an id of its own
     for row in rows:
         by_case.setdefault(row["case"], []).append(row)
+        by_folder.setdefault(str(Path(row["path"]).parent), []).append(row)
     wholes = {
-        (which, is_label): read_image(
-            write_whole(which, work, CLASSES if is_label else damaged_files.HU), "a"
-        )
+        (which, array is CLASSES): read_image(write_whole(which, work, array), "a")
         for which in (*FORMATS, *SERIES)
-        for is_label in ((False, True) if which in FORMATS else (False,))
+        for array in ((HU, CLASSES) if which in FORMATS else (HU,))
     }
     wrong = []
     for case, damaged in found.items():
-        statuses = {row["status"] for row in by_case.get(case, ())} - {"skipped"}
+        own = by_case.get(case, []) + by_folder.get(str(damaged.path), [])
         try:
-            counts[_became(case, damaged, statuses, by_case, wholes)] += 1
+            counts[_became(case, damaged, own, wholes)] += 1
         except AssertionError as error:
             wrong.append(f"{case} ({damaged.kind}): {str(error).splitlines()[0]}")
     return counts, wrong
@@ -324,21 +317,24 @@ def judge(
 def _became(
     case: str,
     damaged: Damaged,
-    statuses: set[str],
-    by_case: Mapping[str, Sequence[Mapping[str, str]]],
+    rows: Sequence[Mapping[str, str]],
     wholes: Mapping[tuple[str, bool], Volume],
 ) -> str:
     """What became of a case, if that is right."""
+    statuses = {row["status"] for row in rows}
     assert statuses, "no row at all"
-    if damaged.kind == "good":
-        assert statuses <= {"ok", "warning"}, f"{statuses} {by_case[case]}"
-        return "good"
-    if statuses == {"refused"}:
-        for row in by_case[case]:
+    assert statuses <= {"ok", "warning", "refused", "skipped"}, rows
+    for row in rows:
+        if row["status"] == "refused":
             assert is_plain(row["reason"]), f"not plain: {row['reason']!r}"
-            assert re.search(damaged.said or "", row["reason"]), f"another reason: {row['reason']!r}"
+    if damaged.kind in ("good", "skipped"):
+        wanted = {"good": {"ok", "warning"}, "skipped": {"skipped"}}[damaged.kind]
+        assert statuses - {"skipped"} <= wanted, rows
+        return damaged.kind
+    if "refused" in statuses:
+        told = " ".join(row["reason"] for row in rows)
+        assert re.search(damaged.said or "", told), f"another reason: {told!r}"
         return "refused"
-    assert statuses <= {"ok", "warning"}, f"{statuses} {by_case[case]}"
     assert damaged.said is None, "was used"
     with reading(Checks(direction="warn", intensity="off")):
         volume = read_image(damaged.path, case)

@@ -70,11 +70,10 @@ def prepare_damaged(root: Path, seeds: range, label_seeds: range) -> tuple[Count
     wrong += [f"a process took {most} KiB"] * (most > MOST_KIB)
     rows = read_csv(root / "out/cache/flare23/integrity.csv", may_lack=True)
     counts, misjudged = judge(found, rows, root / "work")
-    named = sum(f"  {case}: " in told for case in found)
-    wrong += [f"{named} of {counts['refused']} refused files are named on the console"] * (
-        named != counts["refused"]
-    )
-    counts["files"] = sum(d.kind != "good" for d in found.values())
-    counts["good cases"] = len(found) - counts["files"]
+    named = sum(re.search(rf"^  {case}(_\w{{8}})?: ", told, re.MULTILINE) is not None for case in found)
+    if named != counts["refused"]:
+        wrong.append(f"{named} of {counts['refused']} refused files are named on the console")
+    counts["good cases"] = sum(d.kind == "good" for d in found.values())
+    counts["files"] = sum(d.kind not in ("good", "skipped") for d in found.values())
     counts["MB of the largest process"] = most // 1000
     return counts, wrong + misjudged

@@ -127,7 +127,8 @@ def test_a_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     require_no_bomb(200 * 2**23, 2**23)
     with pytest.raises(BadFileError, match="no scan is packed so small"):
         require_no_bomb(2**29 + 1, 1)
-    path = patch_bytes(save(tmp_path / "a.nii"), (DIM, "<4h", [3, 1024, 1024, 300]))
+    nib.save(nib.Nifti1Image(ARRAY, np.diag([0.5, 0.5, 1, 1])), tmp_path / "a.nii")
+    path = patch_bytes(tmp_path / "a.nii", (DIM, "<4h", [3, 1024, 1024, 300]))
     block = gzip.compress(bytes(1 << 24), 9)
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()[:352]) + 40 * block)
     with pytest.raises(CaseError, match=r"unpacks to 629145600 bytes of voxels from \d+: no scan"):

@@ -102,7 +102,7 @@ def itk_errors() -> Iterator[None]:
     except RuntimeError as error:
         log.debug("%s", error)
         if any(said in str(error) for said in ("bad_alloc", "allocate memory")):
-            raise MemoryError("no memory for the voxels") from None
+            raise MemoryError("cannot allocate memory for the voxels") from None
         # ITK tells places in its own code; of NRRD the field as well
         field = re.search(r"_nrrdReadNrrdParse_(\w+)", str(error))
         told = f"field {field[1]} of its header is" if field else "its header or its voxels are"
