@@ -41,13 +41,17 @@ def main() -> None:
         from flare.core.checks import Checks, reading
         from flare.core.errors import CaseError
         from flare.core.volumes import read_image
-    from damaged_files import is_plain
+    from damaged_files import SERIES, is_plain, series
 
     seeds(which, folder)
-    place = Path(tempfile.mkdtemp()) / NAMES[which]
+    file = place = Path(tempfile.mkdtemp()) / NAMES[which]
+    if which in SERIES:  # a slice among others
+        place = file.with_name("series")
+        series(place, "")
+        file = place / "001.dcm"
 
     def read(content: bytes) -> None:
-        place.write_bytes(content)
+        file.write_bytes(content)
         try:
             with reading(Checks(direction="warn")):
                 volume = read_image(place, "a")

@@ -61,8 +61,7 @@ def in_writes(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[st
     counts, wrong = Counter[str](), []
     for point in POINTS:
         for _ in range(times):
-            choices = [w for w in named(ONE_PROCESS) if _met(stage, w, point)]
-            work = dice.choice(choices)
+            work = dice.choice([w for w in named(ONE_PROCESS) if _met(stage, w, point)])
             number = dice.randint(1, _met(stage, work, point))
             stage.clear()
             process = stage.start(work, f"fault.arm({point!r}, {number}, '')")

@@ -116,7 +116,7 @@ class _Slice:
             return reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
 
         columns, rows, frames = (*reader.GetSize(), 1)[:3]
-        bits = stated("0028|0100")
+        bits = stated("0028|0100").strip()
         claimed = columns * rows * frames * max(1, int(bits) // 8 if bits.isdecimal() else 1)
         if not syntax.startswith(COMPRESSED):
             require_held(claimed, held)
