@@ -19,7 +19,7 @@ import fault, os
 from pathlib import Path
 fault.arm(sys.argv[1], int(sys.argv[2]), "counts.json")
 Path("a.json").write_text("1234")
-Path("a.json").replace("b.json"), os.replace("b.json", "c.json")
+os.replace("a.json", "c.json")
 with Path("d.jsonl").open("ab+") as stream:
     stream.write(b"56")
     stream.write(b"7890")
@@ -66,7 +66,7 @@ def test_what_differs_between_two_runs(
     ("point", "number", "left"),
     [
         ("file", 1, {"a.json": "12"}),
-        ("rename", 1, {"b.json": "1234"}),
+        ("rename", 1, {"a.json": "1234"}),
         ("renamed", 1, {"c.json": "1234"}),
         ("line", 2, {"c.json": "1234", "d.jsonl": "5678"}),
     ],
