@@ -22,7 +22,17 @@ import SimpleITK as sitk
 import bad_cohort
 import damaged_files
 from bad_cohort import TUMOR, image, label, put
-from bad_files import DATATYPE, DIM, SFORM_CODE, SLOPE, patch_bytes, truncate, write_array, write_series
+from bad_files import (
+    DATATYPE,
+    DIM,
+    SFORM_CODE,
+    SLOPE,
+    patch_bytes,
+    truncate,
+    unchanged_locale,
+    write_array,
+    write_series,
+)
 from damaged_files import CLASSES, FORMATS, HU, MAY, SERIES, is_plain, why_it_may, write_whole
 from flare.core.checks import Checks, reading
 from flare.core.geometry import Volume
@@ -54,7 +64,7 @@ def _nrrd_bomb(path: Path) -> None:
 
 
 def _mha_bomb(path: Path) -> None:
-    body = zlib.compress(bytes(3 << 28), 9)
+    body = zlib.compress(bytes(1 << 24), 9) + bytes(1 << 20)  # it is refused before it is unpacked
     head = "NDims = 3\nBinaryData = True\nCompressedData = True\n"
     head += f"CompressedDataSize = {len(body)}\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
     head += (
@@ -127,12 +137,18 @@ def _compressed_cut(folder: Path) -> None:
 
 
 def _frames(folder: Path) -> None:
-    """Two files of frames."""
+    """Two files of frames, of one series."""
+    folder.mkdir()
+    stack = sitk.GetImageFromArray(image().astype(np.uint8))
+    stack.SetSpacing((2, 2, 5))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
     for number in (1, 2):
-        stack = sitk.GetImageFromArray(image())
-        stack.SetSpacing((2, 2, 5))
-        folder.mkdir(exist_ok=True)
-        sitk.WriteImage(stack, str(folder / f"{number}.dcm"))
+        for key, uid in {"0020|000e": "1.2.8", "0020|000d": "1.2.9", "0008|0018": f"1.2.8.{number}"}.items():
+            stack.SetMetaData(key, uid)
+        writer.SetFileName(str(folder / f"{number}.dcm"))
+        with unchanged_locale():
+            writer.Execute(stack)
 
 
 def _localizers(folder: Path) -> None:

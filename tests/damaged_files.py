@@ -276,14 +276,14 @@ def why_it_may(found: Volume, whole: Volume, *, is_header_kept: bool) -> str:
 
 # words of libraries in C and Python, which tell a person nothing
 RAW = re.compile(
-    r"Traceback|ITK|sitk|itk::|GDCM|MetaIO|MetaImage:|_nrrd|\[nrrd\]|Error -?\d|CRC check"
+    r"Traceback|ITK|sitk|itk::|GDCM|MetaIO|MetaImage:|_nrrd[A-Z]|\[nrrd\]|Error -?\d|CRC check"
     r"|Errno|errno|0x[0-9a-f]{6}|bad_alloc|literal/lengths|[\x00-\x08\x0e-\x1f\x7f]"
 )
 
 
 def is_plain(reason: str) -> bool:
     """Whether a person understands a reason: a sentence, and nothing that a library or a header wrote."""
-    return RAW.search(reason) is None and len(reason.split()) >= 4
+    return RAW.search(reason) is None and len(reason.split()) >= 3
 
 
 def read_all(paths: Iterable[tuple[Path, bool]], whole: Volume | None) -> dict[str, Any]:
