@@ -1,6 +1,7 @@
 """That `make soak` sees what it looks for: runs that differ, and processes ended in the middle of a write."""
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,6 @@ import pytest
 import torch
 from fault import __file__ as fault
 from works import differences
-
-import warm
 
 WRITES = f"""
 import sys
@@ -61,7 +60,12 @@ def test_what_differs_between_two_runs(
     assert differences(tmp_path / "one", tmp_path / "two") == told
 
 
-@pytest.mark.slow
+def write_all(point: str, number: int, folder: Path) -> int:
+    """Write in a process group of its own; gives the exit code."""
+    line = [sys.executable, "-c", WRITES, point, str(number)]
+    return subprocess.run(line, cwd=folder, start_new_session=True, check=False).returncode
+
+
 @pytest.mark.parametrize(
     ("point", "number", "left"),
     [
@@ -74,12 +78,10 @@ def test_what_differs_between_two_runs(
 def test_a_process_ends_in_the_middle_of_a_write(
     point: str, number: int, left: dict[str, str], tmp_path: Path
 ) -> None:
-    done = warm.run([sys.executable, "-c", WRITES, point, str(number)], tmp_path)
-    assert done.returncode == -signal.SIGKILL
+    assert write_all(point, number, tmp_path) == -signal.SIGKILL
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == left
 
 
-@pytest.mark.slow
 def test_calls_are_counted_where_nothing_ends(tmp_path: Path) -> None:
-    assert warm.run([sys.executable, "-c", WRITES, "", "0"], tmp_path).returncode == 0
+    assert write_all("", 0, tmp_path) == 0
     assert (tmp_path / "counts.json").read_text() == '{"file": 1, "rename": 1, "renamed": 1, "line": 2}'
