@@ -1,7 +1,6 @@
 """NRRD and MetaImage: read by ITK, after all that their headers claim is held against the files."""
 
 import ctypes
-import logging
 import math
 import os
 import re
@@ -20,7 +19,6 @@ from flare.core.errors import BadFileError
 from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, NOT_UTF8, printable, require_held, require_no_bomb
 from flare.core.geometry import Geometry, checked_grid, require_scalar
 
-log = logging.getLogger(__name__)
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings name files on the console; ours name cases
 
 Reader: TypeAlias = sitk.ImageFileReader | sitk.ImageSeriesReader
@@ -100,13 +98,12 @@ def itk_errors() -> Iterator[None]:
         with _silence():
             yield
     except RuntimeError as error:
-        log.debug("%s", error)
         if any(said in str(error) for said in ("bad_alloc", "allocate memory")):
             raise MemoryError("cannot allocate memory for the voxels") from None
         # ITK tells places in its own code; of NRRD the field as well
         field = re.search(r"_nrrdReadNrrdParse_(\w+)", str(error))
         told = f"field {field[1]} of its header is" if field else "its header or its voxels are"
-        raise BadFileError(f"cannot be read: {told} damaged, or of a kind that is not read") from None
+        raise BadFileError(f"cannot be read: {told} damaged, or of a kind that is not read") from error
 
 
 @contextmanager
