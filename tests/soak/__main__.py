@@ -89,7 +89,8 @@ def main() -> int:
             wrong += [f"{name}: {line}" for line in told]
             shown = ", ".join(f"{what} {count}" for what, count in counts.items())
             print(f"{name:12}{shown}; wrong {len(told)}; {time.monotonic() - began:.0f} s", flush=True)
-    print("\n".join(wrong) if wrong else "all as it must be")
+            print(*told, sep="\n", flush=True)
+    print(f"{len(wrong)} are not as they must be" if wrong else "all as it must be")
     return bool(wrong)
 
 

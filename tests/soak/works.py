@@ -67,6 +67,7 @@ WORKS = (
         *SETTINGS, FEW, f"paths.outputs={root / 'run'}", "round=mo", "model=tiny", "trainer.max_epochs=3"
     ]),
     Work("prepare", "prepare", _cohort),
+    Work("prepare in one process", "prepare", lambda root: [*_cohort(root)[:-1], "executor.workers=0"]),
     Work("infer", "infer", _infer),
     Work("sweep", "train", _sweep, _again),
 )  # fmt: skip

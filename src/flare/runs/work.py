@@ -33,7 +33,7 @@ MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
 FEW = 3  # fewer cases never stop a run, however small the cohort (ours)
 # what tells numerical libraries, when they are loaded, how many threads they may have
 THREADS = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 # libraries that take seconds to import: workers are forked from one process that has them
