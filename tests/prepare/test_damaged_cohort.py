@@ -10,6 +10,7 @@ from damaged_prepare import prepare_damaged
 
 
 @pytest.mark.slow
+@pytest.mark.long  # two workers begin
 def test_a_damaged_file_of_every_kind_is_named_and_good_cases_are_done(tmp_path: Path) -> None:
     counts, wrong = prepare_damaged(tmp_path, range(2), range(1))
     assert wrong == []
