@@ -28,7 +28,7 @@ demo: $(READY) ## all eight rounds on the embedded cohort: outputs/demo/report.h
 # files are shared out whole: their runs and cohorts are made once
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: $(READY) ## the test suite without its 28 longest tests (ten minutes on 2 cores)
+test: $(READY) ## the test suite without its 29 longest tests (ten minutes on 2 cores)
 	$(PYTEST) -m "not long"
 
 test-long: $(READY) ## those: whole runs, kills, several processes
