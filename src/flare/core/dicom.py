@@ -62,10 +62,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def check_elements(content: bytes) -> tuple[bytes, int]:
-    """Follow a file from element to element, into sequences.
-
-    Gives the UID of its transfer syntax, and how many bytes its pixels claim, 0 where that is not stated.
-    """
+    """Follow all elements, into sequences; give the UID of the transfer syntax and what its pixels claim."""
     # GDCM takes memory for any claimed length
     at = series.starts_at(content)
     if at is None:

@@ -110,8 +110,7 @@ def itk_errors() -> Iterator[None]:
 def _silence() -> Iterator[None]:
     """Let libraries in C write nothing to the console, in one thread at a time.
 
-    What Python writes meanwhile is lost as well, unless its streams have other descriptors, see
-    `runs.door.own_streams`.
+    What Python writes is lost as well, unless its streams have descriptors of their own, see `runs.door`.
     """
     flush = ctypes.CDLL(None).fflush  # what C's streams hold
     with _QUIET, Path(os.devnull).open("wb") as nowhere:
