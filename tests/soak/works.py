@@ -163,8 +163,8 @@ def differences(run: Path, whole: Path) -> list[str]:
         for name in wanted.keys() & found.keys()
         if content(found[name]) != content(wanted[name])
     ]
-    left = [p for p in run.rglob(".partial-*") if "data" not in p.parts]
-    return sorted(told + [f"{p.name} was left" for p in left])
+    left = [str(path.relative_to(run)) for path in run.rglob(".partial-*")]
+    return sorted(told + [f"{name} was left" for name in left])
 
 
 def named(names: Sequence[str]) -> tuple[Work, ...]:

@@ -160,7 +160,7 @@ def run_round(
     intensity = cohort.require_intensity()
     folder = settings.folder
     with lock(folder.root) if is_first else nullcontext(), place(lambda: f"round {settings.name or 'all'}"):
-        if not is_alone:
+        if is_first:
             remove_partial(folder.root, below=True)
         whole = resuming.whole_training(folder)
         if settings.is_frozen and whole is not None:
