@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import shutil
 import sys
@@ -78,6 +79,7 @@ class Stage:
     """A folder in which works are done undisturbed once, and then disturbed."""
 
     def __init__(self, root: Path, more: Sequence[str] = ()) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # in processes that a sweep starts as well: sums depend on it
         self.root, self.run, self.more = root, root / "run", tuple(more)  # overrides of every command
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, str] = {}
