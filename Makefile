@@ -7,11 +7,11 @@ PEERS  := .venv-peers
 
 # Where several processes share the cores, threads that wait sleep; the demo's spin a little before they sleep,
 # which is faster alone and does not stall beside other work (see docs/benchmarks.md)
-test test-long test-all test-fast fidelity bench-infer bench-scale ablate-labels: export OMP_WAIT_POLICY ?= passive
+test test-long test-all test-fast soak fidelity bench-infer bench-scale ablate-labels: export OMP_WAIT_POLICY ?= passive
 demo: export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-all test-fast fidelity bench-infer bench-scale ablate-labels check house format clean
+.PHONY: help demo test test-long test-all test-fast soak fidelity bench-infer bench-scale ablate-labels check house format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,7 +28,7 @@ demo: $(READY) ## all eight rounds on the embedded cohort: outputs/demo/report.h
 # files are shared out whole: their runs and cohorts are made once
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: $(READY) ## the test suite without its 28 longest tests (ten minutes on 2 cores)
+test: $(READY) ## the test suite without its 29 longest tests (ten minutes on 2 cores)
 	$(PYTEST) -m "not long"
 
 test-long: $(READY) ## those: whole runs, kills, several processes
@@ -39,6 +39,10 @@ test-all: $(READY) ## everything, with many more random cases and kills, and a r
 
 test-fast: $(READY) ## the tests that take no more than seconds
 	$(PYTEST) -m "not slow and not long and not gpu"
+
+soak: $(READY) ## 2,200 damaged files, 50 kills, full disks, a fuzzer; counts at the end (hours; SOAK="--kills 10")
+	-$(BIN)/python -m pip install -q -c constraints.txt "atheris>=3"
+	PYTHONPATH=tests $(BIN)/python tests/soak $(SOAK)
 
 # Implementations by others break torch and Lightning with what they bring, so they live apart, see peers.txt
 $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt

@@ -89,5 +89,5 @@ def look(name: str) -> dict[str, object]:
     """Say whether a worker had a module when it started, how many threads it may have, and its parent."""
     import torch
 
-    said = {key: os.environ[key] for key in ("OMP_NUM_THREADS", "BLOSC_NTHREADS")}
+    said = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     return {"loaded": name in LOADED, "threads": torch.get_num_threads(), **said, "parent": os.getppid()}

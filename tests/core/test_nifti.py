@@ -15,7 +15,9 @@ import pytest
 import SimpleITK as sitk
 
 from bad_files import DATATYPE, DIM, OFFSET, PIXDIM, QFORM_CODE, SLOPE, SROW, patch_bytes, truncate
-from flare.core.errors import CaseError
+from flare.core.checks import Checks, reading
+from flare.core.errors import BadFileError, CaseError
+from flare.core.files import require_no_bomb
 from flare.core.geometry import Geometry
 from flare.core.nifti import read_nifti
 from flare.core.volumes import read_image, write_labels
@@ -74,6 +76,66 @@ def test_bytes_between_header_and_voxels_are_passed_over(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        (DIM, "<4h", [3, 5, 6, 6]),  # a slice less, of 5 x 6 x 7
+        (DIM, "<4h", [3, 5, 5, 7]),
+        (DIM, "<4h", [3, 4, 6, 7]),
+        (DATATYPE, "<2h", [2, 8]),  # bytes
+    ],
+)
+def test_more_voxels_than_the_header_claims(tmp_path: Path, name: str, lie: tuple) -> None:
+    content = patch_bytes(save(tmp_path / "whole.nii"), lie).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(CaseError, match=r"more voxels than its header claims.*data\.checks\.size=warn"):
+        read_image(path, "a")
+    with reading(Checks(size="warn")):
+        found = read_image(path, "a").array
+    shape = nib.load(path).shape
+    np.testing.assert_array_equal(found.T, np.asarray(nib.load(path).dataobj))
+    assert found.T.shape == shape
+
+
+@pytest.mark.parametrize("count", [1, 59])  # the least plane has 5 x 6 voxels of 2 bytes
+def test_padding_is_passed_over_to_the_checksum(tmp_path: Path, count: int) -> None:
+    content = save(tmp_path / "whole.nii").read_bytes() + b"x" * count
+    (tmp_path / "a.nii").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii", "a").array, ARRAY.T)
+    packed = bytearray(gzip.compress(content))
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz", "a").array, ARRAY.T)
+    packed[-8] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    with pytest.raises(CaseError, match="checksum differs"):
+        read_image(tmp_path / "a.nii.gz", "a")
+
+
+def test_a_checksum_behind_more_voxels_than_are_claimed(tmp_path: Path) -> None:
+    whole = patch_bytes(save(tmp_path / "whole.nii"), (DIM, "<4h", [3, 5, 6, 2])).read_bytes()
+    packed = bytearray(gzip.compress(whole))
+    packed[-8] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    with reading(Checks(size="warn")), pytest.raises(CaseError, match="checksum differs"):
+        read_image(tmp_path / "a.nii.gz", "a")
+
+
+def test_a_bomb_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    """Half a gigabyte and a voxel, at most, from a two-hundredth of it; less or an honest file is read."""
+    require_no_bomb(2**29, 1)
+    require_no_bomb(200 * 2**23, 2**23)
+    with pytest.raises(BadFileError, match="no scan is packed so small"):
+        require_no_bomb(2**29 + 1, 1)
+    nib.save(nib.Nifti1Image(ARRAY, np.diag([0.5, 0.5, 1, 1])), tmp_path / "a.nii")
+    path = patch_bytes(tmp_path / "a.nii", (DIM, "<4h", [3, 1024, 1024, 300]))
+    block = gzip.compress(bytes(1 << 24), 9)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(path.read_bytes()[:352]) + 40 * block)
+    with pytest.raises(CaseError, match=r"unpacks to 629145600 bytes of voxels from \d+: no scan"):
+        read_image(tmp_path / "a.nii.gz", "a")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
 def test_truncated(tmp_path: Path, name: str, share: float) -> None:
     path = save(tmp_path / name, RANDOM.integers(-1000, 1000, (20, 20, 20)).astype(np.int16))
@@ -87,7 +149,7 @@ def test_damaged_in_the_middle(tmp_path: Path) -> None:
     content[-100] ^= 1  # a voxel: only the checksum shows it
     packed = tmp_path / "a.nii.gz"
     packed.write_bytes(content)
-    with pytest.raises(CaseError, match="CRC"):
+    with pytest.raises(CaseError, match="checksum differs"):
         read_image(packed, "a")
 
 
@@ -248,5 +310,5 @@ def test_what_packs_and_unpacks_a_file_changes_no_voxel(tmp_path: Path, kind: st
     bad_sum = content[:-8] + bytes(4) + content[-4:]
     for broken in (bad_block, bad_sum):
         (tmp_path / "broken.nii.gz").write_bytes(broken)
-        with pytest.raises(CaseError, match=r"broken\.nii\.gz cannot be read"):
+        with pytest.raises(CaseError, match=r"broken\.nii\.gz is damaged"):
             read_image(tmp_path / "broken.nii.gz")

@@ -85,7 +85,17 @@ def test_many_faults_of_any_kind_stop_prepare(
     assert "more than executor.max_failed=0.05" in line
     assert f"3 x {type(error).__name__}: {error}" in line
     assert "case c0" in line
+    assert "or give executor.max_failed=1 to go on without them" in line
     assert [r["case"] for r in read_csv(tmp_path / "cache/integrity.csv")][:3] == CASES[:3]
+
+
+def test_with_max_failed_of_1_no_number_of_faults_stops_prepare(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(monkeypatch, MemoryError("Unable to allocate 4 GiB"), *CASES[:7])
+    cohort = prepare_cohort(build("executor.max_failed=1"))
+    assert [c.id for c in cohort.cases] == CASES[7:]
+    assert [f.case_id for f in cohort.failures] == CASES[:7]
 
 
 def test_a_few_faults_stop_nothing_and_cost_nothing(

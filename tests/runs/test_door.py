@@ -33,6 +33,24 @@ SLOW = "executor._target_=slow_executor.Slow", "executor.workers=1"
 pytestmark = pytest.mark.slow  # whole programs
 
 
+READS = """
+import os, sys
+from flare.core.itk import itk_errors
+from flare.runs.door import own_streams
+own_streams()
+os.write(1, b"C before\\n")
+with itk_errors():
+    os.write(1, b"C 1\\n"), os.write(2, b"C 2\\n")
+    print("Python 1"), print("Python 2", file=sys.stderr)
+os.write(2, b"C after\\n")
+"""
+
+
+def test_while_a_file_is_read_c_says_nothing_and_python_all() -> None:
+    done = warm.run([sys.executable, "-c", READS])
+    assert (done.stdout, done.stderr) == ("C before\nPython 1\n", "Python 2\nC after\n")
+
+
 def begin(line: list[str], cwd: Path) -> warm.Command:
     """Start a command in a group of its own, with the tests' modules at hand."""
     return warm.start(line, cwd, PYTHONPATH=f"{ROOT / 'src'}:{ROOT / 'tests'}")

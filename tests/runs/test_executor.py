@@ -134,7 +134,7 @@ def test_workers_are_forked_from_a_process_that_has_imported_what_they_need():
     for worker in told["found"]:
         assert worker["loaded"]
         assert worker["parent"] != told["own"]  # the process that imported
-        assert worker["threads"] == int(worker["OMP_NUM_THREADS"]) == int(worker["BLOSC_NTHREADS"]) == each
+        assert worker["threads"] == int(worker["OMP_NUM_THREADS"]) == each
     assert len(told["found"]) == 2
     assert not told["here"]  # what workers need, the process that waits for them does not load
 

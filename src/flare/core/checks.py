@@ -65,6 +65,11 @@ class Checks:
         if is_unlikely(size, spacing):
             self.judge("size", case, f"has {_sizes(size, spacing)}", "they are taken as they are")
 
+    def tell_more(self, case: str) -> None:
+        """Judge a file that holds at least a plane of voxels more than its header claims."""
+        problem = "holds more voxels than its header claims: its size or type may be wrong"
+        self.judge("size", case, problem, "the rest is passed over")
+
     def unit_mm(
         self, unit: float, name: str, size: Sequence[int], spacing: Sequence[float], case: str
     ) -> float:

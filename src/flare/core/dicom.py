@@ -13,9 +13,9 @@ import SimpleITK as sitk
 from flare.core import series
 from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
-from flare.core.files import printable, require_held, stand_in
+from flare.core.files import printable, require_held, require_no_bomb, stand_in
 from flare.core.geometry import SNAP, Geometry, checked_grid
-from flare.core.itk import Reader, judge_direction, opened, stated_grid
+from flare.core.itk import Reader, itk_errors, judge_direction, opened, stated_grid
 from flare.core.series import BIG_ENDIAN, COMPRESSED, PIXELS, scan_files, series_in
 
 log = logging.getLogger(__name__)
@@ -50,18 +50,19 @@ def is_dicom(path: Path) -> bool:
         reader = sitk.ImageFileReader()
         reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(str(path))
-        reader.ReadImageInformation()
+        with itk_errors():
+            reader.ReadImageInformation()
         return True
     except FileNotFoundError:
         return path.is_symlink()
-    except (BadFileError, RuntimeError):
+    except (BadFileError, MemoryError):
         return False
     except OSError:
         return True  # nobody can say that it is none, and what is left out is missed by nobody
 
 
-def check_elements(content: bytes) -> bytes:
-    """Follow a file from element to element, into sequences, and give the UID of its transfer syntax."""
+def check_elements(content: bytes) -> tuple[bytes, int]:
+    """Follow all elements, into sequences; give the UID of the transfer syntax and what its pixels claim."""
     # GDCM takes memory for any claimed length
     at = series.starts_at(content)
     if at is None:
@@ -69,20 +70,24 @@ def check_elements(content: bytes) -> bytes:
     syntax = series.transfer_syntax(content, at)
     if syntax == series.DEFLATED:
         raise BadFileError("is a deflated DICOM file; expected one that is not, or with compressed pixels")
-    in_pixels = False
+    in_pixels, pixels = False, 0
     while at + 8 <= len(content):
         tag, at, length = series.element_at(content, at, syntax)
         if length == series.UNDEFINED:
             in_pixels = tag == series.PIXELS
             continue
         if at + length > len(content):
-            raise BadFileError(f"is truncated: element {tag[0]:04x},{tag[1]:04x} claims {length} bytes")
+            raise BadFileError(
+                f"is truncated or damaged: element {tag[0]:04x},{tag[1]:04x} claims {length} bytes"
+            )
+        if tag == series.PIXELS:
+            pixels = length  # of the last: an icon may come before
         if tag == series.SEQUENCE_END:
             in_pixels = False
         is_item = tag == series.ITEM and not in_pixels
         if not is_item and content[at : at + 4] not in (b"\xfe\xff\0\xe0", b"\xff\xfe\xe0\0"):
             at += length  # else what lies inside is followed, too
-    return syntax
+    return syntax, pixels
 
 
 @dataclass(frozen=True)
@@ -98,23 +103,29 @@ class _Slice:
     axes: np.ndarray  # directions of its rows and columns, `(3, 2)`
 
     @classmethod
-    def read(cls, path: Path) -> "_Slice":
+    def read(cls, path: Path, case: str) -> "_Slice":
         """Read a file's header, after its claims were held against its content."""
         content = path.read_bytes()
-        syntax, held = check_elements(content), len(content)
+        (syntax, pixels), held = check_elements(content), len(content)
         reader = opened(path, "GDCMImageIO")
 
         def stated(key: str) -> str:
             return reader.GetMetaData(key) if reader.HasMetaDataKey(key) else ""
 
         columns, rows, frames = (*reader.GetSize(), 1)[:3]
+        bits = stated("0028|0100").strip()
+        claimed = columns * rows * frames * max(1, int(bits) // 8 if bits.isdecimal() else 1)
         if not syntax.startswith(COMPRESSED):
-            require_held(columns * rows * frames * (2 if stated("0028|0100") == "16" else 1), held)
+            require_held(claimed, held)
+            if pixels - claimed >= claimed // max(1, columns, rows):
+                current_checks().tell_more(case)
         elif columns * rows > MOST_PIXELS or frames * FRAME_BYTES > held:
             raise BadFileError(
                 f"claims {frames} compressed frames of {columns} x {rows} pixels in {held} bytes; "
                 f"expected at most {held // FRAME_BYTES} frames of {MOST_PIXELS} pixels"
             )
+        else:
+            require_no_bomb(claimed, held)
         order: Literal["little", "big"] = "big" if syntax == BIG_ENDIAN else "little"
 
         def raw(tag: tuple[int, int]) -> bytes:
@@ -135,7 +146,7 @@ def open_dicom(path: Path, case: str) -> tuple[Reader, Geometry]:
     has the name of its series. Damage, and a slice that is missing or unlike the others, is a `BadFileError`.
     """
     is_file = path.is_file()
-    slices = [_Slice.read(path)] if is_file else _slices(path)
+    slices = [_Slice.read(path, case)] if is_file else _slices(path, case)
     if len({s.series for s in slices}) > 1:
         raise BadFileError("has slices that do not state of which series they are")
     absent = sorted(set().union(*(s.absent for s in slices)))
@@ -164,7 +175,7 @@ def open_dicom(path: Path, case: str) -> tuple[Reader, Geometry]:
     return reader, geometry
 
 
-def _slices(place: Path) -> list[_Slice]:
+def _slices(place: Path, case: str) -> list[_Slice]:
     """All slices of a folder's scan, or of a named series; what says nothing of itself is one as well."""
     files = scan_files(place)
     if place.is_dir():
@@ -179,7 +190,7 @@ def _slices(place: Path) -> list[_Slice]:
     unread: dict[str, str] = {}
     for path in sorted(files):
         try:
-            slices.append(_Slice.read(path))
+            slices.append(_Slice.read(path, case))
         except BadFileError as error:
             unread[path.name] = stand_in(path) or str(error)
     if unread:

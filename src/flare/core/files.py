@@ -29,6 +29,9 @@ GENERAL_FAULTS = (
 NO_ACCESS = (errno.EACCES, errno.EPERM)
 DEFLATE_RATIO = 1032  # the most that a byte of a deflated stream holds: https://zlib.net/zlib_tech.html
 BLOCK = 1 << 16  # bytes
+# more than both is a bomb (ours): CT packs to a quarter, an empty label map to a thousandth, but has less
+BOMB_RATIO, BOMB_BYTES = 200, 1 << 29
+DAMAGED = "is damaged: its compressed content cannot be unpacked, or its checksum differs"
 GZIP = b"\x1f\x8b"
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")  # of images
 # what lies where a file should be: its first bytes -> what it is
@@ -47,6 +50,15 @@ def require_held(claimed: int, held: int) -> None:
         raise BadFileError(
             f"is truncated or its header is damaged: it claims {claimed} bytes of voxels, "
             f"the file holds at most {max(held, 0)}"
+        )
+
+
+def require_no_bomb(claimed: int, held: int) -> None:
+    """Refuse compressed voxels that would fill the memory from a small file."""
+    if claimed > max(BOMB_BYTES, BOMB_RATIO * held):
+        raise BadFileError(
+            f"unpacks to {claimed} bytes of voxels from {held}: no scan is packed so small; if it is one, "
+            "store it without compression"
         )
 
 

@@ -1,9 +1,12 @@
 """NRRD and MetaImage: read by ITK, after all that their headers claim is held against the files."""
 
+import ctypes
 import math
+import os
 import re
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias
@@ -13,13 +16,16 @@ import SimpleITK as sitk
 
 from flare.core.checks import current_checks
 from flare.core.errors import BadFileError
-from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, NOT_UTF8, printable, require_held
+from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, NOT_UTF8, printable, require_held, require_no_bomb
 from flare.core.geometry import Geometry, checked_grid, require_scalar
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings name files on the console; ours name cases
 
 Reader: TypeAlias = sitk.ImageFileReader | sitk.ImageSeriesReader
 KINDS = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
+# fields by which the voxels do not follow the header at once
+SKIPS = {"line skip", "lineskip", "byte skip", "byteskip", "headersize", "compresseddatasize"}
+_QUIET = threading.Lock()
 HEADER_BYTES = 1 << 20  # at most (ours)
 # lengths in millimetres by the names that NRRD and MetaImage have for them
 UNITS_MM = {"um": 1e-3, "\u00b5m": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
@@ -37,13 +43,13 @@ def open_nrrd(path: Path, case: str) -> tuple[sitk.ImageFileReader, Geometry]:
         fields = _text_fields(stream)
         # ITK ends the process at another number of dimensions
         if re.fullmatch("[1-9]", dimensions := fields.get("ndims", "3")) is None:
-            raise BadFileError(f"has NDims {dimensions[:20]}; expected a 3D image")
+            raise BadFileError(f"has NDims {dimensions[:20]!r}; expected a 3D image")
         if {"data file", "datafile"} & fields.keys() or fields.get("elementdatafile", "local") != "local":
             raise BadFileError("has its voxels in another file; expected them in the same")
         reader = opened(path, kind)
         voxel_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
         held = path.stat().st_size - stream.tell()
-        _require_voxels(stream, fields, held, math.prod(reader.GetSize()), voxel_bytes)
+        _require_voxels(stream, fields, held, reader.GetSize(), voxel_bytes, case)
         if not {"space directions", "transformmatrix", "rotation", "orientation"} & fields.keys():
             judge_direction(case, "does not state its directions")
         return reader, stated_grid(reader, case, _unit_mm(fields, reader, case))
@@ -89,16 +95,36 @@ def stated_grid(reader: sitk.ImageFileReader, case: str, unit_mm: float = 1.0) -
 def itk_errors() -> Iterator[None]:
     """Turn what ITK raises while the block reads a file into a refusal; no memory is no fault of the file."""
     try:
-        yield
+        with _silence():
+            yield
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # where in ITK it was raised, and a stale errno
-        lines = [line for line in lines if not line.startswith(("Exception thrown", "Reason:"))]
-        telling = [line for line in lines if "ERROR" in line or line.startswith("[nrrd]")]
-        reason = (telling[-1:] + lines + ["unknown error"])[0][:200]
         if any(said in str(error) for said in ("bad_alloc", "allocate memory")):
-            raise MemoryError(reason) from None
-        raise BadFileError(f"cannot be read: {reason}") from None
+            raise MemoryError("cannot allocate memory for the voxels") from None
+        # ITK tells places in its own code; of NRRD the field as well
+        field = re.search(r"_nrrdReadNrrdParse_(\w+)", str(error))
+        told = f"field {field[1]} of its header is" if field else "its header or its voxels are"
+        raise BadFileError(f"cannot be read: {told} damaged, or of a kind that is not read") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let libraries in C write nothing to the console, in one thread at a time.
+
+    What Python writes is lost as well, unless its streams have descriptors of their own, see `runs.door`.
+    """
+    flush = ctypes.CDLL(None).fflush  # what C's streams hold
+    with _QUIET, Path(os.devnull).open("wb") as nowhere:
+        flush(None)
+        kept = {number: os.dup(number) for number in (1, 2)}
+        try:
+            for number in kept:
+                os.dup2(nowhere.fileno(), number)
+            yield
+        finally:
+            flush(None)
+            for number, own in kept.items():
+                os.dup2(own, number)
+                os.close(own)
 
 
 def _text_fields(stream: IO[bytes]) -> dict[str, str]:
@@ -118,21 +144,22 @@ def _text_fields(stream: IO[bytes]) -> dict[str, str]:
 
 
 def _require_voxels(
-    stream: IO[bytes], fields: dict[str, str], held: int, voxels: int, voxel_bytes: int
+    stream: IO[bytes], fields: dict[str, str], held: int, size: Sequence[int], voxel_bytes: int, case: str
 ) -> None:
     """Hold the size that ITK found in a header against the `held` bytes that follow it in the stream.
 
     ITK takes memory before it reads, and a damaged MetaImage file as whatever was in memory; so compressed
     voxels are unpacked once, block by block, for their number and checksum.
     """
-    claimed = voxels * voxel_bytes
+    claimed = math.prod(size) * voxel_bytes
     packed = fields.get("compresseddatasize", "0")
     if re.fullmatch("[0-9]{1,19}", packed) is None:
-        raise BadFileError(f"has CompressedDataSize {packed[:20]}; expected a number of bytes")
+        raise BadFileError(f"has CompressedDataSize {packed[:20]!r}; expected a number of bytes")
     require_held(int(packed), held)
     encoding = fields.get("encoding", "text" if fields.get("binarydata") == "false" else "raw")
     if encoding in ("gzip", "gz") or fields.get("compresseddata") == "true":
         require_held(claimed, held * DEFLATE_RATIO)
+        require_no_bomb(claimed, held)
         found = 0
         for block in _unpacked(stream):
             found += len(block)
@@ -141,6 +168,8 @@ def _require_voxels(
         require_held(claimed, found)
     else:  # a number written as text takes a byte or more
         require_held(claimed, held if encoding == "raw" else held * voxel_bytes)
+        if encoding == "raw" and not SKIPS & fields.keys() and held - claimed >= claimed // max(1, *size):
+            current_checks().tell_more(case)
 
 
 def _unpacked(stream: IO[bytes]) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from flare.core.checks import Checks, current_checks
 from flare.core.errors import BadFileError
-from flare.core.files import BLOCK, DEFLATE_RATIO, GZIP, require_held
+from flare.core.files import BLOCK, DAMAGED, DEFLATE_RATIO, GZIP, require_held, require_no_bomb
 from flare.core.geometry import SNAP, Geometry, checked_grid, require_scalar
 
 try:  # several times as fast, where it is installed (`flare[gzip]`)
@@ -59,6 +59,13 @@ def read_nifti(path: Path, case: str) -> tuple[np.ndarray, Geometry]:
         geometry = _grid(header, dtype, case)
         claimed = math.prod(geometry.shape) * dtype.itemsize
         buffer = _read_voxels(stream, claimed, offset, path.stat().st_size)
+        # a wrong size or type leaves a plane of voxels and more, what is less is padding; the checksum of a
+        # gzip file is looked at behind its last byte
+        least = claimed // max(geometry.shape)
+        if len(stream.read(least)) == least:
+            current_checks().tell_more(case)
+            while stream.read(BLOCK):
+                pass
     stored = buffer.view(dtype).reshape(geometry.shape)
     if (slope, intercept) == (1, 0):
         return stored.astype(dtype.newbyteorder("="), copy=False), geometry
@@ -90,14 +97,16 @@ def _opened(path: Path, unpacker: type[gzip.GzipFile] | None = None) -> Iterator
                 yield stream  # type: ignore[misc]
         except EOFError:
             raise BadFileError("is truncated: its compressed stream has no end") from None
-        except (DamageError, zlib.error) as error:
-            raise BadFileError(f"cannot be read: {error}") from error
+        except (DamageError, zlib.error, gzip.BadGzipFile) as error:
+            raise BadFileError(DAMAGED) from error
 
 
 def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.ndarray:
     """The claimed bytes behind an offset, packed or not; memory grows with what a file of a size holds."""
     stream.seek(min(offset, size * DEFLATE_RATIO))
     require_held(claimed, _most(stream, offset, size))
+    if isinstance(stream, gzip.GzipFile):
+        require_no_bomb(claimed, size)
     buffer, done = np.empty(min(claimed, size * USUAL_RATIO), np.uint8), 0
     while done < claimed:
         if done == len(buffer):
@@ -106,7 +115,6 @@ def _read_voxels(stream: IO[bytes], claimed: int, offset: int, size: int) -> np.
         if not count:
             raise BadFileError(f"is truncated: {done} of {claimed} bytes of voxels")
         done += count
-    stream.read(1)  # the checksum of a gzip file is looked at behind its last byte
     return buffer
 
 

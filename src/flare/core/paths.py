@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ COHORT = (
     *("data.validation_images", "data.validation_labels", "data.test_images", "data.test_labels"),
 )
 WORDS = {"ckpt_path": ("auto", "last")}  # values that are no path
+ROOM = 1 << 20  # bytes for a configuration and a log, at most (ours)
 HOME = re.compile(r"""^([\w.@/+]+=)(["']?)~(?=/|\2$)""")
 
 
@@ -73,6 +75,8 @@ def require_writable(key: str, path: Path) -> None:
         raise FlareError(f"{key}={path}: {there} is a file; expected a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise FlareError(f"{key}={path}: {there} cannot be written to; expected a folder that can")
+    if shutil.disk_usage(there).free < ROOM:
+        raise FlareError(f"{key}={path}: the disk is full in {there}: make room and start again")
 
 
 def expand_home(argument: str) -> str:

@@ -108,8 +108,9 @@ def read_stated(content: bytes) -> dict[str, str]:
         elif tag in (ITEM_END, SEQUENCE_END):
             depth -= 1
         else:
-            if depth == 0 and tag in STATED:
-                found[STATED[tag]] = content[at : at + length].decode("latin-1").strip("\0 ")
+            value = content[at : at + length].decode("latin-1").strip("\0 ")
+            if depth == 0 and tag in STATED and value.isprintable() and "/" not in value:
+                found[STATED[tag]] = value  # a damaged UID may be no name of a path
             at += length
     return found
 

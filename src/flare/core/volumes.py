@@ -18,7 +18,7 @@ from flare.core.checks import NEAR_INTEGER, current_checks
 from flare.core.classes import IGNORE, ClassList
 from flare.core.dicom import is_dicom, open_dicom
 from flare.core.errors import AwayError, BadFileError, CaseError, FlareError, some
-from flare.core.files import EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
+from flare.core.files import DAMAGED, EXTENSIONS, NOT_UTF8, atomic, printable, searched, stand_in
 from flare.core.geometry import Geometry, Volume, orientation_to, reorient_to_ras
 from flare.core.itk import Reader, itk_errors, open_nrrd
 from flare.core.nifti import is_nifti, nifti_grid, read_nifti, write_nifti
@@ -236,13 +236,14 @@ def _one_file(path: Path, case: str) -> Iterator[None]:
     if path.is_file() and path.stat().st_size == 0:
         raise CaseError(case, f"{path} is empty")
     try:
-        yield
+        with np.errstate(all="ignore"):  # what a damaged number gives is refused where it is not finite
+            yield
     except BadFileError as error:
         raise CaseError(case, f"{path} {stand_in(path) or error}") from error
     except (OSError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the system's: access, a path that is gone, a device; what the file holds has no number
-        raise CaseError(case, f"{path} cannot be read: {error}") from error
+        raise CaseError(case, f"{path} {DAMAGED}") from error
 
 
 def read_scan(path: Path, case: str) -> tuple[Volume, str]:

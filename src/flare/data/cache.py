@@ -1,6 +1,7 @@
 """The chunked compressed store: images once, labels once a round, patches read without their volume."""
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -95,6 +96,7 @@ def store_array(
     chunks = np.minimum(CHUNKS, array.shape).clip(min=1).tolist()
     blocks = np.minimum(BLOCKS, chunks).tolist()
     foreground = foreground or {}
+    os.environ["BLOSC_NTHREADS"] = "1"  # it counts more than `nthreads`; several threads store in any order
     with atomic(Path(path)) as temporary:
         try:
             stored = blosc2.asarray(

@@ -410,6 +410,7 @@ def _infer(request: Request, cfg: DictConfig, tabulate: Tabulate | None) -> dict
     require_own(journal, {case: {"": segmentation_path(output, case)} for case in images})
     # workers that are still there when Python ends can make it end with an error
     with locks.lock(output), closing(build_executor(cfg)) as executor:
+        remove_partial(output)
         done = predict_cases(
             request.checkpoint,
             images,

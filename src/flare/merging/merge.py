@@ -144,6 +144,7 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> Resumed:
     journal = Journal(output / "journal" / "merge.jsonl")
     require_own(journal, {case: merged_files(output, case) for case in jobs})
     with locks.lock(output):
+        remove_partial(output, below=True)
         for case in refused:
             for path in merged_files(output, case).values():
                 if not journal.is_foreign(case, path):
@@ -158,7 +159,6 @@ def merge_folders(settings: FolderSettings, executor: Executor) -> Resumed:
             journal=journal,
             executor=executor,
             description="merging labels",
-            before=lambda _: remove_partial(output),
         )
         done.failures.extend(Outcome(case, error=reason) for case, reason in refused.items())
         tell_merged(output, done.values, settings.merge.classes)

@@ -27,6 +27,7 @@ class Phantom:
             for path in case_files(self.root, case_id, journal.values(case_id)["kind"]).values():
                 if not journal.is_foreign(case_id, path):
                     path.unlink(missing_ok=True)
+        remove_partial(self.root, below=True)
         done = resume_cases(
             _generate,
             {case: {"root": root, "case_id": case, "spec": spec} for case, spec in self.plan.items()},
@@ -36,7 +37,6 @@ class Phantom:
             journal=journal,
             executor=executor,
             description="phantom",
-            before=lambda _: remove_partial(self.root, below=True),
         )
         report_failures(done.failures, "phantom cohort")
         summary = {"settings": {"version": VERSION, **self.settings}, "cases": done.values}

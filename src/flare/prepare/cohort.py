@@ -14,7 +14,7 @@ from flare.core.cases import Case, Entry, read_index, write_index
 from flare.core.class_files import own_classes, write_classes
 from flare.core.classes import ClassList
 from flare.core.errors import FlareError, some
-from flare.core.files import read_csv, read_json, write_csv, write_json
+from flare.core.files import read_csv, read_json, remove_partial, write_csv, write_json
 from flare.core.paths import settle_paths
 from flare.core.preprocessing import Intensity
 from flare.core.series import is_there
@@ -76,6 +76,7 @@ def prepare_cohort(cfg: DictConfig) -> Cohort:
 
 def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
     """Do what `prepare_cohort` says, alone in the cache."""
+    remove_partial(folder.root, below=True)
     try:
         _make(settings)
         index = _list(settings)

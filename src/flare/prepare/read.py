@@ -16,7 +16,7 @@ import numpy as np
 from flare.core.cases import Entry
 from flare.core.classes import IGNORE, ClassList
 from flare.core.errors import FlareError
-from flare.core.files import remove_partial, stat_key
+from flare.core.files import stat_key
 from flare.core.geometry import Spacing, Volume, orientation_to
 from flare.core.volumes import match_grid, read_grid, read_labels, read_scan
 from flare.prepare.settings import PrepareSettings, Values
@@ -203,12 +203,10 @@ def _outputs(folder: PreparedFolder, entry: Entry) -> dict[str, Path]:
 def _make_room(
     settings: PrepareSettings, entries: Mapping[str, Entry], is_cached: bool, todo: Iterable[str]
 ) -> None:
-    """Say what the work will take, refuse it where the disk cannot hold it, clear what was left half."""
+    """Say what the work will take, refuse it where the disk cannot hold it."""
     folder, images = settings.folder, [entries[case].image for case in todo]
     needed = estimate(images, folder.spacing_mm, settings.executor.workers, is_cached=is_cached)
     require_room(folder.root, needed)
-    for path in (folder.image(""), folder.labels(""), folder.histogram("")):
-        remove_partial(path.parent)
 
 
 def read_cases(settings: PrepareSettings, entries: Sequence[Entry]) -> Resumed:

@@ -171,8 +171,7 @@ def run_round(
     intensity = cohort.require_intensity()
     folder = settings.folder
     with lock(folder.root), place(lambda: f"round {settings.name or 'all'}"):
-        if not is_alone:
-            remove_partial(folder.root, below=True)
+        remove_partial(folder.root, below=True)
         whole = resuming.whole_training(folder)
         if settings.is_frozen and whole is not None:
             log.info("round %s is frozen: it stays as it was trained", settings.name)

@@ -5,14 +5,16 @@ SIGTERM and Ctrl-C end a command with exit code 143 or 130 and a line: where it 
 
 import atexit
 import importlib
+import logging
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -62,6 +64,8 @@ def command(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(cfg)
         listen()
         keep_heap()
+        own_streams()
+        logging.raiseExceptions = False  # a full disk costs lines of a log, and shows no tracebacks for them
         sys.argv[1:] = map(expand_home, sys.argv[1:])
         try:
             main()
@@ -90,6 +94,16 @@ def entry(script: str, module: str, function: str, chosen: str | None = None) ->
 
     work.__module__ = "flare.cli"  # Hydra names the job by it, and a console command's folder: hydra/cli
     return command(hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(work))()
+
+
+def own_streams() -> None:
+    """Give Python's streams descriptors of their own: readers silence those of libraries in C."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with suppress(OSError):  # one that is no file has none
+            stream.flush()
+            own = os.fdopen(os.dup(stream.fileno()), "w", 1, stream.encoding, stream.errors)
+            setattr(sys, name, own)
 
 
 def listen() -> None:

@@ -33,7 +33,7 @@ MAX_FAILED = 0.05  # where an executor's configuration does not say (ours)
 FEW = 3  # fewer cases never stop a run, however small the cohort (ours)
 # what tells numerical libraries, when they are loaded, how many threads they may have
 THREADS = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 # libraries that take seconds to import: workers are forked from one process that has them
@@ -391,9 +391,10 @@ def stop_on_faults(
     if is_general or _is_more_than(max_failed, faults, cases):
         worst = _most_frequent([f for f in faults if f.is_general] or faults)
         allowed = "" if is_general else f", more than executor.max_failed={max_failed:g}"
+        way_out = "" if is_general else ", or give executor.max_failed=1 to go on without them"
         raise FlareError(
             f"{step}: {len(faults)} of {len(cases)} cases failed by no fault of their files{allowed}, "
-            f"so the run stops before it trains on the rest; {_told(worst)}. Start again when mended"
+            f"so the run stops before it trains on the rest; {_told(worst)}. Start again when mended{way_out}"
         )
     refused = [f for f in failures if not f.is_fault]
     for name, members in {**(groups or {}), "this step": cases}.items():

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from flare.core.errors import FlareError, without_secrets
-from flare.core.files import GENERAL_FAULTS, NO_ACCESS, write_text
+from flare.core.files import GENERAL_FAULTS, NO_ACCESS, NO_ROOM, write_text
 from flare.core.paths import require_writable, settle_paths
 from flare.runs.door import go_on_with, is_asked, listen, stop
 from flare.runs.folders import is_job
@@ -142,7 +142,7 @@ class SweepTable(Callback):
 def is_refusal(error: Any) -> bool:
     """Whether an error's text tells it all, as of a share that is away; not where tracebacks are wanted."""
     is_told = isinstance(error, CompactHydraException | OmegaConfBaseException)
-    is_told |= isinstance(error, OSError) and error.errno in (*GENERAL_FAULTS, *NO_ACCESS)
+    is_told |= isinstance(error, OSError) and error.errno in (*GENERAL_FAULTS, *NO_ACCESS, *NO_ROOM)
     return is_told and not os.environ.get("HYDRA_FULL_ERROR")
 
 
