@@ -210,3 +210,24 @@ def test_persistent_workers_follow_the_step(dataset: PatchDataset) -> None:
     first = list(loader)
     step[0] = 1
     assert equal(next(iter(loader)), first[1])
+
+
+def test_workers_that_leak_are_renewed_and_go_on_with_the_same_patches(
+    dataset: PatchDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flare.data.loaders.RENEWED", 2)
+    step, processes, batches = [0], [], []
+    keys = sampler(epoch_length=1, step=lambda: step[0])
+    loader = StepLoader(unchanged(dataset), keys, workers=1, pin_memory=False)
+    try:
+        for step[0] in range(5):
+            batches += list(loader)
+            processes.append(loader.loader._iterator._workers[0].pid)
+    finally:
+        loader.close()
+    first, again, second, _, third = processes
+    assert first == again
+    assert len({first, second, third}) == 3
+    alone = StepLoader(unchanged(dataset), keys, workers=0, pin_memory=False)
+    for step[0], batch in enumerate(batches):
+        assert equal(next(iter(alone)), batch)

@@ -24,6 +24,9 @@ from flare.data.cache import Stored, read_box
 from flare.data.settings import CaseArrays, PatchSettings
 from flare.runs.door import ignore_signals
 
+# epochs: python-blosc2 never frees foreground voxels that it has read, 60 kB a patch centred on them (ours)
+RENEWED = 20
+
 
 class Batch(TypedDict):
     """What a training step gets."""
@@ -183,7 +186,8 @@ class StepLoader:
 
     Not a `DataLoader` to Lightning: its samples already differ between ranks, and nobody may replace the
     sampler. It counts as resumable because the step, which Lightning restores, is all its state. With 0
-    `workers` patches are prepared when they are asked for, otherwise ahead.
+    `workers` patches are prepared when they are asked for, otherwise ahead. Workers end after `RENEWED`
+    epochs, and new ones go on with the same patches.
     """
 
     def __init__(
@@ -198,9 +202,13 @@ class StepLoader:
             pin_memory=pin_memory,
             worker_init_fn=ignore_signals if workers else None,  # the step that is stopped after needs them
         )
+        self._begun = 0  # epochs
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over what remains of the epoch."""
+        if self._begun and self._begun % RENEWED == 0:
+            self.close()
+        self._begun += 1
         return iter(self.loader)
 
     def __len__(self) -> int:
