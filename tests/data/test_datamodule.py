@@ -223,7 +223,12 @@ def test_two_processes_train_on_different_patches(
         callbacks=[Journal(tmp_path)],
         use_distributed_sampler=injects,
     )
-    ddp.fit(Recorder(), datamodule=build(cfg, training))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked process waits forever for threads that its parent had
+    try:
+        ddp.fit(Recorder(), datamodule=build(cfg, training))
+    finally:
+        torch.set_num_threads(threads)
     first, second = ((tmp_path / f"rank{rank}.txt").read_text().split() for rank in range(2))
     assert len(first) == len(second) == 15
     assert not set(first) & set(second)
