@@ -95,8 +95,9 @@ class SweepTable(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         stored = folder / (config.hydra.output_subdir or ".hydra")
         for path in (*stored.glob("*.yaml"), *folder.parent.glob("multirun.yaml")):
-            plain = without_secrets(OmegaConf.to_container(OmegaConf.load(path)))
-            write_text(path, OmegaConf.to_yaml(plain))
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            if (plain := without_secrets(content)) != content:
+                write_text(path, OmegaConf.to_yaml(plain))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Note how a job ended and bring the table up to date."""
