@@ -21,12 +21,12 @@ from pathlib import Path
 import fuzz
 import hardships
 import kills
+from kills import Found
 from works import Stage
 
 from damaged_prepare import prepare_damaged
 
 PARTS = ("corpus", "kills", "writes", "workers", "hardships", "fuzz")
-Found = tuple[Counter[str], list[str]]
 
 
 def options() -> argparse.Namespace:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kills import ended, kill
+from kills import Found, ended, judge, kill
 from works import Stage, Work, named
 
 NOBODY = 65534
-Found = tuple[Counter[str], list[str]]
 
 
 def _mount(*arguments: str) -> None:
@@ -72,9 +71,7 @@ def full_disk(stage: Stage, times: int, dice: random.Random) -> Found:
                 continue
             counts["full disks"] += 1
             _mount("-o", "remount,size=256m", str(stage.run))
-            told = ended(stage, work)
-            counts["identical"] += not told
-            wrong += [f"{work.name} in {room} of {needed} KiB, gone on: {line}" for line in told]
+            judge((counts, wrong), ended(stage, work), f"{work.name} in {room} of {needed} KiB, gone on")
     stage.clear()
     return counts, wrong
 
@@ -103,9 +100,7 @@ def read_only(stage: Stage, times: int, dice: random.Random) -> Found:
         if done.returncode == 0 or not is_told(done.stderr, "[Rr]ead-only|cannot be written to"):
             wrong.append(f"{work.name}, read-only: {done.returncode}: {done.stderr[-900:]}")
         counts["read-only folders"] += 1
-        told = ended(stage, work)
-        counts["identical"] += not told
-        wrong += [f"{work.name}, writable again: {line}" for line in told]
+        judge((counts, wrong), ended(stage, work), f"{work.name}, writable again")
     return counts, wrong
 
 
@@ -134,8 +129,7 @@ def unreadable(stage: Stage, dice: random.Random) -> Found:
         counts["unreadable folders and files"] += 1
         again = stage.finish(work, as_nobody)
         told = [again.stderr[-600:]] if again.returncode else ended(stage, work)
-        counts["identical"] += not told
-        wrong += [f"prepare, readable again: {line}" for line in told]
+        judge((counts, wrong), told, "prepare, readable again")
     return counts, wrong
 
 
@@ -152,9 +146,7 @@ def two_starts(stage: Stage) -> Found:
         if codes != [0, 1] or not is_told(refused[0], "is in use by"):
             wrong.append(f"{work.name} twice: {codes}: {refused[0][-600:] if refused else 'none is refused'}")
         counts["two starts"] += 1
-        told = ended(stage, work)
-        counts["identical"] += not told
-        wrong += [f"{work.name} twice: {line}" for line in told]
+        judge((counts, wrong), ended(stage, work), f"{work.name} twice")
     return counts, wrong
 
 
@@ -166,8 +158,7 @@ def clock_set_back(stage: Stage, dice: random.Random) -> Found:
         done = stage.finish(work, "fault.set_back()")
         told = [done.stderr[-600:]] if done.returncode else ended(stage, work)
         counts["clocks set back"] += 1
-        counts["identical"] += not told
-        wrong += [f"{work.name}, clock set back: {line}" for line in told]
+        judge((counts, wrong), told, f"{work.name}, clock set back")
     return counts, wrong
 
 

@@ -16,6 +16,7 @@ from works import ONE_PROCESS, WORKS, Stage, Work, differences, named
 
 import warm
 
+Found = tuple[Counter[str], list[str]]  # counts, and what is not as it must be
 OFTEN = {"iterate": 4, "train": 2, "infer": 1, "prepare": 1, "sweep": 1}  # shares of the kills (ours)
 
 
@@ -34,7 +35,14 @@ def ended(stage: Stage, work: Work) -> list[str]:
     return differences(stage.run, stage.whole(work))
 
 
-def at_random(stage: Stage, kills: int, dice: random.Random) -> tuple[Counter[str], list[str]]:
+def judge(found: Found, told: list[str], what: str) -> None:
+    """Count a run that ended as the undisturbed one, or say of which disturbance it ended otherwise."""
+    counts, wrong = found
+    counts["identical"] += not told
+    wrong += [f"{what}: {line}" for line in told]
+
+
+def at_random(stage: Stage, kills: int, dice: random.Random) -> Found:
     """Kill runs at random moments, each one to three times."""
     counts, wrong = Counter[str](), []
     works, shares = list(named(tuple(OFTEN))), [OFTEN[w.name] for w in WORKS if w.name in OFTEN]
@@ -49,14 +57,16 @@ def at_random(stage: Stage, kills: int, dice: random.Random) -> tuple[Counter[st
             time.sleep(moments[-1])
             kill(process)
             counts["kills"] += 1
-        told = ended(stage, work)
         counts["runs"] += 1
-        counts["identical"] += not told
-        wrong += [f"{work.name}, killed after {[f'{m:.1f}' for m in moments]} s: {line}" for line in told]
+        judge(
+            (counts, wrong),
+            ended(stage, work),
+            f"{work.name}, killed after {[f'{m:.1f}' for m in moments]} s",
+        )
     return counts, wrong
 
 
-def in_writes(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[str], list[str]]:
+def in_writes(stage: Stage, times: int, dice: random.Random) -> Found:
     """Kill runs before and after a rename, and in the middle of a checkpoint, a line, a report, a file."""
     counts, wrong = Counter[str](), []
     for point in POINTS:
@@ -71,14 +81,12 @@ def in_writes(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[st
                 continue
             counts["kills"] += 1
             counts[f"in a {point}"] += 1
-            told = ended(stage, work)
             counts["runs"] += 1
-            counts["identical"] += not told
-            wrong += [f"{work.name}, {point} {number}: {line}" for line in told]
+            judge((counts, wrong), ended(stage, work), f"{work.name}, {point} {number}")
     return counts, wrong
 
 
-def of_workers(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[str], list[str]]:
+def of_workers(stage: Stage, times: int, dice: random.Random) -> Found:
     """Kill one process that a run has started, and not the run, which goes on by itself or with a new start.
 
     `--override` chooses the executor (`executor=dask`), whose worker, nanny or scheduler it may then be.
@@ -99,10 +107,8 @@ def of_workers(stage: Stage, times: int, dice: random.Random) -> tuple[Counter[s
         if process.wait():
             counts["started again"] += 1
             wrong += [f"{work.name}, a process killed: {text[-600:]}"] * ("Traceback" in text)
-        told = ended(stage, work)
         counts["runs"] += 1
-        counts["identical"] += not told
-        wrong += [f"{work.name}, a process killed after {moment:.1f} s: {line}" for line in told]
+        judge((counts, wrong), ended(stage, work), f"{work.name}, a process killed after {moment:.1f} s")
     return counts, wrong
 
 
