@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,8 +97,8 @@ def _prepare(settings: PrepareSettings, folder: PreparedFolder) -> Cohort:
         stop_on_faults(failures, f"prepare, {step}", chosen, settings.max_failed, index.groups)
     write_classes(folder.root, settings.classes)
     if folder.index.exists():
-        before, now = ({c.id: 0 for c in cases} for cases in (read_index(folder.index), analysis.cases))
-        for told in members_told(before, now):
+        before = [case.id for case in read_index(folder.index)]
+        for told in _members(before, [case.id for case in analysis.cases]):
             log.info("cohort: %s since the last start", told)
     write_index(folder.index, analysis.cases)
     write_label_analysis(folder.label_analysis, analysis, settings.classes)
@@ -207,13 +207,18 @@ def _foresee(folder: PreparedFolder, cases: list[Case], pending: dict[str, str])
     }
     cases = [case for case in cases if case.id not in refused]
     learned = [
-        {c.id: 0 for c in some_cases if c.split == "train" and c.is_labeled}
+        dict.fromkeys(c.id for c in some_cases if c.split == "train" and c.is_labeled)
         for some_cases in (before.values(), cases)
     ]
-    statistics = members_told(*learned)
+    statistics = _members(*learned)
     statistics += [f"{case}: {why}" for case, why in pending.items() if case in learned[1] and case in before]
-    members = members_told(dict.fromkeys(before, 0), {case.id: 0 for case in cases})
+    members = _members(before, [case.id for case in cases])
     return Foreseen(cases, pending, members, tried, "; ".join(statistics[:NAMED]))
+
+
+def _members(before: Iterable[str], now: Iterable[str]) -> list[str]:
+    """Say which cases were added and removed."""
+    return members_told(dict.fromkeys(before, 0), dict.fromkeys(now, 0))
 
 
 def read_headers(cfg: DictConfig) -> tuple[list[dict[str, Any]], list[Outcome]]:

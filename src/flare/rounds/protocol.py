@@ -76,19 +76,21 @@ def foresee(rounds: Sequence[RoundSettings], cohort: Foreseen, workers: int) -> 
     whole, todo = work(images.values()), work([images[case] for case in cohort.pending if case in images])
     told = f"{todo.cases} to read, about {duration(todo.seconds)}" if todo.cases else "all are read"
     lines = [f"cache: about {size(whole.disk_bytes)} for {whole.cases} training cases, {told}"]
+    noted = {item.name: measured(item) for item in rounds}
     for item in rounds:
         own, chosen = item.training, item.train_cases(cohort.cases)
         alike = [r for r in rounds if (r.training.net, r.training.patches) == (own.net, own.patches)]
-        known, steps, by = next(((*m, r.name) for r in (item, *alike) if (m := measured(r))[1]), ({}, [], ""))
+        by = next((r.name for r in (item, *alike) if noted[r.name][1]), None)
         told = "training not measured"
-        if steps:
+        if by is not None:
+            known, steps = noted[by]
             time = duration(own.trainer["max_epochs"] * own.trainer["limit_train_batches"] * fmean(steps))
             told = f"training {time} on {known['devices']} x {known['device']} (measured in {by})"
         if makes_labels(item):
             told += f", labels about {size(whole.label_bytes * len(chosen) / max(whole.cases, 1))}"
         for teacher in teachers_of(item)[:1] if item.is_hybrid else ():
-            noted = Journal(round_of(teacher.checkpoint).journal("predict-validation"))
-            seconds = [noted.values(case)["seconds"] for case in noted.cases()]
+            journal = Journal(round_of(teacher.checkpoint).journal("predict-validation"))
+            seconds = [journal.values(case)["seconds"] for case in journal.cases()]
             time = duration(len(chosen) * fmean(seconds)) if seconds else "not measured"
             told += f", {len(chosen)} predictions one at a time {time}"
         lines.append(f"round {item.name}: {told}")

@@ -58,7 +58,7 @@ class Journal:
         self._configs: Noted = {}
         if self.path.exists():
             size, written = stat_key(self.path)
-            read = _read if size > BLOCK else _read.__wrapped__
+            read = _read if size > BLOCK else _read.__wrapped__  # a small one would push out a large one
             self._entries, self._configs = map(dict, read(self.path, size, written))
 
     def is_current(self, case_id: str, inputs: Inputs, config: Mapping[str, Any] | None) -> bool:
